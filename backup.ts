@@ -1,0 +1,110 @@
+// The command line: which command, with which options. Nothing is done here; each command is a chapter of its own.
+import fs from 'node:fs';
+import { dirname, join } from 'node:path';
+import minimist from 'minimist';
+import { settings } from './lib/settings.ts';
+import type { Settings } from './lib/settings.ts';
+import { HELP, VERSION, editedOrAsBuilt } from './lib/about.ts';
+import { Problem, answer, mode, sayError } from './lib/say.ts';
+import { loadSettings, meant, printSettings, settingsAsJson, stateFoldersIn } from './lib/check.ts';
+import type { Loaded } from './lib/check.ts';
+import { stateFoldersElsewhere } from './lib/pause.ts';
+import { guard, recover } from './lib/guard.ts';
+import { takeBackup } from './lib/run.ts';
+import { borgItself, list } from './lib/list.ts';
+import { status } from './lib/status.ts';
+import { setup } from './lib/setup.ts';
+import { doctor } from './lib/doctor.ts';
+
+const COMMANDS = ['setup', 'doctor', 'status', 'list', 'recover', 'borg'];
+const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes'];
+const OPTIONS_OF: Record<string, string[]> = { 'dry-run': [''], now: [''], yes: ['setup'], schedule: ['setup'] }; // all others go everywhere
+
+type Options = { command: string; words: string[]; settingsFile: string; schedule: string; yes: boolean; version: boolean; help: boolean; 'print-settings': boolean };
+
+/** The words of the command line as options. Throws Problem (64) with a suggestion for what is not known. */
+function readOptions(argv: string[]): Options {
+  const unknown: string[] = [];
+  const found = minimist(argv.map((word) => (word === '--no-color' ? '--no-colour' : word)), { // minimist takes --no-x for the opposite of --x
+    boolean: [...FLAGS.filter((flag) => flag !== 'no-color'), 'colour'], string: ['settings', 'schedule', '_'], alias: { h: 'help', V: 'version' }, default: { colour: true },
+    stopEarly: argv.includes('borg') && !argv.slice(0, argv.indexOf('borg')).some((word) => !word.startsWith('-') && argv[argv.indexOf(word) - 1] !== '--settings'),
+    unknown: (word) => !word.startsWith('-') || word === '-' || (unknown.push(word), false),
+  });
+  if (unknown.length > 0) {
+    const known = [...FLAGS, 'settings', 'schedule'];
+    throw new Problem(`unknown option ${unknown[0]}${meant(unknown[0]!.replace(/^-+/, '').split('=')[0]!, known).replace(/"(.+)"/, '"--$1"')}`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
+  }
+  const [command = '', ...words] = found._;
+  if (command !== '' && command !== 'guard' && !COMMANDS.includes(command)) throw new Problem(`unknown command ${command}${meant(command, COMMANDS)}`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
+  for (const [option, commands] of Object.entries(OPTIONS_OF)) {
+    if (found[option] && !commands.includes(command)) throw new Problem(`--${option} does not go with ${command || 'taking the backup'}`, { exitCode: 64, hint: `it belongs to ${commands[0] || 'the backup itself'}` });
+  }
+  for (const option of ['settings', 'schedule']) {
+    if (Array.isArray(found[option]) || found[option] === '') throw new Problem(`--${option} needs one value`, { exitCode: 64 });
+  }
+  if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
+  const most: Record<string, number> = { list: 2, borg: Infinity, guard: Infinity };
+  if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
+  Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
+    color: found.colour && !process.env.NO_COLOR && Boolean(process.stderr.isTTY) });
+  return { command, words, settingsFile: found.settings ?? '', schedule: found.schedule ?? '', yes: found.yes, version: found.version, help: found.help, 'print-settings': found['print-settings'] };
+}
+
+/** Given the command line without node and script, does what it says. Returns the exit code. */
+async function command(argv: string[]): Promise<number> {
+  const options = readOptions(argv);
+  const script = fs.realpathSync(process.argv[1]!);
+  if (options.help) return said(HELP.trimEnd());
+  if (options.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
+  if (options.command === 'recover') return recover(...everyStateFolder(script, options.settingsFile));
+  if (options.command === 'guard') return guard(options.words, loadedOrNull(script, options.settingsFile)?.settings ?? null);
+  const loaded = loadSettings(settings, script, options.settingsFile);
+  if (options['print-settings']) return said(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
+  if (options.command === 'setup') return setup(loaded, script, options);
+  if (options.command === 'doctor') return doctor(loaded, script);
+  if (options.command === 'status') return status(loaded.settings);
+  if (options.command === 'list') return list(loaded.settings, options.words);
+  if (options.command === 'borg') return borgItself(loaded.settings, options.words);
+  return takeBackup(loaded, script);
+}
+
+function said(text: string): number {
+  answer(text);
+  return 0;
+}
+
+function loadedOrNull(script: string, file: string): Loaded | null {
+  try {
+    return loadSettings(settings, script, file === script ? '' : file);
+  } catch {
+    return null;
+  }
+}
+
+// `recover` has to work when the settings are broken or gone: then every state folder that may be meant is looked into.
+function everyStateFolder(script: string, file: string): [string[], Settings | null] {
+  const loaded = loadedOrNull(script, file);
+  const folders = [...stateFoldersElsewhere(), loaded?.settings.stateFolder ?? '', settings.stateFolder, '/var/lib/cold-backup'];
+  for (const source of loaded ? [] : [file, join(dirname(script), 'backup.settings.js')]) {
+    try {
+      folders.push(...stateFoldersIn(fs.readFileSync(source, 'utf8')));
+    } catch { /* not there */ }
+  }
+  return [[...new Set(folders.filter((folder) => folder.startsWith('/')))], loaded?.settings ?? null];
+}
+
+async function main(): Promise<void> {
+  let code: number;
+  try {
+    code = await command(process.argv.slice(2));
+  } catch (error) {
+    sayError(error);
+    code = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
+  }
+  // What was printed is out before we leave; a command that hangs somewhere must not keep us.
+  await Promise.race([Promise.all([process.stdout, process.stderr].map((stream) => new Promise((done) => { stream.write('', done); }))), new Promise((done) => { setTimeout(done, 2000).unref(); })]);
+  process.exit(code);
+}
+
+// The build puts this line at the very end of the file: a download that was cut short runs nothing.
+main();

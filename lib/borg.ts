@@ -1,0 +1,245 @@
+// borg: the one chapter that knows its arguments, environment, exit codes and messages (1.2 and 1.4; borg 2 is refused).
+// Changes only the repository, by adding archives; never deletes, renames or recreates one. borg's cache lies in the state folder.
+// Secrets reach borg by file: the passphrase is read by borg itself (BORG_PASSCOMMAND), and is in no argument and no log.
+import fs from 'node:fs';
+import path from 'node:path';
+import { Problem, named, say, sayLive, size, span } from './say.ts';
+import type { Done, RunOptions } from './shell.ts';
+import { change, failure, goOn, look } from './shell.ts';
+import { markOfRun } from './processes.ts';
+import type { Pass } from './history.ts';
+import type { Settings } from './settings.ts';
+
+export type PassResult = Pass & { changed: string[]; unread: string[]; complaints: string[] };
+
+const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
+const SHORT_LOCK_WAIT = '30'; // while services are down
+const KEPT_NAMES = 200; // of changed files
+
+// What borg calls its own troubles (docs/internals/frontends.rst, "Message IDs"), and what to do about each.
+const HINTS: Record<string, string> = {
+  LockTimeout: 'another borg is using the repository or its cache; a lock left by a dead one disappears when the storage notices',
+  'Repository.DoesNotExist': 'there is no repository there yet: run `node backup.js setup`',
+  'Repository.InvalidRepository': 'what is there is no borg repository: is `repository` right?',
+  'Repository.InsufficientFreeSpaceError': 'the storage is full',
+  'Repository.StorageQuotaExceeded': 'the storage quota is reached: raise it in the storage\'s authorized_keys, or prune from the operator\'s machine',
+  PathNotAllowed: 'the storage\'s authorized_keys line allows another path than `repository` says',
+  PassphraseWrong: 'is `passphraseFile` the one that belongs to this key?',
+  PasscommandFailure: 'can `passphraseFile` be read?',
+  KeyfileNotFoundError: 'is `keyFile` there? Without it nobody can read this repository: bring it back from the recovery sheet',
+  KeyfileMismatchError: '`keyFile` belongs to another repository',
+  KeyfileInvalidError: '`keyFile` is damaged: bring it back from the recovery sheet',
+  ConnectionClosed: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
+  ConnectionClosedWithHint: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
+  'Cache.RepositoryAccessAborted': 'the repository is at another place than before, or another one is there. If you moved it, run `node backup.js borg info` on a terminal and answer its question',
+  'Cache.RepositoryReplay': 'the repository is older than what this server last saw: somebody rolled it back. Ask the operator to audit it',
+  'Archive.AlreadyExists': 'an archive of this second exists already: start the run again',
+};
+
+function shellWord(word: string): string {
+  return `'${word.replaceAll("'", `'\\''`)}'`; // BORG_RSH and BORG_PASSCOMMAND are split as a shell would
+}
+
+/** The ssh command for this repository: our key, the known host, no questions, and an end when the line is dead. */
+export function sshCommand(settings: Settings): string[] {
+  const quoted = (file: string) => `"${file.replaceAll('%', '%%')}"`; // ssh_config(5) splits at spaces and expands %
+  return ['ssh', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=20', '-o', 'ServerAliveInterval=10', '-o', 'ServerAliveCountMax=6',
+    '-o', 'StrictHostKeyChecking=yes', '-o', `UserKnownHostsFile=${quoted(settings.knownHostsFile)}`,
+    '-o', 'IdentitiesOnly=yes', '-i', settings.sshKey];
+}
+
+/** The environment of every borg: repository, key, passphrase command, cache in the state folder; no question is ever answered yes. */
+export function borgEnvironment(settings: Settings, run = ''): Record<string, string> {
+  return {
+    BORG_REPO: settings.repository,
+    BORG_KEY_FILE: settings.keyFile,
+    BORG_PASSCOMMAND: `cat ${shellWord(settings.passphraseFile)}`,
+    BORG_RSH: sshCommand(settings).map(shellWord).join(' '),
+    BORG_BASE_DIR: path.join(settings.stateFolder, 'borg'),
+    BORG_EXIT_CODES: 'modern', // 1.4: tells warnings apart; 1.2 does not know it
+    BORG_RELOCATED_REPO_ACCESS_IS_OK: 'no',
+    BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK: 'no',
+    LC_ALL: 'C.UTF-8',
+    TZ: 'UTC',
+    ...(run ? markOfRun(run) : {}),
+  };
+}
+
+/** 0 is good; 1 and 100 to 127 are warnings; everything else is an error (docs/usage/general/return-codes.rst.inc). */
+export function borgOnlyWarned(code: number): boolean {
+  return code === 1 || (code >= 100 && code < 128);
+}
+
+/** A Problem out of a borg that failed: its own last error, and the hint for it. */
+export function borgFailure(what: string, done: Done): Problem {
+  const said: string[] = [];
+  let hint = '';
+  for (const line of done.said.split('\n')) {
+    const note = parseLine(line);
+    if (!note) {
+      if (line.trim() !== '' && !line.startsWith('{')) said.push(line);
+    } else if (note.type === 'log_message' && note.message && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) {
+      said.push(note.message);
+      hint = HINTS[note.msgid ?? ''] ?? hint;
+      if (/quota.*exceeded/i.test(note.message)) hint = HINTS['Repository.StorageQuotaExceeded']!;
+    }
+  }
+  return failure(what, { ...done, said: said.join('\n') }, hint || 'run `node backup.js doctor`');
+}
+
+type BorgNote = { type: string; levelname?: string; message?: string; msgid?: string; status?: string; path?: string;
+  nfiles?: number; original_size?: number; deduplicated_size?: number; finished?: boolean };
+
+// borg prints one JSON object a line, but ssh and Python's tracebacks mix in: what is no JSON is no note.
+function parseLine(line: string): BorgNote | null {
+  if (!line.startsWith('{')) return null;
+  try {
+    return JSON.parse(line);
+  } catch {
+    return null;
+  }
+}
+
+/** Ask borg something that changes nothing in the repository. Returns how it ended. */
+export async function askBorg(settings: Settings, words: string[], options: RunOptions = {}): Promise<Done> {
+  const [command, ...rest] = words;
+  return look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', PATIENT_LOCK_WAIT]), command!, ...rest],
+    { seconds: 3600, ...options, env: { ...borgEnvironment(settings), ...options.env } });
+}
+
+/** borg's version here. Throws Problem when it is missing, older than 1.2 or not borg 1. */
+export async function borgVersion(): Promise<string> {
+  const done = await look(['borg', '--version']);
+  if (done.code !== 0) throw failure('borg does not run', done, 'install it: `apt-get install borgbackup`');
+  const version = /\d+\.\d+\S*/.exec(done.out)?.[0] ?? '';
+  const [major, minor] = version.split('.').map(Number);
+  if (major !== 1) throw new Problem(`borg ${version} is installed, but this script speaks to borg 1.2 and 1.4`, { hint: 'install borg 1.4 beside it; borg 2 repositories are a format of their own' });
+  if (minor! < 2) throw new Problem(`borg ${version} is too old`, { hint: 'version 1.2.5 or newer is needed' });
+  return version;
+}
+
+/** What the repository says of itself; brings borg's cache in step, which would otherwise cost time while services are down. */
+export async function tryRepository(settings: Settings): Promise<{ id: string; encryption: string }> {
+  for (const [key, file] of Object.entries({ keyFile: settings.keyFile, passphraseFile: settings.passphraseFile, ...(isRemote(settings) ? { sshKey: settings.sshKey } : {}) })) {
+    if (!fs.existsSync(file)) throw new Problem(`${key} ${named(file)} is not there`, { hint: 'run `node backup.js setup`, or bring it back from the recovery sheet' });
+  }
+  const done = await askBorg(settings, ['info', '--json']);
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure('the repository cannot be used', done);
+  const facts = JSON.parse(done.out);
+  const encryption = String(facts.encryption.mode);
+  if (/^(none|authenticated)/.test(encryption)) throw new Problem(`the repository is not encrypted (${encryption}): the storage could read everything`, { hint: 'make a new one with `node backup.js setup`' });
+  return { id: facts.repository.id, encryption };
+}
+
+export function isRemote(settings: Settings): boolean {
+  return !settings.repository.startsWith('/');
+}
+
+/** A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. */
+export function createCommand(settings: Settings, what: { archive: string; roots: string[]; whole: string[]; comment: object; cold: boolean }): string[] {
+  const comment = JSON.stringify(what.comment).replace(/[{}]/g, '$&$&'); // braces are placeholders for borg
+  return ['borg', '--log-json', '--progress', '--lock-wait', what.cold ? SHORT_LOCK_WAIT : PATIENT_LOCK_WAIT,
+    ...(settings.uploadLimitKiB ? ['--upload-ratelimit', String(settings.uploadLimitKiB)] : []),
+    'create', '--json', '--list', '--filter', 'CE',
+    '--compression', settings.compression,
+    '--chunker-params', settings.chunker,
+    '--checkpoint-interval', '300', // what an interrupted night has uploaded counts the next night
+    '--comment', comment,
+    ...(settings.exclude.length === 0 ? [] : what.whole.flatMap((root) => ['--pattern', `+ pp:${root}`])), // the first match counts
+    ...settings.exclude.flatMap((pattern) => ['--exclude', pattern]),
+    `::${what.archive}`, ...what.roots];
+}
+
+/**
+ * Take one pass. Given the command, the folder relative roots are in, the run's mark, the name of the pass and last night's
+ * size, shows progress and returns what borg did. Throws Problem when borg failed: then there is no archive of that name.
+ */
+export async function takePass(settings: Settings, command: string[], options: { cwd: string; run: string; title: string; expectedBytes: number; seconds?: number }): Promise<PassResult> {
+  const result: PassResult = { files: 0, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 0, changed: [], unread: [], complaints: [] };
+  const began = Date.now();
+  const progress = progressTeller(options.title, options.expectedBytes);
+  const done = await change(command, {
+    cwd: options.cwd,
+    env: borgEnvironment(settings, options.run),
+    ladder: ['SIGINT', 'SIGTERM', 'SIGKILL'], // INT: borg keeps a checkpoint, so that the upload goes on from there
+    seconds: options.seconds,
+    onErrorLine: (line) => {
+      const note = parseLine(line);
+      if (note?.type === 'archive_progress' && !note.finished) progress(note);
+      if (note?.type === 'file_status' && note.status === 'C' && result.changed.length < KEPT_NAMES) result.changed.push(absolute(note.path!));
+      if (note?.type === 'file_status' && note.status === 'E' && result.unread.length < KEPT_NAMES) result.unread.push(absolute(note.path!));
+      if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '') && result.complaints.length < KEPT_NAMES) result.complaints.push(note.message ?? '');
+    },
+  });
+  result.seconds = (Date.now() - began) / 1000;
+  goOn(); // borg may have ended because we asked it to
+  if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${progress.reached()}`, { ran: command.slice(0, 6) });
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
+  const stats = JSON.parse(done.out).archive.stats;
+  return Object.assign(result, { files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size });
+}
+
+// Hundreds of paths are no help in an error.
+function shortened(command: string[]): string[] {
+  return command.length > 24 ? [...command.slice(0, 24), '...'] : command;
+}
+
+function absolute(file: string): string {
+  return file.startsWith('/') ? file : `/${file}`;
+}
+
+/** Tells how far a pass is: a live line on a terminal, a plain line every five minutes elsewhere. */
+function progressTeller(title: string, expectedBytes: number): ((note: BorgNote) => void) & { reached: () => string } {
+  const began = Date.now();
+  let shownAt = 0, toldAt = Date.now(), last = 'nothing yet';
+  const tell = (note: BorgNote) => {
+    const now = Date.now(), bytes = note.original_size ?? 0, seconds = (now - began) / 1000;
+    last = `${note.nfiles ?? 0} files, ${size(bytes)} read, ${size(note.deduplicated_size ?? 0)} new`;
+    if (now - shownAt < 250) return;
+    shownAt = now;
+    const left = expectedBytes > bytes && bytes > 0 ? `, about ${span((expectedBytes - bytes) * seconds / bytes)} left` : '';
+    const line = `${title}: ${last}, ${size(bytes / Math.max(seconds, 0.1))}/s${left}`;
+    if (!sayLive(`${line}  ${note.path ?? ''}`) && now - toldAt > 300_000) {
+      toldAt = now;
+      say(line);
+    }
+  };
+  return Object.assign(tell, { reached: () => last });
+}
+
+/** One file out of an archive, as text. Throws Problem when it is not there. */
+export async function readFromArchive(settings: Settings, archive: string, file: string): Promise<string> {
+  const done = await askBorg(settings, ['extract', '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024 });
+  if (done.code !== 0) throw borgFailure(`${file} cannot be read back from ${archive}`, done);
+  return done.out;
+}
+
+export type ArchiveFacts = { archive: string; madeAt: string; kind: 'proven' | 'unproven' | 'warm'; originalBytes: number | null; deduplicatedBytes: number | null; downSeconds: number | null };
+
+/**
+ * The archives of this server, oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
+ * twin's comment, so that one listing answers everything. Names that are not ours are left out.
+ */
+export async function listArchives(settings: Settings, server: string): Promise<ArchiveFacts[]> {
+  const done = await askBorg(settings, ['list', '--json', '--consider-checkpoints', '--format', '{comment}{end}']);
+  if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
+  const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d`;
+  const ours = new RegExp(`^(proven-)?${server.replaceAll('.', '\\.')}-(${stamp})(-warm\\.checkpoint)?$`);
+  const archives: { name: string; start: string; comment: string }[] = JSON.parse(done.out).archives;
+  const proofs = new Map(archives.filter(({ name }) => name.startsWith('proven-')).map(({ name, comment }) => [name.slice('proven-'.length), comment]));
+  return archives.filter(({ name }) => !name.startsWith('proven-') && ours.test(name)).map(({ name, start }) => {
+    const proof = proofs.get(name);
+    let facts: any = {};
+    try {
+      facts = JSON.parse(proof ?? '{}');
+    } catch { /* a proof of an older or edited script: it counts, its numbers do not */ }
+    return {
+      archive: name,
+      madeAt: `${(ours.exec(name)?.[2] ?? start).slice(0, 19)}Z`,
+      kind: name.endsWith('-warm.checkpoint') ? 'warm' : proof === undefined ? 'unproven' : 'proven',
+      originalBytes: facts.originalBytes ?? null,
+      deduplicatedBytes: facts.deduplicatedBytes ?? null,
+      downSeconds: facts.downSeconds ?? null,
+    };
+  });
+}

@@ -1,0 +1,179 @@
+// Docker containers and Compose projects: find, describe, stop, start, and see what they really do.
+// A container with a database gets its stop signal and all the time it needs: `docker stop` would end in SIGKILL, and
+// still answer 0. Other containers are stopped as Docker does it. They are named, never numbered: a container that was
+// made anew in the meantime is found again.
+import { Problem, warn } from './say.ts';
+import { look } from './shell.ts';
+import { pidNamespace, procFile, processes } from './processes.ts';
+import type { Process } from './processes.ts';
+import type { Part, State } from './units.ts';
+
+export type Mount = { type: string; name: string; source: string; destination: string };
+export type Container = {
+  name: string;
+  id: string;
+  running: boolean;
+  paused: boolean;
+  exitCode: number;
+  pid: number;
+  health: string; // '' = no health check
+  stopSignal: string;
+  stopSeconds: number;
+  project: string;
+  service: string;
+  needs: string[]; // services of the same project that this one depends on
+  mounts: Mount[];
+  database: string; // the database program that runs in it, '' = none
+};
+
+const DATABASES = new Set(['postgres', 'postmaster', 'mysqld', 'mariadbd', 'mongod', 'redis-server', 'valkey-server']);
+const DOCKER_GRACE_SECONDS = 10; // what `docker stop` waits when a container does not say otherwise
+
+/** Every container of this host, running or not. [] when Docker is not installed or does not answer and nobody asked for it. */
+export async function findContainers(needed: boolean): Promise<Container[]> {
+  const list = await look(['docker', 'ps', '--all', '--quiet', '--no-trunc']);
+  if (list.code !== 0) {
+    if (!needed) return [];
+    throw new Problem('Docker does not answer', { ran: list.argv, said: list.said, hint: 'look at `systemctl status docker`' });
+  }
+  const ids = list.out.split('\n').filter((id) => id !== '');
+  return ids.length === 0 ? [] : describeContainers(ids);
+}
+
+async function describeContainers(ids: string[]): Promise<Container[]> {
+  const done = await look(['docker', 'inspect', '--type=container', ...ids]); // one that has just gone makes exit code 1
+  const everyone = processes();
+  return JSON.parse(done.out || '[]').map((facts: any): Container => {
+    const labels = facts.Config.Labels ?? {};
+    const depends = String(labels['com.docker.compose.depends_on'] ?? '').split(',').filter((one) => one !== '');
+    return {
+      name: facts.Name.replace(/^\//, ''),
+      id: facts.Id,
+      running: facts.State.Running,
+      paused: facts.State.Paused,
+      exitCode: facts.State.ExitCode,
+      pid: facts.State.Pid,
+      health: facts.State.Health?.Status ?? '',
+      stopSignal: facts.Config.StopSignal || 'SIGTERM',
+      stopSeconds: facts.Config.StopTimeout ?? DOCKER_GRACE_SECONDS,
+      project: labels['com.docker.compose.project'] ?? '',
+      service: labels['com.docker.compose.service'] ?? '',
+      needs: depends.map((one) => one.split(':')[0]!),
+      mounts: (facts.Mounts ?? []).map((one: any) => ({ type: one.Type, name: one.Name ?? '', source: one.Source, destination: one.Destination })),
+      database: facts.State.Running ? databaseIn(facts.State.Pid, facts.Id, everyone) : '',
+    };
+  });
+}
+
+// A container's processes are those in its PID namespace (unless it shares the host's) or in its cgroup.
+function databaseIn(pid: number, id: string, everyone: Process[]): string {
+  const own = pidNamespace(process.pid), theirs = pidNamespace(pid);
+  return everyone.find((one) => DATABASES.has(one.program)
+    && (one.pid === pid || procFile(one.pid, 'cgroup').includes(id) || (theirs !== own && pidNamespace(one.pid) === theirs)))?.program ?? '';
+}
+
+/** Given all containers, returns the running ones of a project: those that need others first, as they have to be stopped. */
+export function projectInStopOrder(project: string, all: Container[]): Container[] {
+  const members = all.filter((one) => one.project === project);
+  const order: Container[] = [];
+  const place = (one: Container, above: Container[]) => {
+    if (above.includes(one)) return; // a circle: any order is as good
+    for (const other of members) if (other.needs.includes(one.service)) place(other, [...above, one]);
+    if (!order.includes(one)) order.push(one);
+  };
+  for (const one of members) place(one, []);
+  return order;
+}
+
+/** Given `container X`, `container *` or `compose X` and all containers, returns the parts. Throws Problem when nothing is meant by it. */
+export function containerParts(what: string, all: Container[]): Omit<Part, 'group'>[] {
+  const [kind, name] = [what.slice(0, what.indexOf(' ')), what.slice(what.indexOf(' ') + 1)];
+  let meantOnes = all.filter((one) => one.name === name);
+  if (kind === 'compose') meantOnes = projectInStopOrder(name, all);
+  else if (name === '*') meantOnes = all.filter((one) => one.running).reverse(); // the newest first, as `docker ps` lists them from
+  if (meantOnes.length === 0 && name !== '*') {
+    throw new Problem(`${what}: there is no such ${kind === 'compose' ? 'project' : 'container'} here`, { hint: 'look at `docker ps --all`' });
+  }
+  return meantOnes.map(containerPart);
+}
+
+function containerPart(one: Container): Omit<Part, 'group'> {
+  if (one.paused) throw new Problem(`container ${one.name} is paused`, { hint: `\`docker unpause ${one.name}\`, or take it out of \`stop\`` });
+  return {
+    name: `container ${one.name}`,
+    kind: 'container',
+    wasRunning: one.running,
+    stop: stopCommand(one),
+    start: ['docker', 'start', one.name],
+    container: one.name,
+    database: one.database,
+    healthy: one.health === 'healthy',
+    stopSeconds: one.stopSeconds,
+  };
+}
+
+// A database gets its stop signal and nothing else; we wait. PostgreSQL takes TERM for "when the last client has gone":
+// where an image says nothing better, INT follows at once, which means "now" (postgres(1)). The first signal has to be the
+// container's own: only then does Docker see a stop that was wanted, and no restart policy brings it back.
+function stopCommand(one: Container): string[] {
+  if (one.database === '') return ['docker', 'stop', '--time', String(one.stopSeconds), one.name];
+  const own = ['docker', 'kill', '--signal', one.stopSignal, one.name];
+  if (!/^postgres|^postmaster/.test(one.database) || /^(SIG)?INT$|^2$/.test(one.stopSignal)) return own;
+  return ['sh', '-c', 'docker kill --signal "$2" "$1" && docker kill --signal INT "$1"', 'sh', one.name, one.stopSignal];
+}
+
+/** What a container does now: { state, healthy, exitCode, exists }. */
+export async function containerState(name: string): Promise<{ state: State; healthy: boolean; exitCode: number; exists: boolean }> {
+  const { code, out } = await look(['docker', 'inspect', '--type=container', '--format={{json .State}}', name]);
+  if (code !== 0) return { state: 'stopped', healthy: false, exitCode: 0, exists: false };
+  const state = JSON.parse(out);
+  const running: State = state.Restarting ? 'moving' : state.Running ? 'running' : 'stopped';
+  return { state: running, healthy: (state.Health?.Status ?? 'healthy') === 'healthy', exitCode: state.ExitCode, exists: true };
+}
+
+/** Names of the running containers. */
+export async function runningContainers(): Promise<string[]> {
+  const { code, out } = await look(['docker', 'ps', '--format={{.Names}}', '--filter=status=running']);
+  return code === 0 ? out.split('\n').filter((name) => name !== '') : [];
+}
+
+/** Given a path as a container sees it, returns the path on this host, or '' when it lies in no volume (and dies with the container). */
+export function hostPathOf(inside: string, mounts: Mount[]): string {
+  const best = mounts.filter(({ source, destination }) => source && (inside === destination || inside.startsWith(`${destination.replace(/\/$/, '')}/`)))
+    .sort((one, other) => other.destination.length - one.destination.length)[0];
+  return best ? best.source + inside.slice(best.destination.replace(/\/$/, '').length) : '';
+}
+
+export type Volume = { name: string; path: string };
+
+/**
+ * Given the names of `volumes` in the settings, all containers and those that are stopped, returns the paths to save.
+ * '*' = every volume and bind mount of the containers that are stopped. Throws Problem for a volume that is not there.
+ */
+export async function findVolumes(names: string[], all: Container[], stopped: string[]): Promise<Volume[]> {
+  const found: Volume[] = [];
+  for (const name of names.filter((one) => one !== '*')) {
+    const { code, out, said, argv } = await look(['docker', 'volume', 'inspect', '--format={{.Mountpoint}}', name]);
+    if (code !== 0) throw new Problem(`volume ${name}: there is none of that name`, { ran: argv, said, hint: 'look at `docker volume ls`' });
+    found.push({ name, path: out.trimEnd() });
+  }
+  if (names.includes('*')) {
+    for (const { mounts } of all.filter((one) => stopped.includes(one.name))) {
+      for (const { name, source, type } of mounts) {
+        if (type !== 'tmpfs' && source && !/^\/(proc|sys|dev|run|var\/run)(\/|$)/.test(source)) found.push({ name: name || source, path: source });
+      }
+    }
+  }
+  return found;
+}
+
+/** Given all containers and every path that is saved, warns of volumes in use here that nothing saves. */
+export function warnOfUnsavedVolumes(all: Container[], isSaved: (path: string) => boolean): void {
+  const open = new Map<string, string[]>();
+  for (const { name: container, mounts } of all) {
+    for (const { type, name, source } of mounts) {
+      if (type === 'volume' && !isSaved(source)) open.set(name, [...(open.get(name) ?? []), container]);
+    }
+  }
+  for (const [volume, users] of open) warn(`volume ${volume} (of ${users.join(', ')}) is not saved: name it in \`volumes\``);
+}

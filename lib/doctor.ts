@@ -1,0 +1,124 @@
+// The doctor: everything that can be checked while all runs, as a list with a hint for each thing that is not right.
+// Changes nothing anywhere: it looks, connects, and asks. What cannot be known here is said to be unknown, never taken for good.
+import fs from 'node:fs';
+import path from 'node:path';
+import { Problem, answer, lastLines, mode, named, warnings } from './say.ts';
+import { failure, look } from './shell.ts';
+import { checkSecretFiles } from './check.ts';
+import type { Loaded } from './check.ts';
+import type { Settings } from './settings.ts';
+import { borgVersion, isRemote, sshCommand, tryRepository } from './borg.ts';
+import { makePlan } from './plan.ts';
+
+/** ok: true, false, or null when it cannot be known here. needed: without it a run would fail. */
+export type Check = { check: string; ok: boolean | null; detail: string; hint: string; needed: boolean };
+
+// A test call that every `borg serve` since 1.1 answers before it opens anything: its error report shows the server's own
+// command line and version (borg, remote.py, inject_exception). MessagePack: negotiate, then inject_exception(kind=divide).
+const ASK_SERVER = 'g6FpAaFtqW5lZ290aWF0ZaFhgatjbGllbnRfZGF0YYGuY2xpZW50X3ZlcnNpb26TAQIEg6FpAqFtsGluamVjdF9leGNlcHRpb26hYYGka2luZKZkaXZpZGU=';
+
+/** The parts of a repository address on ssh: ssh://user@host:port/path, or user@host:path. */
+export function repositoryAddress(repository: string): { user: string; host: string; port: string; path: string } {
+  const url = /^ssh:\/\/(?:([^@/]+)@)?(\[[^\]]+\]|[^:/]+)(?::(\d+))?(\/.*)$/.exec(repository) ?? /^(?:([^@/:]+)@)?(\[[^\]]+\]|[^:/]+)()?:(.+)$/.exec(repository);
+  if (!url) throw new Problem(`repository ${named(repository)} is no address on ssh`, { exitCode: 64 });
+  const [, user = '', host, port = '', rest] = url;
+  return { user, host: host!.replace(/^\[|\]$/g, ''), port, path: rest!.replace(/^\/(?=\.\/|~)/, '') }; // borg: /./x and /~/x start at the home folder
+}
+
+/** The ssh command to the storage, without the command to run there. */
+export function sshToStorage(settings: Settings): string[] {
+  const { user, host, port } = repositoryAddress(settings.repository);
+  return [...sshCommand(settings), ...(port ? ['-p', port] : []), '--', user ? `${user}@${host}` : host];
+}
+
+/** `doctor`: prints the checks. Returns 0 when all is well, 1 when something is to be wished for, 2 when a run would fail. */
+export async function doctor(loaded: Loaded, script: string): Promise<number> {
+  const checks = await everyCheck(loaded, script);
+  if (mode.json) answer(JSON.stringify(checks.map(({ check, ok, detail, hint }) => ({ check, ok, detail, hint })), null, 1));
+  else {
+    const shown = mode.quiet ? checks.filter((one) => one.ok !== true) : checks;
+    answer(shown.map((one) => `${one.ok === null ? 'unknown' : one.ok ? 'ok' : one.needed ? 'FAILS' : 'to do'}`.padEnd(9) + `${one.check}: ${one.detail}${one.ok !== true && one.hint ? `\n         hint: ${one.hint}` : ''}`).join('\n'));
+  }
+  return checks.some((one) => one.needed && one.ok === false) ? 2 : checks.some((one) => one.ok === false) ? 1 : 0;
+}
+
+async function everyCheck({ settings, file }: Loaded, script: string): Promise<Check[]> {
+  const checks: Check[] = [];
+  const add = (check: string, ok: boolean | null, detail: string, hint = '', needed = false) => checks.push({ check, ok, detail, hint, needed });
+  const attempt = async (check: string, work: () => Promise<string> | string) => {
+    try {
+      add(check, true, await work(), '', true);
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      add(check, false, `${error.message}${error.facts.said ? `: ${lastLines(error.facts.said, 3)}` : ''}`, error.facts.hint ?? '', true);
+    }
+  };
+  add('settings', true, file);
+  await attempt('programs', async () => {
+    for (const program of ['flock', 'find', 'sort', 'comm', 'bash', ...(isRemote(settings) ? ['ssh'] : [])]) {
+      const done = await look([program, program === 'ssh' ? '-V' : '--version']);
+      if (done.code !== 0) throw failure(`${program} does not run`, done, 'install util-linux, findutils, coreutils, bash, openssh-client');
+    }
+    return `borg ${await borgVersion()}`;
+  });
+  await attempt('key and passphrase files', () => {
+    checkSecretFiles(settings);
+    return 'nobody else can read them';
+  });
+  if (isRemote(settings)) await attempt('ssh connection', () => tryConnection(settings));
+  await attempt('repository', async () => `it opens (${(await tryRepository(settings)).encryption})`);
+  await attempt('parts and paths', async () => {
+    const plan = await makePlan(settings, new Date());
+    return `${plan.parts.length} parts, ${plan.roots.length} paths are there`;
+  });
+  add('unsaved', warnings.length === 0, warnings.join('; ') || 'nothing found here is left out', 'name it in `stop`, `folders` or `volumes`');
+  checks.push(...await checkServer(settings));
+  add('schedule', await isScheduled(script), 'a crontab line or a timer that starts this script', 'node backup.js setup --schedule cron    (or systemd)');
+  const sheet = sheetFile(settings);
+  add('key exported', fs.existsSync(sheet), named(sheet), 'run `node backup.js setup`, print the sheet, and keep it away from this server');
+  return checks;
+}
+
+/** Where the recovery sheet lies. */
+export function sheetFile(settings: Settings): string {
+  return path.join(path.dirname(settings.keyFile), 'recovery-sheet.txt');
+}
+
+// ssh by itself, because borg hides what ssh says. A forced command answers in its own way: any answer but 255 is a connection.
+async function tryConnection(settings: Settings): Promise<string> {
+  const done = await look([...sshToStorage(settings), 'borg --version']);
+  if (done.code !== 255) return done.out.trim() || 'the storage answers';
+  const hint = /Permission denied/i.test(done.said) ? 'the storage does not know our key: put the line that `node backup.js setup` prints into its authorized_keys'
+    : /host key/i.test(done.said) ? 'the storage\'s host key is not the one in `knownHostsFile`: ask its keeper before you change anything' : 'is the storage reachable from here (VPN, firewall, name)?';
+  throw failure('no ssh connection to the storage', done, hint);
+}
+
+/** What the storage itself reports of the command it forces on us: shell, paths, append-only, quota, version. */
+async function checkServer(settings: Settings): Promise<Check[]> {
+  const names = ['no shell', 'other paths refused', 'append-only', 'quota', 'server version'];
+  const unknown = (detail: string) => names.map((check): Check => ({ check, ok: null, detail, hint: '', needed: false }));
+  if (!isRemote(settings)) return unknown('the repository is a path on this machine');
+  const shell = await look([...sshToStorage(settings), 'echo PROBE-$((6*7))']);
+  if (shell.code === 255) return unknown('no ssh connection');
+  const report = await look(['sh', '-c', 'bytes=$1; shift; printf %s "$bytes" | base64 -d | exec "$@"', 'sh', ASK_SERVER, ...sshToStorage(settings), 'borg serve']);
+  const text = `${report.out}\n${report.said}`;
+  const words = /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version = /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null;
+  const says = (what: string) => (words === null ? null : words.includes(what));
+  const old = version === null ? null : /^1\.2\.[0-4]\b/.test(version);
+  const line = 'the line that `node backup.js setup` prints, whole, in the storage\'s authorized_keys';
+  return [
+    { check: 'no shell', ok: !shell.out.includes('PROBE-42'), detail: shell.out.includes('PROBE-42') ? 'our key opens a shell on the storage' : 'our key opens no shell', hint: line, needed: false },
+    { check: 'other paths refused', ok: words === null ? null : /--restrict-to-(repository|path)/.test(words), detail: words ?? 'the storage does not say', hint: line, needed: false },
+    { check: 'append-only', ok: says('--append-only'), detail: words ?? 'the storage does not say', hint: line, needed: false },
+    { check: 'quota', ok: says('--storage-quota'), detail: words ?? 'the storage does not say', hint: 'without a quota one server can fill the storage of all', needed: false },
+    { check: 'server version', ok: old === null ? null : !old, detail: version ? `borg ${version}` : 'the storage does not say', hint: 'borg 1.2.0 to 1.2.4 takes forged archives from who writes to the repository (CVE-2023-36811): upgrade to 1.2.6 or newer', needed: false },
+  ];
+}
+
+// A line in a crontab, or a timer whose service names this script.
+async function isScheduled(script: string): Promise<boolean> {
+  const files = ['/etc/crontab', ...['/etc/cron.d', '/etc/systemd/system'].flatMap((folder) => (fs.existsSync(folder) ? fs.readdirSync(folder).map((name) => path.join(folder, name)) : []))];
+  const texts = files.filter((file) => fs.statSync(file, { throwIfNoEntry: false })?.isFile()).map((file) => fs.readFileSync(file, 'utf8'));
+  texts.push((await look(['crontab', '-l'])).out);
+  return texts.some((text) => text.split('\n').some((line) => line.includes(script) && !/^\s*#|\brecover\b/.test(line)));
+}

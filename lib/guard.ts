@@ -1,0 +1,180 @@
+// The guard: a second process that outlives the run, whatever kills it, and `recover`, which does the same work at boot and from cron.
+// Both wait for the run's lock, which the kernel lets go when the run dies; if a ledger is left then, they end the dead run's
+// borg first, so that no half-cold archive is completed, and start everything in the ledger.
+// Changes: the parts in the ledger, the history, nothing else. Under systemd the guard is a transient unit of its own:
+// everything a finished unit leaves behind is killed (systemd.kill(5)).
+import fs from 'node:fs';
+import path from 'node:path';
+import { spawn } from 'node:child_process';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Problem, openTranscript, say, sayError, transcriptSince, warn, warnings } from './say.ts';
+import { change, failure, hasSystemd, listenToSignals, shield, waitUntil } from './shell.ts';
+import { endRun, startOfProcess } from './processes.ts';
+import { remember } from './history.ts';
+import type { HistoryLine } from './history.ts';
+import type { Settings } from './settings.ts';
+import { tell } from './tell.ts';
+import { closeLedger, keepLedgerIfPossible, ledgerFile, partState, readLedger, servicesNow, startParts, takeLock, undecidedParts } from './pause.ts';
+import type { Ledger } from './pause.ts';
+
+const guardFile = (stateFolder: string) => path.join(stateFolder, 'guard.json');
+const RETRY_SECONDS = 15;
+
+/** Given the script, its state folder and settings file, starts the guard and waits until it watches. Returns its pid. Throws Problem: nothing may be stopped without it. */
+export async function armGuard(script: string, stateFolder: string, settingsFile: string, run: string): Promise<number> {
+  fs.rmSync(guardFile(stateFolder), { force: true });
+  const command = [process.execPath, script, 'guard', stateFolder, run, String(process.pid), startOfProcess(process.pid), '--settings', settingsFile];
+  if (hasSystemd() && process.getuid?.() === 0) {
+    const kept = ['PATH', 'HOME', 'DOCKER_HOST'].flatMap((name) => (process.env[name] ? [`--setenv=${name}=${process.env[name]}`] : []));
+    const done = await change(['systemd-run', '--quiet', '--collect', `--unit=cold-backup-guard-${run}`, '--property=OOMScoreAdjust=-900', ...kept, '--', ...command]);
+    if (done.code !== 0) throw failure('the guard cannot be started', done);
+  } else {
+    say(`  $ ${command.join(' ')}`);
+    spawn(command[0]!, command.slice(1), { detached: true, stdio: 'ignore', cwd: '/' }).unref(); // setsid(2): no signal to our group or terminal reaches it
+  }
+  let pid = 0;
+  const armed = await waitUntil(20, () => {
+    try {
+      const note = JSON.parse(fs.readFileSync(guardFile(stateFolder), 'utf8'));
+      pid = note.run === run ? note.pid : 0;
+    } catch { /* not yet */ }
+    return pid !== 0;
+  }, 20);
+  if (!armed) throw new Problem('the guard has not come up: without it nothing is stopped', { hint: 'look at the newest file in the state folder\'s log/' });
+  return pid;
+}
+
+/** Nothing is left to guard: send the guard away. */
+export function dismissGuard(pid: number, stateFolder: string): void {
+  try {
+    if (pid) process.kill(pid, 'SIGTERM');
+  } catch { /* it has gone */ }
+  fs.rmSync(guardFile(stateFolder), { force: true });
+}
+
+/** The guard's own life: `node backup.js guard STATE-FOLDER RUN PID START`, started by the run, of no use to people. */
+export async function guard(words: string[], settings: Settings | null): Promise<number> {
+  const [stateFolder, run, pid, start] = words as [string, string, string, string];
+  openTranscript(path.join(stateFolder, 'log'), `${new Date().toISOString().slice(0, 19)}-guard`);
+  process.on('SIGTERM', () => !fs.existsSync(ledgerFile(stateFolder)) && process.exit(0));
+  for (const signal of ['SIGINT', 'SIGHUP'] as const) process.on(signal, () => {});
+  fs.writeFileSync(guardFile(stateFolder), JSON.stringify({ run, pid: process.pid }), { mode: 0o600 });
+  for (;;) {
+    const lock = takeLock(stateFolder, 2);
+    if (lock !== null) {
+      const ledger = readLedger(stateFolder);
+      if (!ledger || ledger.run !== run) return 0;
+      const down = await bringBack(stateFolder, ledger, 'the guard', settings);
+      fs.closeSync(lock); // `recover`, people and the next run may do something as well
+      if (down.length === 0 && undecidedParts(ledger).length === 0) return 0;
+      if (down.length === 0) await watchUndecided(stateFolder, ledger);
+      else await sleep(RETRY_SECONDS * 1000);
+    } else if (isOverdue(stateFolder, run) && startOfProcess(Number(pid)) === start) {
+      say(`the run (process ${pid}) hangs past its deadline: it is killed`);
+      process.kill(Number(pid), 'SIGKILL');
+    } else {
+      await sleep(20);
+    }
+  }
+}
+
+// A run that is past its deadline and does not even start things any more hangs: on a dead disk, or in a bug.
+function isOverdue(stateFolder: string, run: string): boolean {
+  try {
+    const ledger = readLedger(stateFolder);
+    const grace = ledger?.starting ? 600_000 : 0;
+    return ledger?.run === run && Date.now() > Date.parse(ledger.deadlineAt) + grace;
+  } catch {
+    return false;
+  }
+}
+
+/**
+ * Start what a dead run left stopped. Given the lock is ours, its ledger, who does it, and the settings if they can be read,
+ * returns what is still down; the ledger stays as long as something is. Writes the history line the dead run could not write.
+ */
+export async function bringBack(stateFolder: string, ledger: Ledger, who: string, settings: Settings | null): Promise<string[]> {
+  shield(true);
+  say(`the run of ${ledger.startedAt} ended without starting ${ledger.parts.length} of its parts again: ${who} does it now`);
+  if (!await endRun(ledger.run)) warn('a borg of the dead run cannot be ended');
+  const down = await startParts(ledger, stateFolder);
+  const outcome = down.length > 0 ? 'down' : 'failed';
+  if (ledger.reported !== outcome) await reportDeadRun(stateFolder, ledger, who, down, settings);
+  ledger.reported = outcome;
+  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
+  else keepLedgerIfPossible(stateFolder, ledger);
+  say(`services: ${servicesNow(ledger, down)}`);
+  return down;
+}
+
+// What was asked to stop and never did may do so now: then it is started. A new run that stops it on purpose holds the lock.
+async function watchUndecided(stateFolder: string, ledger: Ledger): Promise<void> {
+  shield(true);
+  while (undecidedParts(ledger).length > 0) {
+    await sleep(1000);
+    for (const part of undecidedParts(ledger)) {
+      if (await partState(part) !== 'stopped') continue;
+      const lock = takeLock(stateFolder, 0);
+      if (lock === null) continue;
+      if (readLedger(stateFolder)?.run !== ledger.run) return fs.closeSync(lock); // a later run has taken care of it
+      await change(part.start, { toTranscript: true });
+      say(`started ${part.name}, which had stopped late`);
+      part.stoppedAt = new Date().toISOString();
+      fs.closeSync(lock);
+    }
+  }
+}
+
+async function reportDeadRun(stateFolder: string, ledger: Ledger, who: string, down: string[], settings: Settings | null): Promise<void> {
+  const endedAt = new Date().toISOString();
+  const stops = ledger.parts.map((part) => Date.parse(part.askedAt)), starts = ledger.parts.map((part) => Date.parse(part.runningAt ?? endedAt));
+  const line: HistoryLine = {
+    kind: 'run', startedAt: ledger.startedAt, endedAt, outcome: down.length > 0 ? 'down' : 'failed', exitCode: down.length > 0 ? 3 : 2,
+    server: ledger.server, archive: ledger.archive, downSeconds: stops.length > 0 ? (Math.max(...starts) - Math.min(...stops)) / 1000 : 0, startSeconds: 0,
+    parts: ledger.parts.map((part) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt,
+      downSeconds: (Date.parse(part.runningAt ?? endedAt) - Date.parse(part.askedAt)) / 1000 })),
+    warm: null, cold: null, snapshot: '', warnings: [...warnings], error: `the run was killed or the machine went down; ${who} started what it had stopped`,
+  };
+  try {
+    remember(stateFolder, line);
+  } catch (error: any) {
+    warn(`the history cannot be written: ${error.message}`);
+  }
+  const subject = `${line.outcome}: ${ledger.server}: the run of ${ledger.startedAt} was killed; ${servicesNow(ledger, down)}`;
+  if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
+}
+
+/**
+ * `recover`: start whatever an interrupted run left stopped, in each of the state folders. Works without settings. Returns the exit
+ * code: 0 nothing left to do or all up again, 3 something is still down, 75 a run is going on.
+ */
+export async function recover(stateFolders: string[], settings: Settings | null): Promise<number> {
+  listenToSignals();
+  let code = 0;
+  for (const stateFolder of stateFolders) {
+    if (!fs.existsSync(ledgerFile(stateFolder))) continue;
+    const lock = takeLock(stateFolder, 0);
+    if (lock === null) {
+      say('a run, or its guard, is at work: nothing to recover');
+      code = Math.max(code, 75);
+      continue;
+    }
+    try {
+      const ledger = readLedger(stateFolder);
+      if (!ledger) continue;
+      openTranscript(path.join(stateFolder, 'log'), `${new Date().toISOString().slice(0, 19)}-recover`);
+      const down = await bringBack(stateFolder, ledger, 'recover', settings);
+      if (down.length > 0) {
+        sayError(new Problem(`not running: ${down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover` again' }), servicesNow(ledger, down));
+        return 3;
+      }
+    } catch (error) {
+      sayError(error);
+      return error instanceof Problem ? error.facts.exitCode ?? 3 : 3;
+    } finally {
+      fs.closeSync(lock);
+    }
+  }
+  if (code === 0) say('nothing is left stopped');
+  return code;
+}

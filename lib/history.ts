@@ -1,0 +1,66 @@
+// What has happened on this server: history.jsonl in the state folder, one JSON object a run, only ever added to.
+// Changes that one file. A line that cannot be read (a power cut while it was written) is passed over, never repaired.
+import fs from 'node:fs';
+import path from 'node:path';
+
+/** What one `borg create` did. */
+export type Pass = { files: number; originalBytes: number; compressedBytes: number; deduplicatedBytes: number; seconds: number };
+
+/** One run (or drill) as it is remembered. Times are ISO 8601 UTC. */
+export type HistoryLine = {
+  kind: 'run' | 'drill';
+  startedAt: string;
+  endedAt: string;
+  outcome: 'good' | 'warning' | 'failed' | 'down';
+  exitCode: number;
+  server: string;
+  archive: string;
+  downSeconds: number;
+  startSeconds: number; // of downSeconds: from the first start to the last part seen running
+  parts: { name: string; stoppedAt: string | null; runningAt: string | null; downSeconds: number }[];
+  warm: Pass | null;
+  cold: Pass | null;
+  snapshot: string;
+  warnings: string[];
+  error: string;
+};
+
+const historyFile = (stateFolder: string) => path.join(stateFolder, 'history.jsonl');
+
+/** Every line of the history, oldest first; [] when there is none. */
+export function readHistory(stateFolder: string): HistoryLine[] {
+  let text = '';
+  try {
+    text = fs.readFileSync(historyFile(stateFolder), 'utf8');
+  } catch {
+    return [];
+  }
+  return text.split('\n').flatMap((line) => {
+    try {
+      const one = JSON.parse(line);
+      return typeof one === 'object' && one !== null && typeof one.startedAt === 'string' ? [one] : [];
+    } catch {
+      return [];
+    }
+  });
+}
+
+/** Add a line to the history, on disk when this returns. Throws when the disk is full: the caller warns. */
+export function remember(stateFolder: string, line: HistoryLine): void {
+  const file = historyFile(stateFolder);
+  const fd = fs.openSync(file, 'a+', 0o600);
+  try {
+    const { size: length } = fs.fstatSync(fd);
+    const last = Buffer.alloc(1);
+    const torn = length > 0 && fs.readSync(fd, last, 0, 1, length - 1) === 1 && last[0] !== 10; // a power cut in mid line
+    fs.writeSync(fd, `${torn ? '\n' : ''}${JSON.stringify(line)}\n`);
+    fs.fsyncSync(fd);
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+/** The last run with a cold pass that counted, if there is one: the measure for tonight. */
+export function lastGoodRun(stateFolder: string): HistoryLine | undefined {
+  return readHistory(stateFolder).filter((line) => line.kind === 'run' && /^(good|warning)$/.test(line.outcome)).pop();
+}

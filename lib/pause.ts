@@ -1,0 +1,275 @@
+// The pause: stop the parts, start them again, and the ledger that makes sure of it.
+// Before each stop, what will have to be started is written to disk. Whoever finds that ledger without its run (the guard,
+// `recover`, the next run) starts everything from it, with nothing else to go by. A part leaves the ledger only when it has been
+// seen running. Changes: the parts of the plan, ledger.json in the state folder. Never kills a part.
+import fs from 'node:fs';
+import path from 'node:path';
+import { spawnSync } from 'node:child_process';
+import { Problem, count, named, pasteable, say, span, warn } from './say.ts';
+import { change, failure, look, shield, waitUntil, writeDurably } from './shell.ts';
+import type { Done } from './shell.ts';
+import { startOfProcess } from './processes.ts';
+import { activeUnits, lostUnits, unitState } from './units.ts';
+import type { Part, State } from './units.ts';
+import { containerState, runningContainers } from './containers.ts';
+import { clusterAnswers, clusterState } from './postgres.ts';
+
+export type StoppedPart = Part & { askedAt: string; stoppedAt: string | null; runningAt: string | null };
+export type Ledger = {
+  format: 1;
+  howTo: string[];
+  run: string;
+  server: string;
+  archive: string;
+  startedAt: string;
+  deadlineAt: string; // everything runs again by then
+  starting: boolean;
+  reported: string; // outcome that history and messages know of, '' = none
+  stopTimeoutSeconds: number;
+  transcript: string;
+  parts: StoppedPart[]; // whose stop was asked for, in that order
+  boot: string; // names this boot of the machine
+  before: { units: string[]; containers: string[] }; // what was active on the host before the first stop
+};
+
+const START_SECONDS = 300; // for one part to be seen running and healthy
+const START_ATTEMPTS = 3;
+const ELSEWHERE = '/var/lib/cold-backup/elsewhere'; // links to ledgers in other state folders: `recover` finds them without settings
+
+export const ledgerFile = (stateFolder: string) => path.join(stateFolder, 'ledger.json');
+
+/** Take the lock of a state folder. Returns the open file that holds it (the kernel lets go when this process ends, however it ends), or null. */
+export function takeLock(stateFolder: string, waitSeconds: number): number | null {
+  const fd = fs.openSync(path.join(stateFolder, 'lock'), fs.constants.O_CREAT | fs.constants.O_RDWR, 0o600);
+  // flock(1) locks the open file, which is ours as well as its own: the lock stays when flock has ended (flock(2)).
+  const { status } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd] });
+  if (status === 0) return fd;
+  fs.closeSync(fd);
+  return null;
+}
+
+/** The ledger in a state folder; null when nothing is stopped. Throws Problem when it is there and cannot be understood. */
+export function readLedger(stateFolder: string): Ledger | null {
+  const file = ledgerFile(stateFolder);
+  let text = '';
+  try {
+    text = fs.readFileSync(file, 'utf8');
+  } catch (error: any) {
+    if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return null;
+    throw new Problem(`${file} cannot be read: ${error.message}`, { exitCode: 3 });
+  }
+  const bad = (why: string) => new Problem(`${file} is damaged: ${why}`, { exitCode: 3, hint: `read it: it tells what was stopped and how to start it; start that by hand, then remove the file` });
+  let ledger: any;
+  try {
+    ledger = JSON.parse(text);
+  } catch {
+    throw bad('it is no JSON');
+  }
+  const isText = (value: unknown) => typeof value === 'string';
+  const isCommand = (value: any) => Array.isArray(value) && value.length > 0 && value.every(isText);
+  if (ledger?.format !== 1 || !Array.isArray(ledger.parts) || !ledger.parts.every((part: any) => isText(part?.name) && isCommand(part.start) && isText(part.askedAt))) throw bad('it is no ledger');
+  if (!isText(ledger.run) || !Array.isArray(ledger.before?.units) || !Array.isArray(ledger.before?.containers)) throw bad('it is no ledger');
+  return ledger;
+}
+
+/** Write the ledger to disk. Throws when that is impossible: then nothing more is stopped. */
+export function keepLedger(stateFolder: string, ledger: Ledger): void {
+  const open = ledger.parts.filter((part) => part.runningAt === null);
+  ledger.howTo = ['These parts were stopped by cold-backup and have not been seen running since.', 'To start them: node backup.js recover. Or by hand, in this order:',
+    ...[...open].reverse().map((part) => pasteable(part.start))];
+  writeDurably(ledgerFile(stateFolder), `${JSON.stringify(ledger, null, 1)}\n`);
+}
+
+// While things start, a ledger that cannot be written (a full disk) must not keep them down: at worst a part is started twice.
+export function keepLedgerIfPossible(stateFolder: string, ledger: Ledger): void {
+  try {
+    keepLedger(stateFolder, ledger);
+  } catch (error: any) {
+    warn(`the ledger cannot be written: ${error.message}`);
+  }
+}
+
+// The kernel's boot, and the start of process 1, which in a container begins anew while the kernel runs on.
+function bootName(): string {
+  return `${fs.readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()} ${startOfProcess(1)}`;
+}
+
+function linkElsewhere(stateFolder: string): string {
+  return path.join(ELSEWHERE, stateFolder.replaceAll('%', '%25').replaceAll('/', '%2F'));
+}
+
+/** The state folders in which a run was interrupted, other than the usual one. */
+export function stateFoldersElsewhere(): string[] {
+  try {
+    return fs.statSync(ELSEWHERE).uid === 0 ? fs.readdirSync(ELSEWHERE).map((name) => fs.readlinkSync(path.join(ELSEWHERE, name))) : [];
+  } catch {
+    return [];
+  }
+}
+
+/** Open the ledger of a run: nothing stopped yet, what is active on this host noted. */
+export async function openLedger(stateFolder: string, facts: Pick<Ledger, 'run' | 'server' | 'archive' | 'startedAt' | 'deadlineAt' | 'stopTimeoutSeconds' | 'transcript'>): Promise<Ledger> {
+  const ledger: Ledger = { format: 1, howTo: [], ...facts, starting: false, reported: '', boot: bootName(), parts: [], before: { units: await activeUnits(), containers: await runningContainers() } };
+  if (process.getuid?.() === 0 && path.dirname(ELSEWHERE) !== stateFolder) {
+    fs.mkdirSync(ELSEWHERE, { recursive: true, mode: 0o700 });
+    fs.rmSync(linkElsewhere(stateFolder), { force: true });
+    fs.symlinkSync(stateFolder, linkElsewhere(stateFolder));
+  }
+  return ledger;
+}
+
+/** Everything runs: the ledger goes. */
+export function closeLedger(stateFolder: string): void {
+  fs.rmSync(ledgerFile(stateFolder), { force: true });
+  fs.rmSync(linkElsewhere(stateFolder), { force: true });
+}
+
+/** What a part does now, by what it really is: unit, container, cluster, or the answer of its own command. */
+export async function partState(part: Part): Promise<State> {
+  const states: State[] = [];
+  if (part.unit) states.push(await unitState(part.unit));
+  if (part.container) states.push((await containerState(part.container)).state);
+  if (part.dataDirectory) states.push(clusterState(part.dataDirectory));
+  if (part.running) states.push((await look(part.running)).code === 0 ? 'running' : 'stopped');
+  return states.every((state) => state === states[0]) ? states[0]! : 'moving';
+}
+
+/** Whether a part runs and does its work: active, answering, healthy if it has a health check that was content before. */
+async function runsWell(part: Part): Promise<boolean> {
+  if (part.kind === 'postgres') return (!part.unit || await unitState(part.unit) === 'running') && clusterAnswers(part.dataDirectory!);
+  if (part.container) {
+    const { state, healthy } = await containerState(part.container);
+    return state === 'running' && (healthy || !part.healthy) && (!part.dataDirectory || clusterAnswers(part.dataDirectory));
+  }
+  return await partState(part) === 'running';
+}
+
+/**
+ * Stop the running parts in order, each seen stopped before the next; parts of one group together. Before each stop the
+ * ledger is on disk. Throws Problem when a part does not stop in its time: what is stopped by then stands in the ledger.
+ */
+export async function stopParts(parts: Part[], ledger: Ledger, stateFolder: string): Promise<void> {
+  for (const group of new Set(parts.map((part) => part.group))) {
+    const together = parts.filter((part) => part.group === group && part.wasRunning).map((part): StoppedPart => ({ ...part, askedAt: new Date().toISOString(), stoppedAt: null, runningAt: null }));
+    if (together.length === 0) continue;
+    ledger.parts.push(...together);
+    keepLedger(stateFolder, ledger);
+    const ends = await Promise.allSettled(together.map((part) => stopPart(part, ledger.stopTimeoutSeconds)));
+    keepLedger(stateFolder, ledger);
+    for (const end of ends) if (end.status === 'rejected') throw end.reason;
+  }
+}
+
+// The command is not waited for as such: what counts is the part itself. A command that failed while the part runs on ends the wait.
+async function stopPart(part: StoppedPart, limitSeconds: number): Promise<void> {
+  const began = Date.now();
+  const command: { done: Done | null } = { done: null };
+  void change(part.stop, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
+  const seen = await waitUntil(limitSeconds, async () => {
+    const finished = command.done;
+    const state = await partState(part);
+    if (state === 'running' && finished && finished.code !== 0) throw failure(`could not stop ${part.name}`, finished);
+    return state === 'stopped' && finished !== null; // docker stop may still be at work on what has just ended
+  }, 30);
+  if (!seen) {
+    throw new Problem(`${part.name} did not stop within ${limitSeconds} s: the run is called off`, { ran: part.stop,
+      hint: 'find out what keeps it (a long query, a client that does not let go), or raise `stopTimeoutSeconds`' });
+  }
+  part.stoppedAt = new Date().toISOString();
+  say(`stopped ${part.name} in ${span((Date.now() - began) / 1000)}`);
+}
+
+/**
+ * Start everything in the ledger, in reverse, each seen running and healthy; one that fails does not keep the others down.
+ * Then whatever else was active on the host before and is not now. Nothing interrupts this. Returns what is still down.
+ */
+export async function startParts(ledger: Ledger, stateFolder: string): Promise<string[]> {
+  shield(true);
+  try {
+    ledger.starting = true;
+    keepLedgerIfPossible(stateFolder, ledger);
+    const groups = [...new Set(ledger.parts.map((part) => part.group))].reverse();
+    for (const group of groups) {
+      await Promise.allSettled(ledger.parts.filter((part) => part.group === group && part.runningAt === null).map((part) => startPart(part, ledger)));
+      keepLedgerIfPossible(stateFolder, ledger);
+    }
+    const down = await startWhatElseWasActive(ledger);
+    for (const part of ledger.parts) { // a part may start well and fall over at once
+      if (await runsWell(part)) continue;
+      part.runningAt = null;
+      await startPart(part, ledger);
+      if (part.runningAt === null) down.push(part.name);
+    }
+    keepLedgerIfPossible(stateFolder, ledger);
+    return down;
+  } finally {
+    shield(false);
+  }
+}
+
+async function startPart(part: StoppedPart, ledger: Ledger): Promise<void> {
+  const began = Date.now();
+  if (part.stoppedAt === null) await waitForEndOfStop(part, ledger.stopTimeoutSeconds);
+  for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
+    const command: { done: Done | null } = { done: null };
+    void change(part.start, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
+    const seen = await waitUntil(START_SECONDS, async () => {
+      if (await runsWell(part)) return true;
+      return command.done !== null && command.done.code !== 0; // it will not come by waiting
+    }, 30);
+    if (seen && await runsWell(part)) {
+      part.runningAt = new Date().toISOString();
+      return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);
+    }
+    if (command.done) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${command.done.said.trim().split('\n').pop() ?? ''}`);
+    else warn(`${part.name} has not been seen running within ${START_SECONDS} s`);
+    if (!seen) return;
+    await waitUntil(2, () => false);
+  }
+}
+
+// A stop that was asked for and not seen through is still under way: the part may go down after we found it running, and
+// starting it before that would do nothing. So it is waited for, until it has stopped or has shown that it runs on.
+async function waitForEndOfStop(part: StoppedPart, limitSeconds: number): Promise<void> {
+  const asked = Date.parse(part.askedAt);
+  const undecided = Math.min(limitSeconds, Math.max(8, (part.database === '' ? part.stopSeconds ?? 0 : 0) + 3));
+  await waitUntil(limitSeconds, async () => {
+    const state = await partState(part);
+    if (state === 'stopped') part.stoppedAt = new Date().toISOString();
+    return state === 'stopped' || (state === 'running' && Date.now() - asked > undecided * 1000);
+  });
+}
+
+// Units that required a stopped one went down with it, and so may have containers: nobody named them, but they ran.
+async function startWhatElseWasActive(ledger: Ledger): Promise<string[]> {
+  const down: string[] = [];
+  const ours = new Set(ledger.parts.flatMap((part) => [part.unit ?? '', part.container ?? '']));
+  const lost = await lostUnits(ledger.before.units, ledger.boot !== bootName());
+  for (const unit of lost.filter((one) => !ours.has(one))) {
+    const { code } = await change(['systemctl', 'start', '--', unit], { toTranscript: true, seconds: START_SECONDS });
+    if (code !== 0) down.push(`service ${unit}`);
+    warn(`unit ${unit} went down with the others and was ${code === 0 ? '' : 'NOT '}started again: name it in \`stop\``);
+  }
+  const running = new Set(await runningContainers());
+  for (const name of ledger.before.containers.filter((one) => !running.has(one) && !ours.has(one))) {
+    const { exists, exitCode } = await containerState(name);
+    if (!exists || exitCode === 0) continue; // it was removed, or had done its work
+    const { code } = await change(['docker', 'start', name], { toTranscript: true, seconds: START_SECONDS });
+    if (code !== 0) down.push(`container ${name}`);
+    warn(`container ${name} went down with the others and was ${code === 0 ? '' : 'NOT '}started again: name it in \`stop\``);
+  }
+  return down;
+}
+
+/** Parts that run, but were asked to stop and never seen to: they may still follow. They stay in the ledger for an hour, and are watched. */
+export function undecidedParts(ledger: Ledger): StoppedPart[] {
+  const limit = (ledger.stopTimeoutSeconds + 3600) * 1000;
+  return ledger.parts.filter((part) => part.stoppedAt === null && Date.now() - Date.parse(part.askedAt) < limit);
+}
+
+/** The state of the machine in words: the last line of every error after the first stop. */
+export function servicesNow(ledger: Ledger, down: string[]): string {
+  if (ledger.parts.length === 0) return 'nothing was stopped';
+  if (down.length === 0) return ledger.parts.length === 1 ? `${ledger.parts[0]!.name} is running again` : `all ${ledger.parts.length} are running again`;
+  return `NOT RUNNING: ${down.map(named).join(', ')} (${count(ledger.parts.length - down.length, 'part')} running). Act now: node backup.js recover`;
+}

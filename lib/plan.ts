@@ -1,0 +1,154 @@
+// The plan: what will be stopped, saved and started, worked out once by looking, before anything is changed.
+// It is plain data: printed by --dry-run, stored in the archive, kept on disk while services are down, and what the run follows.
+// Changes nothing. Refuses what could not become a good backup, while everything still runs.
+import { randomUUID } from 'node:crypto';
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { Problem, named, say, warn } from './say.ts';
+import { look, outlivingUs } from './shell.ts';
+import type { CustomPart, Settings } from './settings.ts';
+import { unitPart } from './units.ts';
+import type { Part } from './units.ts';
+import { containerParts, findContainers, findVolumes, hostPathOf, warnOfUnsavedVolumes } from './containers.ts';
+import type { Container } from './containers.ts';
+import { clusterPart, clustersNamed, findClusters } from './postgres.ts';
+import type { Cluster } from './postgres.ts';
+import { configFilesOf } from './passport.ts';
+
+/** A path to save. strict: everything that writes below it is stopped, so nothing may change there while it is copied. */
+export type Root = { path: string; why: string; strict: boolean };
+export type Plan = {
+  format: 1;
+  server: string;
+  run: string; // names this run among processes
+  archive: string;
+  madeAt: string;
+  repository: string;
+  parts: Part[]; // in the order they are stopped
+  clusters: Cluster[]; // whose files are saved: each must be proven cold
+  roots: Root[]; // what borg is given
+  cold: string[]; // below these nothing may change while it is copied
+  containers: string[]; // that are stopped or whose volumes are saved
+  exclude: string[];
+  warmPass: boolean;
+};
+
+type Finding = { parts: Omit<Part, 'group'>[]; clusters: Cluster[] };
+
+/** This server's name in archive names. Throws Problem (64) when the host name will not do. */
+export function serverName(settings: Settings): string {
+  const name = settings.server || os.hostname().split('.')[0]!;
+  if (/^[A-Za-z0-9][\w.-]*$/.test(name) && !name.startsWith('proven-')) return name;
+  throw new Problem(`the host name ${named(name)} cannot start an archive's name`, { exitCode: 64, hint: 'set `server` to letters, digits, dots and dashes' });
+}
+
+/**
+ * Look at this machine and make the plan of a run. Given the settings, returns the plan; things that want attention are
+ * warned of. Throws Problem when something named is not there, or when a running database would be copied.
+ */
+export async function makePlan(settings: Settings, now: Date): Promise<Plan> {
+  const server = serverName(settings);
+  const wanted = settings.stop.flat();
+  const containers = await findContainers(settings.volumes.length > 0 || wanted.some((one) => typeof one === 'string' && /^(compose|container) /.test(one)));
+  const allClusters = await findClusters(containers);
+  const parts: Part[] = [], clusters: Cluster[] = [];
+  for (const [group, entry] of settings.stop.entries()) {
+    for (const one of [entry].flat()) {
+      const found = await findPart(one, settings, containers, allClusters);
+      parts.push(...found.parts.filter((part) => !parts.some((other) => other.name === part.name)).map((part) => ({ ...part, group })));
+      clusters.push(...found.clusters.filter((cluster) => !clusters.some((other) => other.dataDirectory === cluster.dataDirectory)));
+    }
+  }
+  const stopped = parts.flatMap((part) => (part.container ? [part.container] : []));
+  for (const part of parts) part.dataDirectory ??= allClusters.find((one) => one.container !== '' && one.container === part.container)?.dataDirectory;
+  const { roots, cold } = await findRoots(settings, clusters, containers, stopped);
+  const isSaved = (file: string) => roots.some((root) => isBelow(file, root.path));
+  for (const cluster of allClusters.filter((one) => isSaved(one.dataDirectory) && !clusters.includes(one))) {
+    refuseRunningCluster(cluster, parts);
+    clusters.push(cluster);
+  }
+  warnOfUnsaved(allClusters, containers, isSaved);
+  return {
+    format: 1, server, parts, clusters, roots, cold,
+    run: randomUUID(),
+    archive: `${server}-${now.toISOString().slice(0, 19)}`,
+    madeAt: now.toISOString(),
+    repository: settings.repository,
+    containers: containers.filter((one) => stopped.includes(one.name) || one.mounts.some(({ source }) => source && isSaved(source))).map((one) => one.name),
+    exclude: settings.exclude,
+    warmPass: settings.warmPass,
+  };
+}
+
+async function findPart(one: string | CustomPart, settings: Settings, containers: Container[], clusters: Cluster[]): Promise<Finding> {
+  if (typeof one !== 'string') return { parts: [await ownPart(one)], clusters: [] };
+  const kind = one.slice(0, one.indexOf(' ')), name = one.slice(kind.length + 1);
+  if (kind === 'service') return { parts: [await unitPart(name)], clusters: [] };
+  if (kind !== 'postgres') return { parts: containerParts(one, containers), clusters: [] };
+  const found: Finding = { parts: [], clusters: clustersNamed(name, clusters) };
+  for (const cluster of found.clusters) found.parts.push(await clusterPart(cluster, settings.stopTimeoutSeconds));
+  return found;
+}
+
+async function ownPart(one: CustomPart): Promise<Omit<Part, 'group'>> {
+  const { code, timedOut, argv, said } = await look(one.running);
+  if (code === 127 || code === 126 || timedOut) {
+    throw new Problem(`${one.name}: its \`running\` command does not work`, { ran: argv, said, hint: 'it must exit 0 while the part runs, and something else while it does not' });
+  }
+  return { name: one.name, kind: 'command', wasRunning: code === 0, running: one.running, stop: one.stop, start: outlivingUs(one.start) };
+}
+
+/** Whether a path is the folder or lies below it. */
+export function isBelow(file: string, folder: string): boolean {
+  return file === folder || file.startsWith(folder === '/' ? '/' : `${folder}/`);
+}
+
+// Everything to save, each path once. A folder given as a link is saved as the link and as what it leads to.
+async function findRoots(settings: Settings, clusters: Cluster[], containers: Container[], stopped: string[]): Promise<{ roots: Root[]; cold: string[] }> {
+  const roots: Root[] = [];
+  for (const cluster of clusters) {
+    for (const file of [...cluster.roots, ...await configFilesOf(cluster)]) roots.push({ path: file, why: `cluster ${cluster.name}`, strict: true });
+  }
+  for (const volume of await findVolumes(settings.volumes, containers, stopped)) {
+    const users = containers.filter((one) => one.running && !stopped.includes(one.name) && one.mounts.some(({ source }) => source && isBelow(volume.path, source)));
+    if (users.length > 0) warn(`volume ${volume.name} is saved while ${users.map((one) => one.name).join(', ')} may write to it: name the container in \`stop\``);
+    roots.push({ path: volume.path, why: `volume ${volume.name}`, strict: users.length === 0 });
+  }
+  for (const folder of settings.folders) {
+    const plain = path.resolve(folder);
+    roots.push({ path: plain, why: 'folder', strict: false });
+    if (fs.existsSync(plain) && fs.realpathSync(plain) !== plain) roots.push({ path: fs.realpathSync(plain), why: `folder ${plain} leads here`, strict: false });
+  }
+  for (const { path: file, why } of roots) {
+    if (!fs.existsSync(file)) throw new Problem(`${named(file)} (${why}) does not exist`, { hint: 'nothing was stopped; mend the settings, or mount what is missing' });
+  }
+  const seen = new Set<string>();
+  const unique = roots.filter((root) => !seen.has(root.path) && seen.add(root.path));
+  // borg would store what lies below another root twice. With `exclude` a root inside an excluded folder has to stay.
+  return {
+    roots: unique.filter((root) => settings.exclude.length > 0 || !unique.some((other) => other !== root && isBelow(root.path, other.path))),
+    cold: unique.filter((root) => root.strict).map((root) => root.path),
+  };
+}
+
+function refuseRunningCluster(cluster: Cluster, parts: Part[]): void {
+  const isStopped = parts.some((part) => part.dataDirectory === cluster.dataDirectory || (cluster.container !== '' && part.container === cluster.container));
+  if (cluster.pid === 0 || isStopped) return;
+  const what = cluster.container ? `container ${cluster.container}` : `postgres ${cluster.name}`;
+  throw new Problem(`${named(cluster.dataDirectory)} would be saved, but PostgreSQL runs in it and nothing stops it: the copy would be worthless`, { hint: `name '${what}' in \`stop\`` });
+}
+
+// What is found here and saved by nothing is told every night: the database that was added last year and never backed up.
+function warnOfUnsaved(clusters: Cluster[], containers: Container[], isSaved: (file: string) => boolean): void {
+  for (const cluster of clusters) {
+    const how = cluster.container ? 'name its volume in `volumes`' : `name 'postgres ${cluster.name}' in \`stop\``;
+    if (!isSaved(cluster.dataDirectory)) (cluster.pid === 0 ? say : warn)(`PostgreSQL cluster ${named(cluster.name)} in ${named(cluster.dataDirectory)}${cluster.pid === 0 ? ', which does not run,' : ''} is not saved: ${how}`);
+    else for (const { oid, location, link } of cluster.tablespaces) {
+      if (!location || !isSaved(location)) warn(`tablespace ${oid} of ${named(cluster.name)} in ${named(location || link)} is not saved: ${how}`);
+    }
+    const wal = cluster.container ? hostPathOf(cluster.walFolder, containers.find((one) => one.name === cluster.container)?.mounts ?? []) || cluster.walFolder : cluster.walFolder;
+    if (isSaved(cluster.dataDirectory) && !isSaved(wal)) warn(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved: ${how}`);
+  }
+  warnOfUnsavedVolumes(containers, isSaved);
+}

@@ -1,0 +1,268 @@
+// PostgreSQL clusters on this host and in its containers: find, describe, stop, start, and the proof that one is cold.
+// A cluster is stopped by its own unit or by pg_ctl in `fast` mode, never `immediate`, and never killed. Nothing is
+// believed but what the cluster's files and the process list say: `systemctl stop postgresql` returns 0 while it runs,
+// and a state of "shut down" is written while the postmaster still waits for its archiver.
+import fs from 'node:fs';
+import { connect } from 'node:net';
+import path from 'node:path';
+import { Problem, warn } from './say.ts';
+import { hasSystemd, outlivingUs } from './shell.ts';
+import { deviceAndInode, ownerOf, procFile, processes } from './processes.ts';
+import { hostPathOf } from './containers.ts';
+import type { Container } from './containers.ts';
+import { describeUnits } from './units.ts';
+import type { Part, State } from './units.ts';
+
+export type Tablespace = { oid: string; location: string; link: string };
+export type Cluster = {
+  name: string; // '15/main' for a Debian cluster, else its data directory
+  dataDirectory: string; // as this host sees it
+  version: string; // major
+  owner: string; // user name, or the number when this host has no name for it
+  uid: number;
+  gid: number;
+  pid: number; // of the postmaster as this host sees it, 0 = not running
+  port: string;
+  socketFolder: string;
+  binaries: string; // folder of the postgres program, inside its container if it has one
+  container: string; // '' = on the host
+  insideDataDirectory: string; // as its container sees it
+  configFolder: string; // Debian: /etc/postgresql/15/main
+  roots: string[]; // every path that belongs to it
+  tablespaces: Tablespace[];
+  walFolder: string;
+};
+
+const SERVER_PROGRAMS = new Set(['postgres', 'postmaster', 'edb-postgres']);
+const STATES = ['starting up', 'shut down', 'shut down in recovery', 'shutting down', 'in crash recovery', 'in archive recovery', 'in production'];
+
+/** Every cluster of this host: Debian's (running or not), and whatever runs, in containers too. */
+export async function findClusters(containers: Container[]): Promise<Cluster[]> {
+  const found = debianClusters();
+  for (const { pid, folder } of runningPostmasters()) {
+    const container = containers.find((one) => one.running && (one.pid === pid || procFile(pid, 'cgroup').includes(one.id)));
+    const inside = fs.readlinkSync(`/proc/${pid}/cwd`);
+    const dataDirectory = container ? hostPathOf(inside, container.mounts) : inside;
+    if (container && !dataDirectory) {
+      warn(`container ${container.name} keeps its database in ${inside}, which is in no volume: it cannot be saved`);
+      continue;
+    }
+    const known = found.find((one) => deviceAndInode(one.dataDirectory) === deviceAndInode(dataDirectory));
+    if (known) Object.assign(known, { pid, binaries: folder, ...addressOf(dataDirectory) });
+    else if (deviceAndInode(dataDirectory)) {
+      const cluster = describeCluster(container ? `container ${container.name}` : dataDirectory, dataDirectory, '');
+      found.push({ ...cluster, pid, binaries: folder, container: container?.name ?? '', insideDataDirectory: container ? inside : '',
+        tablespaces: cluster.tablespaces.map((one) => ({ ...one, location: container ? hostPathOf(one.link, container.mounts) : one.location })) });
+    }
+  }
+  for (const cluster of found) cluster.roots = rootsOf(cluster);
+  return found;
+}
+
+// Debian keeps a folder per cluster under /etc/postgresql (postgresql-common); a stopped one is found only there.
+function debianClusters(): Cluster[] {
+  const top = '/etc/postgresql', found: Cluster[] = [];
+  for (const version of listFolder(top)) {
+    for (const name of listFolder(path.join(top, version))) {
+      const folder = path.join(top, version, name);
+      let text = '';
+      for (const file of [path.join(folder, 'postgresql.conf'), ...listFolder(path.join(folder, 'conf.d')).sort().map((one) => path.join(folder, 'conf.d', one))]) {
+        try {
+          text += `${fs.readFileSync(file, 'utf8')}\n`;
+        } catch { /* not there, or not ours to read */ }
+      }
+      const set = [...text.matchAll(/^\s*data_directory\s*=?\s*'((?:[^']|'')*)'/gm)].pop()?.[1]?.replaceAll("''", "'");
+      const dataDirectory = set ?? `/var/lib/postgresql/${version}/${name}`;
+      if (fs.existsSync(path.join(dataDirectory, 'PG_VERSION'))) found.push(describeCluster(`${version}/${name}`, fs.realpathSync(dataDirectory), folder));
+    }
+  }
+  return found;
+}
+
+function listFolder(folder: string): string[] {
+  try {
+    return fs.readdirSync(folder);
+  } catch {
+    return [];
+  }
+}
+
+/** Given a data directory, returns its cluster as its files tell: version, owner, links that lead out of it. Not running, as far as this knows. */
+export function describeCluster(name: string, dataDirectory: string, configFolder: string): Cluster {
+  const { uid, gid } = fs.statSync(dataDirectory);
+  const tablespaces = listFolder(path.join(dataDirectory, 'pg_tblspc')).filter((oid) => /^\d+$/.test(oid)).map((oid) => {
+    const link = fs.readlinkSync(path.join(dataDirectory, 'pg_tblspc', oid));
+    return { oid, link, location: path.resolve(dataDirectory, 'pg_tblspc', link) };
+  });
+  let walFolder = path.join(dataDirectory, 'pg_wal');
+  try {
+    walFolder = path.resolve(dataDirectory, fs.readlinkSync(walFolder));
+  } catch { /* an ordinary folder */ }
+  return {
+    name, dataDirectory, uid, gid, configFolder, tablespaces, walFolder,
+    version: fs.readFileSync(path.join(dataDirectory, 'PG_VERSION'), 'utf8').trim(),
+    owner: userName(uid), pid: 0, port: '', socketFolder: '', binaries: '', container: '', insideDataDirectory: '', roots: [],
+  };
+}
+
+function userName(uid: number): string {
+  const line = fs.readFileSync('/etc/passwd', 'utf8').split('\n').find((one) => one.split(':')[2] === String(uid));
+  return line?.split(':')[0] ?? String(uid);
+}
+
+// Everything that belongs to a cluster: borg does not follow links, so what they lead to is named beside the data directory.
+function rootsOf(cluster: Cluster): string[] {
+  const roots = [cluster.dataDirectory, ...cluster.tablespaces.map((one) => one.location), cluster.walFolder];
+  if (cluster.configFolder) roots.push(cluster.configFolder);
+  return [...new Set(roots.filter((root) => root !== '' && fs.existsSync(root)).map((root) => fs.realpathSync(root)))];
+}
+
+/** The postmasters that run: the process whose working directory is a data directory and whose number stands in postmaster.pid. */
+function runningPostmasters(): { pid: number; folder: string }[] {
+  return processes().filter(({ pid, program }) => {
+    if (!SERVER_PROGRAMS.has(program)) return false;
+    const [own] = pidFile(`/proc/${pid}/cwd`);
+    const inside = /^NSpid:.*?(\d+)\s*$/m.exec(procFile(pid, 'status'))?.[1]; // its number as its own container counts
+    return own !== undefined && own === inside;
+  });
+}
+
+// postmaster.pid: pid, data directory, start, port, socket folder, address, shared memory, status ("ready" since 10).
+function pidFile(dataDirectory: string): string[] {
+  try {
+    return fs.readFileSync(path.join(dataDirectory, 'postmaster.pid'), 'utf8').split('\n').map((line) => line.trim());
+  } catch {
+    return [];
+  }
+}
+
+function addressOf(dataDirectory: string): { port: string; socketFolder: string } {
+  const lines = pidFile(dataDirectory);
+  return { port: lines[3] ?? '', socketFolder: lines[4] ?? '' };
+}
+
+/** Given `15/main`, a data directory or `*`, and all clusters, returns those meant. Throws Problem when there is none. */
+export function clustersNamed(what: string, all: Cluster[]): Cluster[] {
+  const here = all.filter((one) => one.container === '');
+  if (what === '*') return here.filter((one) => one.pid !== 0);
+  const one = here.find((cluster) => cluster.name === what || deviceAndInode(cluster.dataDirectory) === (what.startsWith('/') ? deviceAndInode(what) || 'none' : 'none'));
+  if (one) return [one];
+  if (what.startsWith('/') && fs.existsSync(path.join(what, 'global', 'pg_control'))) {
+    const cluster = describeCluster(what, fs.realpathSync(what), '');
+    return [{ ...cluster, roots: rootsOf(cluster) }];
+  }
+  const inContainer = all.find((cluster) => cluster.container && cluster.dataDirectory === what);
+  throw new Problem(`postgres ${what}: there is no such cluster here`, { hint: inContainer
+    ? `it runs in a container: write 'container ${inContainer.container}'`
+    : `here are: ${here.map((cluster) => cluster.name).join(', ') || 'none'}; write 'postgres 15/main' or 'postgres /its/data/directory'` });
+}
+
+/** Given a cluster, returns the part: stopped and started by what runs it now, its own unit above all. */
+export async function clusterPart(cluster: Cluster, stopSeconds: number): Promise<Omit<Part, 'group'>> {
+  const part = { name: `postgres ${cluster.name}`, kind: 'postgres' as const, wasRunning: cluster.pid !== 0, dataDirectory: cluster.dataDirectory };
+  const unit = /\/([^/\n]+\.service)$/m.exec(procFile(cluster.pid, 'cgroup'))?.[1] ?? '';
+  if (unit && hasSystemd()) {
+    const [facts] = await describeUnits([unit]);
+    if (facts?.MainPID === String(cluster.pid)) {
+      warnOfShortStop(unit, facts.TimeoutStopUSec ?? '', stopSeconds);
+      return { ...part, stop: ['systemctl', 'stop', '--', unit], start: ['systemctl', 'start', '--', unit], unit };
+    }
+  }
+  if (cluster.configFolder) {
+    const [version, name] = cluster.name.split('/') as [string, string];
+    const start = hasSystemd() ? ['systemctl', 'start', '--', `postgresql@${version}-${name}`] : ['pg_ctlcluster', version, name, 'start'];
+    return { ...part, start, stop: ['pg_ctlcluster', '--skip-systemctl-redirect', version, name, 'stop', '--mode', 'fast', '--', '-t', String(stopSeconds)] };
+  }
+  const control = [...asOwner(cluster), path.join(cluster.binaries || '/usr/lib/postgresql/bin', 'pg_ctl')];
+  const common = ['-D', configArgument(cluster), '-w', '-t', String(stopSeconds)];
+  return { ...part, stop: [...control, 'stop', '-m', 'fast', ...common], start: outlivingUs([...control, 'start', ...common, ...startArguments(cluster)]) };
+}
+
+// systemd kills what has not stopped in the unit's own time, and PostgreSQL must never be killed.
+function warnOfShortStop(unit: string, limit: string, stopSeconds: number): void {
+  const seconds = [...limit.matchAll(/([\d.]+)(h|min|s)(?=\s|$)/g)].reduce((sum, [, number, word]) => sum + Number(number) * { h: 3600, min: 60, s: 1 }[word as 'h']!, 0);
+  if (seconds > 0 && seconds < stopSeconds) warn(`${unit} is killed by systemd after ${limit}: set TimeoutStopSec=${stopSeconds} or more (systemctl edit ${unit})`);
+}
+
+/** The words that run a command as the owner of a cluster. */
+export function asOwner(cluster: Cluster): string[] {
+  return process.getuid?.() === cluster.uid ? [] : ['runuser', '-u', cluster.owner, '--'];
+}
+
+// The words the postmaster was started with: the same ones start it again.
+function words(cluster: Cluster): string[] {
+  return procFile(cluster.pid, 'cmdline').split('\0').slice(1, -1).map((word) => Buffer.from(word, 'latin1').toString());
+}
+
+function configArgument(cluster: Cluster): string {
+  const given = words(cluster);
+  const at = given.indexOf('-D');
+  return at >= 0 && given[at + 1]?.startsWith('/') ? given[at + 1]! : cluster.dataDirectory; // -D may be the folder of the configuration
+}
+
+function startArguments(cluster: Cluster): string[] {
+  const given = words(cluster);
+  const at = given.indexOf('-D');
+  const others = at >= 0 ? [...given.slice(0, at), ...given.slice(at + 2)] : given;
+  let log = '/dev/null';
+  try {
+    const target = fs.readlinkSync(`/proc/${cluster.pid}/fd/2`);
+    if (target.startsWith('/') && fs.statSync(target).isFile()) log = target;
+  } catch { /* it says nothing anywhere */ }
+  const quoted = others.map((word) => `'${word.replaceAll("'", `'\\''`)}'`).join(' ');
+  return ['-l', log, ...(quoted ? ['-o', quoted] : [])];
+}
+
+/** What a cluster does now, by its processes and its postmaster.pid. 'moving': starting or stopping. */
+export function clusterState(dataDirectory: string): State {
+  if (!isUsed(dataDirectory)) return 'stopped';
+  return /^(ready|standby)$/.test(pidFile(dataDirectory)[7] ?? '') ? 'running' : 'moving';
+}
+
+// Every PostgreSQL process, and what its archive_command started, has the data directory as its working directory, in a
+// container too. The shell of somebody else who looks around there does not count.
+function isUsed(dataDirectory: string): boolean {
+  const folder = deviceAndInode(dataDirectory);
+  if (folder === '') return false;
+  const { uid } = fs.statSync(dataDirectory);
+  return processes().some(({ pid, cwd, program }) => cwd === folder && (SERVER_PROGRAMS.has(program) || ownerOf(pid) === uid));
+}
+
+/**
+ * Whether a cluster answers on its socket or port: sends SSLRequest (PostgreSQL manual, "Message Formats"), which every server answers
+ * with one letter before it asks who we are. No user, no password, no client program needed.
+ */
+export async function clusterAnswers(dataDirectory: string): Promise<boolean> {
+  const [, , , port, sockets, address, , status] = pidFile(dataDirectory);
+  if (!/^(ready|standby)$/.test(status ?? '')) return false;
+  const postmaster = runningPostmasters().find(({ pid }) => deviceAndInode(`/proc/${pid}/cwd`) === deviceAndInode(dataDirectory));
+  if (!postmaster) return false;
+  const socket = `/proc/${postmaster.pid}/root${sockets}/.s.PGSQL.${port}`; // as the postmaster sees it: containers too
+  if (!sockets && !address) return true; // it listens nowhere; its own word has to do
+  return new Promise((resolve) => {
+    const line = sockets ? connect(socket) : connect(Number(port), address === '*' ? '127.0.0.1' : address);
+    const end = (yes: boolean) => { line.destroy(); resolve(yes); };
+    line.setTimeout(5000, () => end(false));
+    line.on('error', () => end(false));
+    line.on('close', () => end(false));
+    line.on('connect', () => line.write(Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]))); // length 8, code 80877103
+    line.on('data', () => end(true));
+  });
+}
+
+/** The state in the bytes of global/pg_control (pg_control.h, the same place since 8.x): { state, systemIdentifier }. */
+export function controlState(dataDirectory: string): { state: string; systemIdentifier: string } {
+  const bytes = fs.readFileSync(path.join(dataDirectory, 'global', 'pg_control'));
+  if (bytes.length < 20) throw new Problem(`${dataDirectory}/global/pg_control is too short: this cluster is damaged`);
+  return { state: STATES[bytes.readUInt32LE(16)] ?? `unknown (${bytes.readUInt32LE(16)})`, systemIdentifier: String(bytes.readBigUInt64LE(0)) };
+}
+
+/** Given a data directory, returns why it is not proven cold; [] = it is cold. */
+export function whyNotCold(dataDirectory: string): string[] {
+  const why = [];
+  const { state } = controlState(dataDirectory);
+  if (!state.startsWith('shut down')) why.push(`its state is "${state}"`);
+  if (fs.existsSync(path.join(dataDirectory, 'postmaster.pid'))) why.push('postmaster.pid is there');
+  if (isUsed(dataDirectory)) why.push('a PostgreSQL process still uses it');
+  return why;
+}

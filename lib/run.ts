@@ -1,0 +1,315 @@
+// The night: takeBackup() is the whole run, in the order it happens. Read it first; every step is a function of an earlier chapter.
+// Between "from here services are down" and "from here services run again" nothing may be lost: whatever fails, hangs or
+// is asked of us there, everything that was stopped is started before anything else is judged.
+import { join } from 'node:path';
+import fs from 'node:fs';
+import { Problem, answer, count, mode, named, openTranscript, pasteable, say, sayBlock, sayError, size, span, transcriptSince, warn, warnings } from './say.ts';
+import { askToStop, change, failure, goOn, listenToSignals } from './shell.ts';
+import { lastGoodRun, remember } from './history.ts';
+import type { HistoryLine } from './history.ts';
+import { checkSecretFiles } from './check.ts';
+import type { Loaded } from './check.ts';
+import type { Settings } from './settings.ts';
+import { deadlines, isInWindow, windowEnd } from './window.ts';
+import { passportOf, queryCluster } from './passport.ts';
+import { borgVersion, createCommand, readFromArchive, takePass, tryRepository } from './borg.ts';
+import type { PassResult } from './borg.ts';
+import { makePlan, serverName } from './plan.ts';
+import type { Plan } from './plan.ts';
+import { prove, proveAgain } from './proof.ts';
+import type { Proof } from './proof.ts';
+import { tell } from './tell.ts';
+import type { Outcome } from './tell.ts';
+import { closeLedger, keepLedgerIfPossible, openLedger, readLedger, servicesNow, startParts, stopParts, takeLock, undecidedParts } from './pause.ts';
+import type { Ledger } from './pause.ts';
+import { armGuard, bringBack, dismissGuard } from './guard.ts';
+import { finishRecord, listingFile, prepareRecord, writeProof } from './record.ts';
+import type { Manifest } from './record.ts';
+
+/** What a night has come to so far: filled in step by step, and told at the end whatever happened. */
+type Night = { loaded: Loaded; script: string; line: HistoryLine; ledger: Ledger | null; down: string[]; guardPid: number };
+
+/** `node backup.js`: take the backup. Returns the exit code (contract: 0 good, 1 with warnings, 2 failed, 3 something is down, 75 not now, 128+n). */
+export async function takeBackup(loaded: Loaded, script: string): Promise<number> {
+  const { settings } = loaded;
+  if (mode.dryRun) return showPlan(settings);
+  checkSecretFiles(settings);
+  listenToSignals();
+  fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
+  const lock = takeLock(settings.stateFolder, 2);
+  if (lock === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
+  await bringBackLeftovers(settings);
+  if (!mode.now && !isInWindow(settings.window, new Date())) {
+    const { from, until, timeZone } = settings.window!;
+    throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
+  }
+  const night = beginNight(loaded, script);
+  await tell(settings, messageOf(night, 'start', ''));
+  try {
+    await runTheNight(night);
+  } catch (error) {
+    return await endNight(night, error);
+  }
+  return endNight(night, null);
+}
+
+/** The story. Throws Problem when there is no new good backup; night.down tells what is not running then. */
+async function runTheNight(night: Night): Promise<void> {
+  const { settings } = night.loaded;
+  if (settings.before.length > 0) await runBefore(settings);
+  const plan = await makePlan(settings, new Date(night.line.startedAt));
+  night.line.archive = plan.archive;
+  await tryEverything(settings, plan);
+  const passport = await passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path));
+  const manifest = prepareRecord(night.loaded, night.script, plan, passport);
+  if (settings.warmPass) await warmPass(night, plan);
+
+  const { deadlineAt, beginStartAt } = deadlines(settings, new Date(), mode.now, lastGoodRun(settings.stateFolder)?.startSeconds ?? 0);
+  if (beginStartAt.getTime() - Date.now() < 10_000 && deadlineAt.getTime() - Date.now() < settings.maxDowntimeMinutes * 60_000) {
+    throw new Problem('the window is all but over: nothing was stopped', { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
+  }
+  if (plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
+  night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
+    deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: night.line.startedAt });
+  const alarm = setTimeout(() => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2), beginStartAt.getTime() - Date.now());
+  await checkpointAll(plan);
+  goOn();
+  let trouble: unknown = null, copied: { cold: PassResult; first: Proof; second: Proof; manifestText: string } | null = null;
+  try {
+    // From here services are down.
+    await stopParts(plan.parts, night.ledger, settings.stateFolder);
+    copied = await copyCold(night, plan, manifest);
+  } catch (error) {
+    trouble = error;
+  }
+  clearTimeout(alarm);
+  night.down = await startEverything(night);
+  // From here services run again.
+  if (trouble) throw trouble;
+  if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
+  await proveTheArchive(night, plan, copied!);
+}
+
+/** While everything is stopped: prove, write the record, copy, prove again. Throws Problem when the copy is not proven. */
+async function copyCold(night: Night, plan: Plan, manifest: Manifest): Promise<{ cold: PassResult; first: Proof; second: Proof; manifestText: string }> {
+  const { settings } = night.loaded;
+  const before = listingFile(settings.stateFolder), after = join(settings.stateFolder, 'listing-after');
+  const first = await prove(plan, before);
+  const manifestText = finishRecord(settings.stateFolder, { ...manifest, proof: first });
+  const cold = await takePass(settings, coldCommand(settings, plan, first), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
+  night.line.cold = passFacts(cold);
+  const second = await proveAgain(plan, first, before, after);
+  judgePass(plan, cold);
+  fs.rmSync(after, { force: true });
+  return { cold, first, second, manifestText };
+}
+
+async function runBefore(settings: Settings): Promise<void> {
+  const done = await change(settings.before, { seconds: 600 });
+  if (done.code !== 0) throw failure('the `before` command failed', done);
+}
+
+/** Everything that can fail is tried while everything still runs. Throws Problem: nothing was stopped. */
+async function tryEverything(settings: Settings, plan: Plan): Promise<void> {
+  const version = await borgVersion();
+  const { encryption } = await tryRepository(settings);
+  const { bavail, bsize } = fs.statfsSync ? fs.statfsSync(settings.stateFolder) : { bavail: Infinity, bsize: 1 }; // since Node 18.15
+  const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
+  if (bavail * bsize < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(bavail * bsize)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });
+  say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (borg ${version}, ${encryption})`);
+}
+
+/** The warm pass puts the bulk on storage while everything runs. Throws Problem when it fails, or is not through when the window ends. */
+async function warmPass(night: Night, plan: Plan): Promise<void> {
+  const { settings } = night.loaded;
+  await checkpointAll(plan); // or the changes are still in memory and all of them are left for the cold pass
+  const end = mode.now ? null : windowEnd(settings.window, new Date());
+  const warm = await takePass(settings, warmCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
+    expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: end ? (end.getTime() - Date.now()) / 1000 : undefined });
+  night.line.warm = passFacts(warm); // files that changed or went are no matter here: the cold pass decides
+  say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
+}
+
+const rootPaths = (plan: Plan) => plan.roots.map((root) => root.path);
+const wholePaths = (plan: Plan) => plan.clusters.flatMap((cluster) => cluster.roots);
+
+function warmCommand(settings: Settings, plan: Plan): string[] {
+  return createCommand(settings, { archive: `${plan.archive}-warm.checkpoint`, roots: rootPaths(plan), whole: wholePaths(plan), comment: { format: 1, kind: 'warm' }, cold: false });
+}
+
+function coldCommand(settings: Settings, plan: Plan, proof: Proof | null): string[] {
+  const clusters = plan.clusters.map(({ name, version }) => ({ name, version }));
+  const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20), files: proof?.files, listing: proof?.listingSha256 };
+  return createCommand(settings, { archive: plan.archive, roots: [...rootPaths(plan), 'record'], whole: wholePaths(plan), comment, cold: true });
+}
+
+function proofCommand(settings: Settings, plan: Plan, comment: object): string[] {
+  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record'], whole: [], comment: { format: 1, kind: 'proof', ...comment }, cold: true });
+}
+
+/** CHECKPOINT in every running cluster that will be stopped: what it writes now it need not write while everything waits. */
+async function checkpointAll(plan: Plan): Promise<void> {
+  await Promise.all(plan.clusters.filter((cluster) => cluster.pid !== 0).map(async (cluster) => {
+    const { code, said } = await queryCluster(cluster, 'postgres', 'CHECKPOINT', 1800);
+    if (code !== 0) warn(`no CHECKPOINT in ${named(cluster.name)}, so its stop takes longer: ${said.trim().split('\n').pop() ?? ''}`);
+  }));
+}
+
+// What borg itself noticed while it read. A file below a stopped part that it could not read, or saw changing, is no backup.
+function judgePass(plan: Plan, { changed, unread, complaints }: PassResult): void {
+  const isCold = (file: string) => plan.cold.some((root) => file === root || file.startsWith(`${root}/`));
+  const broken = [...changed, ...unread].filter(isCold);
+  const lost = plan.roots.find((root) => unread.includes(root.path));
+  if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`, { said: complaints.slice(-5).join('\n') });
+  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`, { said: complaints.slice(-5).join('\n') });
+  for (const file of unread) warn(`not in the archive, borg could not read it: ${named(file)}`);
+  for (const file of changed) warn(`changed while it was copied: ${named(file)}`);
+}
+
+/** Start everything again, whatever has happened. Returns what is still down. Never throws: an unforeseen error is told, and counts as down. */
+async function startEverything(night: Night): Promise<string[]> {
+  const { stateFolder } = night.loaded.settings, ledger = night.ledger!;
+  const began = Date.now();
+  let down: string[];
+  try {
+    down = await startParts(ledger, stateFolder);
+  } catch (error) {
+    sayError(error);
+    down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
+  }
+  const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? new Date().toISOString()));
+  night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
+  night.line.startSeconds = (Date.now() - began) / 1000;
+  night.line.parts = ledger.parts.map((part, index) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt, downSeconds: (running[index]! - asked[index]!) / 1000 }));
+  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
+  else {
+    ledger.reported = down.length > 0 ? 'down' : 'failed'; // by us, at the end; the guard goes on from the ledger
+    keepLedgerIfPossible(stateFolder, ledger);
+  }
+  return down;
+}
+
+/** Read the record back out of the archive, compare, and only then write the archive that says it is good. */
+async function proveTheArchive(night: Night, plan: Plan, { cold, first, second, manifestText }: { cold: PassResult; first: Proof; second: Proof; manifestText: string }): Promise<void> {
+  const { settings } = night.loaded;
+  const back = await readFromArchive(settings, plan.archive, 'record/manifest.json');
+  if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
+  const line = finishedLine(night, null);
+  const facts = { archive: plan.archive, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
+  const folder = writeProof(settings.stateFolder, { format: 1, ...facts, before: first, after: second }, line);
+  await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', expectedBytes: 0, seconds: 3600 });
+}
+
+function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }: PassResult): HistoryLine['cold'] {
+  return { files, originalBytes, compressedBytes, deduplicatedBytes, seconds };
+}
+
+// ---- around the story: leftovers, the history line, messages, the summary, the dry run ----
+
+async function bringBackLeftovers(settings: Settings): Promise<void> {
+  const left = readLedger(settings.stateFolder);
+  if (!left) return;
+  const down = await bringBack(settings.stateFolder, left, 'this run', settings);
+  if (down.length > 0) throw new Problem(`left stopped by the run of ${left.startedAt} and still not running: ${down.join(', ')}`, { exitCode: 3, hint: 'mend it first; then run `node backup.js recover`' });
+}
+
+function beginNight(loaded: Loaded, script: string): Night {
+  const startedAt = new Date().toISOString(), { stateFolder } = loaded.settings;
+  openTranscript(join(stateFolder, 'log'), startedAt.slice(0, 19));
+  const line: HistoryLine = { kind: 'run', startedAt, endedAt: '', outcome: 'failed', exitCode: 2, server: serverName(loaded.settings), archive: '', downSeconds: 0, startSeconds: 0,
+    parts: [], warm: null, cold: null, snapshot: '', warnings: [], error: '' };
+  return { loaded, script, line, ledger: null, down: [], guardPid: 0 };
+}
+
+function finishedLine(night: Night, error: unknown): HistoryLine {
+  const asked = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
+  const exitCode = night.down.length > 0 ? 3 : error ? asked : warnings.length > 0 ? 1 : 0;
+  const outcome = night.down.length > 0 ? 'down' : error ? 'failed' : warnings.length > 0 ? 'warning' : 'good';
+  return { ...night.line, endedAt: new Date().toISOString(), outcome, exitCode, warnings: [...warnings], error: error instanceof Error ? error.message : '' };
+}
+
+/** Tell how it ended: error block, history, messages, summary. Returns the exit code. */
+async function endNight(night: Night, error: unknown): Promise<number> {
+  const { settings } = night.loaded;
+  if (night.ledger?.parts.length === 0) closeLedger(settings.stateFolder);
+  const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
+  if (error) sayError(error, services);
+  let line = finishedLine(night, error);
+  try {
+    remember(settings.stateFolder, line);
+  } catch (trouble: any) {
+    warn(`the history cannot be written: ${trouble.message}`);
+  }
+  const outcome = line.outcome;
+  await tell(settings, messageOf({ ...night, line }, outcome, services));
+  line = finishedLine(night, error); // a messenger that failed is a warning, too
+  if (night.guardPid && !readLedgerQuietly(settings.stateFolder)) dismissGuard(night.guardPid, settings.stateFolder);
+  sayBlock(summary(line, services));
+  if (mode.json) answer(JSON.stringify(line));
+  return line.exitCode;
+}
+
+function readLedgerQuietly(stateFolder: string): Ledger | null {
+  try {
+    return readLedger(stateFolder);
+  } catch {
+    return null;
+  }
+}
+
+function messageOf(night: Night, outcome: Outcome['outcome'], services: string): Outcome {
+  const { line } = night;
+  const words = { start: 'the backup begins', good: `good backup, down ${span(line.downSeconds)}`, warning: `backup with ${count(line.warnings.length, 'warning')}, down ${span(line.downSeconds)}`,
+    failed: `NO new backup: ${line.error}`, down: `SERVICES NOT RUNNING: ${night.down.join(', ')}` };
+  return { server: line.server, outcome, subject: `${outcome}: ${line.server}: ${words[outcome]}`, body: outcome === 'start' ? '' : summary(line, services), logTail: transcriptSince(0, 100_000), line };
+}
+
+/** The last block of a run. */
+function summary(line: HistoryLine, services: string): string {
+  const parts = line.parts.map((part) => `${part.name} ${span(part.downSeconds)}`).join(', ');
+  const pass = (what: HistoryLine['cold']) => (what ? `${size(what.originalBytes)} in ${count(what.files, 'file')} read, ${size(what.deduplicatedBytes)} new and stored, ${span(what.seconds)}` : 'none');
+  const took = (Date.parse(line.endedAt) - Date.parse(line.startedAt)) / 1000;
+  return [
+    '',
+    `${line.outcome}: ${line.exitCode < 2 ? `${line.archive} is proven` : line.error}`,
+    `  down      ${span(line.downSeconds)}${parts ? `  (${parts})` : ''}`,
+    `  services  ${services}`,
+    `  warm      ${pass(line.warm)}`,
+    `  cold      ${pass(line.cold)}`,
+    `  took      ${span(took)}`,
+    ...(line.warnings.length > 0 ? ['  warnings', ...line.warnings.map((one) => `    ${one}`)] : ['  warnings  none']),
+  ].join('\n');
+}
+
+/** `--dry-run`: the plan the real run would have, and every command in order. Writes nothing anywhere. Returns 0, or 1 with warnings. */
+async function showPlan(settings: Settings): Promise<number> {
+  const plan = await makePlan(settings, new Date());
+  const commands = commandsOf(settings, plan);
+  if (mode.json) answer(JSON.stringify({ ...plan, commands, warnings }, null, 1));
+  else {
+    const stopped = plan.parts.map((part) => `  ${part.name}${part.wasRunning ? '' : '   (not running: stays as it is)'}`);
+    answer([`archive ${plan.archive}`, `repository ${plan.repository}`, 'stop, in this order:', ...(stopped.length > 0 ? stopped : ['  nothing']), 'save:',
+      ...plan.roots.map((root) => `  ${named(root.path)}   (${root.why})`), 'commands, in this order:', ...commands.map(({ step, argv }) => `  ${step.padEnd(10)} ${pasteable(argv)}`),
+      'dry run: nothing above was executed, nothing was written'].join('\n'));
+  }
+  const left = readLedger(settings.stateFolder);
+  if (left) say(`the run of ${left.startedAt} left something stopped: a real run starts that first`);
+  return warnings.length > 0 ? 1 : 0;
+}
+
+/** Every command of a run that changes something anywhere, in order. */
+function commandsOf(settings: Settings, plan: Plan): { step: string; argv: string[] }[] {
+  const running = plan.parts.filter((part) => part.wasRunning);
+  const checkpoints = plan.clusters.filter((cluster) => cluster.pid !== 0).map((cluster) => ({ step: 'checkpoint', argv: ['psql', '-h', cluster.socketFolder, '-p', cluster.port, '-c', 'CHECKPOINT'] }));
+  return [
+    ...(settings.before.length > 0 ? [{ step: 'before', argv: settings.before }] : []),
+    { step: 'try', argv: ['borg', 'info', '--json'] },
+    ...(settings.warmPass ? [...checkpoints, { step: 'warm', argv: warmCommand(settings, plan) }] : []),
+    ...checkpoints,
+    ...running.map((part) => ({ step: 'stop', argv: part.stop })),
+    { step: 'cold', argv: coldCommand(settings, plan, null) },
+    ...[...running].reverse().map((part) => ({ step: 'start', argv: part.start })),
+    { step: 'read back', argv: ['borg', 'extract', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
+    { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }) },
+  ];
+}

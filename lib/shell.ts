@@ -1,0 +1,205 @@
+// Running other programs through zx, safely under root's cron: no standard input (zx would leave a socket there, and bash
+// reads ~/.bashrc when it finds one), an own process group, bounded memory, an own time limit, C locale.
+// Two verbs: look() never changes anything on the machine; change() does, is always printed, and never happens in a dry run.
+// Signals, and the hour by which everything must run again, end the programs that may be ended, never this script itself.
+import fs from 'node:fs';
+import { constants } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { $ } from 'zx/core';
+import { Problem, lastLines, mode, pasteable, say, sayMore, transcriptNow, transcriptSince } from './say.ts';
+
+/** How a program ended. code: its exit code, 128+n for signal n, 127 when it is not installed; out: stdout; said: what it complained of. */
+export type Done = { argv: string[]; code: number; out: string; said: string; timedOut: boolean };
+
+export type RunOptions = {
+  seconds?: number; // own time limit; then `ladder`
+  env?: Record<string, string>; // added to the environment
+  cwd?: string;
+  stdin?: number; // a file to read; nothing otherwise
+  stdout?: number; // a file to write to
+  keepBytes?: number; // of stdout; the oldest is forgotten
+  onLine?: (line: string) => void; // each line of stdout
+  onErrorLine?: (line: string) => void; // each line of stderr
+  toTranscript?: boolean; // output goes straight to the transcript: a daemon that keeps it open does not keep us waiting
+  ladder?: NodeJS.Signals[]; // how to end it, a few seconds apart
+  unlimited?: boolean; // never ended by us: not by the time limit, not by a signal, not by the deadline
+};
+
+/** A list that forgets its oldest pieces beyond a limit: however much a program prints, our memory stays small. */
+class Tail extends Array<Buffer> {
+  bytes = 0;
+  limit = 64 * 1024;
+  override push(piece: Buffer): number {
+    this.bytes += piece.length;
+    while (this.length > 0 && this.bytes > this.limit) this.bytes -= this.shift()!.length;
+    return super.push(piece);
+  }
+}
+
+function tail(limit: number): Tail {
+  const list = new Tail();
+  list.limit = limit;
+  return list;
+}
+
+const STEP_OF_LADDER_MS = 3_000;
+const LONGEST_LINE = 64 * 1024;
+const enders = new Set<() => void>(); // one for each running program that may be ended
+let asked: { why: string; exitCode: number; hint?: string } | null = null; // somebody asked us to stop: a signal, the deadline
+let shielded = false; // while things are started again nothing is given up, whatever anybody asks
+
+/** Ask the night to end early: programs that may be ended are, then everything is started again. The first one who asks counts. */
+export function askToStop(why: string, exitCode: number, hint?: string): void {
+  if (asked || shielded) return say(`${why}: everything is being started again, please wait`);
+  asked = { why, exitCode, hint };
+  say(`${why}: ending what is under way, then starting everything again`);
+  for (const end of enders) end();
+}
+
+/** Who asked to stop, if anybody: { why, exitCode }. */
+export function askedToStop(): { why: string; exitCode: number; hint?: string } | null {
+  return asked;
+}
+
+/** Throws when somebody asked to stop and services are not being started just now. Called between steps and in every wait. */
+export function goOn(): void {
+  if (asked && !shielded) throw new Problem(asked.why, { exitCode: asked.exitCode, hint: asked.hint });
+}
+
+/** From here on nothing is given up any more: services are coming back. */
+export function shield(on: boolean): void {
+  shielded = on;
+}
+
+/** A signal is a request, not the end: whatever was stopped is started first. A closed terminal must not kill us either. */
+export function listenToSignals(): void {
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+    process.on(signal, () => askToStop(`ended by ${signal}`, 128 + constants.signals[signal]));
+  }
+  for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
+}
+
+/** Wait in short steps until `condition` says yes. Returns false when `seconds` are over. Throws when asked to stop. */
+export async function waitUntil(seconds: number, condition: () => Promise<boolean> | boolean, stepMs = 100): Promise<boolean> {
+  const end = Date.now() + seconds * 1000;
+  for (;;) {
+    if (await condition()) return true;
+    goOn();
+    if (Date.now() >= end) return false;
+    await sleep(Math.min(stepMs, Math.max(1, end - Date.now())));
+    stepMs = Math.min(1000, stepMs * 1.2);
+  }
+}
+
+// cron gives root only /usr/bin:/bin; Docker, sshd and PostgreSQL's wrappers may be elsewhere.
+function environment(extra: Record<string, string>): Record<string, string> {
+  const path = `${process.env.PATH ?? ''}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`.replace(/^:/, '');
+  const own = Object.entries(process.env).filter(([name, value]) => value !== undefined && !/^(BORG_|COLD_BACKUP_|ZX_|PG|LC_|LANGUAGE)/.test(name));
+  return { ...Object.fromEntries(own), PATH: path, LC_ALL: 'C', ...extra };
+}
+
+/** Send a signal to a program and everything it started. */
+export function signalGroup(group: number, signal: NodeJS.Signals): void {
+  try {
+    process.kill(-group, signal);
+  } catch { /* it has ended already */ }
+}
+
+/** Run one program to its end. Never throws for what the program does; callers judge `code`. */
+async function run(argv: string[], options: RunOptions): Promise<Done> {
+  if (!options.unlimited) goOn();
+  const ends = transcriptNow();
+  const toFile = options.toTranscript ? (ends.fd ?? 'ignore') : 'pipe';
+  const stdout = tail(options.keepBytes ?? 16 * 1024 * 1024), stderr = tail(64 * 1024);
+  const child = $({
+    stdio: [options.stdin ?? 'ignore', options.stdout ?? toFile, toFile],
+    detached: true, // an own process group: Ctrl-C on the terminal reaches us, not docker or systemctl
+    nothrow: true,
+    quiet: true,
+    cwd: options.cwd,
+    env: environment(options.env ?? {}),
+    store: { stdout, stderr, stdall: tail(0) },
+  })`exec ${argv}`;
+  if (options.onLine && child.stdout) eachLine(child.stdout, options.onLine);
+  if (options.onErrorLine && child.stderr) eachLine(child.stderr, options.onErrorLine);
+  let timedOut = false;
+  const timers: NodeJS.Timeout[] = [];
+  const end = () => (options.ladder ?? ['SIGTERM', 'SIGKILL']).forEach((signal, step) => {
+    timers.push(setTimeout(() => child.pid && signalGroup(child.pid, signal), step * STEP_OF_LADDER_MS));
+  });
+  if (options.seconds && !options.unlimited) timers.push(setTimeout(() => { timedOut = true; end(); }, options.seconds * 1000));
+  if (!options.unlimited && !shielded) enders.add(end);
+  try {
+    const result = await child;
+    const code = result.signal ? 128 + constants.signals[result.signal] : result.exitCode ?? 127;
+    const said = options.toTranscript ? transcriptSince(ends.bytes, 4096) : Buffer.concat(stderr).toString();
+    return { argv, code, out: Buffer.concat(stdout).toString(), said, timedOut };
+  } finally {
+    enders.delete(end);
+    timers.forEach(clearTimeout);
+  }
+}
+
+function eachLine(stream: NodeJS.ReadableStream, onLine: (line: string) => void): void {
+  let rest = '';
+  stream.on('data', (piece: Buffer) => {
+    const lines = (rest + piece.toString()).split(/[\r\n]+/);
+    rest = lines.pop()!.slice(-LONGEST_LINE);
+    for (const line of lines) onLine(line);
+  });
+  stream.on('end', () => rest && onLine(rest));
+}
+
+/** Look at something: a command that never changes anything. Returns how it ended, never throws for it. */
+export async function look(argv: string[], options: RunOptions = {}): Promise<Done> {
+  const done = await run(argv, { seconds: 60, ...options });
+  sayMore(`looked: ${pasteable(argv)}${done.code === 0 ? '' : ` (exit code ${done.code}: ${lastLines(done.said, 1)})`}`);
+  return done;
+}
+
+/** Like look(), but the answer is needed. Given what it is for, returns stdout. Throws Problem with `hint` when it fails. */
+export async function lookFor(what: string, argv: string[], hint = '', options: RunOptions = {}): Promise<string> {
+  const done = await look(argv, options);
+  if (done.code !== 0) throw failure(what, done, hint);
+  return done.out;
+}
+
+/** Change something: printed, then done. Returns how it ended. The only place that reads dryRun: a dry run never comes here. */
+export async function change(argv: string[], options: RunOptions = {}): Promise<Done> {
+  if (mode.dryRun) throw new Error(`a dry run was about to change something: ${pasteable(argv)}`);
+  say(`  $ ${pasteable(argv)}`);
+  return run(argv, options);
+}
+
+/** A Problem out of a program that failed: what could not be done, the command, its last words. */
+export function failure(what: string, done: Done, hint = ''): Problem {
+  const how = done.timedOut ? 'no end within its time' : done.code === 127 ? 'not installed?' : `exit code ${done.code}`;
+  return new Problem(`${what} (${how})`, { ran: done.argv, said: done.said || done.out, ...(hint ? { hint } : {}) });
+}
+
+/** Whether this host is run by systemd (sd_booted(3)). */
+export function hasSystemd(): boolean {
+  return fs.existsSync('/run/systemd/system');
+}
+
+/** Under systemd, a command that leaves a process behind gets a scope of its own: what a timer's unit started is killed when the unit ends. */
+export function outlivingUs(argv: string[]): string[] {
+  return hasSystemd() && process.getuid?.() === 0 ? ['systemd-run', '--scope', '--quiet', '--collect', '--', ...argv] : argv;
+}
+
+/** Write a file so that it is whole or absent, whatever happens, a power cut included. Given mode 0600 unless told. */
+export function writeDurably(file: string, text: string, fileMode = 0o600): void {
+  const draft = `${file}.new`;
+  fs.rmSync(draft, { force: true });
+  const fd = fs.openSync(draft, 'wx', fileMode); // wx: never through a link that somebody else laid there
+  try {
+    fs.writeFileSync(fd, text);
+    fs.fsyncSync(fd);
+  } finally {
+    fs.closeSync(fd);
+  }
+  fs.renameSync(draft, file);
+  const folder = fs.openSync(file.replace(/\/[^/]*$/, '') || '/', 'r');
+  fs.fsyncSync(folder);
+  fs.closeSync(folder);
+}

@@ -1,0 +1,24 @@
+// Is there a good recent backup? Answers from the state folder alone, so it works without the network; a monitoring plugin, too.
+// Only reads.
+import { answer, mode, span } from './say.ts';
+import type { Settings } from './settings.ts';
+import { readHistory } from './history.ts';
+import { serverName } from './plan.ts';
+import { readLedger } from './pause.ts';
+
+/** `status`: prints one line (or JSON). Returns 0 good, 1 with a warning, 2 nothing recent enough or something is left stopped. */
+export function status(settings: Settings): number {
+  const runs = readHistory(settings.stateFolder).filter((line) => line.kind === 'run');
+  const good = runs.filter((line) => /^(good|warning)$/.test(line.outcome)).pop(), last = runs[runs.length - 1];
+  const ageHours = good ? (Date.now() - Date.parse(good.endedAt)) / 3_600_000 : null;
+  const left = readLedger(settings.stateFolder);
+  const isRecent = ageHours !== null && ageHours <= settings.maxAgeHours;
+  const outcome = left ? 'down' : !isRecent ? 'failed' : last!.outcome === 'good' ? 'good' : 'warning';
+  const warnings = [...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : [])];
+  const next = left ? 'node backup.js recover' : isRecent ? '' : 'node backup.js doctor';
+  const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, drill: null, warnings, next };
+  const words = left ? `the run of ${left.startedAt} left something stopped` : good ? `${good.archive}, ${span(ageHours! * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet';
+  const mark = outcome === 'good' ? 'OK' : outcome === 'warning' ? 'WARNING' : 'CRITICAL';
+  answer(mode.json ? JSON.stringify(facts) : [`${mark}: ${facts.server}: ${words}`, ...warnings.map((one) => `  ${one}`), ...(next ? [`  next: ${next}`] : [])].join('\n'));
+  return outcome === 'good' ? 0 : outcome === 'warning' ? 1 : 2;
+}

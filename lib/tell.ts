@@ -1,0 +1,160 @@
+// Telling people and machines how a night went: a ping (as healthchecks.io and its like take it), a command, a file for Prometheus.
+// Decides nothing. Changes the metrics file, and whatever the settings' own command does. A messenger that fails is a
+// warning and never an error: the night is over by then. What is secret in an address (its path) is never printed.
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { createHash } from 'node:crypto';
+import { lastLines, warn } from './say.ts';
+import { change } from './shell.ts';
+import { lastGoodRun } from './history.ts';
+import type { Settings } from './settings.ts';
+
+/** One message. The subject begins with outcome and server; body: the summary; logTail: the transcript's end; line: the history line. */
+export type Outcome = {
+  server: string;
+  outcome: 'start' | 'good' | 'warning' | 'failed' | 'down';
+  subject: string;
+  body: string;
+  logTail: string;
+  line: Record<string, unknown>;
+};
+
+const PING_BYTES = 10_000; // self-hosted healthchecks keep no more of a ping's body (PING_BODY_LIMIT)
+const SUMMARY_BYTES = 3_000;
+const PING_TIMEOUT_MS = 10_000;
+const COMMAND_SECONDS = 60;
+
+/**
+ * Given the settings and a message, sends it by every messenger that is set, all at the same time: the slowest one decides how
+ * long it takes, at most a minute. At the start of a run only the ping is sent. Never throws: who could not be told is a warning.
+ */
+export async function tell(settings: Settings, what: Outcome): Promise<void> {
+  const { ping, command, metrics } = settings.tell, isEnd = what.outcome !== 'start';
+  await Promise.all([
+    ping && attempt(`tell.ping (${hostOf(ping)})`, () => sendPing(settings, what)),
+    isEnd && command.length > 0 && attempt('tell.command', () => runMessenger(settings, what)),
+    isEnd && metrics && attempt('tell.metrics', async () => writeMetrics(settings, what)),
+  ]);
+}
+
+/** messenger() throws an Error whose message may be printed. */
+async function attempt(name: string, messenger: () => Promise<void>): Promise<void> {
+  try {
+    await messenger();
+  } catch (error: any) {
+    warn(`${name} did not work: ${error.message}`);
+  }
+}
+
+function hostOf(ping: string): string {
+  return /^https?:\/\/[^/?#]*/.exec(ping)?.[0] ?? 'no address';
+}
+
+async function sendPing(settings: Settings, what: Outcome): Promise<void> {
+  const address = pingAddress(settings.tell.ping, what), summary = cut(`${what.subject}\n\n${what.body}`, SUMMARY_BYTES);
+  const withLog = 'sendLog' in settings.tell && settings.tell.sendLog === true && what.outcome !== 'start';
+  const body = withLog ? `${summary}\n\n${cutFront(what.logTail, PING_BYTES - Buffer.byteLength(summary) - 2)}` : summary;
+  const trouble = await post(address, body);
+  const again = trouble && await post(address, body); // once more: a lost packet is no reason to wake somebody
+  if (again) throw new Error(again);
+}
+
+/** The address for this outcome. `rid` pairs the end of a run with its start, also when the guard tells the end in the run's place. */
+function pingAddress(ping: string, { outcome, server, line }: Outcome): URL {
+  const address = new URL(ping), end = { start: '/start', good: '', warning: '', failed: '/fail', down: '/fail' }[outcome];
+  const sum = createHash('sha256').update(`${server} ${line.kind} ${line.startedAt}`).digest('hex');
+  const id = sum.replace(/^(.{8})(.{4}).(.{3}).(.{3})(.{12}).*/, '$1-$2-5$3-8$4-$5'); // in the form of a UUID
+  if (end) address.pathname = address.pathname.replace(/\/$/, '') + end;
+  address.search = `${address.search ? `${address.search}&` : '?'}rid=${id}`;
+  return address;
+}
+
+/** Returns '' when the other side took it, otherwise why not. fetch()'s own messages are not used: they may hold the whole address. */
+async function post(address: URL, body: string): Promise<string> {
+  try {
+    const response = await fetch(address, { method: 'POST', body, headers: { 'Content-Type': 'text/plain; charset=utf-8' }, signal: AbortSignal.timeout(PING_TIMEOUT_MS) });
+    await response.body?.cancel();
+    return response.ok ? '' : `it answered ${response.status}`;
+  } catch (error: any) {
+    return error.name === 'TimeoutError' ? `no answer within ${PING_TIMEOUT_MS / 1000} s` : String(error.cause?.code ?? error.name);
+  }
+}
+
+function cut(text: string, bytes: number): string {
+  return Buffer.from(text).subarray(0, bytes).toString().replace(/\ufffd$/, '');
+}
+
+function cutFront(text: string, bytes: number): string {
+  return Buffer.from(text).subarray(-bytes).toString().replace(/^\ufffd+/, '');
+}
+
+async function runMessenger(settings: Settings, what: Outcome): Promise<void> {
+  const env = { COLD_BACKUP_OUTCOME: what.outcome, COLD_BACKUP_SERVER: what.server, COLD_BACKUP_SUBJECT: what.subject };
+  const stdin = fileToRead(`${what.body}\n`, settings.stateFolder);
+  try {
+    // timeout(1) and not our own limit: after a signal we end no program and begin none, but this one must still be run.
+    const done = await change(['timeout', '-k', '5', String(COMMAND_SECONDS), ...settings.tell.command], { env, stdin, unlimited: true });
+    if (done.code === 124 || done.code === 137) throw new Error(`no end within ${COMMAND_SECONDS} s`);
+    if (done.code !== 0) throw new Error(`exit code ${done.code}${done.said || done.out ? `: ${lastLines(done.said || done.out, 1)}` : ''}`);
+  } finally {
+    if (stdin !== undefined) fs.closeSync(stdin);
+  }
+}
+
+/** A descriptor from which the text can be read, of a file that has no name any more. undefined: no disk has room, the subject must do. */
+function fileToRead(text: string, stateFolder: string): number | undefined {
+  for (const folder of [stateFolder, os.tmpdir(), '/dev/shm']) { // a full disk is just what somebody has to be told of
+    try {
+      const own = fs.mkdtempSync(path.join(folder, 'message-')), file = path.join(own, 'body');
+      try {
+        fs.writeFileSync(file, text, { mode: 0o600 });
+        return fs.openSync(file, 'r');
+      } finally {
+        fs.rmSync(own, { recursive: true, force: true });
+      }
+    } catch { /* the next one */ }
+  }
+  return undefined;
+}
+
+function writeMetrics(settings: Settings, what: Outcome): void {
+  if (what.line.kind === 'drill') return; // these are about runs
+  const file = settings.tell.metrics, draft = `${file}.new`, text = metricsText(what, lastSuccess(settings, what));
+  fs.rmSync(draft, { force: true });
+  const fd = fs.openSync(draft, 'wx', 0o644);
+  try {
+    fs.writeFileSync(fd, text);
+    fs.fchmodSync(fd, 0o644); // whatever our umask is: node_exporter is not root
+  } finally {
+    fs.closeSync(fd);
+  }
+  fs.renameSync(draft, file);
+}
+
+const seconds = (time: unknown) => Math.round(Date.parse(String(time)) / 1000) || 0;
+
+/** When the last good run ended, in seconds since 1970: this one, or what the metrics file or the history remembers; 0 for never. */
+function lastSuccess({ tell: { metrics }, stateFolder }: Settings, { outcome, line }: Outcome): number {
+  if (outcome === 'good' || outcome === 'warning') return seconds(line.endedAt);
+  const old = fs.existsSync(metrics) ? fs.readFileSync(metrics, 'utf8') : '';
+  const told = Number(/^cold_backup_last_success_timestamp_seconds\{.*\} (\d+)$/m.exec(old)?.[1] ?? 0);
+  return Math.max(told, seconds(lastGoodRun(stateFolder)?.endedAt));
+}
+
+function metricsText({ server, outcome, line }: Outcome, success: number): string {
+  const number = (value: unknown) => (typeof value === 'number' && Number.isFinite(value) ? value : 0);
+  const stored = (pass: unknown) => (typeof pass === 'object' && pass !== null && 'deduplicatedBytes' in pass ? number(pass.deduplicatedBytes) : 0);
+  const down = Array.isArray(line.parts) ? line.parts.filter((part) => part.runningAt === null).length : 0;
+  const gauges: [string, string, number][] = [
+    ['last_run_timestamp_seconds', 'When the last run ended.', seconds(line.endedAt)],
+    ['last_success_timestamp_seconds', 'When the last run with a proven archive ended; 0: never.', success],
+    ['last_exit_code', 'Exit code of the last run: 0 good, 1 with warnings, 2 failed, 3 something is down.', number(line.exitCode)],
+    ['down_seconds', 'How long services were down in the last run.', number(line.downSeconds)],
+    ['duration_seconds', 'How long the last run took.', Math.max(0, seconds(line.endedAt) - seconds(line.startedAt))],
+    ['stored_bytes', 'What the last run added to the repository.', stored(line.warm) + stored(line.cold)],
+    ['services_down', 'How many parts the last run could not start again.', outcome === 'down' ? Math.max(1, down) : 0],
+  ];
+  const label = server.replace(/\\/g, '\\\\').replace(/"/g, '\\"').replace(/\n/g, '\\n');
+  return gauges.map(([name, help, value]) => `# HELP cold_backup_${name} ${help}\n# TYPE cold_backup_${name} gauge\ncold_backup_${name}{server="${label}"} ${value}\n`).join('');
+}

@@ -1,0 +1,88 @@
+// systemd units: find, describe, stop, start, and see what they really do.
+// systemctl's exit codes prove nothing (it answers 0 after a SIGKILL), so the state is read again and again.
+import { lookFor, look, hasSystemd } from './shell.ts';
+import { Problem } from './say.ts';
+
+/** What a part does at this moment. 'moving': on its way up or down. */
+export type State = 'running' | 'stopped' | 'moving';
+
+/** Something that is stopped for the night: plain data, so that it can be printed, kept on disk, and started by anybody from there. */
+export type Part = {
+  name: string; // as in the settings: 'service nginx', 'container shop-db', 'postgres 15/main'
+  kind: 'service' | 'container' | 'postgres' | 'command';
+  group: number; // parts of one group are stopped and started together
+  wasRunning: boolean;
+  stop: string[];
+  start: string[];
+  running?: string[]; // own command: exit code 0 = it runs
+  unit?: string;
+  container?: string;
+  database?: string; // the database program in the container, '' = none
+  healthy?: boolean; // the container's health check was content before
+  dataDirectory?: string; // of a PostgreSQL cluster, also of one in a container; as this host sees it
+  stopSeconds?: number; // a container is killed by Docker after that
+};
+
+const FACTS = 'Id,LoadState,ActiveState,SubState,UnitFileState,Type,BusName,Result,MainPID,TriggeredBy,TimeoutStopUSec,FragmentPath';
+
+/** Given unit names, returns the facts systemd knows of each (systemctl(1) show, properties of org.freedesktop.systemd1(5)), in order. */
+export async function describeUnits(units: string[]): Promise<Record<string, string>[]> {
+  if (units.length === 0) return [];
+  const text = await lookFor('systemd does not answer', ['systemctl', 'show', `--property=${FACTS}`, '--', ...units]);
+  return text.trimEnd().split('\n\n').map((block) => Object.fromEntries(block.split('\n').map((line) => {
+    const at = line.indexOf('=');
+    return [line.slice(0, at), line.slice(at + 1)];
+  })));
+}
+
+/** Given `nginx` of 'service nginx', returns the part. Throws Problem when there is no such unit. */
+export async function unitPart(unit: string): Promise<Omit<Part, 'group'>> {
+  if (!hasSystemd()) {
+    throw new Problem(`service ${unit}: this machine is not run by systemd`, { hint: 'use { name, running, stop, start } with your own commands' });
+  }
+  const [facts = {}] = await describeUnits([unit]);
+  if (facts.LoadState !== 'loaded') {
+    throw new Problem(`service ${unit}: no such unit here (${facts.LoadState})`, { hint: `look at \`systemctl list-units --all '*${unit.slice(0, 5)}*'\`` });
+  }
+  return {
+    name: `service ${unit}`,
+    kind: 'service',
+    wasRunning: stateOf(facts) === 'running',
+    stop: ['systemctl', 'stop', '--', facts.Id!],
+    start: ['systemctl', 'start', '--', facts.Id!],
+    unit: facts.Id!,
+  };
+}
+
+function stateOf(facts: Record<string, string>): State {
+  if (facts.ActiveState === 'active' || facts.ActiveState === 'reloading') return 'running';
+  return facts.ActiveState === 'inactive' || facts.ActiveState === 'failed' ? 'stopped' : 'moving';
+}
+
+/** The state of a unit now. */
+export async function unitState(unit: string): Promise<State> {
+  const { out } = await look(['systemctl', 'show', '--property=ActiveState', '--', unit]);
+  return stateOf({ ActiveState: out.trim().replace('ActiveState=', '') });
+}
+
+/** Everything active on this host: services, sockets, timers, paths and targets that were not made on the fly. */
+export async function activeUnits(): Promise<string[]> {
+  if (!hasSystemd()) return [];
+  const { out } = await look(['systemctl', 'list-units', '--state=active', '--type=service,socket,timer,path', '--plain', '--no-legend', '--full']);
+  const units = out.split('\n').map((line) => line.split(' ')[0]!).filter((unit) => unit !== '');
+  return units.filter((unit) => !/^(user@|user-runtime-dir@|run-|session-|cold-backup-guard)/.test(unit));
+}
+
+/**
+ * Given the units that were active before and are not now, returns those that did not simply end their work: helpers that
+ * D-Bus or a timer starts on demand come and go by themselves. After a reboot, what is enabled comes by itself as well.
+ */
+export async function lostUnits(before: string[], rebooted: boolean): Promise<string[]> {
+  const now = new Set(await activeUnits());
+  const gone = await describeUnits(before.filter((unit) => !now.has(unit)));
+  return gone.filter((facts) => stateOf(facts) === 'stopped' && facts.LoadState === 'loaded'
+    && !facts.FragmentPath!.startsWith('/run/systemd/transient/')
+    && !(rebooted && facts.UnitFileState !== 'disabled')
+    && !(facts.Result === 'success' && (/\.timer/.test(facts.TriggeredBy!) || (facts.BusName !== '' && facts.UnitFileState === 'static'))))
+    .map((facts) => facts.Id!);
+}

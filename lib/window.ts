@@ -1,0 +1,37 @@
+// The hours of the night: when a run may stop things, and by when everything runs again. Only reckons; changes nothing.
+import type { Settings } from './settings.ts';
+
+/** The clock of a time zone at an instant, in minutes since its midnight. */
+function minutesOfDay(at: Date, timeZone: string): number {
+  const parts = new Intl.DateTimeFormat('en-GB', { timeZone, hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }).formatToParts(at);
+  const number = (type: string) => Number(parts.find((part) => part.type === type)?.value);
+  return number('hour') * 60 + number('minute');
+}
+
+const minutesOf = (clock: string) => Number(clock.slice(0, 2)) * 60 + Number(clock.slice(3));
+
+/** Given the settings' window and an instant, returns whether it lies inside. No window = any time. A window may go over midnight. */
+export function isInWindow(window: Settings['window'], now: Date): boolean {
+  if (!window) return true;
+  const clock = minutesOfDay(now, window.timeZone), from = minutesOf(window.from), until = minutesOf(window.until);
+  return from <= until ? clock >= from && clock < until : clock >= from || clock < until;
+}
+
+/** The instant the window ends next, or null without one. Right also on the night the clocks change. */
+export function windowEnd(window: Settings['window'], now: Date): Date | null {
+  if (!window) return null;
+  const away = (at: Date) => (minutesOf(window.until) - minutesOfDay(at, window.timeZone) + 1440) % 1440;
+  const guess = new Date(Math.floor(now.getTime() / 60_000) * 60_000 + (away(now) || 1440) * 60_000);
+  const off = away(guess); // an hour too early or too late when summer time began or ended in between
+  return new Date(guess.getTime() + (off > 720 ? off - 1440 : off) * 60_000);
+}
+
+/** When everything must run again, and when we must begin to start it: the margin is learned from the last good run. */
+export function deadlines(settings: Settings, now: Date, ignoreWindow: boolean, lastStartSeconds: number): { deadlineAt: Date; beginStartAt: Date } {
+  const limit = new Date(now.getTime() + settings.maxDowntimeMinutes * 60_000);
+  const end = ignoreWindow ? null : windowEnd(settings.window, now);
+  const deadlineAt = end && end < limit ? end : limit;
+  const total = (deadlineAt.getTime() - now.getTime()) / 1000;
+  const margin = Math.min(2 * lastStartSeconds + 20, total / 3); // ending borg takes up to 10 s of it
+  return { deadlineAt, beginStartAt: new Date(deadlineAt.getTime() - margin * 1000) };
+}

@@ -1,0 +1,202 @@
+// The night as it is meant to go: a gigabyte of PostgreSQL and a tree of hostile names, two nights, and everything that
+// a person does with the result: list it, ask for its status, and bring it all back with nothing but borg.
+import './alone.ts';
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { makeDaemon, makeServer, testFolder, everythingRunsAgain } from './script.ts';
+import type { Daemon, Ended, Server } from './script.ts';
+import { startStorage } from './storage.ts';
+import type { Storage } from './storage.ts';
+import type { TestCluster } from './cluster.ts';
+import { PASSWORDS, cannotRunHere, filesWith, fingerprintOfRestored, makeHardCluster, makeHostileTree, mendLinks, treeFacts, watchCommandLines, watchMemory } from './night.ts';
+
+const STAMP = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d`;
+
+describe('a night', { skip: cannotRunHere() }, () => {
+  const folder = testFolder('night'), tree = path.join(folder, 'uploads of 2026'), link = path.join(folder, 'uploads');
+  let cluster: TestCluster, storage: Storage, server: Server, web: Daemon, rows: Record<string, string>, facts: string, notUtf8: Buffer;
+  let first: Ended, memory: number, seen: string[], archive: string;
+
+  before(async () => {
+    cluster = await makeHardCluster(path.join(folder, 'cluster'));
+    cluster.fillTo(1_050_000_000);
+    notUtf8 = makeHostileTree(tree);
+    fs.symlinkSync(tree, link);
+    web = makeDaemon(folder, 'web');
+    web.startNow();
+    storage = await startStorage(path.join(folder, 'storage'));
+    const watch = watchCommandLines();
+    server = await makeServer(path.join(folder, 'server'), 'web1', storage, { stop: [web.entry, `postgres ${cluster.dataDirectory}/`], folders: [`${link}/`] });
+    rows = cluster.fingerprint();
+    facts = treeFacts(tree);
+    const run = server.start();
+    const peak = watchMemory(run.pid);
+    first = await run.ended;
+    memory = peak();
+    seen = watch.stop();
+    archive = server.history()[0]?.archive;
+  });
+  after(() => {
+    cluster?.destroy();
+    storage?.destroy();
+  });
+
+  test('a gigabyte is saved, proven, and everything runs again', async () => {
+    assert.equal(first.code, 0, first.out + first.err);
+    assert.equal(first.err, '');
+    assert.match(archive, new RegExp(`^web1-${STAMP}$`));
+    assert.deepEqual(server.archives(), [`${archive}-warm.checkpoint`, archive, `proven-${archive}`]);
+    assert.ok(server.history()[0].cold.originalBytes > 1e9);
+    await everythingRunsAgain([web]);
+    assert.deepEqual(cluster.fingerprint(), rows);
+  });
+
+  test('the script itself needs less than 100 MB, however much it saves', () => {
+    assert.ok(memory > 10 && memory < 100, `${memory.toFixed(0)} MB`);
+  });
+
+  test('no passphrase and no role password is in any command line, message, log, plan, history or record', async () => {
+    const secrets = [...PASSWORDS, fs.readFileSync(String(server.settings.passphraseFile), 'utf8').trim()];
+    const plan = await server.run(['--dry-run', '--json', '--verbose']);
+    for (const text of [...seen, first.out, first.err, plan.out, plan.err]) for (const secret of secrets) assert.ok(!text.includes(secret), text);
+    assert.ok(seen.some((line) => line.includes('borg --log-json --progress')), 'the watcher saw borg');
+    assert.deepEqual(filesWith(server.stateFolder, secrets), []);
+  });
+
+  test('the summary is the last block, and the same words are in the transcript', () => {
+    const last = first.out.split('\n\n').pop()!;
+    assert.match(last, new RegExp(`^good: web1-${STAMP} is proven\n  down +\\d.* s  \\(web .*, postgres .*cluster/data .*\\)\n  services  all 2 are running again\n  warm +1\\.\\d GB in \\d+ files read, .* new and stored, .*\n  cold .*\n  took .*\n  warnings  none\n$`));
+    const transcript = server.lastTranscript();
+    for (const line of first.out.split('\n')) assert.ok(transcript.includes(line), line);
+    assert.doesNotMatch(first.out + first.err, /[\r\x1b]/); // no terminal, no live line
+  });
+
+  test('the archive explains itself: record/ and comment', () => {
+    const read = (file: string) => server.borg('extract', '--stdout', `::${archive}`, `record/${file}`);
+    const manifest = JSON.parse(read('manifest.json'));
+    for (const key of ['format', 'server', 'archive', 'madeAt', 'script', 'host', 'packages', 'postgres', 'containers', 'plan', 'proof']) assert.ok(key in manifest, key);
+    assert.deepEqual([manifest.format, manifest.server, manifest.archive], [1, 'web1', archive]);
+    const [pg] = manifest.postgres;
+    assert.match(pg.systemIdentifier, /^\d{15,}$/);
+    assert.match(pg.pgConfig.VERSION, /^PostgreSQL 15/);
+    assert.deepEqual(pg.databases.map((one: any) => one.name).sort(), ['postgres', 'shop', 'template0', 'template1']);
+    const shop = pg.databases.find((one: any) => one.name === 'shop');
+    assert.deepEqual([shop.provider, shop.locale, shop.extensions.map((one: any) => one.name).sort().join()], ['icu', 'es', 'hstore,pg_trgm,plpgsql']);
+    assert.equal(manifest.proof.clusters[0].state, 'shut down');
+    assert.deepEqual(manifest.plan.parts.map((part: any) => part.name), ['web', `postgres ${cluster.dataDirectory}`]);
+    assert.equal(read('backup.js'), fs.readFileSync(server.script, 'utf8'));
+    assert.equal(read('backup.settings.js'), fs.readFileSync(server.settingsFile, 'utf8'));
+    assert.match(read('RESTORE.md'), new RegExp(`^# Restore ${archive}\n`));
+    const info = JSON.parse(server.borg('info', '--json', `::${archive}`)).archives[0];
+    assert.ok(info.comment.length < 2000);
+    assert.deepEqual([JSON.parse(info.comment).kind, JSON.parse(info.comment).server], ['cold', 'web1']);
+  });
+
+  test('the listing names every file that was saved', () => {
+    const listing = execFileSync('borg', ['extract', '--stdout', `::${archive}`, 'record/listing'], { env: server.borgEnv(), maxBuffer: 1 << 28 }).toString('latin1');
+    const listed = listing.split('\0').filter((line) => line !== '').map((line) => line.split('\t').slice(7).join('\t'));
+    const stored = execFileSync('borg', ['list', '--format', '{bpath}{NUL}', `::${archive}`], { env: server.borgEnv(), maxBuffer: 1 << 28 }).toString('latin1').split('\0');
+    assert.deepEqual(listed.sort(), stored.filter((file) => file !== '' && !/^record($|\/)/.test(file)).map((file) => `/${file}`).sort());
+    assert.ok(listed.includes(`${tree}/${notUtf8.toString('latin1')}`));
+  });
+
+  test('the proven archive holds the proof and the history', () => {
+    const read = (file: string) => server.borg('extract', '--stdout', `::proven-${archive}`, `record/${file}`);
+    const proof = JSON.parse(read('proof.json'));
+    assert.equal(proof.archive, archive);
+    assert.equal(proof.before.listingSha256, proof.after.listingSha256);
+    assert.deepEqual(read('history.jsonl').trim().split('\n').map((line) => JSON.parse(line).archive), [archive]);
+  });
+
+  test('plain borg brings everything back into an empty folder, and PostgreSQL finds every row', () => {
+    const empty = path.join(folder, 'extracted');
+    fs.mkdirSync(empty, { mode: 0o755 });
+    execFileSync('borg', ['--umask', '0022', 'extract', '--sparse', `::${archive}`], { env: server.borgEnv(), cwd: empty, stdio: 'ignore' });
+    assert.equal(treeFacts(empty + tree), facts);
+    assert.equal(fs.readlinkSync(empty + link), tree);
+    assert.ok(fs.statSync(path.join(empty + tree, 'sparse')).blocks < 1000, 'holes stay holes');
+    mendLinks(empty + cluster.dataDirectory, empty);
+    assert.deepEqual(fingerprintOfRestored(cluster, empty + cluster.dataDirectory), rows);
+    fs.rmSync(empty, { recursive: true });
+  });
+
+  test('the second night reads what has changed, and its history says so', async () => {
+    cluster.sql('postgres', 'update filler set word = upper(word) where id < 500; insert into faraway values (0, \'new\')');
+    fs.appendFileSync(path.join(tree, 'plain.txt'), 'and more\n');
+    rows = cluster.fingerprint();
+    facts = treeFacts(tree);
+    const ended = await server.run();
+    assert.equal(ended.code, 0, ended.out + ended.err);
+    const lines = server.history();
+    assert.equal(lines.length, 2);
+    for (const line of lines) {
+      assert.deepEqual([line.kind, line.outcome, line.exitCode, line.warnings, line.error, line.snapshot], ['run', 'good', 0, [], '', '']);
+      assert.ok(Date.parse(line.endedAt) > Date.parse(line.startedAt));
+      assert.deepEqual(line.parts.map((part: any) => part.name), ['web', `postgres ${cluster.dataDirectory}`]);
+      for (const part of line.parts) assert.ok(Date.parse(part.runningAt) > Date.parse(part.stoppedAt) && part.downSeconds > 0 && part.downSeconds <= line.downSeconds);
+      for (const pass of [line.warm, line.cold]) for (const key of ['files', 'originalBytes', 'compressedBytes', 'deduplicatedBytes', 'seconds']) assert.ok(pass[key] > 0, key);
+    }
+    const [, second] = lines;
+    assert.ok(second.warm.deduplicatedBytes < 60e6 && second.warm.seconds < lines[0].warm.seconds, JSON.stringify(second.warm));
+    assert.ok(second.cold.deduplicatedBytes < 60e6 && second.downSeconds < 20, JSON.stringify(second));
+  });
+
+  test('list shows the archives, and the files in one', async () => {
+    const [, { archive: newest }] = server.history();
+    const words = await server.run(['list']);
+    assert.equal(words.code, 0, words.err);
+    assert.equal(words.out.match(/ proven .* GB, .* new, down .* s$/gm)?.length, 2, words.out);
+    const all = JSON.parse((await server.run(['list', '--json'])).out);
+    assert.deepEqual(all.map((one: any) => one.kind), ['warm', 'proven', 'warm', 'proven']);
+    for (const one of all.filter(({ kind }: any) => kind === 'proven')) {
+      assert.ok(one.originalBytes > 1e9 && one.deduplicatedBytes > 0, JSON.stringify(one));
+      assert.equal(one.archive, `web1-${one.madeAt.replace('Z', '')}`);
+    }
+    const files = await server.run(['list', archive]);
+    assert.match(files.out, / record\/manifest\.json$/m);
+    assert.match(files.out, /line\\x0aend$/m); // a name cannot forge a line
+    const some = await server.run(['list', 'latest', tree, '--json']);
+    const paths = JSON.parse(some.out).map((one: any) => `/${one.path}`);
+    assert.ok(paths.includes(`${tree}/quote's "both"`) && paths.every((one: string) => one.startsWith(tree)), some.out);
+    const unknown = await server.run(['list', 'web1-2000-01-01T00:00:00']);
+    assert.deepEqual([unknown.code, /there is no archive/.test(unknown.err)], [2, true]);
+    assert.equal((await server.run(['borg', 'info'])).code, 0);
+    assert.match((await server.run(['borg', 'list', '--short', `::${newest}`])).out, /^record\/RESTORE\.md$/m);
+  });
+
+  test('status is a monitoring plugin', async () => {
+    const status = async (changes: object, ...words: string[]) => {
+      server.writeSettings(changes as Record<string, unknown>);
+      return server.run(['status', ...words]);
+    };
+    const good = await status({}, '--json'), answer = JSON.parse(good.out), [, { archive: newest }] = server.history();
+    assert.equal(good.code, 0);
+    assert.deepEqual(Object.keys(answer).slice(0, 8), ['server', 'outcome', 'ageHours', 'archive', 'downSeconds', 'drill', 'warnings', 'next']);
+    assert.deepEqual([answer.server, answer.outcome, answer.archive, answer.warnings, answer.ageHours < 0.1], ['web1', 'good', newest, [], true]);
+    assert.match((await status({})).out, new RegExp(`^OK: web1: ${newest}, .* old, was down .* s\n$`));
+    const old = await status({ maxAgeHours: 0.0001 });
+    assert.deepEqual([old.code, /^CRITICAL: web1: /.test(old.out)], [2, true], old.out + old.err);
+    server.writeSettings({ maxAgeHours: 26 });
+  });
+
+  test('a server that is gone comes back by the commands of RESTORE.md alone', async () => {
+    const [, { archive: newest }] = server.history();
+    const text = server.borg('extract', '--stdout', `::${newest}`, 'record/RESTORE.md');
+    const commands = [...text.matchAll(/```sh\n([^]*?)```/g)].map((match) => match[1]!).join('\n').split('\n');
+    const etc = path.dirname(String(server.settings.keyFile));
+    // What a person does besides pasting: the place of the key, the passphrase typed, packages that are installed already, questions answered.
+    const pasted = commands.map((line) => line.replace('/root/borg_key', `${etc}/borg_key`)).filter((line) => !/^(apt-get|read |systemctl stop)/.test(line));
+    web.stopNow();
+    cluster.stop();
+    for (const gone of [path.dirname(cluster.dataDirectory), tree, link]) fs.renameSync(gone, path.join(folder, `${path.basename(gone)} of yesterday`));
+    execFileSync('bash', ['-euc', pasted.join('\n')], { env: { ...server.borgEnv(), BORG_REPO: '', BORG_KEY_FILE: '' }, stdio: ['ignore', 'ignore', 'pipe'] });
+    assert.equal(treeFacts(link), facts);
+    assert.ok(cluster.isRunning());
+    assert.deepEqual(cluster.fingerprint(), rows);
+    await everythingRunsAgain([web]);
+    fs.rmSync(path.join(folder, 'cluster of yesterday'), { recursive: true });
+  });
+});

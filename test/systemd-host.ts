@@ -1,0 +1,144 @@
+// The product on a real host (host.ts), installed as its README says, with the host as its own storage: real systemd, sshd,
+// borg, PostgreSQL, Docker. scenario() is a test that ends with the one invariant: everything that ran before runs again,
+// nothing else does, and no process of the run is left.
+import assert from 'node:assert/strict';
+import fs from 'node:fs';
+import { test } from 'node:test';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { startHost } from './host.ts';
+import type { Host, HostOptions, Result, RunOptions, Running } from './host.ts';
+import { distFile } from './script.ts';
+
+export const SCRIPT = '/opt/cold-backup/backup.js';
+export const STATE = '/var/lib/cold-backup';
+
+/** Why these tests cannot run here, for `skip`; false = they can, or must. */
+export const cannotRun: string | false = process.getuid!() === 0 || process.env.COLD_BACKUP_NO_SKIP === '1' ? false
+  : 'needs root: it boots small hosts with systemd-nspawn (COLD_BACKUP_NO_SKIP=1 makes this a failure)';
+
+/** A unit that runs until it is told to end; `more` for [Unit], `service` instead of the usual ExecStart. */
+export const daemon = (more = '', service = 'ExecStart=sleep infinity'): string =>
+  `[Unit]\nDescription=a service of the tests\n${more}\n[Service]\n${service}\n[Install]\nWantedBy=multi-user.target\n`;
+
+// Put first on PATH. It passes everything on to borg; but while /run/hold-borg is there a cold pass waits before it begins.
+const BORG = `#!/bin/sh
+case "$*" in
+  *::*-warm.checkpoint*|*::proven-*) ;;
+  *' create '*) while [ -e /run/hold-borg ]; do : > /run/borg-held; sleep 0.05; done ;;
+esac
+exec /usr/bin/borg "$@"
+`;
+
+// Everything that runs, one a line. What systemd or a person makes on the fly (scopes, sessions) comes and goes.
+const WHAT_RUNS = `systemctl list-units --state=active --type=service,socket,timer,path,mount --plain --no-legend --full | cut -d' ' -f1 | grep -Ev '^(run-|user|session-|-|tmp)'
+docker ps --format 'container {{.Names}}' 2>/dev/null
+pg_lsclusters --no-header | awk '{ print "cluster", $1, $2, $4 }'`;
+const LEFT_OF_RUN = `ps -eo pid=,args= | grep -E '/backup\\.js|bin/borg |[ /]ssh -o|borg-held' | grep -v grep`;
+
+export type HistoryLine = { kind: string; outcome: string; exitCode: number; archive: string; warnings: string[]; error: string; parts: { name: string; downSeconds: number; runningAt: string | null }[] };
+
+export class Product {
+  readonly host: Host;
+  private settings: Record<string, unknown> = {};
+
+  constructor(host: Host) {
+    this.host = host;
+  }
+
+  /** Other settings from here on; what is not given keeps its value. */
+  async set(changes: Record<string, unknown>): Promise<void> {
+    Object.assign(this.settings, changes);
+    await this.host.write('/opt/cold-backup/backup.settings.js', `const settings = ${JSON.stringify(this.settings, null, 2)};\n`, 0o600);
+  }
+
+  start(words: string[] = [], options: RunOptions = {}): Running {
+    return this.host.start(['node', SCRIPT, ...words], options);
+  }
+
+  /** Runs the script to its end. Given its exit code and what it must say; returns all it said. */
+  async expect(words: string[], code: number, ...says: RegExp[]): Promise<string> {
+    return this.judge(await this.start(words).done, code, ...says);
+  }
+
+  judge({ code, stdout, stderr }: Result, expected: number, ...says: RegExp[]): string {
+    const said = stdout + stderr;
+    assert.equal(code, expected, `exit code ${code} instead of ${expected}:\n${said}`);
+    for (const words of says) assert.match(said, words);
+    return said;
+  }
+
+  /** Starts a run and returns when everything is stopped and the cold pass is about to begin; it waits for releaseCopy(). */
+  async startHeld(words: string[] = []): Promise<Running> {
+    await this.host.must('rm -f /run/borg-held; touch /run/hold-borg');
+    const running = this.start(words);
+    await this.copyIsHeld(running);
+    return running;
+  }
+
+  async copyIsHeld(running?: Running): Promise<void> {
+    await this.host.waitFor('the cold pass', 'test -e /run/borg-held', 40).catch((error) => { throw new Error(`${error.message}\n${running?.output()}`); });
+  }
+
+  async releaseCopy(): Promise<void> {
+    await this.host.must('rm -f /run/hold-borg /run/borg-held');
+  }
+
+  async history(): Promise<HistoryLine[]> {
+    return (await this.host.must(['cat', `${STATE}/history.jsonl`])).split('\n').map((line) => JSON.parse(line));
+  }
+
+  async lastRun(): Promise<HistoryLine> {
+    return (await this.history()).pop()!;
+  }
+
+  /** borg itself, as somebody with key and passphrase uses it on another machine: nothing of our script's. */
+  borg(words: string, options: RunOptions = {}): Promise<string> {
+    const rsh = 'ssh -o BatchMode=yes -o UserKnownHostsFile=/etc/cold-backup/known_hosts -i /etc/cold-backup/ssh_key';
+    return this.host.must(`export BORG_REPO=${this.settings.repository} BORG_KEY_FILE=/etc/cold-backup/borg_key BORG_PASSPHRASE="$(cat /etc/cold-backup/passphrase)"
+      export BORG_BASE_DIR=/srv/other-borg BORG_RSH='${rsh}'; ${words}`, options);
+  }
+
+  async archives(): Promise<string[]> {
+    return (await this.borg('borg list --short --consider-checkpoints')).split('\n');
+  }
+
+  /** Extracts an archive with plain borg and starts the cluster in it; returns the answer to a question in SQL, and the manifest. */
+  async bootExtracted(archive: string, dataDirectory: string, sql: string, asUser: string, configFolder = ''): Promise<{ answer: string; manifest: any }> {
+    const copy = '/srv/copy', data = copy + dataDirectory;
+    await this.borg(`mkdir -m 755 ${copy} && cd ${copy} && borg extract --numeric-ids ::${archive}`);
+    const manifest = JSON.parse(await this.host.read(`${copy}/record/manifest.json`));
+    const config = configFolder ? `-c config_file=${copy}${configFolder}/postgresql.conf -c hba_file=${copy}${configFolder}/pg_hba.conf -c ident_file=${copy}${configFolder}/pg_ident.conf -c data_directory=${data}` : '';
+    // Links that lead out of the data directory are led into the copy, so that nothing of the running cluster is touched.
+    const answer = await this.host.must(`set -e; cd ${copy}; find . -type d ! -perm -005 ! -user postgres ! -user 999 -exec chmod o+rx {} +
+      for link in $(find ${data} -path '*/pg_tblspc/*' -type l) $(find ${data}/pg_wal -maxdepth 0 -type l); do ln -sfn "${copy}$(readlink $link)" $link; done
+      bin=$(echo /usr/lib/postgresql/$(cat ${data}/PG_VERSION)/bin); as="setpriv --reuid ${asUser} --regid ${asUser} --clear-groups"
+      $as $bin/pg_ctl start -w -s -l /dev/null -D ${data} -o "-p 5999 -k /tmp -c listen_addresses= -c external_pid_file= ${config}"
+      $as psql -h /tmp -p 5999 -U postgres -XqAt -v ON_ERROR_STOP=1 -d postgres -c "${sql}" || { $as $bin/pg_ctl stop -s -m fast -D ${data}; exit 1; }
+      $as $bin/pg_ctl stop -s -m fast -D ${data}; rm -rf ${copy}`);
+    return { answer, manifest };
+  }
+
+  async whatRuns(): Promise<string[]> {
+    return (await this.host.run(WHAT_RUNS)).stdout.trim().split('\n').sort();
+  }
+
+  /** The invariant. Throws what is missing and what is too much after `seconds`. */
+  async everythingRunsAgain(before: string[], seconds = 15): Promise<void> {
+    const state = async () => ({ runs: await this.whatRuns(), left: (await this.host.run(LEFT_OF_RUN)).stdout, ledger: (await this.host.run(`ls ${STATE}/ledger.json ${STATE}/elsewhere/* 2>/dev/null`)).stdout });
+    const wanted = { runs: before, left: '', ledger: '' };
+    for (const until = Date.now() + seconds * 1000; Date.now() < until; await sleep(50)) {
+      const now = await state();
+      if (JSON.stringify(now) === JSON.stringify(wanted)) return;
+    }
+    assert.deepEqual(await state(), wanted);
+  }
+
+  /** A test that ends with the invariant. */
+  scenario(name: string, body: () => Promise<void>): void {
+    test(name, async () => {
+      const before = await productNow().whatRuns();
+      await body();
+      await productNow().everythingRunsAgain(before);
+    });
+  }
+}
