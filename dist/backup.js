@@ -11,10 +11,11 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 249a166b975eaa5a7e4f9d2c416bf1948cc64426a83a36661133ad99c262f0a1
+// Checksum of all but the settings: dad8f583fca04621e20db49921b8300b23a30c9a1b87ef692b5e402030f00110
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
+//   ==== THE NIGHT ====        The night: takeBackup() is the whole run, in the order it happens.
 //   ==== ABOUT ====            Who this program is: its version, and whether somebody has changed it since it was built.
 //   ==== SAY ====              What people read: messages on the terminal or in cron's mail, the transcript of a run.
 //   ==== SHELL ====            Running other programs through zx, safely under root's cron.
@@ -33,7 +34,6 @@
 //   ==== PAUSE ====            The pause: stop the parts, start them again, and the ledger that makes sure of it.
 //   ==== RECORD ====           The record that travels in every archive: manifest.json (plan, passport, proof), RESTORE.md.
 //   ==== GUARD ====            The guard: a second process that outlives the run, whatever kills it, and `recover`.
-//   ==== RUN ====              The night: takeBackup() is the whole run, in the order it happens.
 //   ==== LIST ====             What is in the repository: the archives, the files in one; and borg itself.
 //   ==== STATUS ====           Is there a good recent backup? Answers from the state folder alone.
 //   ==== DOCTOR ====           The doctor: everything that can be checked while all runs.
@@ -118,6 +118,304 @@ const inspect = (...given) => require('node:util').inspect(...given);
 const runInNewContext = (...given) => require('node:vm').runInNewContext(...given);
 const minimist = (...given) => libraries().minimist(...given);
 const $ = (...given) => libraries().$(...given);
+
+// =========================================================================================================
+// ==== THE NIGHT ====
+// The night: takeBackup() is the whole run, in the order it happens. Read it first; every step is a function of an earlier chapter.
+// Between "from here services are down" and "from here services run again" nothing may be lost: whatever fails, hangs or
+// is asked of us there, everything that was stopped is started before anything else is judged.
+
+/** `node backup.js`: take the backup. Returns the exit code (contract: 0 good, 1 with warnings, 2 failed, 3 something is down, 75 not now, 128+n). */
+async function takeBackup(loaded, script) {
+  const { settings } = loaded;
+  if (mode.dryRun) return showPlan(settings);
+  checkSecretFiles(settings);
+  listenToSignals();
+  fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
+  const lock = takeLock(settings.stateFolder, 2);
+  if (lock === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
+  await bringBackLeftovers(settings);
+  if (!mode.now && !isInWindow(settings.window, new Date())) {
+    const { from, until, timeZone } = settings.window;
+    throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
+  }
+  const night = beginNight(loaded, script);
+  await tell(settings, messageOf(night, 'start', ''));
+  try {
+    await runTheNight(night);
+  } catch (error) {
+    return await endNight(night, error);
+  }
+  return endNight(night, null);
+}
+
+/** The story. Throws Problem when there is no new good backup; night.down tells what is not running then. */
+async function runTheNight(night) {
+  const { settings } = night.loaded;
+  if (settings.before.length > 0) await runBefore(settings);
+  const plan = await makePlan(settings, new Date(night.line.startedAt));
+  night.line.archive = plan.archive;
+  await tryEverything(settings, plan);
+  const passport = await passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path));
+  const manifest = prepareRecord(night.loaded, night.script, plan, passport);
+  if (settings.warmPass) await warmPass(night, plan);
+
+  if (plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
+  await checkpointAll(plan);
+  const { deadlineAt, beginStartAt } = tonightsDeadline(settings);
+  night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
+    deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: night.line.startedAt });
+  const alarm = setTimeout(() => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2), beginStartAt.getTime() - Date.now());
+  let trouble = null, copied = null;
+  try {
+    // From here services are down.
+    await stopParts(plan.parts, night.ledger, settings.stateFolder);
+    copied = await copyCold(night, plan, manifest);
+  } catch (error) {
+    trouble = error;
+  }
+  clearTimeout(alarm);
+  night.down = await startEverything(night);
+  // From here services run again.
+  if (trouble) throw trouble;
+  if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
+  await proveTheArchive(night, plan, copied);
+}
+
+/** While everything is stopped: prove, write the record, copy, prove again. Throws Problem when the copy is not proven. */
+async function copyCold(night, plan, manifest) {
+  const { settings } = night.loaded;
+  const before = listingFile(settings.stateFolder), after = join(settings.stateFolder, 'listing-after');
+  const first = await prove(plan, before);
+  const manifestText = finishRecord(settings.stateFolder, { ...manifest, proof: first });
+  const cold = await takePass(settings, coldCommand(settings, plan, first), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
+  night.line.cold = passFacts(cold);
+  const second = await proveAgain(plan, first, before, after);
+  judgePass(plan, cold);
+  fs.rmSync(after, { force: true });
+  return { cold, first, second, manifestText };
+}
+
+/** When everything must run again, and when to begin with that. Throws Problem when the window is all but over. */
+function tonightsDeadline(settings) {
+  const now = new Date();
+  const { deadlineAt, beginStartAt } = deadlines(settings, now, mode.now, lastGoodRun(settings.stateFolder)?.startSeconds ?? 0);
+  const isCutShort = deadlineAt.getTime() < now.getTime() + settings.maxDowntimeMinutes * 60_000;
+  if (isCutShort && beginStartAt.getTime() - now.getTime() < 10_000) {
+    throw new Problem('the window is all but over: nothing was stopped', { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
+  }
+  return { deadlineAt, beginStartAt };
+}
+
+async function runBefore(settings) {
+  const done = await change(settings.before, { seconds: 600 });
+  if (done.code !== 0) throw failure('the `before` command failed', done);
+}
+
+/** Everything that can fail is tried while everything still runs. Throws Problem: nothing was stopped. */
+async function tryEverything(settings, plan) {
+  const version = await borgVersion();
+  const { encryption } = await tryRepository(settings);
+  const { bavail, bsize } = fs.statfsSync ? fs.statfsSync(settings.stateFolder) : { bavail: Infinity, bsize: 1 }; // since Node 18.15
+  const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
+  if (bavail * bsize < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(bavail * bsize)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });
+  say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (borg ${version}, ${encryption})`);
+}
+
+/** The warm pass puts the bulk on storage while everything runs. Throws Problem when it fails, or is not through when the window ends. */
+async function warmPass(night, plan) {
+  const { settings } = night.loaded;
+  await checkpointAll(plan); // or the changes are still in memory and all of them are left for the cold pass
+  const end = mode.now ? null : windowEnd(settings.window, new Date());
+  const warm = await takePass(settings, warmCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
+    expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: end ? (end.getTime() - Date.now()) / 1000 : undefined });
+  night.line.warm = passFacts(warm); // files that changed or went are no matter here: the cold pass decides
+  say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
+}
+
+const rootPaths = (plan) => plan.roots.map((root) => root.path);
+const wholePaths = (plan) => plan.clusters.flatMap((cluster) => cluster.roots);
+
+function warmCommand(settings, plan) {
+  return createCommand(settings, { archive: `${plan.archive}-warm.checkpoint`, roots: rootPaths(plan), whole: wholePaths(plan), comment: { format: 1, kind: 'warm' }, cold: false });
+}
+
+function coldCommand(settings, plan, proof) {
+  const clusters = plan.clusters.map(({ name, version }) => ({ name, version }));
+  const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20), files: proof?.files, listing: proof?.listingSha256 };
+  return createCommand(settings, { archive: plan.archive, roots: [...rootPaths(plan), 'record'], whole: wholePaths(plan), comment, cold: true });
+}
+
+function proofCommand(settings, plan, comment) {
+  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record'], whole: [], comment: { format: 1, kind: 'proof', ...comment }, cold: true });
+}
+
+/** CHECKPOINT in every running cluster that will be stopped: what it writes now it need not write while everything waits. */
+async function checkpointAll(plan) {
+  await Promise.all(plan.clusters.filter((cluster) => cluster.pid !== 0).map(async (cluster) => {
+    const { code, said } = await queryCluster(cluster, 'postgres', 'CHECKPOINT', 1800);
+    if (code !== 0) warn(`no CHECKPOINT in ${named(cluster.name)}, so its stop takes longer: ${said.trim().split('\n').pop() ?? ''}`);
+  }));
+}
+
+// What borg itself noticed while it read. A file below a stopped part that it could not read, or saw changing, is no backup.
+function judgePass(plan, { changed, unread, complaints }) {
+  const isCold = (file) => plan.cold.some((root) => file === root || file.startsWith(`${root}/`));
+  const broken = [...changed, ...unread].filter(isCold);
+  const lost = plan.roots.find((root) => unread.includes(root.path));
+  if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`, { said: complaints.slice(-5).join('\n') });
+  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`, { said: complaints.slice(-5).join('\n') });
+  for (const file of unread) warn(`not in the archive, borg could not read it: ${named(file)}`);
+  for (const file of changed) warn(`changed while it was copied: ${named(file)}`);
+}
+
+/** Start everything again, whatever has happened. Returns what is still down. Never throws: an unforeseen error is told, and counts as down. */
+async function startEverything(night) {
+  const { stateFolder } = night.loaded.settings, ledger = night.ledger;
+  const began = Date.now();
+  let down;
+  try {
+    down = await startParts(ledger, stateFolder);
+  } catch (error) {
+    sayError(error);
+    down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
+  }
+  const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? new Date().toISOString()));
+  night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
+  night.line.startSeconds = (Date.now() - began) / 1000;
+  night.line.parts = ledger.parts.map((part, index) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt, downSeconds: (running[index] - asked[index]) / 1000 }));
+  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
+  else {
+    ledger.reported = down.length > 0 ? 'down' : 'failed'; // by us, at the end; the guard goes on from the ledger
+    keepLedgerIfPossible(stateFolder, ledger);
+  }
+  return down;
+}
+
+/** Read the record back out of the archive, compare, and only then write the archive that says it is good. */
+async function proveTheArchive(night, plan, { cold, first, second, manifestText }) {
+  const { settings } = night.loaded;
+  const back = await readFromArchive(settings, plan.archive, 'record/manifest.json');
+  if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
+  const line = finishedLine(night, null);
+  const facts = { archive: plan.archive, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
+  const folder = writeProof(settings.stateFolder, { format: 1, ...facts, before: first, after: second }, line);
+  await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', expectedBytes: 0, seconds: 3600 });
+}
+
+function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }) {
+  return { files, originalBytes, compressedBytes, deduplicatedBytes, seconds };
+}
+
+// ---- around the story: leftovers, the history line, messages, the summary, the dry run ----
+
+async function bringBackLeftovers(settings) {
+  const left = readLedger(settings.stateFolder);
+  if (!left) return;
+  const down = await bringBack(settings.stateFolder, left, 'this run', settings);
+  if (down.length > 0) throw new Problem(`left stopped by the run of ${left.startedAt} and still not running: ${down.join(', ')}`, { exitCode: 3, hint: 'mend it first; then run `node backup.js recover`' });
+}
+
+function beginNight(loaded, script) {
+  const startedAt = new Date().toISOString(), { stateFolder } = loaded.settings;
+  openTranscript(join(stateFolder, 'log'), startedAt.slice(0, 19));
+  const line = { kind: 'run', startedAt, endedAt: '', outcome: 'failed', exitCode: 2, server: serverName(loaded.settings), archive: '', downSeconds: 0, startSeconds: 0,
+    parts: [], warm: null, cold: null, snapshot: '', warnings: [], error: '' };
+  return { loaded, script, line, ledger: null, down: [], guardPid: 0 };
+}
+
+function finishedLine(night, error) {
+  const asked = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
+  const exitCode = night.down.length > 0 ? 3 : error ? asked : warnings.length > 0 ? 1 : 0;
+  const outcome = night.down.length > 0 ? 'down' : error ? 'failed' : warnings.length > 0 ? 'warning' : 'good';
+  return { ...night.line, endedAt: new Date().toISOString(), outcome, exitCode, warnings: [...warnings], error: error instanceof Error ? error.message : '' };
+}
+
+/** Tell how it ended: error block, history, messages, summary. Returns the exit code. */
+async function endNight(night, error) {
+  const { settings } = night.loaded;
+  if (night.ledger?.parts.length === 0) closeLedger(settings.stateFolder);
+  const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
+  if (error) sayError(error, services);
+  let line = finishedLine(night, error);
+  try {
+    remember(settings.stateFolder, line);
+  } catch (trouble) {
+    warn(`the history cannot be written: ${trouble.message}`);
+  }
+  const outcome = line.outcome;
+  await tell(settings, messageOf({ ...night, line }, outcome, services));
+  line = finishedLine(night, error); // a messenger that failed is a warning, too
+  if (night.guardPid && !readLedgerQuietly(settings.stateFolder)) dismissGuard(night.guardPid, settings.stateFolder);
+  sayBlock(summary(line, services));
+  if (mode.json) answer(JSON.stringify(line));
+  return line.exitCode;
+}
+
+function readLedgerQuietly(stateFolder) {
+  try {
+    return readLedger(stateFolder);
+  } catch {
+    return null;
+  }
+}
+
+function messageOf(night, outcome, services) {
+  const { line } = night;
+  const words = { start: 'the backup begins', good: `good backup, down ${span(line.downSeconds)}`, warning: `backup with ${count(line.warnings.length, 'warning')}, down ${span(line.downSeconds)}`,
+    failed: `NO new backup: ${line.error}`, down: `SERVICES NOT RUNNING: ${night.down.join(', ')}` };
+  return { server: line.server, outcome, subject: `${outcome}: ${line.server}: ${words[outcome]}`, body: outcome === 'start' ? '' : summary(line, services), logTail: transcriptSince(0, 100_000), line };
+}
+
+/** The last block of a run. */
+function summary(line, services) {
+  const parts = line.parts.map((part) => `${part.name} ${span(part.downSeconds)}`).join(', ');
+  const pass = (what) => (what ? `${size(what.originalBytes)} in ${count(what.files, 'file')} read, ${size(what.deduplicatedBytes)} new and stored, ${span(what.seconds)}` : 'none');
+  const took = (Date.parse(line.endedAt) - Date.parse(line.startedAt)) / 1000;
+  return [
+    '',
+    `${line.outcome}: ${line.exitCode < 2 ? `${line.archive} is proven` : line.error}`,
+    `  down      ${span(line.downSeconds)}${parts ? `  (${parts})` : ''}`,
+    `  services  ${services}`,
+    `  warm      ${pass(line.warm)}`,
+    `  cold      ${pass(line.cold)}`,
+    `  took      ${span(took)}`,
+    ...(line.warnings.length > 0 ? ['  warnings', ...line.warnings.map((one) => `    ${one}`)] : ['  warnings  none']),
+  ].join('\n');
+}
+
+/** `--dry-run`: the plan the real run would have, and every command in order. Writes nothing anywhere. Returns 0, or 1 with warnings. */
+async function showPlan(settings) {
+  const plan = await makePlan(settings, new Date());
+  const commands = commandsOf(settings, plan);
+  if (mode.json) answer(JSON.stringify({ ...plan, commands, warnings }, null, 1));
+  else {
+    const stopped = plan.parts.map((part) => `  ${part.name}${part.wasRunning ? '' : '   (not running: stays as it is)'}`);
+    answer([`archive ${plan.archive}`, `repository ${plan.repository}`, 'stop, in this order:', ...(stopped.length > 0 ? stopped : ['  nothing']), 'save:',
+      ...plan.roots.map((root) => `  ${named(root.path)}   (${root.why})`), 'commands, in this order:', ...commands.map(({ step, argv }) => `  ${step.padEnd(10)} ${pasteable(argv)}`),
+      'dry run: nothing above was executed, nothing was written'].join('\n'));
+  }
+  const left = readLedger(settings.stateFolder);
+  if (left) say(`the run of ${left.startedAt} left something stopped: a real run starts that first`);
+  return warnings.length > 0 ? 1 : 0;
+}
+
+/** Every command of a run that changes something anywhere, in order. */
+function commandsOf(settings, plan) {
+  const running = plan.parts.filter((part) => part.wasRunning);
+  const checkpoints = plan.clusters.filter((cluster) => cluster.pid !== 0).map((cluster) => ({ step: 'checkpoint', argv: ['psql', '-h', cluster.socketFolder, '-p', cluster.port, '-c', 'CHECKPOINT'] }));
+  return [
+    ...(settings.before.length > 0 ? [{ step: 'before', argv: settings.before }] : []),
+    { step: 'try', argv: ['borg', 'info', '--json'] },
+    ...(settings.warmPass ? [...checkpoints, { step: 'warm', argv: warmCommand(settings, plan) }] : []),
+    ...checkpoints,
+    ...running.map((part) => ({ step: 'stop', argv: part.stop })),
+    { step: 'cold', argv: coldCommand(settings, plan, null) },
+    ...[...running].reverse().map((part) => ({ step: 'start', argv: part.start })),
+    { step: 'read back', argv: ['borg', 'extract', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
+    { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }) },
+  ];
+}
 
 // =========================================================================================================
 // ==== ABOUT ====
@@ -706,6 +1004,7 @@ const aNumber = (least, most, kind) => must(`a ${kind === 'whole' ? 'whole ' : '
   (value) => typeof value === 'number' && value >= least && value <= most && (kind === 'any' || Number.isInteger(value)));
 const yesOrNo = must('true or false, without quotes', (value) => typeof value === 'boolean');
 const aText = must('text in quotes, on one line and not empty', isLine);
+const aWord = must('text in quotes, and not empty', (value) => typeof value === 'string' && value !== '' && !value.includes('\0'));
 
 const each = (rule) => (value, at, wrong) => (Array.isArray(value)
   ? Array.from(value, (one, index) => rule(one, `${at}[${index}]`, wrong)) // unlike forEach, it sees the hole in ['a', , 'b'], too
@@ -725,7 +1024,7 @@ const aListOf = (rule) => (value, at, wrong) => {
 
 const aCommand = (value, at, wrong) => {
   if (!Array.isArray(value)) return wrong(at, `must be a list of words, like ${isLine(value) ? inspect(value.split(/\s+/)) : "['vpn', 'up']"}, not ${shown(value)}`);
-  Array.from(value, (word, index) => aText(word, `${at}[${index}]`, wrong));
+  each(aWord)(value, at, wrong);
   if (isLine(value[0]) && value[0].startsWith('-')) wrong(at, 'must begin with a program, not with an option');
 };
 
@@ -753,7 +1052,8 @@ const aCompression = like(/^(obfuscate,\d+,)?(auto,)?(none|lz4|zstd(,([1-9]|1\d|
 const aChunker = like(/^(default|fixed,\d+(,\d+)?|(buzhash,)?\d+,\d+,\d+,\d+)$/, "one that borg knows, as 'fixed,65536' or 'buzhash,19,23,21,4095'");
 const aClock = like(/^([01]\d|2[0-3]):[0-5]\d$/, "a time from '00:00' to '23:59', with four digits");
 
-// What is written in these two is never repeated in a message: there may be a password in it.
+// What is written in these three is never repeated in a message: it may be a password.
+const aSecretFile = (value, at, wrong) => aPath(value, at, () => wrong(at, 'must be the whole path of a file'));
 const aRepository = (value, at, wrong) => {
   const url = /^ssh:\/\/([^\s@:/-][^\s@:/]*@)?([^\s@:/[-][^\s@:/]*|\[[\da-fA-F:.]+\])(:\d+)?\/\S+$/, asForScp = /^([^\s@:/-][^\s@:/]*@)?[^\s@:/-][^\s@:/]*:(?!\/\/)\S+$/;
   if (isLine(value) && /^(\w+:\/\/)?[^/@]*:[^/@]*@/.test(value)) wrong(at, 'holds a password, which every user here could see with `ps`: use an ssh key');
@@ -774,7 +1074,7 @@ const aWindow = (value, at, wrong) => {
 };
 
 const anAnswer = must('text, a number, true or false', (value) => ['string', 'number', 'boolean'].includes(typeof value) && !Number.isNaN(value));
-const aQuery = aGroup({ cluster: aText, database: aText, sql: must('text in quotes', (value) => typeof value === 'string' && /\S/.test(value)), expect: anAnswer });
+const aQuery = aGroup({ cluster: aText, database: aText, sql: aWord, expect: anAnswer });
 
 // The words that an entry of `stop` starts with, what may follow, and an example.
 const KINDS = new Map([
@@ -808,8 +1108,8 @@ const TABLE = [ // the initial value is always right
   { name: 'repository', initial: '', rule: aRepository, help: 'where the archives go' },
   { name: 'sshKey', initial: '/etc/cold-backup/ssh_key', rule: aPath, help: 'key for the storage' },
   { name: 'knownHostsFile', initial: '/etc/cold-backup/known_hosts', rule: aPath, help: "the storage's host key" },
-  { name: 'keyFile', initial: '/etc/cold-backup/borg_key', rule: aPath, help: "borg's key" },
-  { name: 'passphraseFile', initial: '/etc/cold-backup/passphrase', rule: aPath, help: "the passphrase of borg's key" },
+  { name: 'keyFile', initial: '/etc/cold-backup/borg_key', rule: aSecretFile, help: "borg's key" },
+  { name: 'passphraseFile', initial: '/etc/cold-backup/passphrase', rule: aSecretFile, help: "the passphrase of borg's key" },
   { name: 'window', initial: null, rule: aWindow, help: 'when services may be stopped; null = any time' },
   { name: 'maxDowntimeMinutes', initial: 120, rule: aNumber(0.01, 10_080, 'any'), help: 'everything runs again by then, backup or not' },
   { name: 'stopTimeoutSeconds', initial: 300, rule: aNumber(1, 86_400, 'whole'), help: 'for one part to stop' },
@@ -887,14 +1187,14 @@ function filledIn(found, wrong) {
   return filled;
 }
 
-function readAsData(text, file, { openLine }) {
+function readAsData(text, file, { lines, openLine }) {
   try {
     return runInNewContext(`${text}\n;settings`, Object.create(null), { filename: file, timeout: 1000 });
   } catch (error) {
     const said = String(error?.stack ?? error).split('\n    at ')[0]; // file:line, the line, ^ below the place, what it is
     const line = Number(/^.*:(\d+)\n/.exec(said)?.[1] ?? 0), isOurs = line > text.split('\n').length; // in what we added
-    const what = /settings is not defined/.test(said) ? 'there is no `const settings = { ... };` in it' : isOurs ? 'it ends too early' : 'it is not valid JavaScript';
-    const hint = openLine ? `the bracket opened in line ${openLine} is not closed, or not by its like` : /[\u2018-\u201f\u00b4]/.test(said) ? "write plain quotes: '" : '';
+    const what = lines.size === 0 ? 'there is no `const settings = { ... };` in it' : isOurs ? 'it ends too early' : 'it is not valid JavaScript';
+    const hint = openLine ? `the bracket opened in line ${openLine} is never closed, or by one of another kind` : /[\u2018-\u201f\u00b4]/.test(said) ? "write plain quotes: '" : '';
     throw new Problem(`${file}${line && !isOurs ? `, line ${line}` : ''}: ${what}`, { exitCode: 64, ...(isOurs ? {} : { said }), ...(hint ? { hint } : {}) });
   }
 }
@@ -995,9 +1295,9 @@ function printSettings(loaded) {
     if (group && group !== first) lines.push('  },');
     if (key && group !== first) lines.push(`  ${first}: {`);
     group = key ? first : '';
-    const value = inspect(key ? settings[first][key] : settings[first], { depth: null, maxArrayLength: null, maxStringLength: null, breakLength: 100 })
+    const from = originOf(loaded, name), value = inspect(key ? settings[first][key] : settings[first], { depth: null, maxArrayLength: null, maxStringLength: null, breakLength: 100 })
       .replace(/[\u2028-\u202e\u2066-\u2069]/g, (sign) => `\\u${sign.charCodeAt(0).toString(16)}`); // see printable()
-    lines.push(`${indent}${key ?? first}: ${value.replaceAll('\n', `\n${indent}`)}, // ${originOf(loaded, name)}; ${help}`);
+    lines.push(`${indent}${key ?? first}: ${value.replaceAll('\n', `\n${indent}`)}, // ${from === 'default' ? from : `from ${from}`}; ${help}`);
   }
   return `const settings = {\n${lines.join('\n')}\n};`;
 }
@@ -1009,7 +1309,7 @@ function settingsAsJson(loaded) {
 
 function originOf({ given, lines, file }, name) {
   const [first = '', key] = name.split('.'), outer = given[first], value = key ? isGroup(outer) ? outer[key] : undefined : outer;
-  return value === undefined ? 'default' : `from ${named(file)}${lines.size > 0 ? `, line ${lineOf(lines, name)}` : ''}`;
+  return value === undefined ? 'default' : `${named(file)}${lines.size > 0 ? `, line ${lineOf(lines, name)}` : ''}`;
 }
 
 /** ' - did you mean "folders"?' when a known word is at most two slips away from this one, or holds it; '' otherwise. */
@@ -1077,7 +1377,7 @@ function deadlines(settings, now, ignoreWindow, lastStartSeconds) {
 
 const PING_BYTES = 10_000; // self-hosted healthchecks keep no more of a ping's body (PING_BODY_LIMIT)
 const SUMMARY_BYTES = 3_000;
-const PING_TIMEOUT_MS = 10_000;
+const PING_SECONDS = 10;
 const COMMAND_SECONDS = 60;
 
 /**
@@ -1087,13 +1387,12 @@ const COMMAND_SECONDS = 60;
 async function tell(settings, what) {
   const { ping, command, metrics } = settings.tell, isEnd = what.outcome !== 'start';
   await Promise.all([
-    ping && attempt(`tell.ping (${hostOf(ping)})`, () => sendPing(settings, what)),
+    ping && attempt(`tell.ping (${ping.split(/[/?#]/).slice(0, 3).join('/')})`, () => sendPing(settings, what)),
     isEnd && command.length > 0 && attempt('tell.command', () => runMessenger(settings, what)),
     isEnd && metrics && attempt('tell.metrics', async () => writeMetrics(settings, what)),
   ]);
 }
 
-/** messenger() throws an Error whose message may be printed. */
 async function attempt(name, messenger) {
   try {
     await messenger();
@@ -1102,17 +1401,12 @@ async function attempt(name, messenger) {
   }
 }
 
-function hostOf(ping) {
-  return /^https?:\/\/[^/?#]*/.exec(ping)?.[0] ?? 'no address';
-}
-
 async function sendPing(settings, what) {
-  const address = pingAddress(settings.tell.ping, what), summary = cut(`${what.subject}\n\n${what.body}`, SUMMARY_BYTES);
-  const withLog = 'sendLog' in settings.tell && settings.tell.sendLog === true && what.outcome !== 'start';
-  const body = withLog ? `${summary}\n\n${cutFront(what.logTail, PING_BYTES - Buffer.byteLength(summary) - 2)}` : summary;
-  const trouble = await post(address, body);
-  const again = trouble && await post(address, body); // once more: a lost packet is no reason to wake somebody
-  if (again) throw new Error(again);
+  const address = pingAddress(settings.tell.ping, what), summary = Buffer.from(`${what.subject}\n\n${what.body}`).subarray(0, SUMMARY_BYTES).toString();
+  const withLog = 'sendLog' in settings.tell && settings.tell.sendLog && what.outcome !== 'start';
+  const body = withLog ? `${summary}\n\n${Buffer.from(what.logTail).subarray(SUMMARY_BYTES - PING_BYTES)}` : summary;
+  const trouble = await post(address, body) && await post(address, body); // twice: a lost packet is no reason to wake somebody
+  if (trouble) throw new Error(trouble);
 }
 
 /** The address for this outcome. `rid` pairs the end of a run with its start, also when the guard tells the end in the run's place. */
@@ -1128,90 +1422,67 @@ function pingAddress(ping, { outcome, server, line }) {
 /** Returns '' when the other side took it, otherwise why not. fetch()'s own messages are not used: they may hold the whole address. */
 async function post(address, body) {
   try {
-    const response = await fetch(address, { method: 'POST', body, headers: { 'Content-Type': 'text/plain; charset=utf-8' }, signal: AbortSignal.timeout(PING_TIMEOUT_MS) });
+    const response = await fetch(address, { method: 'POST', body, headers: { 'Content-Type': 'text/plain; charset=utf-8' }, signal: AbortSignal.timeout(PING_SECONDS * 1000) });
     await response.body?.cancel();
     return response.ok ? '' : `it answered ${response.status}`;
   } catch (error) {
-    return error.name === 'TimeoutError' ? `no answer within ${PING_TIMEOUT_MS / 1000} s` : String(error.cause?.code ?? error.name);
+    return error.name === 'TimeoutError' ? `no answer within ${PING_SECONDS} s` : String(error.cause?.code ?? error.name);
   }
-}
-
-function cut(text, bytes) {
-  return Buffer.from(text).subarray(0, bytes).toString().replace(/\ufffd$/, '');
-}
-
-function cutFront(text, bytes) {
-  return Buffer.from(text).subarray(-bytes).toString().replace(/^\ufffd+/, '');
 }
 
 async function runMessenger(settings, what) {
   const env = { COLD_BACKUP_OUTCOME: what.outcome, COLD_BACKUP_SERVER: what.server, COLD_BACKUP_SUBJECT: what.subject };
   const stdin = fileToRead(`${what.body}\n`, settings.stateFolder);
-  try {
-    // timeout(1) and not our own limit: after a signal we end no program and begin none, but this one must still be run.
-    const done = await change(['timeout', '-k', '5', String(COMMAND_SECONDS), ...settings.tell.command], { env, stdin, unlimited: true });
-    if (done.code === 124 || done.code === 137) throw new Error(`no end within ${COMMAND_SECONDS} s`);
-    if (done.code !== 0) throw new Error(`exit code ${done.code}${done.said || done.out ? `: ${lastLines(done.said || done.out, 1)}` : ''}`);
-  } finally {
-    if (stdin !== undefined) fs.closeSync(stdin);
-  }
+  // timeout(1) and not our own limit: after a signal change() begins nothing that may be ended, but somebody must still be told.
+  const { code, said, out } = await change(['timeout', '-k', '5', String(COMMAND_SECONDS), ...settings.tell.command], { env, stdin, unlimited: true });
+  if (stdin !== undefined) fs.closeSync(stdin);
+  if (code === 124 || code === 137) throw new Error(`no end within ${COMMAND_SECONDS} s`);
+  if (code !== 0) throw new Error(`exit code ${code}, ${lastLines(said || out, 1) || 'without a word'}`);
 }
 
 /** A descriptor from which the text can be read, of a file that has no name any more. undefined: no disk has room, the subject must do. */
 function fileToRead(text, stateFolder) {
   for (const folder of [stateFolder, os.tmpdir(), '/dev/shm']) { // a full disk is just what somebody has to be told of
+    const file = path.join(folder, `.message-${randomUUID()}`);
     try {
-      const own = fs.mkdtempSync(path.join(folder, 'message-')), file = path.join(own, 'body');
-      try {
-        fs.writeFileSync(file, text, { mode: 0o600 });
-        return fs.openSync(file, 'r');
-      } finally {
-        fs.rmSync(own, { recursive: true, force: true });
-      }
-    } catch { /* the next one */ }
+      fs.writeFileSync(file, text, { mode: 0o600, flag: 'wx' });
+      return fs.openSync(file, 'r');
+    } catch { /* the next one */ } finally {
+      fs.rmSync(file, { force: true });
+    }
   }
   return undefined;
 }
 
-function writeMetrics(settings, what) {
+function writeMetrics({ tell: { metrics }, stateFolder }, what) {
   if (what.line.kind === 'drill') return; // these are about runs
-  const file = settings.tell.metrics, draft = `${file}.new`, text = metricsText(what, lastSuccess(settings, what));
-  fs.rmSync(draft, { force: true });
-  const fd = fs.openSync(draft, 'wx', 0o644);
-  try {
-    fs.writeFileSync(fd, text);
-    fs.fchmodSync(fd, 0o644); // whatever our umask is: node_exporter is not root
-  } finally {
-    fs.closeSync(fd);
-  }
-  fs.renameSync(draft, file);
-}
-
-const seconds = (time) => Math.round(Date.parse(String(time)) / 1000) || 0;
-
-/** When the last good run ended, in seconds since 1970: this one, or what the metrics file or the history remembers; 0 for never. */
-function lastSuccess({ tell: { metrics }, stateFolder }, { outcome, line }) {
-  if (outcome === 'good' || outcome === 'warning') return seconds(line.endedAt);
   const old = fs.existsSync(metrics) ? fs.readFileSync(metrics, 'utf8') : '';
   const told = Number(/^cold_backup_last_success_timestamp_seconds\{.*\} (\d+)$/m.exec(old)?.[1] ?? 0);
-  return Math.max(told, seconds(lastGoodRun(stateFolder)?.endedAt));
+  const isGood = what.outcome === 'good' || what.outcome === 'warning';
+  const text = metricsText(what, isGood ? seconds(what.line.endedAt) : Math.max(told, seconds(lastGoodRun(stateFolder)?.endedAt)));
+  fs.rmSync(`${metrics}.new`, { force: true });
+  const fd = fs.openSync(`${metrics}.new`, 'wx');
+  fs.writeFileSync(fd, text);
+  fs.fchmodSync(fd, 0o644); // whatever our umask is: who reads it is not root
+  fs.closeSync(fd);
+  fs.renameSync(`${metrics}.new`, metrics);
 }
 
+const seconds = (time) => Math.round(Date.parse(String(time)) / 1000) || 0; // since 1970; 0: never
+
 function metricsText({ server, outcome, line }, success) {
-  const number = (value) => (typeof value === 'number' && Number.isFinite(value) ? value : 0);
-  const stored = (pass) => (typeof pass === 'object' && pass !== null && 'deduplicatedBytes' in pass ? number(pass.deduplicatedBytes) : 0);
-  const down = Array.isArray(line.parts) ? line.parts.filter((part) => part.runningAt === null).length : 0;
+  const down = (line.parts ?? []).filter((part) => part.runningAt === null).length;
   const gauges = [
-    ['last_run_timestamp_seconds', 'When the last run ended.', seconds(line.endedAt)],
-    ['last_success_timestamp_seconds', 'When the last run with a proven archive ended; 0: never.', success],
-    ['last_exit_code', 'Exit code of the last run: 0 good, 1 with warnings, 2 failed, 3 something is down.', number(line.exitCode)],
-    ['down_seconds', 'How long services were down in the last run.', number(line.downSeconds)],
-    ['duration_seconds', 'How long the last run took.', Math.max(0, seconds(line.endedAt) - seconds(line.startedAt))],
-    ['stored_bytes', 'What the last run added to the repository.', stored(line.warm) + stored(line.cold)],
-    ['services_down', 'How many parts the last run could not start again.', outcome === 'down' ? Math.max(1, down) : 0],
+    ['last_run_timestamp_seconds', 'When the last run ended', seconds(line.endedAt)],
+    ['last_success_timestamp_seconds', 'When the last run with a proven archive ended, 0: never', success],
+    ['last_exit_code', 'Exit code of the last run: 0 good, 1 with warnings, 2 failed, 3 something is down', line.exitCode],
+    ['down_seconds', 'How long services were down in the last run', line.downSeconds],
+    ['duration_seconds', 'How long the last run took', seconds(line.endedAt) - seconds(line.startedAt)],
+    ['stored_bytes', 'What the last run added to the repository', (line.warm?.deduplicatedBytes ?? 0) + (line.cold?.deduplicatedBytes ?? 0)],
+    ['services_down', 'How many parts the last run could not start again', outcome === 'down' ? Math.max(1, down) : 0],
   ];
   const label = server.replace(/\\/g, '\\\\').replace(/"/g, '\\"').replace(/\n/g, '\\n');
-  return gauges.map(([name, help, value]) => `# HELP cold_backup_${name} ${help}\n# TYPE cold_backup_${name} gauge\ncold_backup_${name}{server="${label}"} ${value}\n`).join('');
+  return gauges.map(([name, help, value]) => `# HELP cold_backup_${name} ${help}\n# TYPE cold_backup_${name} gauge\ncold_backup_${name}{server="${label}"} ${Number(value) || 0}\n`).join('');
 }
 
 // =========================================================================================================
@@ -1465,7 +1736,7 @@ async function findClusters(containers) {
     if (known) Object.assign(known, { pid, binaries: folder, ...addressOf(dataDirectory) });
     else if (deviceAndInode(dataDirectory)) {
       const cluster = describeCluster(container ? `container ${container.name}` : dataDirectory, dataDirectory, '');
-      found.push({ ...cluster, pid, binaries: folder, container: container?.name ?? '', insideDataDirectory: container ? inside : '',
+      found.push({ ...cluster, pid, binaries: folder, ...addressOf(dataDirectory), container: container?.name ?? '', insideDataDirectory: container ? inside : '',
         tablespaces: cluster.tablespaces.map((one) => ({ ...one, location: container ? hostPathOf(one.link, container.mounts) : one.location })) });
     }
   }
@@ -1767,7 +2038,7 @@ const databaseQuestions = {
       where relkind in ('r', 'm') and relpersistence <> 't' and relispopulated and oid >= 16384
       and not exists (select from pg_locks l where l.relation = c.oid and mode = 'AccessExclusiveLock')
       order by bytes offset 0) t where bytes <= ${COUNTED_UP_TO_BYTES}`),
-  sequences: mapOf(`select format('%I.%I', schemaname, sequencename), last_value::text from pg_sequences`),
+  sequences: rowsOf(`select format('%I.%I', schemaname, sequencename) as name, last_value::text as last from pg_sequences`), // text: may exceed 2^53
   unlogged: listOf(`select oid::regclass from pg_class where relpersistence = 'u' and relkind in ('r', 'm')`),
   invalidIndexes: listOf(`select indexrelid::regclass from pg_index where not indisvalid`),
   largeObjects: `(select count(*) from pg_largeobject_metadata)`,
@@ -1786,7 +2057,8 @@ const roleThatWorks = new Map(); // by data directory, where it is not the first
 /**
  * Given a running cluster, a database and SQL, runs it with psql as the cluster's owner over its socket, in a read-only session.
  * The role is the owner's name, in a container $POSTGRES_USER, and 'postgres' where that one does not get in.
- * Returns how psql ended, `out` being the bare values (psql -A -t). Never throws and never waits: not for a password (-w), not long for a lock.
+ * Returns how psql ended, `out` being the bare values (-A -t); code 2 = no connection, 1 = SQL failed. Never waits: for no password (-w),
+ * not long for a lock. Throws nothing for what psql does.
  */
 async function queryCluster(cluster, database, sql, seconds = 60) {
   if (cluster.port === '') return { argv: [], code: 2, out: '', said: 'its port is not known', timedOut: false }; // psql would ask whoever has port 5432
@@ -1847,8 +2119,8 @@ async function askCluster(cluster, database, questions) {
 
 /**
  * Given a database and a collation ("schema"."name" in SQL; the database's own when left out), returns a SHA-256 of some 16,000 short strings
- * in its order, '' when it cannot be had. Two machines with the same one sort alike; version numbers may change where the order does not,
- * and the other way round (glibc has no version below 2.28: 1-1 and 11 changed places then).
+ * in its order, '' when it cannot be had. Two machines with the same one sort alike, whatever their collation versions say: those may
+ * change where the order does not, and are not recorded at all before PostgreSQL 13. (With glibc 2.28, 1-1 and 11 changed places.)
  */
 async function orderFingerprint(cluster, database, collation = '"default"') {
   const { code, out } = await queryCluster(cluster, database, `select encode(sha256(convert_to(string_agg(s, ' ' order by s collate ${collation}, s collate "C"), 'UTF8')), 'hex')
@@ -1938,10 +2210,12 @@ function filesInUse(cluster, { pgConfig, preloadLibraries, databases }) {
   return [...new Set(files)].filter((file) => fs.existsSync(root + file));
 }
 
-// Each answers `list` with NAME, a tab and VERSION a line; `owners` is given files, and names their packages.
+// `list` names every installed package, `line` finds name and version in it; `owners`, given files, names their packages.
 const PACKAGERS = [
-  { list: ['dpkg-query', '--show', '--showformat', '${db:Status-Abbrev}${binary:Package}\t${Version}\n'], line: /^ii (\S+)\t(\S+)$/gm, owners: ['dpkg-query', '--search'] },
-  { list: ['rpm', '--query', '--all', '--queryformat', '%{NAME}\t%{VERSION}-%{RELEASE}\n'], line: /^(\S+)\t(\S+)$/gm, owners: ['rpm', '--query', '--queryformat', '%{NAME}: /\n', '--file'] },
+  { list: ['dpkg-query', '--show', '--showformat', '${db:Status-Abbrev}${binary:Package}\t${Version}\n'], line: /^ii (\S+)\t(\S+)$/gm,
+    owners: ['dpkg-query', '--search'] },
+  { list: ['rpm', '--query', '--all', '--queryformat', '%{NAME}\t%{VERSION}-%{RELEASE}\n'], line: /^(\S+)\t(\S+)$/gm,
+    owners: ['rpm', '--query', '--queryformat', '%{NAME}: /\n', '--file'] },
   { list: ['apk', 'info', '--verbose'], line: /^(\S+)-(\d[^-\s]*-r\d+)$/gm, owners: [] },
 ];
 const NEEDED_PACKAGES = /^(libc6|glibc|glibc-.*|musl|libicu\d*|icu-libs|locales|locales-all|tzdata|borgbackup2?|nodejs|postgresql-common)(:.*)?$/;
@@ -1955,10 +2229,9 @@ async function packagesOf(place, files) {
     const needed = new Set(Object.keys(all).filter((name) => NEEDED_PACKAGES.test(name)));
     let unowned = files;
     if (owners.length > 0 && files.length > 0) {
-      const { out: owned, said } = await look([...place, ...owners, ...files]); // all in one call: each reads the whole database
+      const { out: owned } = await look([...place, ...owners, ...files]); // all in one call: each reads the whole database
       for (const [, names] of owned.matchAll(/^(?!diversion )([^/\n]+): \//gm)) names.split(', ').forEach((name) => needed.add(name));
-      const strangers = new Set([...`${owned}\n${said}`.matchAll(/^(?:file |.*no path found matching pattern )(\/.*?)(?: is not owned by any package)?$/gm)].map(([, file]) => file));
-      unowned = files.filter((file) => strangers.has(file));
+      unowned = files.filter((file) => (list[0] === 'rpm' ? owned.includes(`file ${file} is not owned`) : !owned.includes(`: ${file}\n`)));
     }
     return { all, needed: Object.fromEntries([...needed].sort().map((name) => [name, all[name] ?? ''])), unowned };
   }
@@ -1990,7 +2263,7 @@ async function ownersOf(roots) {
     const known = new Map(out.split('\n').map((line) => line.split(':')).map((fields) => [Number(fields[2]), fields]));
     return numbers.map((id) => {
       const [name = '', , , group, , home, shell] = known.get(id) ?? [];
-      return database === 'passwd' ? { id, name, group: Number(group ?? id), home: home ?? '', shell: shell ?? '' } : { id, name };
+      return database === 'passwd' ? { id, name, group: group ? Number(group) : null, home: home ?? '', shell: shell ?? '' } : { id, name };
     });
   };
   return { users: await named('passwd', seen.users), groups: await named('group', seen.groups) };
@@ -3030,297 +3303,6 @@ async function recover(stateFolders, settings) {
   }
   if (code === 0) say('nothing is left stopped');
   return code;
-}
-
-// =========================================================================================================
-// ==== RUN ====
-// The night: takeBackup() is the whole run, in the order it happens. Read it first; every step is a function of an earlier chapter.
-// Between "from here services are down" and "from here services run again" nothing may be lost: whatever fails, hangs or
-// is asked of us there, everything that was stopped is started before anything else is judged.
-
-/** `node backup.js`: take the backup. Returns the exit code (contract: 0 good, 1 with warnings, 2 failed, 3 something is down, 75 not now, 128+n). */
-async function takeBackup(loaded, script) {
-  const { settings } = loaded;
-  if (mode.dryRun) return showPlan(settings);
-  checkSecretFiles(settings);
-  listenToSignals();
-  fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
-  const lock = takeLock(settings.stateFolder, 2);
-  if (lock === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
-  await bringBackLeftovers(settings);
-  if (!mode.now && !isInWindow(settings.window, new Date())) {
-    const { from, until, timeZone } = settings.window;
-    throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
-  }
-  const night = beginNight(loaded, script);
-  await tell(settings, messageOf(night, 'start', ''));
-  try {
-    await runTheNight(night);
-  } catch (error) {
-    return await endNight(night, error);
-  }
-  return endNight(night, null);
-}
-
-/** The story. Throws Problem when there is no new good backup; night.down tells what is not running then. */
-async function runTheNight(night) {
-  const { settings } = night.loaded;
-  if (settings.before.length > 0) await runBefore(settings);
-  const plan = await makePlan(settings, new Date(night.line.startedAt));
-  night.line.archive = plan.archive;
-  await tryEverything(settings, plan);
-  const passport = await passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path));
-  const manifest = prepareRecord(night.loaded, night.script, plan, passport);
-  if (settings.warmPass) await warmPass(night, plan);
-
-  const { deadlineAt, beginStartAt } = deadlines(settings, new Date(), mode.now, lastGoodRun(settings.stateFolder)?.startSeconds ?? 0);
-  if (beginStartAt.getTime() - Date.now() < 10_000 && deadlineAt.getTime() - Date.now() < settings.maxDowntimeMinutes * 60_000) {
-    throw new Problem('the window is all but over: nothing was stopped', { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
-  }
-  if (plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
-  night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
-    deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: night.line.startedAt });
-  const alarm = setTimeout(() => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2), beginStartAt.getTime() - Date.now());
-  await checkpointAll(plan);
-  goOn();
-  let trouble = null, copied = null;
-  try {
-    // From here services are down.
-    await stopParts(plan.parts, night.ledger, settings.stateFolder);
-    copied = await copyCold(night, plan, manifest);
-  } catch (error) {
-    trouble = error;
-  }
-  clearTimeout(alarm);
-  night.down = await startEverything(night);
-  // From here services run again.
-  if (trouble) throw trouble;
-  if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
-  await proveTheArchive(night, plan, copied);
-}
-
-/** While everything is stopped: prove, write the record, copy, prove again. Throws Problem when the copy is not proven. */
-async function copyCold(night, plan, manifest) {
-  const { settings } = night.loaded;
-  const before = listingFile(settings.stateFolder), after = join(settings.stateFolder, 'listing-after');
-  const first = await prove(plan, before);
-  const manifestText = finishRecord(settings.stateFolder, { ...manifest, proof: first });
-  const cold = await takePass(settings, coldCommand(settings, plan, first), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
-  night.line.cold = passFacts(cold);
-  const second = await proveAgain(plan, first, before, after);
-  judgePass(plan, cold);
-  fs.rmSync(after, { force: true });
-  return { cold, first, second, manifestText };
-}
-
-async function runBefore(settings) {
-  const done = await change(settings.before, { seconds: 600 });
-  if (done.code !== 0) throw failure('the `before` command failed', done);
-}
-
-/** Everything that can fail is tried while everything still runs. Throws Problem: nothing was stopped. */
-async function tryEverything(settings, plan) {
-  const version = await borgVersion();
-  const { encryption } = await tryRepository(settings);
-  const { bavail, bsize } = fs.statfsSync ? fs.statfsSync(settings.stateFolder) : { bavail: Infinity, bsize: 1 }; // since Node 18.15
-  const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
-  if (bavail * bsize < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(bavail * bsize)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });
-  say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (borg ${version}, ${encryption})`);
-}
-
-/** The warm pass puts the bulk on storage while everything runs. Throws Problem when it fails, or is not through when the window ends. */
-async function warmPass(night, plan) {
-  const { settings } = night.loaded;
-  await checkpointAll(plan); // or the changes are still in memory and all of them are left for the cold pass
-  const end = mode.now ? null : windowEnd(settings.window, new Date());
-  const warm = await takePass(settings, warmCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
-    expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: end ? (end.getTime() - Date.now()) / 1000 : undefined });
-  night.line.warm = passFacts(warm); // files that changed or went are no matter here: the cold pass decides
-  say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
-}
-
-const rootPaths = (plan) => plan.roots.map((root) => root.path);
-const wholePaths = (plan) => plan.clusters.flatMap((cluster) => cluster.roots);
-
-function warmCommand(settings, plan) {
-  return createCommand(settings, { archive: `${plan.archive}-warm.checkpoint`, roots: rootPaths(plan), whole: wholePaths(plan), comment: { format: 1, kind: 'warm' }, cold: false });
-}
-
-function coldCommand(settings, plan, proof) {
-  const clusters = plan.clusters.map(({ name, version }) => ({ name, version }));
-  const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20), files: proof?.files, listing: proof?.listingSha256 };
-  return createCommand(settings, { archive: plan.archive, roots: [...rootPaths(plan), 'record'], whole: wholePaths(plan), comment, cold: true });
-}
-
-function proofCommand(settings, plan, comment) {
-  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record'], whole: [], comment: { format: 1, kind: 'proof', ...comment }, cold: true });
-}
-
-/** CHECKPOINT in every running cluster that will be stopped: what it writes now it need not write while everything waits. */
-async function checkpointAll(plan) {
-  await Promise.all(plan.clusters.filter((cluster) => cluster.pid !== 0).map(async (cluster) => {
-    const { code, said } = await queryCluster(cluster, 'postgres', 'CHECKPOINT', 1800);
-    if (code !== 0) warn(`no CHECKPOINT in ${named(cluster.name)}, so its stop takes longer: ${said.trim().split('\n').pop() ?? ''}`);
-  }));
-}
-
-// What borg itself noticed while it read. A file below a stopped part that it could not read, or saw changing, is no backup.
-function judgePass(plan, { changed, unread, complaints }) {
-  const isCold = (file) => plan.cold.some((root) => file === root || file.startsWith(`${root}/`));
-  const broken = [...changed, ...unread].filter(isCold);
-  const lost = plan.roots.find((root) => unread.includes(root.path));
-  if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`, { said: complaints.slice(-5).join('\n') });
-  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`, { said: complaints.slice(-5).join('\n') });
-  for (const file of unread) warn(`not in the archive, borg could not read it: ${named(file)}`);
-  for (const file of changed) warn(`changed while it was copied: ${named(file)}`);
-}
-
-/** Start everything again, whatever has happened. Returns what is still down. Never throws: an unforeseen error is told, and counts as down. */
-async function startEverything(night) {
-  const { stateFolder } = night.loaded.settings, ledger = night.ledger;
-  const began = Date.now();
-  let down;
-  try {
-    down = await startParts(ledger, stateFolder);
-  } catch (error) {
-    sayError(error);
-    down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
-  }
-  const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? new Date().toISOString()));
-  night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
-  night.line.startSeconds = (Date.now() - began) / 1000;
-  night.line.parts = ledger.parts.map((part, index) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt, downSeconds: (running[index] - asked[index]) / 1000 }));
-  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
-  else {
-    ledger.reported = down.length > 0 ? 'down' : 'failed'; // by us, at the end; the guard goes on from the ledger
-    keepLedgerIfPossible(stateFolder, ledger);
-  }
-  return down;
-}
-
-/** Read the record back out of the archive, compare, and only then write the archive that says it is good. */
-async function proveTheArchive(night, plan, { cold, first, second, manifestText }) {
-  const { settings } = night.loaded;
-  const back = await readFromArchive(settings, plan.archive, 'record/manifest.json');
-  if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
-  const line = finishedLine(night, null);
-  const facts = { archive: plan.archive, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
-  const folder = writeProof(settings.stateFolder, { format: 1, ...facts, before: first, after: second }, line);
-  await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', expectedBytes: 0, seconds: 3600 });
-}
-
-function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }) {
-  return { files, originalBytes, compressedBytes, deduplicatedBytes, seconds };
-}
-
-// ---- around the story: leftovers, the history line, messages, the summary, the dry run ----
-
-async function bringBackLeftovers(settings) {
-  const left = readLedger(settings.stateFolder);
-  if (!left) return;
-  const down = await bringBack(settings.stateFolder, left, 'this run', settings);
-  if (down.length > 0) throw new Problem(`left stopped by the run of ${left.startedAt} and still not running: ${down.join(', ')}`, { exitCode: 3, hint: 'mend it first; then run `node backup.js recover`' });
-}
-
-function beginNight(loaded, script) {
-  const startedAt = new Date().toISOString(), { stateFolder } = loaded.settings;
-  openTranscript(join(stateFolder, 'log'), startedAt.slice(0, 19));
-  const line = { kind: 'run', startedAt, endedAt: '', outcome: 'failed', exitCode: 2, server: serverName(loaded.settings), archive: '', downSeconds: 0, startSeconds: 0,
-    parts: [], warm: null, cold: null, snapshot: '', warnings: [], error: '' };
-  return { loaded, script, line, ledger: null, down: [], guardPid: 0 };
-}
-
-function finishedLine(night, error) {
-  const asked = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
-  const exitCode = night.down.length > 0 ? 3 : error ? asked : warnings.length > 0 ? 1 : 0;
-  const outcome = night.down.length > 0 ? 'down' : error ? 'failed' : warnings.length > 0 ? 'warning' : 'good';
-  return { ...night.line, endedAt: new Date().toISOString(), outcome, exitCode, warnings: [...warnings], error: error instanceof Error ? error.message : '' };
-}
-
-/** Tell how it ended: error block, history, messages, summary. Returns the exit code. */
-async function endNight(night, error) {
-  const { settings } = night.loaded;
-  if (night.ledger?.parts.length === 0) closeLedger(settings.stateFolder);
-  const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
-  if (error) sayError(error, services);
-  let line = finishedLine(night, error);
-  try {
-    remember(settings.stateFolder, line);
-  } catch (trouble) {
-    warn(`the history cannot be written: ${trouble.message}`);
-  }
-  const outcome = line.outcome;
-  await tell(settings, messageOf({ ...night, line }, outcome, services));
-  line = finishedLine(night, error); // a messenger that failed is a warning, too
-  if (night.guardPid && !readLedgerQuietly(settings.stateFolder)) dismissGuard(night.guardPid, settings.stateFolder);
-  sayBlock(summary(line, services));
-  if (mode.json) answer(JSON.stringify(line));
-  return line.exitCode;
-}
-
-function readLedgerQuietly(stateFolder) {
-  try {
-    return readLedger(stateFolder);
-  } catch {
-    return null;
-  }
-}
-
-function messageOf(night, outcome, services) {
-  const { line } = night;
-  const words = { start: 'the backup begins', good: `good backup, down ${span(line.downSeconds)}`, warning: `backup with ${count(line.warnings.length, 'warning')}, down ${span(line.downSeconds)}`,
-    failed: `NO new backup: ${line.error}`, down: `SERVICES NOT RUNNING: ${night.down.join(', ')}` };
-  return { server: line.server, outcome, subject: `${outcome}: ${line.server}: ${words[outcome]}`, body: outcome === 'start' ? '' : summary(line, services), logTail: transcriptSince(0, 100_000), line };
-}
-
-/** The last block of a run. */
-function summary(line, services) {
-  const parts = line.parts.map((part) => `${part.name} ${span(part.downSeconds)}`).join(', ');
-  const pass = (what) => (what ? `${size(what.originalBytes)} in ${count(what.files, 'file')} read, ${size(what.deduplicatedBytes)} new and stored, ${span(what.seconds)}` : 'none');
-  const took = (Date.parse(line.endedAt) - Date.parse(line.startedAt)) / 1000;
-  return [
-    '',
-    `${line.outcome}: ${line.exitCode < 2 ? `${line.archive} is proven` : line.error}`,
-    `  down      ${span(line.downSeconds)}${parts ? `  (${parts})` : ''}`,
-    `  services  ${services}`,
-    `  warm      ${pass(line.warm)}`,
-    `  cold      ${pass(line.cold)}`,
-    `  took      ${span(took)}`,
-    ...(line.warnings.length > 0 ? ['  warnings', ...line.warnings.map((one) => `    ${one}`)] : ['  warnings  none']),
-  ].join('\n');
-}
-
-/** `--dry-run`: the plan the real run would have, and every command in order. Writes nothing anywhere. Returns 0, or 1 with warnings. */
-async function showPlan(settings) {
-  const plan = await makePlan(settings, new Date());
-  const commands = commandsOf(settings, plan);
-  if (mode.json) answer(JSON.stringify({ ...plan, commands, warnings }, null, 1));
-  else {
-    const stopped = plan.parts.map((part) => `  ${part.name}${part.wasRunning ? '' : '   (not running: stays as it is)'}`);
-    answer([`archive ${plan.archive}`, `repository ${plan.repository}`, 'stop, in this order:', ...(stopped.length > 0 ? stopped : ['  nothing']), 'save:',
-      ...plan.roots.map((root) => `  ${named(root.path)}   (${root.why})`), 'commands, in this order:', ...commands.map(({ step, argv }) => `  ${step.padEnd(10)} ${pasteable(argv)}`),
-      'dry run: nothing above was executed, nothing was written'].join('\n'));
-  }
-  const left = readLedger(settings.stateFolder);
-  if (left) say(`the run of ${left.startedAt} left something stopped: a real run starts that first`);
-  return warnings.length > 0 ? 1 : 0;
-}
-
-/** Every command of a run that changes something anywhere, in order. */
-function commandsOf(settings, plan) {
-  const running = plan.parts.filter((part) => part.wasRunning);
-  const checkpoints = plan.clusters.filter((cluster) => cluster.pid !== 0).map((cluster) => ({ step: 'checkpoint', argv: ['psql', '-h', cluster.socketFolder, '-p', cluster.port, '-c', 'CHECKPOINT'] }));
-  return [
-    ...(settings.before.length > 0 ? [{ step: 'before', argv: settings.before }] : []),
-    { step: 'try', argv: ['borg', 'info', '--json'] },
-    ...(settings.warmPass ? [...checkpoints, { step: 'warm', argv: warmCommand(settings, plan) }] : []),
-    ...checkpoints,
-    ...running.map((part) => ({ step: 'stop', argv: part.stop })),
-    { step: 'cold', argv: coldCommand(settings, plan, null) },
-    ...[...running].reverse().map((part) => ({ step: 'start', argv: part.start })),
-    { step: 'read back', argv: ['borg', 'extract', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
-    { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }) },
-  ];
 }
 
 // =========================================================================================================

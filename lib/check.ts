@@ -33,6 +33,7 @@ const aNumber = (least: number, most: number, kind: 'whole' | 'any') => must(`a 
   (value) => typeof value === 'number' && value >= least && value <= most && (kind === 'any' || Number.isInteger(value)));
 const yesOrNo = must('true or false, without quotes', (value) => typeof value === 'boolean');
 const aText = must('text in quotes, on one line and not empty', isLine);
+const aWord = must('text in quotes, and not empty', (value) => typeof value === 'string' && value !== '' && !value.includes('\0'));
 
 const each = (rule: Rule): Rule => (value, at, wrong) => (Array.isArray(value)
   ? Array.from(value, (one, index) => rule(one, `${at}[${index}]`, wrong)) // unlike forEach, it sees the hole in ['a', , 'b'], too
@@ -52,7 +53,7 @@ const aListOf = (rule: Rule): Rule => (value, at, wrong) => {
 
 const aCommand: Rule = (value, at, wrong) => {
   if (!Array.isArray(value)) return wrong(at, `must be a list of words, like ${isLine(value) ? inspect(value.split(/\s+/)) : "['vpn', 'up']"}, not ${shown(value)}`);
-  Array.from(value, (word, index) => aText(word, `${at}[${index}]`, wrong));
+  each(aWord)(value, at, wrong);
   if (isLine(value[0]) && value[0].startsWith('-')) wrong(at, 'must begin with a program, not with an option');
 };
 
@@ -80,7 +81,8 @@ const aCompression = like(/^(obfuscate,\d+,)?(auto,)?(none|lz4|zstd(,([1-9]|1\d|
 const aChunker = like(/^(default|fixed,\d+(,\d+)?|(buzhash,)?\d+,\d+,\d+,\d+)$/, "one that borg knows, as 'fixed,65536' or 'buzhash,19,23,21,4095'");
 const aClock = like(/^([01]\d|2[0-3]):[0-5]\d$/, "a time from '00:00' to '23:59', with four digits");
 
-// What is written in these two is never repeated in a message: there may be a password in it.
+// What is written in these three is never repeated in a message: it may be a password.
+const aSecretFile: Rule = (value, at, wrong) => aPath(value, at, () => wrong(at, 'must be the whole path of a file'));
 const aRepository: Rule = (value, at, wrong) => {
   const url = /^ssh:\/\/([^\s@:/-][^\s@:/]*@)?([^\s@:/[-][^\s@:/]*|\[[\da-fA-F:.]+\])(:\d+)?\/\S+$/, asForScp = /^([^\s@:/-][^\s@:/]*@)?[^\s@:/-][^\s@:/]*:(?!\/\/)\S+$/;
   if (isLine(value) && /^(\w+:\/\/)?[^/@]*:[^/@]*@/.test(value)) wrong(at, 'holds a password, which every user here could see with `ps`: use an ssh key');
@@ -101,7 +103,7 @@ const aWindow: Rule = (value, at, wrong) => {
 };
 
 const anAnswer = must('text, a number, true or false', (value) => ['string', 'number', 'boolean'].includes(typeof value) && !Number.isNaN(value));
-const aQuery = aGroup({ cluster: aText, database: aText, sql: must('text in quotes', (value) => typeof value === 'string' && /\S/.test(value)), expect: anAnswer });
+const aQuery = aGroup({ cluster: aText, database: aText, sql: aWord, expect: anAnswer });
 
 // The words that an entry of `stop` starts with, what may follow, and an example.
 const KINDS = new Map([
@@ -135,8 +137,8 @@ export const TABLE: { name: string; initial: unknown; rule: Rule; help: string }
   { name: 'repository', initial: '', rule: aRepository, help: 'where the archives go' },
   { name: 'sshKey', initial: '/etc/cold-backup/ssh_key', rule: aPath, help: 'key for the storage' },
   { name: 'knownHostsFile', initial: '/etc/cold-backup/known_hosts', rule: aPath, help: "the storage's host key" },
-  { name: 'keyFile', initial: '/etc/cold-backup/borg_key', rule: aPath, help: "borg's key" },
-  { name: 'passphraseFile', initial: '/etc/cold-backup/passphrase', rule: aPath, help: "the passphrase of borg's key" },
+  { name: 'keyFile', initial: '/etc/cold-backup/borg_key', rule: aSecretFile, help: "borg's key" },
+  { name: 'passphraseFile', initial: '/etc/cold-backup/passphrase', rule: aSecretFile, help: "the passphrase of borg's key" },
   { name: 'window', initial: null, rule: aWindow, help: 'when services may be stopped; null = any time' },
   { name: 'maxDowntimeMinutes', initial: 120, rule: aNumber(0.01, 10_080, 'any'), help: 'everything runs again by then, backup or not' },
   { name: 'stopTimeoutSeconds', initial: 300, rule: aNumber(1, 86_400, 'whole'), help: 'for one part to stop' },
@@ -214,14 +216,14 @@ function filledIn(found: unknown, wrong: Wrong): Record<string, any> {
   return filled;
 }
 
-function readAsData(text: string, file: string, { openLine }: Scan): unknown {
+function readAsData(text: string, file: string, { lines, openLine }: Scan): unknown {
   try {
     return runInNewContext(`${text}\n;settings`, Object.create(null), { filename: file, timeout: 1000 });
   } catch (error: any) {
     const said = String(error?.stack ?? error).split('\n    at ')[0]!; // file:line, the line, ^ below the place, what it is
     const line = Number(/^.*:(\d+)\n/.exec(said)?.[1] ?? 0), isOurs = line > text.split('\n').length; // in what we added
-    const what = /settings is not defined/.test(said) ? 'there is no `const settings = { ... };` in it' : isOurs ? 'it ends too early' : 'it is not valid JavaScript';
-    const hint = openLine ? `the bracket opened in line ${openLine} is not closed, or not by its like` : /[\u2018-\u201f\u00b4]/.test(said) ? "write plain quotes: '" : '';
+    const what = lines.size === 0 ? 'there is no `const settings = { ... };` in it' : isOurs ? 'it ends too early' : 'it is not valid JavaScript';
+    const hint = openLine ? `the bracket opened in line ${openLine} is never closed, or by one of another kind` : /[\u2018-\u201f\u00b4]/.test(said) ? "write plain quotes: '" : '';
     throw new Problem(`${file}${line && !isOurs ? `, line ${line}` : ''}: ${what}`, { exitCode: 64, ...(isOurs ? {} : { said }), ...(hint ? { hint } : {}) });
   }
 }
@@ -324,9 +326,9 @@ export function printSettings(loaded: Loaded): string {
     if (group && group !== first) lines.push('  },');
     if (key && group !== first) lines.push(`  ${first}: {`);
     group = key ? first : '';
-    const value = inspect(key ? settings[first][key] : settings[first], { depth: null, maxArrayLength: null, maxStringLength: null, breakLength: 100 })
+    const from = originOf(loaded, name), value = inspect(key ? settings[first][key] : settings[first], { depth: null, maxArrayLength: null, maxStringLength: null, breakLength: 100 })
       .replace(/[\u2028-\u202e\u2066-\u2069]/g, (sign) => `\\u${sign.charCodeAt(0).toString(16)}`); // see printable()
-    lines.push(`${indent}${key ?? first}: ${value.replaceAll('\n', `\n${indent}`)}, // ${originOf(loaded, name)}; ${help}`);
+    lines.push(`${indent}${key ?? first}: ${value.replaceAll('\n', `\n${indent}`)}, // ${from === 'default' ? from : `from ${from}`}; ${help}`);
   }
   return `const settings = {\n${lines.join('\n')}\n};`;
 }
@@ -338,7 +340,7 @@ export function settingsAsJson(loaded: Loaded): Record<string, { value: unknown;
 
 function originOf({ given, lines, file }: Loaded, name: string): string {
   const [first = '', key] = name.split('.'), outer = given[first], value = key ? isGroup(outer) ? outer[key] : undefined : outer;
-  return value === undefined ? 'default' : `from ${named(file)}${lines.size > 0 ? `, line ${lineOf(lines, name)}` : ''}`;
+  return value === undefined ? 'default' : `${named(file)}${lines.size > 0 ? `, line ${lineOf(lines, name)}` : ''}`;
 }
 
 /** ' - did you mean "folders"?' when a known word is at most two slips away from this one, or holds it; '' otherwise. */

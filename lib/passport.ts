@@ -22,7 +22,7 @@ export type UsedCollation = {
 export type DatabaseFacts = {
   extensions: { name: string; version: string; schema: string }[]; libraries: string[]; collations: UsedCollation[];
   relations: Record<string, number>; rows: Record<string, number | null>; estimatedRows: Record<string, number>;
-  sequences: Record<string, string | null>; unlogged: string[]; invalidIndexes: string[]; largeObjects: number;
+  sequences: { name: string; last: string | null }[]; unlogged: string[]; invalidIndexes: string[]; largeObjects: number;
   publications: AnyFacts[]; foreignServers: AnyFacts[]; eventTriggers: string[]; dictionaries: AnyFacts[];
 };
 export type DatabasePassport = {
@@ -131,7 +131,7 @@ const databaseQuestions: Texts = {
       where relkind in ('r', 'm') and relpersistence <> 't' and relispopulated and oid >= 16384
       and not exists (select from pg_locks l where l.relation = c.oid and mode = 'AccessExclusiveLock')
       order by bytes offset 0) t where bytes <= ${COUNTED_UP_TO_BYTES}`),
-  sequences: mapOf(`select format('%I.%I', schemaname, sequencename), last_value::text from pg_sequences`),
+  sequences: rowsOf(`select format('%I.%I', schemaname, sequencename) as name, last_value::text as last from pg_sequences`), // text: may exceed 2^53
   unlogged: listOf(`select oid::regclass from pg_class where relpersistence = 'u' and relkind in ('r', 'm')`),
   invalidIndexes: listOf(`select indexrelid::regclass from pg_index where not indisvalid`),
   largeObjects: `(select count(*) from pg_largeobject_metadata)`,
@@ -150,7 +150,8 @@ const roleThatWorks = new Map<string, string>(); // by data directory, where it 
 /**
  * Given a running cluster, a database and SQL, runs it with psql as the cluster's owner over its socket, in a read-only session.
  * The role is the owner's name, in a container $POSTGRES_USER, and 'postgres' where that one does not get in.
- * Returns how psql ended, `out` being the bare values (psql -A -t). Never throws and never waits: not for a password (-w), not long for a lock.
+ * Returns how psql ended, `out` being the bare values (-A -t); code 2 = no connection, 1 = SQL failed. Never waits: for no password (-w),
+ * not long for a lock. Throws nothing for what psql does.
  */
 export async function queryCluster(cluster: Cluster, database: string, sql: string, seconds = 60): Promise<Done> {
   if (cluster.port === '') return { argv: [], code: 2, out: '', said: 'its port is not known', timedOut: false }; // psql would ask whoever has port 5432
@@ -211,8 +212,8 @@ async function askCluster(cluster: Cluster, database: string, questions: Texts):
 
 /**
  * Given a database and a collation ("schema"."name" in SQL; the database's own when left out), returns a SHA-256 of some 16,000 short strings
- * in its order, '' when it cannot be had. Two machines with the same one sort alike; version numbers may change where the order does not,
- * and the other way round (glibc has no version below 2.28: 1-1 and 11 changed places then).
+ * in its order, '' when it cannot be had. Two machines with the same one sort alike, whatever their collation versions say: those may
+ * change where the order does not, and are not recorded at all before PostgreSQL 13. (With glibc 2.28, 1-1 and 11 changed places.)
  */
 export async function orderFingerprint(cluster: Cluster, database: string, collation = '"default"'): Promise<string> {
   const { code, out } = await queryCluster(cluster, database, `select encode(sha256(convert_to(string_agg(s, ' ' order by s collate ${collation}, s collate "C"), 'UTF8')), 'hex')
@@ -302,10 +303,12 @@ function filesInUse(cluster: Cluster, { pgConfig, preloadLibraries, databases }:
   return [...new Set(files)].filter((file) => fs.existsSync(root + file));
 }
 
-// Each answers `list` with NAME, a tab and VERSION a line; `owners` is given files, and names their packages.
+// `list` names every installed package, `line` finds name and version in it; `owners`, given files, names their packages.
 const PACKAGERS = [
-  { list: ['dpkg-query', '--show', '--showformat', '${db:Status-Abbrev}${binary:Package}\t${Version}\n'], line: /^ii (\S+)\t(\S+)$/gm, owners: ['dpkg-query', '--search'] },
-  { list: ['rpm', '--query', '--all', '--queryformat', '%{NAME}\t%{VERSION}-%{RELEASE}\n'], line: /^(\S+)\t(\S+)$/gm, owners: ['rpm', '--query', '--queryformat', '%{NAME}: /\n', '--file'] },
+  { list: ['dpkg-query', '--show', '--showformat', '${db:Status-Abbrev}${binary:Package}\t${Version}\n'], line: /^ii (\S+)\t(\S+)$/gm,
+    owners: ['dpkg-query', '--search'] },
+  { list: ['rpm', '--query', '--all', '--queryformat', '%{NAME}\t%{VERSION}-%{RELEASE}\n'], line: /^(\S+)\t(\S+)$/gm,
+    owners: ['rpm', '--query', '--queryformat', '%{NAME}: /\n', '--file'] },
   { list: ['apk', 'info', '--verbose'], line: /^(\S+)-(\d[^-\s]*-r\d+)$/gm, owners: [] },
 ];
 const NEEDED_PACKAGES = /^(libc6|glibc|glibc-.*|musl|libicu\d*|icu-libs|locales|locales-all|tzdata|borgbackup2?|nodejs|postgresql-common)(:.*)?$/;
@@ -319,10 +322,9 @@ async function packagesOf(place: string[], files: string[]): Promise<PackageFact
     const needed = new Set(Object.keys(all).filter((name) => NEEDED_PACKAGES.test(name)));
     let unowned = files;
     if (owners.length > 0 && files.length > 0) {
-      const { out: owned, said } = await look([...place, ...owners, ...files]); // all in one call: each reads the whole database
+      const { out: owned } = await look([...place, ...owners, ...files]); // all in one call: each reads the whole database
       for (const [, names] of owned.matchAll(/^(?!diversion )([^/\n]+): \//gm)) names!.split(', ').forEach((name) => needed.add(name));
-      const strangers = new Set([...`${owned}\n${said}`.matchAll(/^(?:file |.*no path found matching pattern )(\/.*?)(?: is not owned by any package)?$/gm)].map(([, file]) => file));
-      unowned = files.filter((file) => strangers.has(file));
+      unowned = files.filter((file) => (list[0] === 'rpm' ? owned.includes(`file ${file} is not owned`) : !owned.includes(`: ${file}\n`)));
     }
     return { all, needed: Object.fromEntries([...needed].sort().map((name) => [name, all[name] ?? ''])), unowned };
   }
@@ -354,7 +356,7 @@ async function ownersOf(roots: string[]): Promise<{ users: AnyFacts[]; groups: A
     const known = new Map(out.split('\n').map((line) => line.split(':')).map((fields) => [Number(fields[2]), fields]));
     return numbers.map((id) => {
       const [name = '', , , group, , home, shell] = known.get(id) ?? [];
-      return database === 'passwd' ? { id, name, group: Number(group ?? id), home: home ?? '', shell: shell ?? '' } : { id, name };
+      return database === 'passwd' ? { id, name, group: group ? Number(group) : null, home: home ?? '', shell: shell ?? '' } : { id, name };
     });
   };
   return { users: await named('passwd', seen.users), groups: await named('group', seen.groups) };

@@ -51,7 +51,7 @@ export async function findClusters(containers: Container[]): Promise<Cluster[]> 
     if (known) Object.assign(known, { pid, binaries: folder, ...addressOf(dataDirectory) });
     else if (deviceAndInode(dataDirectory)) {
       const cluster = describeCluster(container ? `container ${container.name}` : dataDirectory, dataDirectory, '');
-      found.push({ ...cluster, pid, binaries: folder, container: container?.name ?? '', insideDataDirectory: container ? inside : '',
+      found.push({ ...cluster, pid, binaries: folder, ...addressOf(dataDirectory), container: container?.name ?? '', insideDataDirectory: container ? inside : '',
         tablespaces: cluster.tablespaces.map((one) => ({ ...one, location: container ? hostPathOf(one.link, container.mounts) : one.location })) });
     }
   }

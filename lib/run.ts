@@ -64,16 +64,12 @@ async function runTheNight(night: Night): Promise<void> {
   const manifest = prepareRecord(night.loaded, night.script, plan, passport);
   if (settings.warmPass) await warmPass(night, plan);
 
-  const { deadlineAt, beginStartAt } = deadlines(settings, new Date(), mode.now, lastGoodRun(settings.stateFolder)?.startSeconds ?? 0);
-  if (beginStartAt.getTime() - Date.now() < 10_000 && deadlineAt.getTime() - Date.now() < settings.maxDowntimeMinutes * 60_000) {
-    throw new Problem('the window is all but over: nothing was stopped', { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
-  }
   if (plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
+  await checkpointAll(plan);
+  const { deadlineAt, beginStartAt } = tonightsDeadline(settings);
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
     deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: night.line.startedAt });
   const alarm = setTimeout(() => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2), beginStartAt.getTime() - Date.now());
-  await checkpointAll(plan);
-  goOn();
   let trouble: unknown = null, copied: { cold: PassResult; first: Proof; second: Proof; manifestText: string } | null = null;
   try {
     // From here services are down.
@@ -102,6 +98,17 @@ async function copyCold(night: Night, plan: Plan, manifest: Manifest): Promise<{
   judgePass(plan, cold);
   fs.rmSync(after, { force: true });
   return { cold, first, second, manifestText };
+}
+
+/** When everything must run again, and when to begin with that. Throws Problem when the window is all but over. */
+function tonightsDeadline(settings: Settings): { deadlineAt: Date; beginStartAt: Date } {
+  const now = new Date();
+  const { deadlineAt, beginStartAt } = deadlines(settings, now, mode.now, lastGoodRun(settings.stateFolder)?.startSeconds ?? 0);
+  const isCutShort = deadlineAt.getTime() < now.getTime() + settings.maxDowntimeMinutes * 60_000;
+  if (isCutShort && beginStartAt.getTime() - now.getTime() < 10_000) {
+    throw new Problem('the window is all but over: nothing was stopped', { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
+  }
+  return { deadlineAt, beginStartAt };
 }
 
 async function runBefore(settings: Settings): Promise<void> {

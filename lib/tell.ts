@@ -4,7 +4,7 @@
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { createHash } from 'node:crypto';
+import { createHash, randomUUID } from 'node:crypto';
 import { lastLines, warn } from './say.ts';
 import { change } from './shell.ts';
 import { lastGoodRun } from './history.ts';
@@ -22,7 +22,7 @@ export type Outcome = {
 
 const PING_BYTES = 10_000; // self-hosted healthchecks keep no more of a ping's body (PING_BODY_LIMIT)
 const SUMMARY_BYTES = 3_000;
-const PING_TIMEOUT_MS = 10_000;
+const PING_SECONDS = 10;
 const COMMAND_SECONDS = 60;
 
 /**
@@ -32,13 +32,12 @@ const COMMAND_SECONDS = 60;
 export async function tell(settings: Settings, what: Outcome): Promise<void> {
   const { ping, command, metrics } = settings.tell, isEnd = what.outcome !== 'start';
   await Promise.all([
-    ping && attempt(`tell.ping (${hostOf(ping)})`, () => sendPing(settings, what)),
+    ping && attempt(`tell.ping (${ping.split(/[/?#]/).slice(0, 3).join('/')})`, () => sendPing(settings, what)),
     isEnd && command.length > 0 && attempt('tell.command', () => runMessenger(settings, what)),
     isEnd && metrics && attempt('tell.metrics', async () => writeMetrics(settings, what)),
   ]);
 }
 
-/** messenger() throws an Error whose message may be printed. */
 async function attempt(name: string, messenger: () => Promise<void>): Promise<void> {
   try {
     await messenger();
@@ -47,17 +46,12 @@ async function attempt(name: string, messenger: () => Promise<void>): Promise<vo
   }
 }
 
-function hostOf(ping: string): string {
-  return /^https?:\/\/[^/?#]*/.exec(ping)?.[0] ?? 'no address';
-}
-
 async function sendPing(settings: Settings, what: Outcome): Promise<void> {
-  const address = pingAddress(settings.tell.ping, what), summary = cut(`${what.subject}\n\n${what.body}`, SUMMARY_BYTES);
-  const withLog = 'sendLog' in settings.tell && settings.tell.sendLog === true && what.outcome !== 'start';
-  const body = withLog ? `${summary}\n\n${cutFront(what.logTail, PING_BYTES - Buffer.byteLength(summary) - 2)}` : summary;
-  const trouble = await post(address, body);
-  const again = trouble && await post(address, body); // once more: a lost packet is no reason to wake somebody
-  if (again) throw new Error(again);
+  const address = pingAddress(settings.tell.ping, what), summary = Buffer.from(`${what.subject}\n\n${what.body}`).subarray(0, SUMMARY_BYTES).toString();
+  const withLog = 'sendLog' in settings.tell && settings.tell.sendLog && what.outcome !== 'start';
+  const body = withLog ? `${summary}\n\n${Buffer.from(what.logTail).subarray(SUMMARY_BYTES - PING_BYTES)}` : summary;
+  const trouble = await post(address, body) && await post(address, body); // twice: a lost packet is no reason to wake somebody
+  if (trouble) throw new Error(trouble);
 }
 
 /** The address for this outcome. `rid` pairs the end of a run with its start, also when the guard tells the end in the run's place. */
@@ -73,88 +67,65 @@ function pingAddress(ping: string, { outcome, server, line }: Outcome): URL {
 /** Returns '' when the other side took it, otherwise why not. fetch()'s own messages are not used: they may hold the whole address. */
 async function post(address: URL, body: string): Promise<string> {
   try {
-    const response = await fetch(address, { method: 'POST', body, headers: { 'Content-Type': 'text/plain; charset=utf-8' }, signal: AbortSignal.timeout(PING_TIMEOUT_MS) });
+    const response = await fetch(address, { method: 'POST', body, headers: { 'Content-Type': 'text/plain; charset=utf-8' }, signal: AbortSignal.timeout(PING_SECONDS * 1000) });
     await response.body?.cancel();
     return response.ok ? '' : `it answered ${response.status}`;
   } catch (error: any) {
-    return error.name === 'TimeoutError' ? `no answer within ${PING_TIMEOUT_MS / 1000} s` : String(error.cause?.code ?? error.name);
+    return error.name === 'TimeoutError' ? `no answer within ${PING_SECONDS} s` : String(error.cause?.code ?? error.name);
   }
-}
-
-function cut(text: string, bytes: number): string {
-  return Buffer.from(text).subarray(0, bytes).toString().replace(/\ufffd$/, '');
-}
-
-function cutFront(text: string, bytes: number): string {
-  return Buffer.from(text).subarray(-bytes).toString().replace(/^\ufffd+/, '');
 }
 
 async function runMessenger(settings: Settings, what: Outcome): Promise<void> {
   const env = { COLD_BACKUP_OUTCOME: what.outcome, COLD_BACKUP_SERVER: what.server, COLD_BACKUP_SUBJECT: what.subject };
   const stdin = fileToRead(`${what.body}\n`, settings.stateFolder);
-  try {
-    // timeout(1) and not our own limit: after a signal we end no program and begin none, but this one must still be run.
-    const done = await change(['timeout', '-k', '5', String(COMMAND_SECONDS), ...settings.tell.command], { env, stdin, unlimited: true });
-    if (done.code === 124 || done.code === 137) throw new Error(`no end within ${COMMAND_SECONDS} s`);
-    if (done.code !== 0) throw new Error(`exit code ${done.code}${done.said || done.out ? `: ${lastLines(done.said || done.out, 1)}` : ''}`);
-  } finally {
-    if (stdin !== undefined) fs.closeSync(stdin);
-  }
+  // timeout(1) and not our own limit: after a signal change() begins nothing that may be ended, but somebody must still be told.
+  const { code, said, out } = await change(['timeout', '-k', '5', String(COMMAND_SECONDS), ...settings.tell.command], { env, stdin, unlimited: true });
+  if (stdin !== undefined) fs.closeSync(stdin);
+  if (code === 124 || code === 137) throw new Error(`no end within ${COMMAND_SECONDS} s`);
+  if (code !== 0) throw new Error(`exit code ${code}, ${lastLines(said || out, 1) || 'without a word'}`);
 }
 
 /** A descriptor from which the text can be read, of a file that has no name any more. undefined: no disk has room, the subject must do. */
 function fileToRead(text: string, stateFolder: string): number | undefined {
   for (const folder of [stateFolder, os.tmpdir(), '/dev/shm']) { // a full disk is just what somebody has to be told of
+    const file = path.join(folder, `.message-${randomUUID()}`);
     try {
-      const own = fs.mkdtempSync(path.join(folder, 'message-')), file = path.join(own, 'body');
-      try {
-        fs.writeFileSync(file, text, { mode: 0o600 });
-        return fs.openSync(file, 'r');
-      } finally {
-        fs.rmSync(own, { recursive: true, force: true });
-      }
-    } catch { /* the next one */ }
+      fs.writeFileSync(file, text, { mode: 0o600, flag: 'wx' });
+      return fs.openSync(file, 'r');
+    } catch { /* the next one */ } finally {
+      fs.rmSync(file, { force: true });
+    }
   }
   return undefined;
 }
 
-function writeMetrics(settings: Settings, what: Outcome): void {
+function writeMetrics({ tell: { metrics }, stateFolder }: Settings, what: Outcome): void {
   if (what.line.kind === 'drill') return; // these are about runs
-  const file = settings.tell.metrics, draft = `${file}.new`, text = metricsText(what, lastSuccess(settings, what));
-  fs.rmSync(draft, { force: true });
-  const fd = fs.openSync(draft, 'wx', 0o644);
-  try {
-    fs.writeFileSync(fd, text);
-    fs.fchmodSync(fd, 0o644); // whatever our umask is: node_exporter is not root
-  } finally {
-    fs.closeSync(fd);
-  }
-  fs.renameSync(draft, file);
-}
-
-const seconds = (time: unknown) => Math.round(Date.parse(String(time)) / 1000) || 0;
-
-/** When the last good run ended, in seconds since 1970: this one, or what the metrics file or the history remembers; 0 for never. */
-function lastSuccess({ tell: { metrics }, stateFolder }: Settings, { outcome, line }: Outcome): number {
-  if (outcome === 'good' || outcome === 'warning') return seconds(line.endedAt);
   const old = fs.existsSync(metrics) ? fs.readFileSync(metrics, 'utf8') : '';
   const told = Number(/^cold_backup_last_success_timestamp_seconds\{.*\} (\d+)$/m.exec(old)?.[1] ?? 0);
-  return Math.max(told, seconds(lastGoodRun(stateFolder)?.endedAt));
+  const isGood = what.outcome === 'good' || what.outcome === 'warning';
+  const text = metricsText(what, isGood ? seconds(what.line.endedAt) : Math.max(told, seconds(lastGoodRun(stateFolder)?.endedAt)));
+  fs.rmSync(`${metrics}.new`, { force: true });
+  const fd = fs.openSync(`${metrics}.new`, 'wx');
+  fs.writeFileSync(fd, text);
+  fs.fchmodSync(fd, 0o644); // whatever our umask is: who reads it is not root
+  fs.closeSync(fd);
+  fs.renameSync(`${metrics}.new`, metrics);
 }
 
-function metricsText({ server, outcome, line }: Outcome, success: number): string {
-  const number = (value: unknown) => (typeof value === 'number' && Number.isFinite(value) ? value : 0);
-  const stored = (pass: unknown) => (typeof pass === 'object' && pass !== null && 'deduplicatedBytes' in pass ? number(pass.deduplicatedBytes) : 0);
-  const down = Array.isArray(line.parts) ? line.parts.filter((part) => part.runningAt === null).length : 0;
-  const gauges: [string, string, number][] = [
-    ['last_run_timestamp_seconds', 'When the last run ended.', seconds(line.endedAt)],
-    ['last_success_timestamp_seconds', 'When the last run with a proven archive ended; 0: never.', success],
-    ['last_exit_code', 'Exit code of the last run: 0 good, 1 with warnings, 2 failed, 3 something is down.', number(line.exitCode)],
-    ['down_seconds', 'How long services were down in the last run.', number(line.downSeconds)],
-    ['duration_seconds', 'How long the last run took.', Math.max(0, seconds(line.endedAt) - seconds(line.startedAt))],
-    ['stored_bytes', 'What the last run added to the repository.', stored(line.warm) + stored(line.cold)],
-    ['services_down', 'How many parts the last run could not start again.', outcome === 'down' ? Math.max(1, down) : 0],
+const seconds = (time: unknown) => Math.round(Date.parse(String(time)) / 1000) || 0; // since 1970; 0: never
+
+function metricsText({ server, outcome, line }: { server: string; outcome: string; line: Record<string, any> }, success: number): string {
+  const down = (line.parts ?? []).filter((part: { runningAt: unknown }) => part.runningAt === null).length;
+  const gauges = [
+    ['last_run_timestamp_seconds', 'When the last run ended', seconds(line.endedAt)],
+    ['last_success_timestamp_seconds', 'When the last run with a proven archive ended, 0: never', success],
+    ['last_exit_code', 'Exit code of the last run: 0 good, 1 with warnings, 2 failed, 3 something is down', line.exitCode],
+    ['down_seconds', 'How long services were down in the last run', line.downSeconds],
+    ['duration_seconds', 'How long the last run took', seconds(line.endedAt) - seconds(line.startedAt)],
+    ['stored_bytes', 'What the last run added to the repository', (line.warm?.deduplicatedBytes ?? 0) + (line.cold?.deduplicatedBytes ?? 0)],
+    ['services_down', 'How many parts the last run could not start again', outcome === 'down' ? Math.max(1, down) : 0],
   ];
   const label = server.replace(/\\/g, '\\\\').replace(/"/g, '\\"').replace(/\n/g, '\\n');
-  return gauges.map(([name, help, value]) => `# HELP cold_backup_${name} ${help}\n# TYPE cold_backup_${name} gauge\ncold_backup_${name}{server="${label}"} ${value}\n`).join('');
+  return gauges.map(([name, help, value]) => `# HELP cold_backup_${name} ${help}\n# TYPE cold_backup_${name} gauge\ncold_backup_${name}{server="${label}"} ${Number(value) || 0}\n`).join('');
 }

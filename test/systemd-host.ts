@@ -132,13 +132,39 @@ export class Product {
     }
     assert.deepEqual(await state(), wanted);
   }
+}
 
-  /** A test that ends with the invariant. */
-  scenario(name: string, body: () => Promise<void>): void {
-    test(name, async () => {
-      const before = await productNow().whatRuns();
+/** Given how to get the product, returns scenario(name, body): a test that ends with the invariant. */
+export function scenarios(product: () => Product): (name: string, body: () => Promise<void>) => void {
+  return (name, body) => void test(name, async () => {
+    const before = await product().whatRuns();
+    try {
       await body();
-      await productNow().everythingRunsAgain(before);
-    });
+    } finally {
+      await product().releaseCopy();
+    }
+    await product().everythingRunsAgain(before);
+  });
+}
+
+/** Boots a host and sets the product up as its README says: copy, settings, setup, the printed line to the storage, setup again. `prepare` comes first. */
+export async function install(options: HostOptions, settings: Record<string, unknown>, prepare: (host: Host) => Promise<void> = async () => {}): Promise<Product> {
+  const host = await startHost(options);
+  try {
+    await prepare(host);
+    const storage = await host.startStorage({ name: 'web1' });
+    await host.write(SCRIPT, fs.readFileSync(distFile, 'utf8'), 0o755);
+    await host.write('/usr/local/sbin/borg', BORG, 0o755);
+    const product = new Product(host);
+    await product.set({ repository: storage.url, compression: 'zstd,1', stopTimeoutSeconds: 60, warmPass: false, ...settings });
+    const said = await product.expect(['setup', '--yes'], 2, /belongs into authorized_keys/);
+    const line = /^command="borg serve .*$/m.exec(said)?.[0];
+    assert.ok(line, said);
+    await host.write('/srv/borg/.ssh/authorized_keys', `${line}\n`, 0o600, 'borg:borg');
+    await product.expect(['setup', '--yes'], 0, /made the repository/);
+    return product;
+  } catch (error) {
+    await host.destroy();
+    throw error;
   }
 }

@@ -1,0 +1,168 @@
+// Scenarios of failure. Each runs in a process of its own with a machine nearly of its own (alone.ts, and its own network):
+// one production server in miniature whose disk is memory, a copy of one that is made once for the whole test file. So they
+// run side by side, none sees another, and whatever one leaves behind is gone with it.
+import assert from 'node:assert/strict';
+import { execFileSync, spawn } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { before, describe, test } from 'node:test';
+import { fileURLToPath, pathToFileURL } from 'node:url';
+import { aloneCommand } from './alone.ts';
+import { makeCluster } from './cluster.ts';
+import type { TestCluster } from './cluster.ts';
+import { everythingRunsAgain, makeDaemon, makeServer, repositoryRoot, testFolder, waitFor } from './script.ts';
+import type { Daemon, Ended, Server } from './script.ts';
+import { startStorage } from './storage.ts';
+import type { Storage } from './storage.ts';
+
+/** A server that has taken one good backup: two parts and a cluster that run, a part that does not, a folder, a storage. */
+export type World = {
+  folder: string; // everything lies below it; at the same path in every scenario
+  storage: Storage;
+  server: Server;
+  web: Daemon; // stopped first
+  app: Daemon; // takes its time to stop
+  idle: Daemon; // named in `stop`, but does not run
+  db: TestCluster; // stopped last; its table `nights` tells one night's copy from another's
+  files: string; // saved as a folder
+};
+
+type Scenarios = Record<string, (world: World) => Promise<void>>;
+
+const MAKE = 'make the server';
+const SIDE_BY_SIDE = 6; // they wait more than they work
+
+/** Given a title, the test file and its scenarios by name, makes each a test. */
+export function scenarios(title: string, file: string, all: Scenarios): void {
+  const wanted = process.env.COLD_BACKUP_SCENARIO;
+  if (wanted !== undefined) return void inScenario(wanted, all[wanted]);
+  const isRoot = process.getuid?.() === 0;
+  if (!isRoot) assert.equal(process.env.COLD_BACKUP_NO_SKIP, undefined, 'these tests need root, and nothing may be skipped');
+  describe(title, { concurrency: SIDE_BY_SIDE, skip: isRoot ? false : 'needs root: namespaces, PostgreSQL as its own user, a tmpfs for each server' }, () => {
+    const folder = testFolder('scenario');
+    before(() => runScenario(file, folder, MAKE), { timeout: 120_000 });
+    for (const name of Object.keys(all)) test(name, { timeout: 300_000 }, () => runScenario(file, folder, name));
+  });
+}
+
+async function runScenario(file: string, folder: string, name: string): Promise<void> {
+  const disk = path.join(folder, 'disk'), made = path.join(folder, 'made');
+  for (const one of [disk, made]) fs.mkdirSync(one, { recursive: true });
+  const prepare = `mount -t tmpfs -o mode=755 tmpfs ${disk} && cp -a ${made}/. ${disk} && ip link set lo up`;
+  const [program, ...words] = aloneCommand([process.execPath, '--no-warnings', '--import', pathToFileURL(path.join(repositoryRoot, 'build/ts.mjs')).href, fileURLToPath(file)], prepare, ['--net']);
+  const { NODE_TEST_CONTEXT: _, ...env } = process.env;
+  const child = spawn(program!, words, { cwd: '/', stdio: ['ignore', 'pipe', 'pipe'], env: { ...env, COLD_BACKUP_SCENARIO: name, COLD_BACKUP_DISK: disk, COLD_BACKUP_ALONE: '1', DOCKER_HOST: 'unix:///nowhere' } });
+  let said = '';
+  for (const stream of [child.stdout, child.stderr]) stream.on('data', (piece) => { said += piece; });
+  const code = await new Promise((resolve) => { child.on('close', resolve); });
+  if (code !== 0) throw new Error(said || `exit code ${code}`);
+  for (const line of said.match(/^note: .*/gm) ?? []) console.log(`${name}: ${line.slice(6)}`);
+}
+
+async function inScenario(name: string, scenario: Scenarios[string] | undefined): Promise<void> {
+  const folder = process.env.COLD_BACKUP_DISK!;
+  try {
+    const world = await openWorld(folder);
+    if (name !== MAKE) await scenario!(world);
+    else {
+      await good(world);
+      world.db.stop();
+      execFileSync('cp', ['-a', `${folder}/.`, path.join(folder, '../made')]);
+    }
+    process.exit(0);
+  } catch (error) {
+    console.error(error);
+    process.exit(1);
+  }
+}
+
+async function openWorld(folder: string): Promise<World> {
+  const isNew = fs.readdirSync(folder).length === 0, files = path.join(folder, 'files');
+  const storage = await startStorage(path.join(folder, 'storage'), 2222);
+  const db = await makeCluster({ folder: path.join(folder, 'db'), version: '15-debian', port: 5432, initdb: ['--wal-segsize=1'],
+    settings: { fsync: 'off', min_wal_size: '2MB' }, sql: 'create table nights (n int); insert into nights values (1)' });
+  const [web, app, idle] = [makeDaemon(folder, 'web'), makeDaemon(folder, 'app', { stopSeconds: 0.4 }), makeDaemon(folder, 'idle')] as const;
+  for (const one of [web, app]) one.startNow();
+  if (isNew) {
+    fs.mkdirSync(files);
+    for (let number = 0; number < 50; number++) fs.writeFileSync(path.join(files, `file ${number}`), `I am file ${number}\n`.repeat(1000));
+  }
+  const server = await makeServer(path.join(folder, 'server'), 'web1', storage,
+    { stop: [web.entry, app.entry, idle.entry, `postgres ${db.dataDirectory}`], folders: [files] }, { setUp: isNew });
+  return { folder, storage, server, web, app, idle, db, files };
+}
+
+/** A program put first on PATH that runs `lines` of sh, then the real one. $pass tells what borg is about to do: info, warm, cold, extract, proof. */
+export function wrap(world: World, program: string, lines: string): { env: NodeJS.ProcessEnv } {
+  const bin = path.join(world.folder, 'bin'), real = execFileSync('sh', ['-c', `command -v ${program}`], { encoding: 'utf8' }).trim();
+  fs.mkdirSync(bin, { recursive: true });
+  fs.writeFileSync(path.join(bin, program), ['#!/bin/sh', `cd_to=${world.folder}`,
+    'case " $* " in *" ::proven-"*) pass=proof;; *"-warm.checkpoint "*) pass=warm;; *" create "*) pass=cold;; *" extract "*) pass=extract;; *" info "*) pass=info;; *) pass=other;; esac',
+    lines, `exec ${real} "$@"`, ''].join('\n'), { mode: 0o755 });
+  return { env: { PATH: `${bin}:${process.env.PATH}` } };
+}
+
+/** Lines for wrap(): in that pass wait until the test makes the file `go`. */
+export const holdIn = (pass: string) => `[ $pass = ${pass} ] && { touch "$cd_to/held"; while [ ! -e "$cd_to/go" ]; do sleep 0.02; done; }`;
+export const held = (world: World) => waitFor('borg is held', () => fs.existsSync(path.join(world.folder, 'held')), 60);
+export const letGo = (world: World) => fs.writeFileSync(path.join(world.folder, 'go'), '');
+
+/** What runs: changes when anything of it is stopped and started. */
+export function whatRuns({ web, app, db }: World): string[] {
+  return [web.pidFile, app.pidFile, path.join(db.dataDirectory, 'postmaster.pid')].map((file) => fs.readFileSync(file, 'utf8').split('\n')[0]!);
+}
+
+/** The invariant: what ran runs, nothing else does; nothing of a run is left, no process and no ledger. */
+export async function allIsWell(world: World, seconds = 15): Promise<void> {
+  await everythingRunsAgain([world.web, world.app], [world.idle], seconds);
+  await waitFor('the cluster answers', () => answers(world.db), seconds);
+  await nothingIsLeft(world, seconds);
+}
+
+export async function nothingIsLeft({ server }: World, seconds = 15): Promise<void> {
+  await waitFor(`nothing of the run is left: ${leftProcesses().join(' | ')}`, () => leftProcesses().length === 0, seconds);
+  assert.equal(fs.existsSync(path.join(server.stateFolder, 'ledger.json')), false, 'the ledger is left');
+}
+
+export function answers(db: TestCluster): boolean {
+  try {
+    return db.sql('postgres', 'select 1') === '1';
+  } catch {
+    return false;
+  }
+}
+
+/** Command lines of borg and of the script that run now, but for the storage's. */
+export function leftProcesses(): string[] {
+  return fs.readdirSync('/proc').filter((pid) => /^\d+$/.test(pid)).flatMap((pid) => {
+    try {
+      const line = fs.readFileSync(`/proc/${pid}/cmdline`, 'utf8').replaceAll('\0', ' ');
+      return /(^|\/)borg |\/backup\.js /.test(line) && !/ serve /.test(line) ? [line.slice(0, 200)] : [];
+    } catch {
+      return [];
+    }
+  });
+}
+
+/** What an ended run must have said and remembered. error: of the history; says: each in what it printed. */
+export function expectEnd(world: World, ended: Ended, expected: { code: number; says?: RegExp[]; error?: RegExp; outcome?: string; warns?: RegExp }): void {
+  const all = ended.out + ended.err, line = world.server.history().pop();
+  assert.equal(ended.code, expected.code, all);
+  for (const what of expected.says ?? []) assert.match(all, what);
+  assert.doesNotMatch(all, /this is a bug/);
+  const outcome = expected.outcome ?? ({ 0: 'good', 1: 'warning', 3: 'down' }[expected.code] ?? 'failed');
+  assert.deepEqual({ outcome: line.outcome, exitCode: line.exitCode }, { outcome, exitCode: expected.code }, all);
+  assert.match(line.error, expected.error ?? (expected.code < 2 ? /^$/ : /./), all);
+  if (expected.warns) assert.match(line.warnings.join('\n'), expected.warns);
+  else if (expected.code === 0) assert.deepEqual(line.warnings, []);
+  assert.equal(line.kind, 'run');
+  assert.ok(Date.parse(line.endedAt) >= Date.parse(line.startedAt));
+  const isProven = world.server.archives().includes(`proven-${line.archive}`);
+  assert.equal(isProven, expected.code < 2, `${line.archive} ${isProven ? 'is' : 'is not'} proven`);
+}
+
+/** A run that must be good without anybody's help. */
+export async function good(world: World): Promise<void> {
+  expectEnd(world, await world.server.run(), { code: 0, says: [/is proven/] });
+  await allIsWell(world);
+}

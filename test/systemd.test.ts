@@ -1,0 +1,148 @@
+// The product on a real systemd host: units, PostgreSQL clusters with and without a unit, whatever goes wrong in between.
+import { after, before, describe } from 'node:test';
+import assert from 'node:assert/strict';
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { Host } from './host.ts';
+import { STATE, cannotRun, daemon, install, scenarios } from './systemd-host.ts';
+import type { Product } from './systemd-host.ts';
+
+const ROWS = 20_000;
+const units = {
+  'web.service': daemon(),
+  'worker.service': daemon(), 'mail.service': daemon(),
+  'asleep.service': daemon(),
+  'appdb.service': daemon(), 'app.service': daemon('Requires=appdb.service\nAfter=appdb.service'),
+  'always.service': daemon('', 'ExecStart=sleep infinity\nRestart=always\nRestartSec=100ms'),
+  'echo.socket': '[Socket]\nListenStream=127.0.0.1:7007\n[Install]\nWantedBy=sockets.target\n',
+  'echo.service': daemon('Requires=echo.socket'),
+  'lazy.socket': '[Socket]\nListenStream=127.0.0.1:7008\n[Install]\nWantedBy=sockets.target\n',
+  'lazy.service': daemon('Requires=lazy.socket'),
+  // Does not end on TERM, and is never killed: like a database that waits for a client.
+  'stubborn.service': daemon('', `KillMode=process\nTimeoutStopSec=infinity\nExecStart=sh -c 'trap "" TERM; while ! [ -e /run/let-go ]; do sleep 0.1; done'`),
+  'fragile.service': daemon('', 'ExecStartPre=test ! -e /run/broken\nExecStart=sleep infinity'),
+};
+const enable = ['web', 'worker', 'mail', 'appdb', 'app', 'always', 'echo.socket', 'echo.service', 'lazy.socket', 'stubborn', 'fragile'];
+
+describe('on a systemd host', { skip: cannotRun }, () => {
+  let host: Host, product: Product;
+  const scenario = scenarios(() => product);
+
+  before(async () => {
+    product = await install({ units, enable, clusters: [
+      { name: 'main', tablespaces: { fast: '/srv/fast' }, walFolder: '/srv/wal', initdb: ['--data-checksums'],
+        sql: `CREATE TABLE t AS SELECT n, md5(n::text) FROM generate_series(1, ${ROWS}) n; CREATE TABLE f TABLESPACE fast AS SELECT * FROM t` },
+      { name: 'other', startConf: 'disabled' },
+    ] }, { stop: ['service web'], folders: ['/srv/uploads'] }, async (made) => {
+      host = made;
+      await host.must('mkdir /srv/uploads && head -c 3000000 /dev/urandom > /srv/uploads/picture');
+      await host.must('pg_ctlcluster 15 other start', { user: 'postgres' });
+    });
+  });
+  after(() => host?.destroy());
+
+  scenario('a good night: units, a list of units, a cluster with tablespace and WAL elsewhere; the archive boots with all its rows', async () => {
+    await product.set({ stop: ['service web', ['service worker', 'service mail'], 'postgres *'], warmPass: true });
+    await product.expect(['doctor'], 1, /schedule/);
+    const said = await product.expect([], 0, /warnings +none/, /services +all 5 are running again/);
+    assert.ok(said.indexOf('stopped service web') < said.indexOf('stopped service worker'), said);
+    assert.ok(said.indexOf('started postgres 15/main') < said.indexOf('started service mail') && said.indexOf('started service worker') < said.indexOf('started service web'), said);
+    const { archive, outcome } = await product.lastRun();
+    assert.equal(outcome, 'good');
+    assert.deepEqual(await product.archives(), [`${archive}-warm.checkpoint`, archive, `proven-${archive}`]);
+    const { answer, manifest } = await product.bootExtracted(archive, '/var/lib/postgresql/15/main', 'SELECT count(*), (SELECT count(*) FROM f) FROM t', 'postgres', '/etc/postgresql/15/main');
+    assert.equal(answer, `${ROWS}|${ROWS}`);
+    assert.deepEqual(manifest.postgres.map((one: { name: string }) => one.name).sort(), ['15/main', '15/other']);
+    await product.set({ warmPass: false });
+  });
+
+  scenario('a unit that requires a stopped one goes down with it, is started again, and a warning names it', async () => {
+    await product.set({ stop: ['service appdb', 'postgres *'] });
+    await product.expect([], 1, /unit app\.service went down with the others and was started again: name it in `stop`/);
+  });
+
+  scenario('what was not running stays down, Restart=always does not bring a unit back too early, and no request wakes a socket\'s unit', async () => {
+    await product.set({ stop: ['service asleep', 'service always', 'service echo', 'service lazy', 'postgres *'] });
+    const running = await product.startHeld();
+    for (const port of [7007, 7008]) assert.notEqual((await host.run(['bash', '-c', `exec 3<>/dev/tcp/127.0.0.1/${port}`])).code, 0);
+    for (const unit of ['asleep', 'always', 'echo', 'lazy', 'postgresql@15-main']) assert.ok(!await host.isActive(unit), unit);
+    await product.releaseCopy();
+    product.judge(await running.done, 0);
+    assert.deepEqual((await product.lastRun()).parts.map(({ name }) => name).filter((name) => name.includes('asleep')), []);
+  });
+
+  scenario('a unit that does not stop: the run is called off, and it is started again as soon as it has really stopped', async () => {
+    await product.set({ stop: ['service web', 'service stubborn', 'postgres *'], stopTimeoutSeconds: 2 });
+    const said = await product.expect([], 3, /service stubborn did not stop within 2 s: the run is called off/, /NOT RUNNING: service stubborn/);
+    assert.doesNotMatch(said, /stopped postgres/);
+    assert.ok(await host.isActive('web'));
+    const { outcome, archive } = await product.lastRun();
+    assert.equal(outcome, 'down');
+    assert.ok(!(await product.archives()).includes(archive));
+    await product.expect(['status'], 2, /left something stopped/);
+    await host.must('touch /run/let-go');
+    await host.waitFor('its end', async () => (await host.run('pgrep -f /run/let-go')).code !== 0);
+    await host.must('rm /run/let-go');
+    await host.waitFor('the guard to start it', async () => await host.isActive('stubborn'));
+    await product.set({ stopTimeoutSeconds: 60 });
+  });
+
+  scenario('a unit that does not start again: exit code 3, all others are up, and once it is mended the guard starts it', async () => {
+    await product.set({ stop: ['service web', 'service fragile', 'postgres *'] });
+    const running = await product.startHeld();
+    await host.must('touch /run/broken');
+    await product.releaseCopy();
+    product.judge(await running.done, 3, /could not start service fragile/, /NOT RUNNING: service fragile \(.*running\)\. Act now: node backup\.js recover/);
+    for (const unit of ['web', 'postgresql@15-main']) assert.ok(await host.isActive(unit), unit);
+    const { archive } = await product.lastRun();
+    assert.ok(!(await product.archives()).includes(`proven-${archive}`));
+    await host.must('rm /run/broken');
+    await host.waitFor('the guard', async () => await host.isActive('fragile'), 40);
+  });
+
+  scenario('PostgreSQL started by hand in the middle of the copy: no proof, exit code 2', async () => {
+    await product.set({ stop: ['service web', 'postgres *'] });
+    const running = await product.startHeld();
+    await host.must(['systemctl', 'start', 'postgresql@15-main']);
+    await product.releaseCopy();
+    product.judge(await running.done, 2, /not proven cold/, /services: .*running again/);
+    const { archive } = await product.lastRun();
+    assert.ok(!(await product.archives()).includes(`proven-${archive}`));
+  });
+
+  scenario('a cluster started outside systemd is really stopped, and runs again with the words it was started with', async () => {
+    await product.set({ stop: ['service web', 'postgres 15/other'] });
+    const words = () => host.must(`tr '\\0' ' ' < /proc/$(head -1 /var/lib/postgresql/15/other/postmaster.pid)/cmdline`);
+    const [wordsBefore, pidBefore] = [await words(), await host.must('head -1 /var/lib/postgresql/15/other/postmaster.pid')];
+    const running = await product.startHeld();
+    assert.notEqual((await host.run('pgrep -f postgresql/15/other')).code, 0);
+    await product.releaseCopy();
+    product.judge(await running.done, 1, /cluster "?15\/main"? .*is not saved/);
+    assert.equal(await words(), wordsBefore);
+    assert.notEqual(await host.must('head -1 /var/lib/postgresql/15/other/postmaster.pid'), pidBefore);
+    assert.equal(await host.psql('15/other', 'SELECT 1'), '1');
+  });
+
+  const seed = Number(process.env.SEED ?? Date.now() % 100_000);
+  scenario(`kill -9 of the script or its whole process group, anywhere between first stop and last start (SEED=${seed})`, async () => {
+    await product.set({ stop: ['service web', ['service worker', 'service mail'], 'postgres *'], uploadLimitKiB: 1500 });
+    const everything = await product.whatRuns();
+    let state = seed;
+    const random = () => (state = (state * 48271 + 11) % 2147483647) / 2147483647;
+    const ledger = `test -e ${STATE}/ledger.json`;
+    for (let round = 0; round < 5; round++) {
+      await host.must('head -c 3000000 /dev/urandom > /srv/uploads/picture'); // 2 s of upload
+      const running = product.start();
+      await host.waitFor('the first stop', ledger);
+      const delay = Math.round(random() * 5000), wholeGroup = round % 2 === 1;
+      await sleep(delay); // a moment by chance, not a wait for something
+      const where = running.output().trim().split('\n').pop();
+      running.kill('SIGKILL', wholeGroup);
+      await running.done;
+      await product.everythingRunsAgain(everything).catch((error) => { throw new Error(`round ${round}, ${delay} ms after the first stop (${where}): ${error.message}`); });
+    }
+    const { archive } = await product.lastRun();
+    assert.ok(!(await product.archives()).includes(`proven-${archive}`));
+    await product.set({ uploadLimitKiB: 0 });
+    await product.expect([], 0);
+  });
+});
