@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: dad8f583fca04621e20db49921b8300b23a30c9a1b87ef692b5e402030f00110
+// Checksum of all but the settings: 5ae04589b8879167d06aed5ad4b174579e3dafe376be4e350a83c7844965ff04
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -88,7 +88,7 @@ const settings = {
   compression: 'zstd,3',
   chunker: 'fixed,65536',        // for database pages; 'fixed,262144' above 200 GB. Chosen once, before the first backup
   uploadLimitKiB: 0,
-  tell: { ping: '', command: [], metrics: '' },   // and what --quiet prints, cron mails
+  tell: { ping: '', command: [], metrics: '', sendLog: false },   // sendLog: the ping carries the log's end; what --quiet prints, cron mails
   maxAgeHours: 26,               // status: older than this is a failure
   drill: { queries: [ /* { cluster, database, sql, expect } */ ], folder: '', maxAgeDays: 8 },   // maxAgeDays 0 = no drills here
   language: 'en',                // of RESTORE.md, recovery sheet and report: 'en' or 'es'
@@ -133,6 +133,7 @@ async function takeBackup(loaded, script) {
   listenToSignals();
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
   const lock = takeLock(settings.stateFolder, 2);
+  if (lock === null && readLedgerQuietly(settings.stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now', { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
   if (lock === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
   await bringBackLeftovers(settings);
   if (!mode.now && !isInWindow(settings.window, new Date())) {
@@ -153,6 +154,7 @@ async function takeBackup(loaded, script) {
 async function runTheNight(night) {
   const { settings } = night.loaded;
   if (settings.before.length > 0) await runBefore(settings);
+  if (settings.snapshot === 'yes') warn('`snapshot` is not in this version: a warm and a cold pass instead');
   const plan = await makePlan(settings, new Date(night.line.startedAt));
   night.line.archive = plan.archive;
   await tryEverything(settings, plan);
@@ -530,7 +532,7 @@ function transcriptSince(from, limit) {
 
 /** Text from outside, safe for a terminal: control characters become visible, so that a file name cannot move the cursor. */
 function printable(text) {
-  return text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]/g, (sign) => `\\x${sign.charCodeAt(0).toString(16).padStart(2, '0')}`);
+  return text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]/g, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }
 
 /** A path or name on one line: as it is when plain, as a JSON string when it holds spaces, quotes or line ends. */
@@ -1511,13 +1513,16 @@ async function unitPart(unit) {
   if (facts.LoadState !== 'loaded') {
     throw new Problem(`service ${unit}: no such unit here (${facts.LoadState})`, { hint: `look at \`systemctl list-units --all '*${unit.slice(0, 5)}*'\`` });
   }
+  // A socket, timer or path that starts the unit goes down with it, or the first request of the night would bring it back.
+  const triggers = (await describeUnits(facts.TriggeredBy.split(' ').filter((one) => one !== ''))).filter((one) => stateOf(one) === 'running').map((one) => one.Id);
+  const units = [...(stateOf(facts) === 'running' ? [facts.Id] : []), ...triggers];
   return {
     name: `service ${unit}`,
     kind: 'service',
-    wasRunning: stateOf(facts) === 'running',
-    stop: ['systemctl', 'stop', '--', facts.Id],
-    start: ['systemctl', 'start', '--', facts.Id],
-    unit: facts.Id,
+    wasRunning: units.length > 0,
+    stop: ['systemctl', 'stop', '--', ...units],
+    start: ['systemctl', 'start', '--', ...units],
+    unit: units[0] ?? facts.Id,
   };
 }
 
@@ -2504,7 +2509,7 @@ async function takePass(settings, command, options) {
   });
   result.seconds = (Date.now() - began) / 1000;
   goOn(); // borg may have ended because we asked it to
-  if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${progress.reached()}`, { ran: command.slice(0, 6) });
+  if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${progress.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
   const stats = JSON.parse(done.out).archive.stats;
   return Object.assign(result, { files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size });
@@ -2611,6 +2616,7 @@ async function makePlan(settings, now) {
     refuseRunningCluster(cluster, parts);
     clusters.push(cluster);
   }
+  for (const cluster of clusters) refuseCrashedCluster(cluster);
   warnOfUnsaved(allClusters, containers, isSaved);
   return {
     format: 1, server, parts, clusters, roots, cold,
@@ -2682,6 +2688,12 @@ function refuseRunningCluster(cluster, parts) {
   throw new Problem(`${named(cluster.dataDirectory)} would be saved, but PostgreSQL runs in it and nothing stops it: the copy would be worthless`, { hint: `name '${what}' in \`stop\`` });
 }
 
+// One that does not run stays as it is all night: what is wrong with it now would only be found once everything is stopped.
+function refuseCrashedCluster({ name, dataDirectory, pid }) {
+  const why = pid === 0 ? whyNotCold(dataDirectory) : [];
+  if (why.length > 0) throw new Problem(`cluster ${named(name)} does not run and is not proven cold: ${why.join(', ')}`, { hint: 'start it and let it recover; then stop it cleanly, or let it run' });
+}
+
 // What is found here and saved by nothing is told every night: the database that was added last year and never backed up.
 function warnOfUnsaved(clusters, containers, isSaved) {
   for (const cluster of clusters) {
@@ -2712,6 +2724,8 @@ const TOLD_NAMES = 20;
  * Throws Problem when a cluster is not cleanly shut down, is in use, or when a container with a database was killed.
  */
 async function prove(plan, file) {
+  const gone = plan.roots.find((root) => !fs.existsSync(root.path)); // borg passes over it with a warning that names no file
+  if (gone) throw new Problem(`${named(gone.path)} (${gone.why}) is gone: it was there when the run began`, { hint: 'is something unmounted, or moved? This archive does not count as a backup' });
   for (const { name, container, database, wasRunning } of plan.parts) {
     if (!container || !wasRunning) continue;
     const { exitCode } = await containerState(container);
@@ -2824,6 +2838,8 @@ function readLedger(stateFolder) {
     throw new Problem(`${file} cannot be read: ${error.message}`, { exitCode: 3 });
   }
   const bad = (why) => new Problem(`${file} is damaged: ${why}`, { exitCode: 3, hint: `read it: it tells what was stopped and how to start it; start that by hand, then remove the file` });
+  const { uid, mode: bits } = fs.statSync(file);
+  if (![0, process.getuid?.()].includes(uid) || (bits & 0o022) !== 0) throw bad('others could have written it'); // what stands in it is run as root
   let ledger;
   try {
     ledger = JSON.parse(text);
@@ -2917,6 +2933,7 @@ async function stopParts(parts, ledger, stateFolder) {
   for (const group of new Set(parts.map((part) => part.group))) {
     const together = parts.filter((part) => part.group === group && part.wasRunning).map((part) => ({ ...part, askedAt: new Date().toISOString(), stoppedAt: null, runningAt: null }));
     if (together.length === 0) continue;
+    goOn(); // asked to end before this group went down: then it need not
     ledger.parts.push(...together);
     keepLedger(stateFolder, ledger);
     const ends = await Promise.allSettled(together.map((part) => stopPart(part, ledger.stopTimeoutSeconds)));
@@ -2959,10 +2976,13 @@ async function startParts(ledger, stateFolder) {
       keepLedgerIfPossible(stateFolder, ledger);
     }
     const down = await startWhatElseWasActive(ledger);
-    for (const part of ledger.parts) { // a part may start well and fall over at once
-      if (await runsWell(part)) continue;
+    for (const part of ledger.parts) { // a part may start well and fall over at once, or need one that came after it
+      if (await runsWell(part)) {
+        part.runningAt ??= new Date().toISOString();
+        continue;
+      }
       part.runningAt = null;
-      await startPart(part, ledger);
+      if (part.stoppedAt !== null) await startPart(part, ledger); // else it has been waited for long enough; the guard goes on
       if (part.runningAt === null) down.push(part.name);
     }
     keepLedgerIfPossible(stateFolder, ledger);
@@ -2974,11 +2994,12 @@ async function startParts(ledger, stateFolder) {
 
 async function startPart(part, ledger) {
   const began = Date.now();
-  if (part.stoppedAt === null) await waitForEndOfStop(part, ledger.stopTimeoutSeconds);
+  const isDecided = part.stoppedAt !== null || await waitForEndOfStop(part, ledger.stopTimeoutSeconds);
+  const limitSeconds = isDecided ? START_SECONDS : 5; // what still hangs in its stop must not keep the others down
   for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
     const command = { done: null };
     void change(part.start, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
-    const seen = await waitUntil(START_SECONDS, async () => {
+    const seen = await waitUntil(limitSeconds, async () => {
       if (await runsWell(part)) return true;
       return command.done !== null && command.done.code !== 0; // it will not come by waiting
     }, 30);
@@ -2987,7 +3008,7 @@ async function startPart(part, ledger) {
       return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);
     }
     if (command.done) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${command.done.said.trim().split('\n').pop() ?? ''}`);
-    else warn(`${part.name} has not been seen running within ${START_SECONDS} s`);
+    else warn(`${part.name} has not been seen running within ${limitSeconds} s`);
     if (!seen) return;
     await waitUntil(2, () => false);
   }
@@ -2998,7 +3019,7 @@ async function startPart(part, ledger) {
 async function waitForEndOfStop(part, limitSeconds) {
   const asked = Date.parse(part.askedAt);
   const undecided = Math.min(limitSeconds, Math.max(8, (part.database === '' ? part.stopSeconds ?? 0 : 0) + 3));
-  await waitUntil(limitSeconds, async () => {
+  return waitUntil(limitSeconds, async () => {
     const state = await partState(part);
     if (state === 'stopped') part.stoppedAt = new Date().toISOString();
     return state === 'stopped' || (state === 'running' && Date.now() - asked > undecided * 1000);
@@ -3062,8 +3083,13 @@ function prepareRecord(loaded, script, plan, passport) {
   return {
     format: 1, server: plan.server, archive: plan.archive, madeAt: plan.madeAt,
     script: { version: VERSION, state: editedOrAsBuilt(text), node: process.version, file: script },
-    ...passport, plan, parents: parentsOf(plan.roots.map((root) => root.path)), proof: null,
+    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...socketsOf(plan)]), proof: null,
   };
+}
+
+// PostgreSQL does not start without the folder of its socket, which is in no backup.
+function socketsOf(plan) {
+  return plan.clusters.filter((one) => one.container === '' && fs.existsSync(one.socketFolder)).map((one) => path.join(one.socketFolder, '.s.PGSQL'));
 }
 
 function parentsOf(roots) {
@@ -3103,11 +3129,12 @@ const block = (lines) => ['```sh', ...lines, '```'].join('\n');
 function restoreText(manifest) {
   const { plan, host, packages } = manifest;
   const onHost = manifest.postgres.filter((cluster) => cluster.container === '');
+  const user = (uid) => host.users.find((one) => one.id === uid)?.name || uid, group = (gid) => host.groups.find((one) => one.id === gid)?.name || gid;
   const folders = plan.roots.map((root) => `- ${pasteable([root.path])} (${root.why})`);
   return [
     `# Restore ${manifest.archive}`,
     `Everything that server \`${manifest.server}\` saved on ${manifest.madeAt}, with all services stopped. It ran ${host.osRelease.PRETTY_NAME ?? os.type()} on ${host.architecture}.\n` +
-    'You need: borg 1.2 or 1.4, the key file, and the passphrase (both are on the recovery sheet). Everything below is done as root, on a machine of the same architecture.',
+    'You need: borg 1.2 or 1.4, the key file and the passphrase (both are on the recovery sheet), and an ssh key that the storage accepts (`export BORG_RSH="ssh -i FILE"`; its keeper can let in a new one). Everything below is done as root, on a machine of the same architecture.',
     '## 1. Reach the repository',
     block(['apt-get install --yes borgbackup', `export BORG_REPO=${pasteable([plan.repository])}`, 'export BORG_KEY_FILE=/root/borg_key   # the key file; `borg key import` makes it from the sheet',
       'read -rs -p "passphrase: " BORG_PASSPHRASE; export BORG_PASSPHRASE', 'borg list', `borg list ::${manifest.archive} record`]),
@@ -3124,9 +3151,12 @@ function restoreText(manifest) {
     ['These paths come back; what lies there now has to be moved away first:', '', ...folders].join('\n'),
     '## 4. Extract',
     'The folders above the saved ones are not in the archive: PostgreSQL cannot enter them if borg makes them, so make them first.',
-    block([...manifest.parents.map((one) => `[ -d ${pasteable([one.path])} ] || install -d -m ${one.mode} -o ${one.uid} -g ${one.gid} ${pasteable([one.path])}`),
+    block([...manifest.parents.map((one) => `[ -d ${pasteable([one.path])} ] || install -d -m ${one.mode} -o ${user(one.uid)} -g ${group(one.gid)} ${pasteable([one.path])}`),
       `cd / && borg extract --sparse ${manifest.containers.length > 0 && onHost.length === 0 ? '--numeric-ids ' : ''}::${manifest.archive} --exclude record`]),
     ...(manifest.containers.length > 0 ? ['Files of container volumes belong to numbers, not names: `borg extract --numeric-ids` gives them back as they were; for clusters on the host leave it out.'] : []),
+    'Only a part of it, or a look first? Extract into an empty folder; paths are written without the first slash:',
+    block(['mkdir /srv/look && cd /srv/look', `borg --umask 0022 extract --sparse ::${manifest.archive} ${pasteable([(plan.roots[0]?.path ?? '/record').slice(1)])}`]),
+    ...(onHost.length > 0 ? ['A data directory that was extracted elsewhere still leads to the old places: before PostgreSQL is started on it, turn the link `pg_wal` and every link in `pg_tblspc` to the extracted folders. Else it would write into those of the running cluster.'] : []),
     '## 5. Start',
     block([...plan.parts.filter((part) => part.wasRunning).map((part) => pasteable(part.start)).reverse(), ...(plan.parts.length === 0 ? ['# nothing was stopped for this backup'] : [])]),
     '## 6. Check',
@@ -3215,6 +3245,15 @@ function isOverdue(stateFolder, run) {
   }
 }
 
+// The run is over and has told how; whoever holds the lock now is its guard, which tries again from time to time.
+function isReported(stateFolder) {
+  try {
+    return Boolean(readLedger(stateFolder)?.reported);
+  } catch {
+    return false;
+  }
+}
+
 /**
  * Start what a dead run left stopped. Given the lock is ours, its ledger, who does it, and the settings if they can be read,
  * returns what is still down; the ledger stays as long as something is. Writes the history line the dead run could not write.
@@ -3279,7 +3318,7 @@ async function recover(stateFolders, settings) {
   let code = 0;
   for (const stateFolder of stateFolders) {
     if (!fs.existsSync(ledgerFile(stateFolder))) continue;
-    const lock = takeLock(stateFolder, 0);
+    const lock = takeLock(stateFolder, isReported(stateFolder) ? 60 : 0);
     if (lock === null) {
       say('a run, or its guard, is at work: nothing to recover');
       code = Math.max(code, 75);
@@ -3339,12 +3378,17 @@ function archiveMeant(archives, name) {
   return found.archive;
 }
 
+// borg's own lines are not shown: a line end in a file's name would look like another file.
 async function listFiles(settings, archive, file) {
-  const lines = [];
-  const show = (line) => (mode.json ? lines.push(line) : process.stdout.write(`${printable(line)}\n`));
-  const done = await askBorg(settings, ['list', ...(mode.json ? ['--json-lines'] : []), `::${archive}`, ...(file ? [file.replace(/^\//, '')] : [])], { onLine: show, keepBytes: 0 });
+  let shown = 0;
+  const show = (line) => {
+    if (mode.json) return process.stdout.write(`${shown++ === 0 ? '[' : ',\n'}${line}`);
+    const one = JSON.parse(line), link = one.source ? ` ${one.type === 'l' ? '->' : '='} ${one.source}` : '';
+    return process.stdout.write(`${one.mode} ${one.user.padEnd(8)} ${one.group.padEnd(8)} ${String(one.size).padStart(12)} ${one.mtime.slice(0, 19)} ${printable(`${one.path}${link}`.replace(/[\t\n]/g, (sign) => (sign === '\n' ? '\\n' : '\\t')))}\n`);
+  };
+  const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...(file ? [`pp:${file.replace(/^\//, '')}`] : [])], { onLine: show, keepBytes: 0 });
   if (done.code !== 0) throw borgFailure(`${archive} cannot be listed`, done);
-  if (mode.json) answer(`[${lines.join(',\n')}]`);
+  if (mode.json) answer(shown === 0 ? '[]' : ']');
   return 0;
 }
 

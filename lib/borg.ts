@@ -173,7 +173,7 @@ export async function takePass(settings: Settings, command: string[], options: {
   });
   result.seconds = (Date.now() - began) / 1000;
   goOn(); // borg may have ended because we asked it to
-  if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${progress.reached()}`, { ran: command.slice(0, 6) });
+  if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${progress.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
   const stats = JSON.parse(done.out).archive.stats;
   return Object.assign(result, { files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size });

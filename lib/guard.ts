@@ -89,6 +89,15 @@ function isOverdue(stateFolder: string, run: string): boolean {
   }
 }
 
+// The run is over and has told how; whoever holds the lock now is its guard, which tries again from time to time.
+function isReported(stateFolder: string): boolean {
+  try {
+    return Boolean(readLedger(stateFolder)?.reported);
+  } catch {
+    return false;
+  }
+}
+
 /**
  * Start what a dead run left stopped. Given the lock is ours, its ledger, who does it, and the settings if they can be read,
  * returns what is still down; the ledger stays as long as something is. Writes the history line the dead run could not write.
@@ -153,7 +162,7 @@ export async function recover(stateFolders: string[], settings: Settings | null)
   let code = 0;
   for (const stateFolder of stateFolders) {
     if (!fs.existsSync(ledgerFile(stateFolder))) continue;
-    const lock = takeLock(stateFolder, 0);
+    const lock = takeLock(stateFolder, isReported(stateFolder) ? 60 : 0);
     if (lock === null) {
       say('a run, or its guard, is at work: nothing to recover');
       code = Math.max(code, 75);

@@ -37,12 +37,17 @@ export function archiveMeant(archives: ArchiveFacts[], name: string): string {
   return found.archive;
 }
 
+// borg's own lines are not shown: a line end in a file's name would look like another file.
 async function listFiles(settings: Settings, archive: string, file: string | undefined): Promise<number> {
-  const lines: string[] = [];
-  const show = (line: string) => (mode.json ? lines.push(line) : process.stdout.write(`${printable(line)}\n`));
-  const done = await askBorg(settings, ['list', ...(mode.json ? ['--json-lines'] : []), `::${archive}`, ...(file ? [file.replace(/^\//, '')] : [])], { onLine: show, keepBytes: 0 });
+  let shown = 0;
+  const show = (line: string) => {
+    if (mode.json) return process.stdout.write(`${shown++ === 0 ? '[' : ',\n'}${line}`);
+    const one = JSON.parse(line), link = one.source ? ` ${one.type === 'l' ? '->' : '='} ${one.source}` : '';
+    return process.stdout.write(`${one.mode} ${one.user.padEnd(8)} ${one.group.padEnd(8)} ${String(one.size).padStart(12)} ${one.mtime.slice(0, 19)} ${printable(`${one.path}${link}`.replace(/[\t\n]/g, (sign) => (sign === '\n' ? '\\n' : '\\t')))}\n`);
+  };
+  const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...(file ? [`pp:${file.replace(/^\//, '')}`] : [])], { onLine: show, keepBytes: 0 });
   if (done.code !== 0) throw borgFailure(`${archive} cannot be listed`, done);
-  if (mode.json) answer(`[${lines.join(',\n')}]`);
+  if (mode.json) answer(shown === 0 ? '[]' : ']');
   return 0;
 }
 

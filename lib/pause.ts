@@ -6,7 +6,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { spawnSync } from 'node:child_process';
 import { Problem, count, named, pasteable, say, span, warn } from './say.ts';
-import { change, failure, look, shield, waitUntil, writeDurably } from './shell.ts';
+import { change, failure, goOn, look, shield, waitUntil, writeDurably } from './shell.ts';
 import type { Done } from './shell.ts';
 import { startOfProcess } from './processes.ts';
 import { activeUnits, lostUnits, unitState } from './units.ts';
@@ -59,6 +59,8 @@ export function readLedger(stateFolder: string): Ledger | null {
     throw new Problem(`${file} cannot be read: ${error.message}`, { exitCode: 3 });
   }
   const bad = (why: string) => new Problem(`${file} is damaged: ${why}`, { exitCode: 3, hint: `read it: it tells what was stopped and how to start it; start that by hand, then remove the file` });
+  const { uid, mode: bits } = fs.statSync(file);
+  if (![0, process.getuid?.()].includes(uid) || (bits & 0o022) !== 0) throw bad('others could have written it'); // what stands in it is run as root
   let ledger: any;
   try {
     ledger = JSON.parse(text);
@@ -152,6 +154,7 @@ export async function stopParts(parts: Part[], ledger: Ledger, stateFolder: stri
   for (const group of new Set(parts.map((part) => part.group))) {
     const together = parts.filter((part) => part.group === group && part.wasRunning).map((part): StoppedPart => ({ ...part, askedAt: new Date().toISOString(), stoppedAt: null, runningAt: null }));
     if (together.length === 0) continue;
+    goOn(); // asked to end before this group went down: then it need not
     ledger.parts.push(...together);
     keepLedger(stateFolder, ledger);
     const ends = await Promise.allSettled(together.map((part) => stopPart(part, ledger.stopTimeoutSeconds)));
@@ -194,10 +197,13 @@ export async function startParts(ledger: Ledger, stateFolder: string): Promise<s
       keepLedgerIfPossible(stateFolder, ledger);
     }
     const down = await startWhatElseWasActive(ledger);
-    for (const part of ledger.parts) { // a part may start well and fall over at once
-      if (await runsWell(part)) continue;
+    for (const part of ledger.parts) { // a part may start well and fall over at once, or need one that came after it
+      if (await runsWell(part)) {
+        part.runningAt ??= new Date().toISOString();
+        continue;
+      }
       part.runningAt = null;
-      await startPart(part, ledger);
+      if (part.stoppedAt !== null) await startPart(part, ledger); // else it has been waited for long enough; the guard goes on
       if (part.runningAt === null) down.push(part.name);
     }
     keepLedgerIfPossible(stateFolder, ledger);
@@ -209,11 +215,12 @@ export async function startParts(ledger: Ledger, stateFolder: string): Promise<s
 
 async function startPart(part: StoppedPart, ledger: Ledger): Promise<void> {
   const began = Date.now();
-  if (part.stoppedAt === null) await waitForEndOfStop(part, ledger.stopTimeoutSeconds);
+  const isDecided = part.stoppedAt !== null || await waitForEndOfStop(part, ledger.stopTimeoutSeconds);
+  const limitSeconds = isDecided ? START_SECONDS : 5; // what still hangs in its stop must not keep the others down
   for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
     const command: { done: Done | null } = { done: null };
     void change(part.start, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
-    const seen = await waitUntil(START_SECONDS, async () => {
+    const seen = await waitUntil(limitSeconds, async () => {
       if (await runsWell(part)) return true;
       return command.done !== null && command.done.code !== 0; // it will not come by waiting
     }, 30);
@@ -222,7 +229,7 @@ async function startPart(part: StoppedPart, ledger: Ledger): Promise<void> {
       return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);
     }
     if (command.done) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${command.done.said.trim().split('\n').pop() ?? ''}`);
-    else warn(`${part.name} has not been seen running within ${START_SECONDS} s`);
+    else warn(`${part.name} has not been seen running within ${limitSeconds} s`);
     if (!seen) return;
     await waitUntil(2, () => false);
   }
@@ -230,10 +237,10 @@ async function startPart(part: StoppedPart, ledger: Ledger): Promise<void> {
 
 // A stop that was asked for and not seen through is still under way: the part may go down after we found it running, and
 // starting it before that would do nothing. So it is waited for, until it has stopped or has shown that it runs on.
-async function waitForEndOfStop(part: StoppedPart, limitSeconds: number): Promise<void> {
+async function waitForEndOfStop(part: StoppedPart, limitSeconds: number): Promise<boolean> {
   const asked = Date.parse(part.askedAt);
   const undecided = Math.min(limitSeconds, Math.max(8, (part.database === '' ? part.stopSeconds ?? 0 : 0) + 3));
-  await waitUntil(limitSeconds, async () => {
+  return waitUntil(limitSeconds, async () => {
     const state = await partState(part);
     if (state === 'stopped') part.stoppedAt = new Date().toISOString();
     return state === 'stopped' || (state === 'running' && Date.now() - asked > undecided * 1000);

@@ -12,7 +12,7 @@ import { unitPart } from './units.ts';
 import type { Part } from './units.ts';
 import { containerParts, findContainers, findVolumes, hostPathOf, warnOfUnsavedVolumes } from './containers.ts';
 import type { Container } from './containers.ts';
-import { clusterPart, clustersNamed, findClusters } from './postgres.ts';
+import { clusterPart, clustersNamed, findClusters, whyNotCold } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
 import { configFilesOf } from './passport.ts';
 
@@ -68,6 +68,7 @@ export async function makePlan(settings: Settings, now: Date): Promise<Plan> {
     refuseRunningCluster(cluster, parts);
     clusters.push(cluster);
   }
+  for (const cluster of clusters) refuseCrashedCluster(cluster);
   warnOfUnsaved(allClusters, containers, isSaved);
   return {
     format: 1, server, parts, clusters, roots, cold,
@@ -137,6 +138,12 @@ function refuseRunningCluster(cluster: Cluster, parts: Part[]): void {
   if (cluster.pid === 0 || isStopped) return;
   const what = cluster.container ? `container ${cluster.container}` : `postgres ${cluster.name}`;
   throw new Problem(`${named(cluster.dataDirectory)} would be saved, but PostgreSQL runs in it and nothing stops it: the copy would be worthless`, { hint: `name '${what}' in \`stop\`` });
+}
+
+// One that does not run stays as it is all night: what is wrong with it now would only be found once everything is stopped.
+function refuseCrashedCluster({ name, dataDirectory, pid }: Cluster): void {
+  const why = pid === 0 ? whyNotCold(dataDirectory) : [];
+  if (why.length > 0) throw new Problem(`cluster ${named(name)} does not run and is not proven cold: ${why.join(', ')}`, { hint: 'start it and let it recover; then stop it cleanly, or let it run' });
 }
 
 // What is found here and saved by nothing is told every night: the database that was added last year and never backed up.

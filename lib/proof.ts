@@ -28,6 +28,8 @@ const TOLD_NAMES = 20;
  * Throws Problem when a cluster is not cleanly shut down, is in use, or when a container with a database was killed.
  */
 export async function prove(plan: Plan, file: string): Promise<Proof> {
+  const gone = plan.roots.find((root) => !fs.existsSync(root.path)); // borg passes over it with a warning that names no file
+  if (gone) throw new Problem(`${named(gone.path)} (${gone.why}) is gone: it was there when the run began`, { hint: 'is something unmounted, or moved? This archive does not count as a backup' });
   for (const { name, container, database, wasRunning } of plan.parts) {
     if (!container || !wasRunning) continue;
     const { exitCode } = await containerState(container);

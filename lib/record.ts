@@ -35,8 +35,13 @@ export function prepareRecord(loaded: Loaded, script: string, plan: Plan, passpo
   return {
     format: 1, server: plan.server, archive: plan.archive, madeAt: plan.madeAt,
     script: { version: VERSION, state: editedOrAsBuilt(text), node: process.version, file: script },
-    ...passport, plan, parents: parentsOf(plan.roots.map((root) => root.path)), proof: null,
+    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...socketsOf(plan)]), proof: null,
   };
+}
+
+// PostgreSQL does not start without the folder of its socket, which is in no backup.
+function socketsOf(plan: Plan): string[] {
+  return plan.clusters.filter((one) => one.container === '' && fs.existsSync(one.socketFolder)).map((one) => path.join(one.socketFolder, '.s.PGSQL'));
 }
 
 function parentsOf(roots: string[]): Parent[] {
@@ -76,11 +81,12 @@ const block = (lines: string[]) => ['```sh', ...lines, '```'].join('\n');
 function restoreText(manifest: Manifest): string {
   const { plan, host, packages } = manifest;
   const onHost = manifest.postgres.filter((cluster) => cluster.container === '');
+  const user = (uid: number) => host.users.find((one) => one.id === uid)?.name || uid, group = (gid: number) => host.groups.find((one) => one.id === gid)?.name || gid;
   const folders = plan.roots.map((root) => `- ${pasteable([root.path])} (${root.why})`);
   return [
     `# Restore ${manifest.archive}`,
     `Everything that server \`${manifest.server}\` saved on ${manifest.madeAt}, with all services stopped. It ran ${host.osRelease.PRETTY_NAME ?? os.type()} on ${host.architecture}.\n` +
-    'You need: borg 1.2 or 1.4, the key file, and the passphrase (both are on the recovery sheet). Everything below is done as root, on a machine of the same architecture.',
+    'You need: borg 1.2 or 1.4, the key file and the passphrase (both are on the recovery sheet), and an ssh key that the storage accepts (`export BORG_RSH="ssh -i FILE"`; its keeper can let in a new one). Everything below is done as root, on a machine of the same architecture.',
     '## 1. Reach the repository',
     block(['apt-get install --yes borgbackup', `export BORG_REPO=${pasteable([plan.repository])}`, 'export BORG_KEY_FILE=/root/borg_key   # the key file; `borg key import` makes it from the sheet',
       'read -rs -p "passphrase: " BORG_PASSPHRASE; export BORG_PASSPHRASE', 'borg list', `borg list ::${manifest.archive} record`]),
@@ -97,9 +103,12 @@ function restoreText(manifest: Manifest): string {
     ['These paths come back; what lies there now has to be moved away first:', '', ...folders].join('\n'),
     '## 4. Extract',
     'The folders above the saved ones are not in the archive: PostgreSQL cannot enter them if borg makes them, so make them first.',
-    block([...manifest.parents.map((one) => `[ -d ${pasteable([one.path])} ] || install -d -m ${one.mode} -o ${one.uid} -g ${one.gid} ${pasteable([one.path])}`),
+    block([...manifest.parents.map((one) => `[ -d ${pasteable([one.path])} ] || install -d -m ${one.mode} -o ${user(one.uid)} -g ${group(one.gid)} ${pasteable([one.path])}`),
       `cd / && borg extract --sparse ${manifest.containers.length > 0 && onHost.length === 0 ? '--numeric-ids ' : ''}::${manifest.archive} --exclude record`]),
     ...(manifest.containers.length > 0 ? ['Files of container volumes belong to numbers, not names: `borg extract --numeric-ids` gives them back as they were; for clusters on the host leave it out.'] : []),
+    'Only a part of it, or a look first? Extract into an empty folder; paths are written without the first slash:',
+    block(['mkdir /srv/look && cd /srv/look', `borg --umask 0022 extract --sparse ::${manifest.archive} ${pasteable([(plan.roots[0]?.path ?? '/record').slice(1)])}`]),
+    ...(onHost.length > 0 ? ['A data directory that was extracted elsewhere still leads to the old places: before PostgreSQL is started on it, turn the link `pg_wal` and every link in `pg_tblspc` to the extracted folders. Else it would write into those of the running cluster.'] : []),
     '## 5. Start',
     block([...plan.parts.filter((part) => part.wasRunning).map((part) => pasteable(part.start)).reverse(), ...(plan.parts.length === 0 ? ['# nothing was stopped for this backup'] : [])]),
     '## 6. Check',

@@ -4,7 +4,7 @@
 import { join } from 'node:path';
 import fs from 'node:fs';
 import { Problem, answer, count, mode, named, openTranscript, pasteable, say, sayBlock, sayError, size, span, transcriptSince, warn, warnings } from './say.ts';
-import { askToStop, change, failure, goOn, listenToSignals } from './shell.ts';
+import { askToStop, change, failure, listenToSignals } from './shell.ts';
 import { lastGoodRun, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import { checkSecretFiles } from './check.ts';
@@ -37,6 +37,7 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
   listenToSignals();
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
   const lock = takeLock(settings.stateFolder, 2);
+  if (lock === null && readLedgerQuietly(settings.stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now', { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
   if (lock === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
   await bringBackLeftovers(settings);
   if (!mode.now && !isInWindow(settings.window, new Date())) {
@@ -57,6 +58,7 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
 async function runTheNight(night: Night): Promise<void> {
   const { settings } = night.loaded;
   if (settings.before.length > 0) await runBefore(settings);
+  if (settings.snapshot === 'yes') warn('`snapshot` is not in this version: a warm and a cold pass instead');
   const plan = await makePlan(settings, new Date(night.line.startedAt));
   night.line.archive = plan.archive;
   await tryEverything(settings, plan);

@@ -59,7 +59,7 @@ export function transcriptSince(from: number, limit: number): string {
 
 /** Text from outside, safe for a terminal: control characters become visible, so that a file name cannot move the cursor. */
 export function printable(text: string): string {
-  return text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]/g, (sign) => `\\x${sign.charCodeAt(0).toString(16).padStart(2, '0')}`);
+  return text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]/g, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }
 
 /** A path or name on one line: as it is when plain, as a JSON string when it holds spaces, quotes or line ends. */

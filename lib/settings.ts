@@ -29,7 +29,7 @@ export const settings: Settings = {
   compression: 'zstd,3',
   chunker: 'fixed,65536',        // for database pages; 'fixed,262144' above 200 GB. Chosen once, before the first backup
   uploadLimitKiB: 0,
-  tell: { ping: '', command: [], metrics: '' },   // and what --quiet prints, cron mails
+  tell: { ping: '', command: [], metrics: '', sendLog: false },   // sendLog: the ping carries the log's end; what --quiet prints, cron mails
   maxAgeHours: 26,               // status: older than this is a failure
   drill: { queries: [ /* { cluster, database, sql, expect } */ ], folder: '', maxAgeDays: 8 },   // maxAgeDays 0 = no drills here
   language: 'en',                // of RESTORE.md, recovery sheet and report: 'en' or 'es'
@@ -82,7 +82,7 @@ export interface Settings {
   compression: string;
   chunker: string;
   uploadLimitKiB: number;
-  tell: { ping: string; command: string[]; metrics: string };
+  tell: { ping: string; command: string[]; metrics: string; sendLog: boolean };
   maxAgeHours: number;
   drill: { queries: DrillQuery[]; folder: string; maxAgeDays: number };
   language: 'en' | 'es';

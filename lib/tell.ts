@@ -48,7 +48,7 @@ async function attempt(name: string, messenger: () => Promise<void>): Promise<vo
 
 async function sendPing(settings: Settings, what: Outcome): Promise<void> {
   const address = pingAddress(settings.tell.ping, what), summary = Buffer.from(`${what.subject}\n\n${what.body}`).subarray(0, SUMMARY_BYTES).toString();
-  const withLog = 'sendLog' in settings.tell && settings.tell.sendLog && what.outcome !== 'start';
+  const withLog = settings.tell.sendLog && what.outcome !== 'start';
   const body = withLog ? `${summary}\n\n${Buffer.from(what.logTail).subarray(SUMMARY_BYTES - PING_BYTES)}` : summary;
   const trouble = await post(address, body) && await post(address, body); // twice: a lost packet is no reason to wake somebody
   if (trouble) throw new Error(trouble);

@@ -44,13 +44,16 @@ export async function unitPart(unit: string): Promise<Omit<Part, 'group'>> {
   if (facts.LoadState !== 'loaded') {
     throw new Problem(`service ${unit}: no such unit here (${facts.LoadState})`, { hint: `look at \`systemctl list-units --all '*${unit.slice(0, 5)}*'\`` });
   }
+  // A socket, timer or path that starts the unit goes down with it, or the first request of the night would bring it back.
+  const triggers = (await describeUnits(facts.TriggeredBy!.split(' ').filter((one) => one !== ''))).filter((one) => stateOf(one) === 'running').map((one) => one.Id!);
+  const units = [...(stateOf(facts) === 'running' ? [facts.Id!] : []), ...triggers];
   return {
     name: `service ${unit}`,
     kind: 'service',
-    wasRunning: stateOf(facts) === 'running',
-    stop: ['systemctl', 'stop', '--', facts.Id!],
-    start: ['systemctl', 'start', '--', facts.Id!],
-    unit: facts.Id!,
+    wasRunning: units.length > 0,
+    stop: ['systemctl', 'stop', '--', ...units],
+    start: ['systemctl', 'start', '--', ...units],
+    unit: units[0] ?? facts.Id!,
   };
 }
 

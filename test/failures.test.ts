@@ -1,4 +1,178 @@
-import { scenarios, good } from './scenario.ts';
-scenarios('a failure', import.meta.url, {
-  'good': async (world) => { await good(world); },
+// What fails while everything still runs: nothing is stopped then, the exit code is 2 (75: not now), and the next run is good.
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { allIsWell, answers, expectEnd, good, held, holdIn, letGo, randomFile, scenarios, setQuota, whatRuns, wrap } from './scenario.ts';
+import type { World } from './scenario.ts';
+import { start, waitFor } from './script.ts';
+import type { Ended } from './script.ts';
+
+/** A run that must fail before the first stop. */
+async function fails(world: World, says: RegExp[], options: { env?: NodeJS.ProcessEnv } = {}): Promise<Ended> {
+  const running = whatRuns(world), ended = await world.server.run([], options);
+  expectEnd(world, ended, { code: 2, says: [...says, /services: nothing was stopped/], error: says[0]! });
+  assert.deepEqual(whatRuns(world), running, 'something was stopped');
+  await allIsWell(world);
+  return ended;
+}
+
+const clock = (at: Date) => at.toISOString().slice(11, 16);
+
+/** A window that began an hour ago and ends with the first full minute that is at least so many seconds away. */
+function windowOf(seconds: number): { window: { from: string; until: string; timeZone: string }; end: Date } {
+  const end = new Date(Math.ceil((Date.now() + seconds * 1000) / 60_000) * 60_000);
+  return { end, window: { from: clock(new Date(Date.now() - 3_600_000)), until: clock(end), timeZone: 'UTC' } };
+}
+
+scenarios('a failure while everything runs', import.meta.url, {
+  'the window ends during the warm pass: nothing is stopped, and it says how far it came': async (world) => {
+    randomFile(world, 'big', 30);
+    world.server.writeSettings({ window: windowOf(15).window, uploadLimitKiB: 100 });
+    const ended = await fails(world, [/warm pass did not get through in time: \d+ files, [\d.]+ MB read, [\d.]+ MB new/]);
+    assert.match(ended.err, /what was uploaded counts/);
+    assert.equal(world.server.archives().some((name) => name.endsWith('-warm.checkpoint.checkpoint')), true, 'what was uploaded is kept');
+    world.server.writeSettings({ uploadLimitKiB: 0, window: null });
+    await good(world);
+  },
+
+  'the end of the window is kept by force, with everything up by then': async (world) => {
+    const { window, end } = windowOf(40);
+    world.server.writeSettings({ window, warmPass: false });
+    const ended = await world.server.run([], wrap(world, 'borg', holdIn('cold')));
+    expectEnd(world, ended, { code: 2, says: [/the deadline \(everything runs again by/, /services: all 3 are running again/] });
+    await allIsWell(world, 0.1);
+    assert.ok(Date.now() <= end.getTime(), 'it took longer than the window');
+    for (const { runningAt } of world.server.history().pop().parts) assert.ok(Date.parse(runningAt) < end.getTime());
+    world.server.writeSettings({ window: null
+
+  'borg that is missing, too old or of version 2 is told, and nothing is stopped': async (world) => {
+    await fails(world, [/borg does not run \(not installed\?\)/, /apt-get install borgbackup/], wrap(world, 'borg', 'exit 127'));
+    await fails(world, [/borg 1\.1\.16 is too old/], wrap(world, 'borg', '[ "$1" = --version ] && { echo borg 1.1.16; exit; }'));
+    await fails(world, [/borg 2\.0\.0b14 is installed, but this script speaks to borg 1/], wrap(world, 'borg', '[ "$1" = --version ] && { echo borg 2.0.0b14; exit; }'));
+    await good(world);
+  },
+
+  'a storage that cannot be reached, or is another one, is told, and nothing is stopped': async (world) => {
+    const known = path.join(world.server.folder, 'etc/known_hosts'), right = fs.readFileSync(known);
+    world.storage.stop();
+    await fails(world, [/the repository cannot be used/, /Connection refused|Connection closed/, /hint: run `node backup\.js doctor`/]);
+    await world.storage.start();
+    fs.rmSync(path.join(world.folder, 'other'), { force: true });
+    execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', path.join(world.folder, 'other')]);
+    fs.writeFileSync(known, `[127.0.0.1]:${world.storage.port} ${fs.readFileSync(path.join(world.folder, 'other.pub'), 'utf8')}`);
+    await fails(world, [/the repository cannot be used/, /Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED/]);
+    fs.writeFileSync(known, right);
+    await good(world);
+  },
+
+  'a wrong passphrase, a missing key file and a missing ssh key are told by name, and nothing is stopped': async (world) => {
+    const etc = path.join(world.server.folder, 'etc'), file = (name: string) => path.join(etc, name);
+    const passphrase = fs.readFileSync(file('passphrase'));
+    fs.writeFileSync(file('passphrase'), 'another one\n');
+    await fails(world, [/the repository cannot be used/, /hint: is `passphraseFile` the one that belongs to this key/]);
+    fs.writeFileSync(file('passphrase'), passphrase);
+    for (const [name, key] of [['borg_key', 'keyFile'], ['ssh_key', 'sshKey']] as const) {
+      fs.renameSync(file(name), file('away'));
+      await fails(world, [new RegExp(`${key} .*${name} is not there`), /recovery sheet/]);
+      fs.renameSync(file('away'), file(name));
+    }
+    await good(world);
+  },
+
+  'a repository that somebody else has locked is told, and nothing is stopped': async (world) => {
+    const other = start(['borg', 'with-lock', '::', 'sh', '-c', `touch ${world.folder}/locked; exec sleep 1000`], { env: world.server.borgEnv() });
+    await waitFor('the other client has the lock', () => fs.existsSync(path.join(world.folder, 'locked')));
+    const running = whatRuns(world);
+    // the product waits three minutes: long enough for the test that it would
+    const ended = await world.server.run([], wrap(world, 'borg', 'for word do shift; [ "$word" = 180 ] && word=2; set -- "$@" "$word"; done'));
+    expectEnd(world, ended, { code: 2, says: [/the repository cannot be used/, /[Ll]ock/, /hint: another borg is using the repository/, /services: nothing was stopped/] });
+    assert.deepEqual(whatRuns(world), running);
+    other.signal('SIGTERM', true);
+    await other.ended;
+    await good(world);
+  },
+
+  'a `before` command that fails is told, and nothing is stopped': async (world) => {
+    world.server.writeSettings({ before: ['sh', '-c', 'echo the VPN is down >&2; exit 7'] });
+    await fails(world, [/the `before` command failed \(exit code 7\)/, /said: the VPN is down/]);
+  },
+
+  'a folder that is not there is told, and nothing is stopped': async (world) => {
+    world.server.writeSettings({ folders: [world.files, `${world.folder}/uploads`] });
+    await fails(world, [/uploads \(folder\) does not exist/, /hint: nothing was stopped/]);
+  },
+
+  'a folder that goes in the warm pass never becomes a good backup': async (world) => {
+    const run = world.server.start([], wrap(world, 'borg', `[ $pass = warm ] && mv ${world.files} ${world.files}.gone`));
+    const ended = await run.ended;
+    expectEnd(world, ended, { code: 2, says: [/files \(folder\) is gone: it was there when the run began/, /services: all 3 are running again/], error: /is gone/ });
+    await allIsWell(world);
+    fs.renameSync(`${world.files}.gone`, world.files);
+    await good(world);
+  },
+
+  'a running cluster inside a folder that nothing stops is refused': async (world) => {
+    world.server.writeSettings({ stop: [world.web.entry, world.app.entry], folders: [path.join(world.folder, 'db')] });
+    await fails(world, [/db\/data would be saved, but PostgreSQL runs in it and nothing stops it/, /name 'postgres .*data' in `stop`/]);
+  },
+
+  'a cluster that crashed before the night is no backup, and nothing is stopped for it': async (world) => {
+    execFileSync('pkill', ['-KILL', 'postgres']);
+    await waitFor('the cluster is dead', () => !answers(world.db));
+    const ended = await world.server.run();
+    expectEnd(world, ended, { code: 2, says: [/db\/data does not run and is not proven cold: its state is "in production"/, /hint: start it and let it recover/, /services: nothing was stopped/], error: /not proven cold/ });
+    assert.equal(answers(world.db), false, 'it did not run before, and must not now');
+    world.db.start();
+    await good(world);
+  },
+
+  'the storage quota is reached in the warm pass: nothing is stopped': async (world) => {
+    randomFile(world, 'big', 12);
+    setQuota(world, '10M');
+    await fails(world, [/warm pass failed/, /quota/i, /hint: the storage quota is reached/]);
+    setQuota(world, '60M');
+    await good(world);
+  },
+
+  'two runs at once: the second one says so with 75, the first one is not disturbed': async (world) => {
+    const first = world.server.start([], wrap(world, 'borg', holdIn('cold')));
+    await held(world);
+    const lines = world.server.history().length, second = await world.server.run();
+    assert.equal(second.code, 75);
+    assert.match(second.err, /error: another run is going on/);
+    assert.equal(world.server.history().length, lines, 'the second run is no line of the history');
+    const recover = await world.server.run(['recover']);
+    assert.equal(recover.code, 75);
+    assert.match(recover.out, /nothing to recover/);
+    assert.equal(world.web.running(), false, 'the first run still goes on');
+    letGo(world);
+    expectEnd(world, await first.ended, { code: 0 });
+    await allIsWell(world);
+  },
+
+  'outside the window it is 75, after what a dead run left stopped was started; --now takes the backup all the same': async (world) => {
+    const run = world.server.start([], wrap(world, 'borg', holdIn('cold')));
+    await held(world);
+    const guard = JSON.parse(fs.readFileSync(path.join(world.server.stateFolder, 'guard.json'), 'utf8')).pid;
+    process.kill(guard, 'SIGKILL');
+    run.signal('SIGKILL');
+    await run.ended;
+    const inAnHour = new Date(Date.now() + 3_600_000), later = new Date(Date.now() + 7_200_000);
+    world.server.writeSettings({ window: { from: clock(inAnHour), until: clock(later), timeZone: 'UTC' } });
+    const ended = await world.server.run();
+    assert.equal(ended.code, 75, ended.out + ended.err);
+    assert.match(ended.err, /error: it is outside the window .* \(UTC\)[^]*--now/);
+    await allIsWell(world, 0.1);
+    const line = world.server.history().pop();
+    assert.deepEqual([line.outcome, line.exitCode, /this run started what it had stopped/.test(line.error)], ['failed', 2, true]);
+    const again = await world.server.run();
+    assert.equal(again.code, 75);
+    assert.equal(world.server.history().pop().startedAt, line.startedAt, 'a run outside the window is no line of the history');
+    expectEnd(world, await world.server.run(['--now']), { code: 0 });
+    await allIsWell(world);
+  },
+});
+    await good(world);
+  },
 });

@@ -43,8 +43,8 @@ export async function makeHardCluster(folder: string, changes: Partial<ClusterOp
   return cluster;
 }
 
-/** A folder of everything that breaks scripts: names, links, holes. Returns the name that is not UTF-8. */
-export function makeHostileTree(folder: string): Buffer {
+/** A folder of everything that breaks scripts: names, links, holes. */
+export function makeHostileTree(folder: string): void {
   fs.mkdirSync(path.join(folder, '--delete', 'deeper below'), { recursive: true });
   const names = ['plain.txt', 'with space', 'quote\'s "both"', 'line\nend', '-rf', '--exclude=*', '$(touch gone)', '`id`', 'ünïcödé ñ 日本語', 'tab\there', 'back\\slash', '*', '#', '~', 'a;b&c|d', '{now}', 'ends with dot.', '\u202egpj.exe'];
   for (const name of names) fs.writeFileSync(path.join(folder, name), `I am ${JSON.stringify(name)}\n`);
@@ -61,7 +61,6 @@ export function makeHostileTree(folder: string): Buffer {
   fs.closeSync(hole);
   fs.chmodSync(path.join(folder, 'with space'), 0o4750);
   fs.utimesSync(path.join(folder, '*'), 1, 981173106.5);
-  return notUtf8;
 }
 
 /** Everything of a tree that a restore has to bring back: names, kinds, modes, owners, sizes, link counts, targets, times, contents. */

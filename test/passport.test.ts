@@ -236,7 +236,7 @@ test('a table above 256 MB is told by its estimate', async () => {
   assert.ok(database.estimatedRows!['public.filler']! > 200_000);
 });
 
-test('nothing that is asked can change anything', async () => {
+test('what is asked through queryCluster() runs in a read-only session', async () => {
   const cluster = await make({ version: '13' });
   const { code, said } = await queryCluster(described(cluster), 'postgres', 'create table made (id int)');
   assert.equal(code, 1);

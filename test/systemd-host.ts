@@ -5,6 +5,7 @@ import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { isDeepStrictEqual } from 'node:util';
 import { startHost } from './host.ts';
 import type { Host, HostOptions, Result, RunOptions, Running } from './host.ts';
 import { distFile } from './script.ts';
@@ -40,6 +41,7 @@ export type HistoryLine = { kind: string; outcome: string; exitCode: number; arc
 export class Product {
   readonly host: Host;
   private settings: Record<string, unknown> = {};
+  private running: Running[] = [];
 
   constructor(host: Host) {
     this.host = host;
@@ -52,7 +54,16 @@ export class Product {
   }
 
   start(words: string[] = [], options: RunOptions = {}): Running {
-    return this.host.start(['node', SCRIPT, ...words], options);
+    const running = this.host.start(['node', SCRIPT, ...words], options);
+    this.running.push(running);
+    return running;
+  }
+
+  /** After a scenario that broke off: its runs end before the next one begins. */
+  async endRuns(): Promise<void> {
+    await this.releaseCopy();
+    for (const running of this.running) await running.done.catch(() => {});
+    this.running = [];
   }
 
   /** Runs the script to its end. Given its exit code and what it must say; returns all it said. */
@@ -127,10 +138,11 @@ export class Product {
     const state = async () => ({ runs: await this.whatRuns(), left: (await this.host.run(LEFT_OF_RUN)).stdout, ledger: (await this.host.run(`ls ${STATE}/ledger.json ${STATE}/elsewhere/* 2>/dev/null`)).stdout });
     const wanted = { runs: before, left: '', ledger: '' };
     for (const until = Date.now() + seconds * 1000; Date.now() < until; await sleep(50)) {
-      const now = await state();
-      if (JSON.stringify(now) === JSON.stringify(wanted)) return;
+      if (isDeepStrictEqual(await state(), wanted)) return;
     }
-    assert.deepEqual(await state(), wanted);
+    const now = await state();
+    const missing = before.filter((one) => !now.runs.includes(one)), tooMuch = now.runs.filter((one) => !before.includes(one));
+    assert.deepEqual({ ...now, runs: undefined, missing, tooMuch }, { ...wanted, runs: undefined, missing: [], tooMuch: [] });
   }
 }
 
@@ -141,7 +153,7 @@ export function scenarios(product: () => Product): (name: string, body: () => Pr
     try {
       await body();
     } finally {
-      await product().releaseCopy();
+      await product().endRuns();
     }
     await product().everythingRunsAgain(before);
   });

@@ -1,0 +1,142 @@
+// Looking changes nothing, and tells what the run then does: `--dry-run`, `doctor`, and what is shown while a run goes on.
+import './alone.ts';
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { everythingRunsAgain, makeDaemon, makeServer, testFolder } from './script.ts';
+import type { Daemon, Server } from './script.ts';
+import { startStorage } from './storage.ts';
+import type { Storage } from './storage.ts';
+import type { TestCluster } from './cluster.ts';
+import { cannotRunHere, makeHardCluster, makeHostileTree, onTerminal, stamps } from './night.ts';
+
+const WRITES = /^\d+ +(?:(?:mkdir|rmdir|unlink|rename|link|symlink|mknod|chmod|fchmodat|chown|lchown|fchownat|truncate|utime|setxattr|lsetxattr)\w*\(|(?:open|openat|creat)\(.*O_(?:WRONLY|RDWR|CREAT))/;
+
+describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
+  const folder = testFolder('look'), home = path.join(folder, 'home');
+  let cluster: TestCluster, storage: Storage, server: Server, web: Daemon, idle: Daemon;
+
+  before(async () => {
+    cluster = await makeHardCluster(path.join(folder, 'cluster'));
+    makeHostileTree(path.join(folder, 'tree'));
+    fs.mkdirSync(home);
+    web = makeDaemon(folder, 'web');
+    idle = makeDaemon(folder, 'idle');
+    web.startNow();
+    storage = await startStorage(path.join(folder, 'storage'));
+    server = await makeServer(path.join(folder, 'server'), 'web1', storage, { stop: [[web.entry, idle.entry], `postgres ${cluster.dataDirectory}`], folders: [path.join(folder, 'tree')], exclude: ['*/deeper below'] });
+  });
+  after(() => {
+    cluster?.destroy();
+    storage?.destroy();
+  });
+
+  const everywhere = () => stamps(server.folder, storage.folder, home, path.join(folder, 'tree'), '/var/lib/cold-backup', '/etc/cold-backup');
+
+  for (const words of [[], ['--json'], ['--verbose']]) {
+    test(`a dry run writes nothing anywhere: ${['--dry-run', ...words].join(' ')}`, async () => {
+      const was = everywhere(), log = path.join(folder, 'strace');
+      execFileSync('strace', ['-f', '-qq', '-o', log, '-e', 'trace=file,fchmod,fchown,ftruncate', '-e', 'signal=none', process.execPath, server.script, '--dry-run', ...words], { env: { ...process.env, HOME: home }, stdio: 'ignore' });
+      const calls = fs.readFileSync(log, 'utf8').split('\n').filter((line) => WRITES.test(line) && !/= -1 |"\/dev\/(null|tty)"/.test(line));
+      assert.deepEqual(calls, []);
+      assert.equal(everywhere(), was);
+      await everythingRunsAgain([web], [idle], 0);
+    });
+  }
+
+  test('a dry run needs no state folder and makes none', async () => {
+    server.writeSettings({ stateFolder: path.join(folder, 'not made yet', 'state') });
+    const ended = await server.run(['--dry-run']);
+    server.writeSettings({ stateFolder: server.stateFolder });
+    assert.equal(ended.code, 0, ended.err);
+    assert.ok(!fs.existsSync(path.join(folder, 'not made yet')));
+  });
+
+  test('a dry run shows the parts, paths and commands that the run then has', async () => {
+    const shown = await server.run(['--dry-run']);
+    assert.equal(shown.code, 0, shown.err);
+    const { commands, ...plan } = JSON.parse((await server.run(['--dry-run', '--json'])).out);
+    const ended = await server.run();
+    assert.equal(ended.code, 0, ended.out + ended.err);
+    const { archive } = server.history()[0];
+    const real = JSON.parse(server.borg('extract', '--stdout', `::${archive}`, 'record/manifest.json')).plan;
+    const lasting = ({ archive: _, run: __, madeAt: ___, ...rest }: any) => rest;
+    assert.deepEqual(lasting(plan.warnings ? { ...plan, warnings: undefined } : plan), { ...lasting(real), warnings: undefined });
+    // Names of archives hold the time, comments what was proven; the guard is the run itself.
+    const plain = (line: string) => line.replace(/--comment '[^']*'/, '--comment').replaceAll(/web1-\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d/g, 'ARCHIVE');
+    const quoted = (argv: string[]) => argv.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`)).join(' ');
+    const ran = [...ended.out.matchAll(/^\S+ +\$ (.*)$/gm)].map((match) => plain(match[1]!)).filter((line) => !/backup\.js guard /.test(line));
+    const changing = commands.filter((one: any) => ['before', 'warm', 'stop', 'cold', 'start', 'proof'].includes(one.step)).map((one: any) => plain(quoted(one.argv)));
+    assert.deepEqual(changing, ran);
+    for (const line of changing) assert.ok(plain(shown.out).includes(line), line);
+    assert.match(shown.out, /^ {2}idle {3}\(not running: stays as it is\)$/m);
+    await everythingRunsAgain([web], [idle], 0);
+  });
+
+  test('a good night under --quiet says nothing at all', async () => {
+    const ended = await server.run(['--quiet']);
+    assert.deepEqual([ended.code, ended.out, ended.err], [0, '', '']);
+  });
+
+  test('on a terminal one live line tells how far it is, and is gone at the end', { timeout: 60_000 }, async () => {
+    fs.writeFileSync(path.join(folder, 'tree', 'big'), Buffer.alloc(150_000_000, 'cold backup '));
+    const { code, screen } = await onTerminal([process.execPath, server.script], { TERM: 'xterm', NO_COLOR: '1' });
+    assert.equal(code, 0, screen);
+    const live = screen.split('\r\x1b[K').slice(1).map((piece) => piece.split('\r\n')[0]!);
+    assert.ok(live.some((line) => /^(warm|cold) pass: \d+ files, .* read, .* new, .*\/s/.test(line)), screen);
+    for (const line of live) assert.ok(line.length < 80 || / \$ /.test(line), line); // it never wraps
+    const lasting = screen.replaceAll(/\r\x1b\[K[^\r\n]*(?=\r\x1b)/g, '');
+    assert.doesNotMatch(lasting.replaceAll('\r\x1b[K', '').replaceAll('\r\n', '\n'), /[\r\x1b]/);
+    assert.match(screen, /\n {2}warnings {2}none\r\n$/);
+  });
+
+  test('with --json a run is one history line on stdout, and all else is on stderr', async () => {
+    const ended = await server.run(['--json']);
+    assert.equal(ended.code, 0, ended.err);
+    assert.deepEqual(JSON.parse(ended.out), server.history().pop());
+    assert.match(ended.err, /^good: web1-.* is proven$/m);
+  });
+
+  test('transcripts are bounded in number', async () => {
+    const log = path.join(server.stateFolder, 'log');
+    for (let day = 0; day < 200; day++) fs.writeFileSync(path.join(log, `2025-01-01T00:00:${String(day).padStart(3, '0')}.log`), 'old\n');
+    assert.equal((await server.run(['--quiet'])).code, 0);
+    assert.ok(fs.readdirSync(log).length <= 62);
+    assert.ok(server.history().every(({ startedAt }) => fs.existsSync(path.join(log, `${startedAt.slice(0, 19)}.log`))));
+  });
+
+  test('the memory of the script stays under 100 MB when borg prints 300 MB of progress', async () => {
+    const { watchMemory } = await import('./night.ts');
+    const bin = path.join(folder, 'bin');
+    fs.mkdirSync(bin);
+    const note = JSON.stringify({ type: 'archive_progress', original_size: 1, compressed_size: 1, deduplicated_size: 1, nfiles: 1, path: 'x'.repeat(400), time: 1 });
+    fs.writeFileSync(path.join(bin, 'borg'), `#!/bin/sh\ncase " $* " in *-warm.checkpoint*) yes '${note}' | head -c 300000000 >&2;; esac\nPATH=\${PATH#*:} exec borg "$@"\n`, { mode: 0o755 });
+    const run = server.start([], { env: { PATH: `${bin}:${process.env.PATH}` } });
+    const peak = watchMemory(run.pid);
+    const ended = await run.ended, megabytes = peak();
+    assert.equal(ended.code, 0, ended.out + ended.err);
+    assert.ok(megabytes > 10 && megabytes < 100, `${megabytes.toFixed(0)} MB`);
+  });
+
+  test('doctor lists every check by its name, with a hint for each that fails', async () => {
+    const ended = await server.run(['doctor', '--json']), checks = JSON.parse(ended.out);
+    assert.equal(ended.code, 1, ended.out + ended.err); // no schedule
+    for (const one of checks) {
+      assert.deepEqual(Object.keys(one).slice(0, 4), ['check', 'ok', 'detail', 'hint']);
+      assert.ok([true, false, null].includes(one.ok) && (one.ok !== false || one.hint !== ''), JSON.stringify(one));
+    }
+    const verdict = Object.fromEntries(checks.map((one: any) => [one.check, one.ok]));
+    for (const check of ['no shell', 'other paths refused', 'append-only', 'key exported', 'unsaved']) assert.equal(verdict[check], true, check);
+    assert.deepEqual([verdict.quota, verdict.schedule], [false, false]); // this storage sets none, and nobody installed one
+    assert.ok('server version' in verdict);
+  });
+
+  test('doctor changes nothing but the cache of borg', async () => {
+    const without = () => everywhere().split('\n').filter((line) => !line.startsWith(`${server.stateFolder}/borg`) && !line.startsWith(storage.folder)).join('\n');
+    const was = without();
+    await server.run(['doctor']);
+    assert.equal(without(), was);
+  });
+});
