@@ -6,7 +6,8 @@ import { settings } from './lib/settings.ts';
 import type { Settings } from './lib/settings.ts';
 import { HELP, VERSION, editedOrAsBuilt } from './lib/about.ts';
 import { Problem, answer, mode, sayError } from './lib/say.ts';
-import { loadSettings, meant, printSettings, settingsAsJson, stateFoldersIn } from './lib/check.ts';
+import { meant } from './lib/rules.ts';
+import { loadSettings, printSettings, settingsAsJson, stateFoldersIn } from './lib/check.ts';
 import type { Loaded } from './lib/check.ts';
 import { stateFoldersElsewhere } from './lib/pause.ts';
 import { guard, recover } from './lib/guard.ts';
@@ -94,6 +95,7 @@ function everyStateFolder(script: string, file: string): [string[], Settings | n
 }
 
 async function main(): Promise<void> {
+  for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {}); // a closed terminal or pipe must not kill us
   let code: number;
   try {
     code = await command(process.argv.slice(2));

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 5ae04589b8879167d06aed5ad4b174579e3dafe376be4e350a83c7844965ff04
+// Checksum of all but the settings: 000d02cf107590d639dbd4350940b01ef757dcb0c7110d43a0e79bf3352c3a10
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -21,18 +21,22 @@
 //   ==== SHELL ====            Running other programs through zx, safely under root's cron.
 //   ==== PROCESSES ====        Who runs on this machine, read from /proc: no exit code of a stop command is believed.
 //   ==== HISTORY ====          What has happened on this server: history.jsonl in the state folder, one JSON object a run.
+//   ==== RULES ====            What each setting may be, and what it is when it is not written: TABLE, one line a setting.
 //   ==== CHECK ====            Reading the settings: from the block in this script, from backup.settings.js beside it.
 //   ==== WINDOW ====           The hours of the night: when a run may stop things, and by when everything runs again.
 //   ==== TELL ====             Telling people and machines how a night went: a ping (as healthchecks.io and its like take it).
 //   ==== UNITS ====            systemd units: find, describe, stop, start, and see what they really do.
 //   ==== CONTAINERS ====       Docker containers and Compose projects: find, describe, stop, start.
 //   ==== POSTGRES ====         PostgreSQL clusters on this host and in its containers: find, describe, stop, start.
+//   ==== QUESTIONS ====        What is asked of a cluster: the SQL of the passport, and the one way to run it.
 //   ==== PASSPORT ====         The passport: everything needed to build a machine on which the saved files work.
 //   ==== BORG ====             borg: the one chapter that knows its arguments, environment.
 //   ==== PLAN ====             The plan: what will be stopped, saved and started, worked out once by looking.
 //   ==== PROOF ====            The proof that what is copied is cold, taken before the cold pass and again after it.
 //   ==== PAUSE ====            The pause: stop the parts, start them again, and the ledger that makes sure of it.
 //   ==== RECORD ====           The record that travels in every archive: manifest.json (plan, passport, proof), RESTORE.md.
+//   ==== COMMANDS ====         The commands of a night: the borg calls of its three passes, and the dry run.
+//   ==== OUTCOME ====          How a night ended, in words: the summary that closes a run.
 //   ==== GUARD ====            The guard: a second process that outlives the run, whatever kills it, and `recover`.
 //   ==== LIST ====             What is in the repository: the archives, the files in one; and borg itself.
 //   ==== STATUS ====           Is there a good recent backup? Answers from the state folder alone.
@@ -141,7 +145,7 @@ async function takeBackup(loaded, script) {
     throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
   }
   const night = beginNight(loaded, script);
-  await tell(settings, messageOf(night, 'start', ''));
+  await tell(settings, messageOf(night.line, [], 'start', ''));
   try {
     await runTheNight(night);
   } catch (error) {
@@ -235,23 +239,6 @@ async function warmPass(night, plan) {
   say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
 }
 
-const rootPaths = (plan) => plan.roots.map((root) => root.path);
-const wholePaths = (plan) => plan.clusters.flatMap((cluster) => cluster.roots);
-
-function warmCommand(settings, plan) {
-  return createCommand(settings, { archive: `${plan.archive}-warm.checkpoint`, roots: rootPaths(plan), whole: wholePaths(plan), comment: { format: 1, kind: 'warm' }, cold: false });
-}
-
-function coldCommand(settings, plan, proof) {
-  const clusters = plan.clusters.map(({ name, version }) => ({ name, version }));
-  const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20), files: proof?.files, listing: proof?.listingSha256 };
-  return createCommand(settings, { archive: plan.archive, roots: [...rootPaths(plan), 'record'], whole: wholePaths(plan), comment, cold: true });
-}
-
-function proofCommand(settings, plan, comment) {
-  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record'], whole: [], comment: { format: 1, kind: 'proof', ...comment }, cold: true });
-}
-
 /** CHECKPOINT in every running cluster that will be stopped: what it writes now it need not write while everything waits. */
 async function checkpointAll(plan) {
   await Promise.all(plan.clusters.filter((cluster) => cluster.pid !== 0).map(async (cluster) => {
@@ -339,15 +326,14 @@ async function endNight(night, error) {
   if (night.ledger?.parts.length === 0) closeLedger(settings.stateFolder);
   const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
   if (error) sayError(error, services);
-  let line = finishedLine(night, error);
+  const ended = finishedLine(night, error);
+  await tell(settings, messageOf(ended, night.down, ended.outcome, services));
+  const line = finishedLine(night, error); // a messenger that failed is a warning, too
   try {
     remember(settings.stateFolder, line);
   } catch (trouble) {
     warn(`the history cannot be written: ${trouble.message}`);
   }
-  const outcome = line.outcome;
-  await tell(settings, messageOf({ ...night, line }, outcome, services));
-  line = finishedLine(night, error); // a messenger that failed is a warning, too
   if (night.guardPid && !readLedgerQuietly(settings.stateFolder)) dismissGuard(night.guardPid, settings.stateFolder);
   sayBlock(summary(line, services));
   if (mode.json) answer(JSON.stringify(line));
@@ -360,63 +346,6 @@ function readLedgerQuietly(stateFolder) {
   } catch {
     return null;
   }
-}
-
-function messageOf(night, outcome, services) {
-  const { line } = night;
-  const words = { start: 'the backup begins', good: `good backup, down ${span(line.downSeconds)}`, warning: `backup with ${count(line.warnings.length, 'warning')}, down ${span(line.downSeconds)}`,
-    failed: `NO new backup: ${line.error}`, down: `SERVICES NOT RUNNING: ${night.down.join(', ')}` };
-  return { server: line.server, outcome, subject: `${outcome}: ${line.server}: ${words[outcome]}`, body: outcome === 'start' ? '' : summary(line, services), logTail: transcriptSince(0, 100_000), line };
-}
-
-/** The last block of a run. */
-function summary(line, services) {
-  const parts = line.parts.map((part) => `${part.name} ${span(part.downSeconds)}`).join(', ');
-  const pass = (what) => (what ? `${size(what.originalBytes)} in ${count(what.files, 'file')} read, ${size(what.deduplicatedBytes)} new and stored, ${span(what.seconds)}` : 'none');
-  const took = (Date.parse(line.endedAt) - Date.parse(line.startedAt)) / 1000;
-  return [
-    '',
-    `${line.outcome}: ${line.exitCode < 2 ? `${line.archive} is proven` : line.error}`,
-    `  down      ${span(line.downSeconds)}${parts ? `  (${parts})` : ''}`,
-    `  services  ${services}`,
-    `  warm      ${pass(line.warm)}`,
-    `  cold      ${pass(line.cold)}`,
-    `  took      ${span(took)}`,
-    ...(line.warnings.length > 0 ? ['  warnings', ...line.warnings.map((one) => `    ${one}`)] : ['  warnings  none']),
-  ].join('\n');
-}
-
-/** `--dry-run`: the plan the real run would have, and every command in order. Writes nothing anywhere. Returns 0, or 1 with warnings. */
-async function showPlan(settings) {
-  const plan = await makePlan(settings, new Date());
-  const commands = commandsOf(settings, plan);
-  if (mode.json) answer(JSON.stringify({ ...plan, commands, warnings }, null, 1));
-  else {
-    const stopped = plan.parts.map((part) => `  ${part.name}${part.wasRunning ? '' : '   (not running: stays as it is)'}`);
-    answer([`archive ${plan.archive}`, `repository ${plan.repository}`, 'stop, in this order:', ...(stopped.length > 0 ? stopped : ['  nothing']), 'save:',
-      ...plan.roots.map((root) => `  ${named(root.path)}   (${root.why})`), 'commands, in this order:', ...commands.map(({ step, argv }) => `  ${step.padEnd(10)} ${pasteable(argv)}`),
-      'dry run: nothing above was executed, nothing was written'].join('\n'));
-  }
-  const left = readLedger(settings.stateFolder);
-  if (left) say(`the run of ${left.startedAt} left something stopped: a real run starts that first`);
-  return warnings.length > 0 ? 1 : 0;
-}
-
-/** Every command of a run that changes something anywhere, in order. */
-function commandsOf(settings, plan) {
-  const running = plan.parts.filter((part) => part.wasRunning);
-  const checkpoints = plan.clusters.filter((cluster) => cluster.pid !== 0).map((cluster) => ({ step: 'checkpoint', argv: ['psql', '-h', cluster.socketFolder, '-p', cluster.port, '-c', 'CHECKPOINT'] }));
-  return [
-    ...(settings.before.length > 0 ? [{ step: 'before', argv: settings.before }] : []),
-    { step: 'try', argv: ['borg', 'info', '--json'] },
-    ...(settings.warmPass ? [...checkpoints, { step: 'warm', argv: warmCommand(settings, plan) }] : []),
-    ...checkpoints,
-    ...running.map((part) => ({ step: 'stop', argv: part.stop })),
-    { step: 'cold', argv: coldCommand(settings, plan, null) },
-    ...[...running].reverse().map((part) => ({ step: 'start', argv: part.start })),
-    { step: 'read back', argv: ['borg', 'extract', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
-    { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }) },
-  ];
 }
 
 // =========================================================================================================
@@ -679,8 +608,9 @@ let shielded = false; // while things are started again nothing is given up, wha
 
 /** Ask the night to end early: programs that may be ended are, then everything is started again. The first one who asks counts. */
 function askToStop(why, exitCode, hint) {
-  if (asked || shielded) return say(`${why}: everything is being started again, please wait`);
+  if (asked) return say(`${why}: everything is being started again, please wait`);
   asked = { why, exitCode, hint };
+  if (shielded) return say(`${why}: everything is being started again first, please wait`);
   say(`${why}: ending what is under way, then starting everything again`);
   for (const end of enders) end();
 }
@@ -700,12 +630,11 @@ function shield(on) {
   shielded = on;
 }
 
-/** A signal is a request, not the end: whatever was stopped is started first. A closed terminal must not kill us either. */
+/** A signal is a request, not the end: whatever was stopped is started first. */
 function listenToSignals() {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
     process.on(signal, () => askToStop(`ended by ${signal}`, 128 + constants.signals[signal]));
   }
-  for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
 }
 
 /** Wait in short steps until `condition` says yes. Returns false when `seconds` are over. Throws when asked to stop. */
@@ -782,7 +711,7 @@ function eachLine(stream, onLine) {
 /** Look at something: a command that never changes anything. Returns how it ended, never throws for it. */
 async function look(argv, options = {}) {
   const done = await run(argv, { seconds: 60, ...options });
-  sayMore(`looked: ${pasteable(argv)}${done.code === 0 ? '' : ` (exit code ${done.code}: ${lastLines(done.said, 1)})`}`);
+  sayMore(`looked: ${pasteable(argv).slice(0, 400)}${done.code === 0 ? '' : ` (exit code ${done.code}: ${lastLines(done.said, 1)})`}`);
   return done;
 }
 
@@ -979,16 +908,10 @@ function lastGoodRun(stateFolder) {
 }
 
 // =========================================================================================================
-// ==== CHECK ====
-// Reading the settings: from the block in this script, from backup.settings.js beside it, or from --settings FILE.
-// It decides what a setting may look like and what it is when it is not written (TABLE), and tells every mistake at once, with
-// its line. A file that others could change is refused: what stands in it is run as root. So is a key that others could read.
-// Changes nothing on the machine. Settings are data: they are read where no file, program or network is in reach.
+// ==== RULES ====
+// What each setting may be, and what it is when it is not written: TABLE, one line a setting. Only judges; reads nothing, changes nothing.
 
-/** The settings in force. lines: where each setting (`tell.ping`, `stop[2]`) stands in `file`; given: what is written there, without defaults. */
 // says what is wrong with a value, if anything
-
-// ---- what a value may be ----
 
 const isGroup = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
 const isLine = (value) => typeof value === 'string' && value.trim() !== '' && !/[\0\r\n]/.test(value);
@@ -1132,7 +1055,30 @@ const TABLE = [ // the initial value is always right
   { name: 'stateFolder', initial: '/var/lib/cold-backup', rule: aPath, help: 'history, ledger, transcripts, cache of borg' },
 ];
 
-// ---- reading ----
+/** ' - did you mean "folders"?' when a known word is at most two slips away from this one, or holds it; '' otherwise. */
+function meant(word, known) {
+  const small = word.toLowerCase(), allowed = small.length < 4 ? [0, 1] : [0, 1, 2];
+  const near = allowed.flatMap((slips) => known.filter((name) => isNear(small, name.toLowerCase(), slips)));
+  const [best] = [...near, ...known.filter((name) => small.length > 2 && name.toLowerCase().includes(small))];
+  return best ? ` - did you mean "${best}"?` : '';
+}
+
+/** Whether one word becomes the other by so many slips: a letter too many, one missing, a wrong one, two in the wrong order. */
+function isNear(one, other, slips) {
+  if (one === other || slips === 0) return one === other;
+  let same = 0;
+  while (one[same] === other[same]) same++;
+  const a = one.slice(same), b = other.slice(same);
+  const swapped = a.slice(1, 2) + a.slice(0, 1) + a.slice(2);
+  return isNear(a.slice(1), b, slips - 1) || isNear(a, b.slice(1), slips - 1) || isNear(a.slice(1), b.slice(1), slips - 1) || isNear(swapped, b, slips - 1);
+}
+
+// =========================================================================================================
+// ==== CHECK ====
+// Reading the settings: from the block in this script, from backup.settings.js beside it, or from --settings FILE.
+// It tells every mistake at once, with its line. A file that others could change is refused: what stands in it is run as root.
+// So is a key that others could read.
+// Changes nothing on the machine. Settings are data: they are read where no file, program or network is in reach.
 
 /**
  * Given the block of this script, the script's real path, and FILE of --settings ('' = none), returns the settings in force with
@@ -1314,24 +1260,6 @@ function originOf({ given, lines, file }, name) {
   return value === undefined ? 'default' : `${named(file)}${lines.size > 0 ? `, line ${lineOf(lines, name)}` : ''}`;
 }
 
-/** ' - did you mean "folders"?' when a known word is at most two slips away from this one, or holds it; '' otherwise. */
-function meant(word, known) {
-  const small = word.toLowerCase(), allowed = small.length < 4 ? [0, 1] : [0, 1, 2];
-  const near = allowed.flatMap((slips) => known.filter((name) => isNear(small, name.toLowerCase(), slips)));
-  const [best] = [...near, ...known.filter((name) => small.length > 2 && name.toLowerCase().includes(small))];
-  return best ? ` - did you mean "${best}"?` : '';
-}
-
-/** Whether one word becomes the other by so many slips: a letter too many, one missing, a wrong one, two in the wrong order. */
-function isNear(one, other, slips) {
-  if (one === other || slips === 0) return one === other;
-  let same = 0;
-  while (one[same] === other[same]) same++;
-  const a = one.slice(same), b = other.slice(same);
-  const swapped = a.slice(1, 2) + a.slice(0, 1) + a.slice(2);
-  return isNear(a.slice(1), b, slips - 1) || isNear(a, b.slice(1), slips - 1) || isNear(a.slice(1), b.slice(1), slips - 1) || isNear(swapped, b, slips - 1);
-}
-
 // =========================================================================================================
 // ==== WINDOW ====
 // The hours of the night: when a run may stop things, and by when everything runs again. Only reckons; changes nothing.
@@ -1405,7 +1333,7 @@ async function attempt(name, messenger) {
 
 async function sendPing(settings, what) {
   const address = pingAddress(settings.tell.ping, what), summary = Buffer.from(`${what.subject}\n\n${what.body}`).subarray(0, SUMMARY_BYTES).toString();
-  const withLog = 'sendLog' in settings.tell && settings.tell.sendLog && what.outcome !== 'start';
+  const withLog = settings.tell.sendLog && what.outcome !== 'start';
   const body = withLog ? `${summary}\n\n${Buffer.from(what.logTail).subarray(SUMMARY_BYTES - PING_BYTES)}` : summary;
   const trouble = await post(address, body) && await post(address, body); // twice: a lost packet is no reason to wake somebody
   if (trouble) throw new Error(trouble);
@@ -1958,17 +1886,15 @@ function whyNotCold(dataDirectory) {
 }
 
 // =========================================================================================================
-// ==== PASSPORT ====
-// The passport: everything needed to build a machine on which the saved files work, and to say no on one where they would not.
-// Gathered while the databases still answer. It only looks: read-only sessions, with limits on how long they run and wait for locks.
-// A fact that cannot be had is a warning, never a reason for no backup. Facts are asked all at once, one by one when that fails.
-// It holds no secrets: no role passwords, no connection strings, of a container's environment the names only, and whatever
-// looks like a password inside a setting is masked. PostgreSQL 12 to 18, on the host or in a container: a column that only some
-// versions have is read as to_jsonb(row)->>'column', which is null where there is none.
+// ==== QUESTIONS ====
+// What is asked of a cluster: the SQL of the passport, and the one way to run it.
+// Only looks: read-only sessions, with limits on how long they run and wait for locks. Facts are asked all at once, one by one
+// when that fails; one that cannot be had is a warning. No secrets: no role passwords, no connection strings, and whatever looks
+// like a password inside a setting is masked. PostgreSQL 12 to 18: a column that only some versions have is read as
+// to_jsonb(row)->>'column', which is null where there is none.
 
 const COUNTED_UP_TO_BYTES = 256 * 1024 * 1024; // larger tables: only what the planner believes
 const COUNTING_SECONDS = 30; // for one database; from then on only what the planner believes
-const DATABASES_AT_ONCE = 4;
 
 // A SELECT as one JSON value: its rows as objects, its single column as a list, its two columns as names and values.
 const rowsOf = (select) => `(select coalesce(jsonb_agg(x), '[]') from (${select}) x)`;
@@ -2134,6 +2060,32 @@ async function orderFingerprint(cluster, database, collation = '"default"') {
   return code === 0 ? out.trim() : '';
 }
 
+// The database to ask about the whole cluster; people may have dropped `postgres`.
+async function homeOf(cluster) {
+  return (await queryCluster(cluster, 'postgres', 'select 1')).code === 0 ? 'postgres' : 'template1';
+}
+
+/**
+ * Given a cluster, returns the files that configure it and lie outside its roots: included settings, hba, ident, certificates, keys.
+ * [] when it does not run, and in a container, where they come in through mounts.
+ */
+async function configFilesOf(cluster) {
+  if (cluster.pid === 0 || cluster.container) return [];
+  const { configurationFiles } = clusterQuestions(Number(cluster.version));
+  const keys = listOf(`select setting from pg_settings where name ~ '^(ssl_.*_(file|dir)|krb_server_keyfile)$' and setting <> ''`);
+  const facts = await askCluster(cluster, await homeOf(cluster), { files: configurationFiles, keys });
+  const files = [...facts.files ?? [], ...facts.keys ?? []].map((file) => path.resolve(cluster.dataDirectory, file)).filter((file) => fs.existsSync(file));
+  return [...new Set(files.flatMap((file) => [file, fs.realpathSync(file)]))].filter((file) => !cluster.roots.some((root) => file.startsWith(`${root}/`)));
+}
+
+// =========================================================================================================
+// ==== PASSPORT ====
+// The passport: everything needed to build a machine on which the saved files work, and to say no on one where they would not.
+// Gathered while the databases still answer, from them, from their files, and from the machine or container they run in. It only
+// looks. A fact that cannot be had is a warning, never a reason for no backup. Of a container's environment it holds the names only.
+
+const DATABASES_AT_ONCE = 4;
+
 // The facts of every database, a few at a time, each with the order its collations sort in (asked once for each definition).
 async function databasesOf(cluster, rows) {
   const known = new Map();
@@ -2163,11 +2115,6 @@ async function databasesOf(cluster, rows) {
 function pairsIn(text, sign) {
   const lines = text.split('\n').filter((line) => line.includes(sign));
   return Object.fromEntries(lines.map((line) => [line.slice(0, line.indexOf(sign)).trim(), line.slice(line.indexOf(sign) + 1).trim().replace(/^(["'])(.*)\1$/, '$2')]));
-}
-
-// The database to ask about the whole cluster; people may have dropped `postgres`.
-async function homeOf(cluster) {
-  return (await queryCluster(cluster, 'postgres', 'select 1')).code === 0 ? 'postgres' : 'template1';
 }
 
 async function clusterPassport(cluster) {
@@ -2295,19 +2242,6 @@ async function containersOf(names) {
       networks: Object.keys(NetworkSettings?.Networks ?? {}), ports: Object.keys(HostConfig.PortBindings ?? {}),
     };
   });
-}
-
-/**
- * Given a cluster, returns the files that configure it and lie outside its roots: included settings, hba, ident, certificates, keys.
- * [] when it does not run, and in a container, where they come in through mounts.
- */
-async function configFilesOf(cluster) {
-  if (cluster.pid === 0 || cluster.container) return [];
-  const { configurationFiles } = clusterQuestions(Number(cluster.version));
-  const keys = listOf(`select setting from pg_settings where name ~ '^(ssl_.*_(file|dir)|krb_server_keyfile)$' and setting <> ''`);
-  const facts = await askCluster(cluster, await homeOf(cluster), { files: configurationFiles, keys });
-  const files = [...facts.files ?? [], ...facts.keys ?? []].map((file) => path.resolve(cluster.dataDirectory, file)).filter((file) => fs.existsSync(file));
-  return [...new Set(files.flatMap((file) => [file, fs.realpathSync(file)]))].filter((file) => !cluster.roots.some((root) => file.startsWith(`${root}/`)));
 }
 
 /**
@@ -2999,16 +2933,19 @@ async function startPart(part, ledger) {
   for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
     const command = { done: null };
     void change(part.start, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
+    let underWayAt = Date.now();
     const seen = await waitUntil(limitSeconds, async () => {
       if (await runsWell(part)) return true;
-      return command.done !== null && command.done.code !== 0; // it will not come by waiting
+      if (command.done === null || await partState(part) !== 'stopped') underWayAt = Date.now();
+      // It will not come by waiting: its start failed, or it fell over. A daemon of an own command may show itself late.
+      return Boolean(command.done?.code) || Date.now() - underWayAt > (part.running ? 60_000 : 3_000);
     }, 30);
     if (seen && await runsWell(part)) {
       part.runningAt = new Date().toISOString();
       return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);
     }
-    if (command.done) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${command.done.said.trim().split('\n').pop() ?? ''}`);
-    else warn(`${part.name} has not been seen running within ${limitSeconds} s`);
+    if (command.done?.code) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${command.done.said.trim().split('\n').pop() ?? ''}`);
+    else warn(`${part.name} ${seen ? 'was started and went down at once' : `has not been seen running within ${limitSeconds} s`}`);
     if (!seen) return;
     await waitUntil(2, () => false);
   }
@@ -3166,6 +3103,89 @@ function restoreText(manifest) {
 }
 
 // =========================================================================================================
+// ==== COMMANDS ====
+// The commands of a night: the borg calls of its three passes, and the dry run, which shows every command in order.
+// Changes nothing: the story of the night runs them.
+
+const rootPaths = (plan) => plan.roots.map((root) => root.path);
+const wholePaths = (plan) => plan.clusters.flatMap((cluster) => cluster.roots);
+
+function warmCommand(settings, plan) {
+  return createCommand(settings, { archive: `${plan.archive}-warm.checkpoint`, roots: rootPaths(plan), whole: wholePaths(plan), comment: { format: 1, kind: 'warm' }, cold: false });
+}
+
+function coldCommand(settings, plan, proof) {
+  const clusters = plan.clusters.map(({ name, version }) => ({ name, version }));
+  const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20), files: proof?.files, listing: proof?.listingSha256 };
+  return createCommand(settings, { archive: plan.archive, roots: [...rootPaths(plan), 'record'], whole: wholePaths(plan), comment, cold: true });
+}
+
+function proofCommand(settings, plan, comment) {
+  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record'], whole: [], comment: { format: 1, kind: 'proof', ...comment }, cold: true });
+}
+
+/** `--dry-run`: the plan the real run would have, and every command in order. Writes nothing anywhere. Returns 0, or 1 with warnings. */
+async function showPlan(settings) {
+  const plan = await makePlan(settings, new Date());
+  const commands = commandsOf(settings, plan);
+  if (mode.json) answer(JSON.stringify({ ...plan, commands, warnings }, null, 1));
+  else {
+    const stopped = plan.parts.map((part) => `  ${part.name}${part.wasRunning ? '' : '   (not running: stays as it is)'}`);
+    answer([`archive ${plan.archive}`, `repository ${plan.repository}`, 'stop, in this order:', ...(stopped.length > 0 ? stopped : ['  nothing']), 'save:',
+      ...plan.roots.map((root) => `  ${named(root.path)}   (${root.why})`), 'commands, in this order:', ...commands.map(({ step, argv }) => `  ${step.padEnd(10)} ${pasteable(argv)}`),
+      'dry run: nothing above was executed, nothing was written'].join('\n'));
+  }
+  const left = readLedger(settings.stateFolder);
+  if (left) say(`the run of ${left.startedAt} left something stopped: a real run starts that first`);
+  return warnings.length > 0 ? 1 : 0;
+}
+
+/** Every command of a run that changes something anywhere, in order. */
+function commandsOf(settings, plan) {
+  const running = plan.parts.filter((part) => part.wasRunning);
+  const checkpoints = plan.clusters.filter((cluster) => cluster.pid !== 0).map((cluster) => ({ step: 'checkpoint', argv: ['psql', '-h', cluster.socketFolder, '-p', cluster.port, '-c', 'CHECKPOINT'] }));
+  return [
+    ...(settings.before.length > 0 ? [{ step: 'before', argv: settings.before }] : []),
+    { step: 'try', argv: ['borg', 'info', '--json'] },
+    ...(settings.warmPass ? [...checkpoints, { step: 'warm', argv: warmCommand(settings, plan) }] : []),
+    ...checkpoints,
+    ...running.map((part) => ({ step: 'stop', argv: part.stop })),
+    { step: 'cold', argv: coldCommand(settings, plan, null) },
+    ...[...running].reverse().map((part) => ({ step: 'start', argv: part.start })),
+    { step: 'read back', argv: ['borg', 'extract', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
+    { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }) },
+  ];
+}
+
+// =========================================================================================================
+// ==== OUTCOME ====
+// How a night ended, in words: the summary that closes a run, and the message that people and monitoring get. The same words everywhere.
+
+/** The last block of a run. */
+function summary(line, services) {
+  const parts = line.parts.map((part) => `${part.name} ${span(part.downSeconds)}`).join(', ');
+  const pass = (what) => (what ? `${size(what.originalBytes)} in ${count(what.files, 'file')} read, ${size(what.deduplicatedBytes)} new and stored, ${span(what.seconds)}` : 'none');
+  const took = (Date.parse(line.endedAt) - Date.parse(line.startedAt)) / 1000;
+  return [
+    '',
+    `${line.outcome}: ${line.exitCode < 2 ? `${line.archive} is proven` : line.error}`,
+    `  down      ${span(line.downSeconds)}${parts ? `  (${parts})` : ''}`,
+    `  services  ${services}`,
+    `  warm      ${pass(line.warm)}`,
+    `  cold      ${pass(line.cold)}`,
+    `  took      ${span(took)}`,
+    ...(line.warnings.length > 0 ? ['  warnings', ...line.warnings.map((one) => `    ${one}`)] : ['  warnings  none']),
+  ].join('\n');
+}
+
+/** The message of a run. Given its history line, what is down, the outcome and the state of services: outcome and server come first. */
+function messageOf(line, down, outcome, services) {
+  const words = { start: 'the backup begins', good: `good backup, down ${span(line.downSeconds)}`, warning: `backup with ${count(line.warnings.length, 'warning')}, down ${span(line.downSeconds)}`,
+    failed: `NO new backup: ${line.error}`, down: `SERVICES NOT RUNNING: ${down.join(', ')}` };
+  return { server: line.server, outcome, subject: `${outcome}: ${line.server}: ${words[outcome]}`, body: outcome === 'start' ? '' : summary(line, services), logTail: transcriptSince(0, 100_000), line };
+}
+
+// =========================================================================================================
 // ==== GUARD ====
 // The guard: a second process that outlives the run, whatever kills it, and `recover`, which does the same work at boot and from cron.
 // Both wait for the run's lock, which the kernel lets go when the run dies; if a ledger is left then, they end the dead run's
@@ -3219,7 +3239,10 @@ async function guard(words, settings) {
     const lock = takeLock(stateFolder, 2);
     if (lock !== null) {
       const ledger = readLedger(stateFolder);
-      if (!ledger || ledger.run !== run) return 0;
+      if (!ledger || ledger.run !== run) {
+        await endRun(run); // nothing is stopped, but the run may have been killed while its borg wrote
+        return 0;
+      }
       const down = await bringBack(stateFolder, ledger, 'the guard', settings);
       fs.closeSync(lock); // `recover`, people and the next run may do something as well
       if (down.length === 0 && undecidedParts(ledger).length === 0) return 0;
@@ -3277,14 +3300,16 @@ async function watchUndecided(stateFolder, ledger) {
   shield(true);
   while (undecidedParts(ledger).length > 0) {
     await sleep(1000);
+    if (readLedger(stateFolder)?.run !== ledger.run) return; // a later run, or `recover`, has taken care of it
     for (const part of undecidedParts(ledger)) {
       if (await partState(part) !== 'stopped') continue;
       const lock = takeLock(stateFolder, 0);
       if (lock === null) continue;
-      if (readLedger(stateFolder)?.run !== ledger.run) return fs.closeSync(lock); // a later run has taken care of it
+      if (readLedger(stateFolder)?.run !== ledger.run) return fs.closeSync(lock);
       await change(part.start, { toTranscript: true });
       say(`started ${part.name}, which had stopped late`);
       part.stoppedAt = new Date().toISOString();
+      keepLedgerIfPossible(stateFolder, ledger);
       fs.closeSync(lock);
     }
   }
@@ -3292,20 +3317,21 @@ async function watchUndecided(stateFolder, ledger) {
 
 async function reportDeadRun(stateFolder, ledger, who, down, settings) {
   const endedAt = new Date().toISOString();
+  const why = ledger.reported === '' ? 'the run was killed or the machine went down' : 'something did not start again at the end of the run';
   const stops = ledger.parts.map((part) => Date.parse(part.askedAt)), starts = ledger.parts.map((part) => Date.parse(part.runningAt ?? endedAt));
   const line = {
     kind: 'run', startedAt: ledger.startedAt, endedAt, outcome: down.length > 0 ? 'down' : 'failed', exitCode: down.length > 0 ? 3 : 2,
     server: ledger.server, archive: ledger.archive, downSeconds: stops.length > 0 ? (Math.max(...starts) - Math.min(...stops)) / 1000 : 0, startSeconds: 0,
     parts: ledger.parts.map((part) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt,
       downSeconds: (Date.parse(part.runningAt ?? endedAt) - Date.parse(part.askedAt)) / 1000 })),
-    warm: null, cold: null, snapshot: '', warnings: [...warnings], error: `the run was killed or the machine went down; ${who} started what it had stopped`,
+    warm: null, cold: null, snapshot: '', warnings: [...warnings], error: `${why}; ${who} ${down.length > 0 ? `could not start ${down.join(', ')}` : 'started what it had stopped'}`,
   };
   try {
     remember(stateFolder, line);
   } catch (error) {
     warn(`the history cannot be written: ${error.message}`);
   }
-  const subject = `${line.outcome}: ${ledger.server}: the run of ${ledger.startedAt} was killed; ${servicesNow(ledger, down)}`;
+  const subject = `${line.outcome}: ${ledger.server}: run of ${ledger.startedAt}: ${line.error}; ${servicesNow(ledger, down)}`;
   if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 
@@ -3755,6 +3781,7 @@ function everyStateFolder(script, file) {
 }
 
 async function main() {
+  for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {}); // a closed terminal or pipe must not kill us
   let code;
   try {
     code = await command(process.argv.slice(2));

@@ -85,7 +85,7 @@ export function sheetFile(settings: Settings): string {
 }
 
 // ssh by itself, because borg hides what ssh says. A forced command answers in its own way: any answer but 255 is a connection.
-async function tryConnection(settings: Settings): Promise<string> {
+export async function tryConnection(settings: Settings): Promise<string> {
   const done = await look([...sshToStorage(settings), 'borg --version']);
   if (done.code !== 255) return done.out.trim() || 'the storage answers';
   const hint = /Permission denied/i.test(done.said) ? 'the storage does not know our key: put the line that `node backup.js setup` prints into its authorized_keys'

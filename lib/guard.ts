@@ -63,7 +63,10 @@ export async function guard(words: string[], settings: Settings | null): Promise
     const lock = takeLock(stateFolder, 2);
     if (lock !== null) {
       const ledger = readLedger(stateFolder);
-      if (!ledger || ledger.run !== run) return 0;
+      if (!ledger || ledger.run !== run) {
+        await endRun(run); // nothing is stopped, but the run may have been killed while its borg wrote
+        return 0;
+      }
       const down = await bringBack(stateFolder, ledger, 'the guard', settings);
       fs.closeSync(lock); // `recover`, people and the next run may do something as well
       if (down.length === 0 && undecidedParts(ledger).length === 0) return 0;
@@ -121,14 +124,16 @@ async function watchUndecided(stateFolder: string, ledger: Ledger): Promise<void
   shield(true);
   while (undecidedParts(ledger).length > 0) {
     await sleep(1000);
+    if (readLedger(stateFolder)?.run !== ledger.run) return; // a later run, or `recover`, has taken care of it
     for (const part of undecidedParts(ledger)) {
       if (await partState(part) !== 'stopped') continue;
       const lock = takeLock(stateFolder, 0);
       if (lock === null) continue;
-      if (readLedger(stateFolder)?.run !== ledger.run) return fs.closeSync(lock); // a later run has taken care of it
+      if (readLedger(stateFolder)?.run !== ledger.run) return fs.closeSync(lock);
       await change(part.start, { toTranscript: true });
       say(`started ${part.name}, which had stopped late`);
       part.stoppedAt = new Date().toISOString();
+      keepLedgerIfPossible(stateFolder, ledger);
       fs.closeSync(lock);
     }
   }
@@ -136,20 +141,21 @@ async function watchUndecided(stateFolder: string, ledger: Ledger): Promise<void
 
 async function reportDeadRun(stateFolder: string, ledger: Ledger, who: string, down: string[], settings: Settings | null): Promise<void> {
   const endedAt = new Date().toISOString();
+  const why = ledger.reported === '' ? 'the run was killed or the machine went down' : 'something did not start again at the end of the run';
   const stops = ledger.parts.map((part) => Date.parse(part.askedAt)), starts = ledger.parts.map((part) => Date.parse(part.runningAt ?? endedAt));
   const line: HistoryLine = {
     kind: 'run', startedAt: ledger.startedAt, endedAt, outcome: down.length > 0 ? 'down' : 'failed', exitCode: down.length > 0 ? 3 : 2,
     server: ledger.server, archive: ledger.archive, downSeconds: stops.length > 0 ? (Math.max(...starts) - Math.min(...stops)) / 1000 : 0, startSeconds: 0,
     parts: ledger.parts.map((part) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt,
       downSeconds: (Date.parse(part.runningAt ?? endedAt) - Date.parse(part.askedAt)) / 1000 })),
-    warm: null, cold: null, snapshot: '', warnings: [...warnings], error: `the run was killed or the machine went down; ${who} started what it had stopped`,
+    warm: null, cold: null, snapshot: '', warnings: [...warnings], error: `${why}; ${who} ${down.length > 0 ? `could not start ${down.join(', ')}` : 'started what it had stopped'}`,
   };
   try {
     remember(stateFolder, line);
   } catch (error: any) {
     warn(`the history cannot be written: ${error.message}`);
   }
-  const subject = `${line.outcome}: ${ledger.server}: the run of ${ledger.startedAt} was killed; ${servicesNow(ledger, down)}`;
+  const subject = `${line.outcome}: ${ledger.server}: run of ${ledger.startedAt}: ${line.error}; ${servicesNow(ledger, down)}`;
   if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 

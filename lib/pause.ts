@@ -220,16 +220,19 @@ async function startPart(part: StoppedPart, ledger: Ledger): Promise<void> {
   for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
     const command: { done: Done | null } = { done: null };
     void change(part.start, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
+    let underWayAt = Date.now();
     const seen = await waitUntil(limitSeconds, async () => {
       if (await runsWell(part)) return true;
-      return command.done !== null && command.done.code !== 0; // it will not come by waiting
+      if (command.done === null || await partState(part) !== 'stopped') underWayAt = Date.now();
+      // It will not come by waiting: its start failed, or it fell over. A daemon of an own command may show itself late.
+      return Boolean(command.done?.code) || Date.now() - underWayAt > (part.running ? 60_000 : 3_000);
     }, 30);
     if (seen && await runsWell(part)) {
       part.runningAt = new Date().toISOString();
       return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);
     }
-    if (command.done) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${command.done.said.trim().split('\n').pop() ?? ''}`);
-    else warn(`${part.name} has not been seen running within ${limitSeconds} s`);
+    if (command.done?.code) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${command.done.said.trim().split('\n').pop() ?? ''}`);
+    else warn(`${part.name} ${seen ? 'was started and went down at once' : `has not been seen running within ${limitSeconds} s`}`);
     if (!seen) return;
     await waitUntil(2, () => false);
   }

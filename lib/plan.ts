@@ -14,7 +14,7 @@ import { containerParts, findContainers, findVolumes, hostPathOf, warnOfUnsavedV
 import type { Container } from './containers.ts';
 import { clusterPart, clustersNamed, findClusters, whyNotCold } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
-import { configFilesOf } from './passport.ts';
+import { configFilesOf } from './questions.ts';
 
 /** A path to save. strict: everything that writes below it is stopped, so nothing may change there while it is copied. */
 export type Root = { path: string; why: string; strict: boolean };

@@ -3,7 +3,7 @@
 // is asked of us there, everything that was stopped is started before anything else is judged.
 import { join } from 'node:path';
 import fs from 'node:fs';
-import { Problem, answer, count, mode, named, openTranscript, pasteable, say, sayBlock, sayError, size, span, transcriptSince, warn, warnings } from './say.ts';
+import { Problem, answer, count, mode, named, openTranscript, say, sayBlock, sayError, size, span, warn, warnings } from './say.ts';
 import { askToStop, change, failure, listenToSignals } from './shell.ts';
 import { lastGoodRun, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
@@ -11,15 +11,17 @@ import { checkSecretFiles } from './check.ts';
 import type { Loaded } from './check.ts';
 import type { Settings } from './settings.ts';
 import { deadlines, isInWindow, windowEnd } from './window.ts';
-import { passportOf, queryCluster } from './passport.ts';
-import { borgVersion, createCommand, readFromArchive, takePass, tryRepository } from './borg.ts';
+import { passportOf } from './passport.ts';
+import { queryCluster } from './questions.ts';
+import { borgVersion, readFromArchive, takePass, tryRepository } from './borg.ts';
 import type { PassResult } from './borg.ts';
 import { makePlan, serverName } from './plan.ts';
 import type { Plan } from './plan.ts';
+import { coldCommand, proofCommand, showPlan, warmCommand } from './commands.ts';
+import { messageOf, summary } from './outcome.ts';
 import { prove, proveAgain } from './proof.ts';
 import type { Proof } from './proof.ts';
 import { tell } from './tell.ts';
-import type { Outcome } from './tell.ts';
 import { closeLedger, keepLedgerIfPossible, openLedger, readLedger, servicesNow, startParts, stopParts, takeLock, undecidedParts } from './pause.ts';
 import type { Ledger } from './pause.ts';
 import { armGuard, bringBack, dismissGuard } from './guard.ts';
@@ -45,7 +47,7 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
     throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
   }
   const night = beginNight(loaded, script);
-  await tell(settings, messageOf(night, 'start', ''));
+  await tell(settings, messageOf(night.line, [], 'start', ''));
   try {
     await runTheNight(night);
   } catch (error) {
@@ -139,23 +141,6 @@ async function warmPass(night: Night, plan: Plan): Promise<void> {
   say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
 }
 
-const rootPaths = (plan: Plan) => plan.roots.map((root) => root.path);
-const wholePaths = (plan: Plan) => plan.clusters.flatMap((cluster) => cluster.roots);
-
-function warmCommand(settings: Settings, plan: Plan): string[] {
-  return createCommand(settings, { archive: `${plan.archive}-warm.checkpoint`, roots: rootPaths(plan), whole: wholePaths(plan), comment: { format: 1, kind: 'warm' }, cold: false });
-}
-
-function coldCommand(settings: Settings, plan: Plan, proof: Proof | null): string[] {
-  const clusters = plan.clusters.map(({ name, version }) => ({ name, version }));
-  const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20), files: proof?.files, listing: proof?.listingSha256 };
-  return createCommand(settings, { archive: plan.archive, roots: [...rootPaths(plan), 'record'], whole: wholePaths(plan), comment, cold: true });
-}
-
-function proofCommand(settings: Settings, plan: Plan, comment: object): string[] {
-  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record'], whole: [], comment: { format: 1, kind: 'proof', ...comment }, cold: true });
-}
-
 /** CHECKPOINT in every running cluster that will be stopped: what it writes now it need not write while everything waits. */
 async function checkpointAll(plan: Plan): Promise<void> {
   await Promise.all(plan.clusters.filter((cluster) => cluster.pid !== 0).map(async (cluster) => {
@@ -243,15 +228,14 @@ async function endNight(night: Night, error: unknown): Promise<number> {
   if (night.ledger?.parts.length === 0) closeLedger(settings.stateFolder);
   const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
   if (error) sayError(error, services);
-  let line = finishedLine(night, error);
+  const ended = finishedLine(night, error);
+  await tell(settings, messageOf(ended, night.down, ended.outcome, services));
+  const line = finishedLine(night, error); // a messenger that failed is a warning, too
   try {
     remember(settings.stateFolder, line);
   } catch (trouble: any) {
     warn(`the history cannot be written: ${trouble.message}`);
   }
-  const outcome = line.outcome;
-  await tell(settings, messageOf({ ...night, line }, outcome, services));
-  line = finishedLine(night, error); // a messenger that failed is a warning, too
   if (night.guardPid && !readLedgerQuietly(settings.stateFolder)) dismissGuard(night.guardPid, settings.stateFolder);
   sayBlock(summary(line, services));
   if (mode.json) answer(JSON.stringify(line));
@@ -264,61 +248,4 @@ function readLedgerQuietly(stateFolder: string): Ledger | null {
   } catch {
     return null;
   }
-}
-
-function messageOf(night: Night, outcome: Outcome['outcome'], services: string): Outcome {
-  const { line } = night;
-  const words = { start: 'the backup begins', good: `good backup, down ${span(line.downSeconds)}`, warning: `backup with ${count(line.warnings.length, 'warning')}, down ${span(line.downSeconds)}`,
-    failed: `NO new backup: ${line.error}`, down: `SERVICES NOT RUNNING: ${night.down.join(', ')}` };
-  return { server: line.server, outcome, subject: `${outcome}: ${line.server}: ${words[outcome]}`, body: outcome === 'start' ? '' : summary(line, services), logTail: transcriptSince(0, 100_000), line };
-}
-
-/** The last block of a run. */
-function summary(line: HistoryLine, services: string): string {
-  const parts = line.parts.map((part) => `${part.name} ${span(part.downSeconds)}`).join(', ');
-  const pass = (what: HistoryLine['cold']) => (what ? `${size(what.originalBytes)} in ${count(what.files, 'file')} read, ${size(what.deduplicatedBytes)} new and stored, ${span(what.seconds)}` : 'none');
-  const took = (Date.parse(line.endedAt) - Date.parse(line.startedAt)) / 1000;
-  return [
-    '',
-    `${line.outcome}: ${line.exitCode < 2 ? `${line.archive} is proven` : line.error}`,
-    `  down      ${span(line.downSeconds)}${parts ? `  (${parts})` : ''}`,
-    `  services  ${services}`,
-    `  warm      ${pass(line.warm)}`,
-    `  cold      ${pass(line.cold)}`,
-    `  took      ${span(took)}`,
-    ...(line.warnings.length > 0 ? ['  warnings', ...line.warnings.map((one) => `    ${one}`)] : ['  warnings  none']),
-  ].join('\n');
-}
-
-/** `--dry-run`: the plan the real run would have, and every command in order. Writes nothing anywhere. Returns 0, or 1 with warnings. */
-async function showPlan(settings: Settings): Promise<number> {
-  const plan = await makePlan(settings, new Date());
-  const commands = commandsOf(settings, plan);
-  if (mode.json) answer(JSON.stringify({ ...plan, commands, warnings }, null, 1));
-  else {
-    const stopped = plan.parts.map((part) => `  ${part.name}${part.wasRunning ? '' : '   (not running: stays as it is)'}`);
-    answer([`archive ${plan.archive}`, `repository ${plan.repository}`, 'stop, in this order:', ...(stopped.length > 0 ? stopped : ['  nothing']), 'save:',
-      ...plan.roots.map((root) => `  ${named(root.path)}   (${root.why})`), 'commands, in this order:', ...commands.map(({ step, argv }) => `  ${step.padEnd(10)} ${pasteable(argv)}`),
-      'dry run: nothing above was executed, nothing was written'].join('\n'));
-  }
-  const left = readLedger(settings.stateFolder);
-  if (left) say(`the run of ${left.startedAt} left something stopped: a real run starts that first`);
-  return warnings.length > 0 ? 1 : 0;
-}
-
-/** Every command of a run that changes something anywhere, in order. */
-function commandsOf(settings: Settings, plan: Plan): { step: string; argv: string[] }[] {
-  const running = plan.parts.filter((part) => part.wasRunning);
-  const checkpoints = plan.clusters.filter((cluster) => cluster.pid !== 0).map((cluster) => ({ step: 'checkpoint', argv: ['psql', '-h', cluster.socketFolder, '-p', cluster.port, '-c', 'CHECKPOINT'] }));
-  return [
-    ...(settings.before.length > 0 ? [{ step: 'before', argv: settings.before }] : []),
-    { step: 'try', argv: ['borg', 'info', '--json'] },
-    ...(settings.warmPass ? [...checkpoints, { step: 'warm', argv: warmCommand(settings, plan) }] : []),
-    ...checkpoints,
-    ...running.map((part) => ({ step: 'stop', argv: part.stop })),
-    { step: 'cold', argv: coldCommand(settings, plan, null) },
-    ...[...running].reverse().map((part) => ({ step: 'start', argv: part.start })),
-    { step: 'read back', argv: ['borg', 'extract', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
-    { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }) },
-  ];
 }

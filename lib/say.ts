@@ -125,7 +125,7 @@ export function colored(code: string, text: string): string {
 export function sayLive(text: string): boolean {
   const stream = normal();
   if (!stream.isTTY || mode.quiet) return false;
-  stream.write(`\r\x1b[K${printable(text).slice(0, (stream.columns ?? 80) - 1)}`);
+  stream.write(`\r\x1b[K${printable(text).slice(0, (stream.columns || 80) - 1)}`);
   liveLine = true;
   return true;
 }

@@ -11,7 +11,7 @@ import type { Loaded } from './check.ts';
 import type { Settings } from './settings.ts';
 import { askBorg, borgEnvironment, borgFailure, borgVersion, isRemote } from './borg.ts';
 import { serverName } from './plan.ts';
-import { doctor, repositoryAddress, sheetFile } from './doctor.ts';
+import { doctor, repositoryAddress, sheetFile, tryConnection } from './doctor.ts';
 
 /** `setup`: given the settings, the script and the options, makes what is missing. Returns 0 when a run would now work. */
 export async function setup(loaded: Loaded, script: string, options: { yes: boolean; schedule: string }): Promise<number> {
@@ -28,6 +28,7 @@ export async function setup(loaded: Loaded, script: string, options: { yes: bool
     await makeSshKey(settings);
     await makeKnownHost(settings, options.yes);
     sayBlock(`\nThis line belongs into authorized_keys of the storage's user (set the quota to what this server may use):\n\n${authorizedKeysLine(settings)}\n`);
+    await tryConnection(settings); // says what to do while the storage does not know the key
   }
   await makeRepository(settings);
   await writeSheet(settings);

@@ -50,8 +50,9 @@ let shielded = false; // while things are started again nothing is given up, wha
 
 /** Ask the night to end early: programs that may be ended are, then everything is started again. The first one who asks counts. */
 export function askToStop(why: string, exitCode: number, hint?: string): void {
-  if (asked || shielded) return say(`${why}: everything is being started again, please wait`);
+  if (asked) return say(`${why}: everything is being started again, please wait`);
   asked = { why, exitCode, hint };
+  if (shielded) return say(`${why}: everything is being started again first, please wait`);
   say(`${why}: ending what is under way, then starting everything again`);
   for (const end of enders) end();
 }
@@ -71,12 +72,11 @@ export function shield(on: boolean): void {
   shielded = on;
 }
 
-/** A signal is a request, not the end: whatever was stopped is started first. A closed terminal must not kill us either. */
+/** A signal is a request, not the end: whatever was stopped is started first. */
 export function listenToSignals(): void {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
     process.on(signal, () => askToStop(`ended by ${signal}`, 128 + constants.signals[signal]));
   }
-  for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {});
 }
 
 /** Wait in short steps until `condition` says yes. Returns false when `seconds` are over. Throws when asked to stop. */
@@ -153,7 +153,7 @@ function eachLine(stream: NodeJS.ReadableStream, onLine: (line: string) => void)
 /** Look at something: a command that never changes anything. Returns how it ended, never throws for it. */
 export async function look(argv: string[], options: RunOptions = {}): Promise<Done> {
   const done = await run(argv, { seconds: 60, ...options });
-  sayMore(`looked: ${pasteable(argv)}${done.code === 0 ? '' : ` (exit code ${done.code}: ${lastLines(done.said, 1)})`}`);
+  sayMore(`looked: ${pasteable(argv).slice(0, 400)}${done.code === 0 ? '' : ` (exit code ${done.code}: ${lastLines(done.said, 1)})`}`);
   return done;
 }
 

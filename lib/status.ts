@@ -1,17 +1,19 @@
 // Is there a good recent backup? Answers from the state folder alone, so it works without the network; a monitoring plugin, too.
 // Only reads.
+import fs from 'node:fs';
 import { answer, mode, span } from './say.ts';
 import type { Settings } from './settings.ts';
 import { readHistory } from './history.ts';
 import { serverName } from './plan.ts';
-import { readLedger } from './pause.ts';
+import { readLedger, takeLock } from './pause.ts';
+import type { Ledger } from './pause.ts';
 
 /** `status`: prints one line (or JSON). Returns 0 good, 1 with a warning, 2 nothing recent enough or something is left stopped. */
 export function status(settings: Settings): number {
   const runs = readHistory(settings.stateFolder).filter((line) => line.kind === 'run');
   const good = runs.filter((line) => /^(good|warning)$/.test(line.outcome)).pop(), last = runs[runs.length - 1];
   const ageHours = good ? (Date.now() - Date.parse(good.endedAt)) / 3_600_000 : null;
-  const left = readLedger(settings.stateFolder);
+  const left = leftStopped(settings.stateFolder);
   const isRecent = ageHours !== null && ageHours <= settings.maxAgeHours;
   const outcome = left ? 'down' : !isRecent ? 'failed' : last!.outcome === 'good' ? 'good' : 'warning';
   const warnings = [...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : [])];
@@ -21,4 +23,13 @@ export function status(settings: Settings): number {
   const mark = outcome === 'good' ? 'OK' : outcome === 'warning' ? 'WARNING' : 'CRITICAL';
   answer(mode.json ? JSON.stringify(facts) : [`${mark}: ${facts.server}: ${words}`, ...warnings.map((one) => `  ${one}`), ...(next ? [`  next: ${next}`] : [])].join('\n'));
   return outcome === 'good' ? 0 : outcome === 'warning' ? 1 : 2;
+}
+
+/** The ledger of a run that is over and left something stopped; null when all runs, or while a run is at work, which starts it itself. */
+function leftStopped(stateFolder: string): Ledger | null {
+  const ledger = readLedger(stateFolder);
+  if (!ledger || ledger.parts.every((part) => part.runningAt !== null)) return null;
+  const lock = ledger.reported === 'down' ? 0 : takeLock(stateFolder, 0);
+  if (lock) fs.closeSync(lock);
+  return lock === null ? null : ledger;
 }

@@ -44,7 +44,9 @@ scenarios('a failure while everything runs', import.meta.url, {
     await allIsWell(world, 0.1);
     assert.ok(Date.now() <= end.getTime(), 'it took longer than the window');
     for (const { runningAt } of world.server.history().pop().parts) assert.ok(Date.parse(runningAt) < end.getTime());
-    world.server.writeSettings({ window: null
+    world.server.writeSettings({ window: null });
+    await good(world);
+  },
 
   'borg that is missing, too old or of version 2 is told, and nothing is stopped': async (world) => {
     await fails(world, [/borg does not run \(not installed\?\)/, /apt-get install borgbackup/], wrap(world, 'borg', 'exit 127'));
@@ -171,8 +173,5 @@ scenarios('a failure while everything runs', import.meta.url, {
     assert.equal(world.server.history().pop().startedAt, line.startedAt, 'a run outside the window is no line of the history');
     expectEnd(world, await world.server.run(['--now']), { code: 0 });
     await allIsWell(world);
-  },
-});
-    await good(world);
   },
 });

@@ -40,6 +40,7 @@ describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
       const was = everywhere(), log = path.join(folder, 'strace');
       execFileSync('strace', ['-f', '-qq', '-o', log, '-e', 'trace=file,fchmod,fchown,ftruncate', '-e', 'signal=none', process.execPath, server.script, '--dry-run', ...words], { env: { ...process.env, HOME: home }, stdio: 'ignore' });
       const calls = fs.readFileSync(log, 'utf8').split('\n').filter((line) => WRITES.test(line) && !/= -1 |"\/dev\/(null|tty)"/.test(line));
+      assert.match(fs.readFileSync(log, 'utf8'), /execve\("[^"]*\/psql"/); // strace saw everything that was started
       assert.deepEqual(calls, []);
       assert.equal(everywhere(), was);
       await everythingRunsAgain([web], [idle], 0);
@@ -65,7 +66,7 @@ describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
     const lasting = ({ archive: _, run: __, madeAt: ___, ...rest }: any) => rest;
     assert.deepEqual(lasting(plan.warnings ? { ...plan, warnings: undefined } : plan), { ...lasting(real), warnings: undefined });
     // Names of archives hold the time, comments what was proven; the guard is the run itself.
-    const plain = (line: string) => line.replace(/--comment '[^']*'/, '--comment').replaceAll(/web1-\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d/g, 'ARCHIVE');
+    const plain = (line: string) => line.replaceAll(/--comment '[^']*'/g, '--comment').replaceAll(/web1-\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d/g, 'ARCHIVE');
     const quoted = (argv: string[]) => argv.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`)).join(' ');
     const ran = [...ended.out.matchAll(/^\S+ +\$ (.*)$/gm)].map((match) => plain(match[1]!)).filter((line) => !/backup\.js guard /.test(line));
     const changing = commands.filter((one: any) => ['before', 'warm', 'stop', 'cold', 'start', 'proof'].includes(one.step)).map((one: any) => plain(quoted(one.argv)));

@@ -12,7 +12,8 @@ import { startEngine } from './engine.ts';
 import { findContainers } from '../lib/containers.ts';
 import { describeCluster, findClusters } from '../lib/postgres.ts';
 import type { Cluster } from '../lib/postgres.ts';
-import { configFilesOf, maskSecrets, passportOf, queryCluster } from '../lib/passport.ts';
+import { passportOf } from '../lib/passport.ts';
+import { configFilesOf, maskSecrets, queryCluster } from '../lib/questions.ts';
 import { mode, warnings } from '../lib/say.ts';
 
 mode.quiet = true;

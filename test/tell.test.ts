@@ -44,7 +44,7 @@ beforeEach(() => {
   for (const file of [told, metrics]) fs.rmSync(file, { force: true });
 });
 
-const settingsWith = (messengers: object) => ({ ...block, stateFolder, tell: { ping: '', command: [], metrics: '', ...messengers } });
+const settingsWith = (messengers: object) => ({ ...block, stateFolder, tell: { ping: '', command: [], metrics: '', sendLog: false, ...messengers } });
 
 function message(outcome: Outcome['outcome'], line: object = {}): Outcome {
   return { server: 'web1', outcome, subject: `${outcome}: web1: something`, body: 'the summary\nof the night', logTail: 'LOG '.repeat(10_000),

@@ -1,0 +1,28 @@
+// How a night ended, in words: the summary that closes a run, and the message that people and monitoring get. The same words everywhere.
+import { count, size, span, transcriptSince } from './say.ts';
+import type { HistoryLine } from './history.ts';
+import type { Outcome } from './tell.ts';
+
+/** The last block of a run. */
+export function summary(line: HistoryLine, services: string): string {
+  const parts = line.parts.map((part) => `${part.name} ${span(part.downSeconds)}`).join(', ');
+  const pass = (what: HistoryLine['cold']) => (what ? `${size(what.originalBytes)} in ${count(what.files, 'file')} read, ${size(what.deduplicatedBytes)} new and stored, ${span(what.seconds)}` : 'none');
+  const took = (Date.parse(line.endedAt) - Date.parse(line.startedAt)) / 1000;
+  return [
+    '',
+    `${line.outcome}: ${line.exitCode < 2 ? `${line.archive} is proven` : line.error}`,
+    `  down      ${span(line.downSeconds)}${parts ? `  (${parts})` : ''}`,
+    `  services  ${services}`,
+    `  warm      ${pass(line.warm)}`,
+    `  cold      ${pass(line.cold)}`,
+    `  took      ${span(took)}`,
+    ...(line.warnings.length > 0 ? ['  warnings', ...line.warnings.map((one) => `    ${one}`)] : ['  warnings  none']),
+  ].join('\n');
+}
+
+/** The message of a run. Given its history line, what is down, the outcome and the state of services: outcome and server come first. */
+export function messageOf(line: HistoryLine, down: string[], outcome: Outcome['outcome'], services: string): Outcome {
+  const words = { start: 'the backup begins', good: `good backup, down ${span(line.downSeconds)}`, warning: `backup with ${count(line.warnings.length, 'warning')}, down ${span(line.downSeconds)}`,
+    failed: `NO new backup: ${line.error}`, down: `SERVICES NOT RUNNING: ${down.join(', ')}` };
+  return { server: line.server, outcome, subject: `${outcome}: ${line.server}: ${words[outcome]}`, body: outcome === 'start' ? '' : summary(line, services), logTail: transcriptSince(0, 100_000), line };
+}
