@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 000d02cf107590d639dbd4350940b01ef757dcb0c7110d43a0e79bf3352c3a10
+// Checksum of all but the settings: 1e8d60dbd544f38669bcfa28195e08348f6d9970033bc8035a41445d60792adb
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -197,8 +197,8 @@ async function copyCold(night, plan, manifest) {
   const cold = await takePass(settings, coldCommand(settings, plan, first), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
   night.line.cold = passFacts(cold);
   const second = await proveAgain(plan, first, before, after);
-  judgePass(plan, cold);
   fs.rmSync(after, { force: true });
+  judgePass(plan, cold);
   return { cold, first, second, manifestText };
 }
 
@@ -527,7 +527,7 @@ function colored(code, text) {
 function sayLive(text) {
   const stream = normal();
   if (!stream.isTTY || mode.quiet) return false;
-  stream.write(`\r\x1b[K${printable(text).slice(0, (stream.columns ?? 80) - 1)}`);
+  stream.write(`\r\x1b[K${printable(text).slice(0, (stream.columns || 80) - 1)}`);
   liveLine = true;
   return true;
 }
@@ -540,6 +540,8 @@ function sayError(error, services = '') {
     if (error.facts.ran) lines.push(`  ran:  ${pasteable(error.facts.ran)}`);
     if (error.facts.said) lines.push(`  said: ${lastLines(error.facts.said, 5).replaceAll('\n', '\n        ')}`);
     if (error.facts.hint) lines.push(`  hint: ${error.facts.hint}`);
+  } else if (/^(ENOSPC|EDQUOT|EROFS|EIO)$/.test((error)?.code ?? '')) { // no bug: a disk
+    lines.push(`backup: error: ${(error).message}`, '  hint: a disk here is full or broken, most likely that of `stateFolder`: look at `df -h` and `dmesg`');
   } else {
     lines.push(`backup: error: this is a bug in backup.js\n${error instanceof Error ? error.stack : String(error)}`);
   }
@@ -1540,29 +1542,25 @@ function databaseIn(pid, id, everyone) {
     && (one.pid === pid || procFile(one.pid, 'cgroup').includes(id) || (theirs !== own && pidNamespace(one.pid) === theirs)))?.program ?? '';
 }
 
-/** Given all containers, returns the running ones of a project: those that need others first, as they have to be stopped. */
-function projectInStopOrder(project, all) {
+// The containers of a project in stages: what nothing needs stops first (stage 0), what it needs after that, as Compose does it.
+function stagesOfProject(project, all) {
   const members = all.filter((one) => one.project === project);
-  const order = [];
-  const place = (one, above) => {
-    if (above.includes(one)) return; // a circle: any order is as good
-    for (const other of members) if (other.needs.includes(one.service)) place(other, [...above, one]);
-    if (!order.includes(one)) order.push(one);
+  const stageOf = (one, above) => {
+    const needing = members.filter((other) => other.needs.includes(one.service) && ![...above, one].includes(other)); // a circle ends here
+    return Math.max(0, ...needing.map((other) => stageOf(other, [...above, one]) + 1));
   };
-  for (const one of members) place(one, []);
-  return order;
+  return members.map((one) => ({ one, stage: stageOf(one, []) })).sort((one, other) => one.stage - other.stage);
 }
 
 /** Given `container X`, `container *` or `compose X` and all containers, returns the parts. Throws Problem when nothing is meant by it. */
 function containerParts(what, all) {
   const [kind, name] = [what.slice(0, what.indexOf(' ')), what.slice(what.indexOf(' ') + 1)];
-  let meantOnes = all.filter((one) => one.name === name);
-  if (kind === 'compose') meantOnes = projectInStopOrder(name, all);
-  else if (name === '*') meantOnes = all.filter((one) => one.running).reverse(); // the newest first, as `docker ps` lists them from
+  const byName = name === '*' ? all.filter((one) => one.running) : all.filter((one) => one.name === name);
+  const meantOnes = kind === 'compose' ? stagesOfProject(name, all) : byName.map((one) => ({ one, stage: 0 }));
   if (meantOnes.length === 0 && name !== '*') {
     throw new Problem(`${what}: there is no such ${kind === 'compose' ? 'project' : 'container'} here`, { hint: 'look at `docker ps --all`' });
   }
-  return meantOnes.map(containerPart);
+  return meantOnes.map(({ one, stage }) => ({ ...containerPart(one), stage }));
 }
 
 function containerPart(one) {
@@ -1592,8 +1590,11 @@ function stopCommand(one) {
 
 /** What a container does now: { state, healthy, exitCode, exists }. */
 async function containerState(name) {
-  const { code, out } = await look(['docker', 'inspect', '--type=container', '--format={{json .State}}', name]);
-  if (code !== 0) return { state: 'stopped', healthy: false, exitCode: 0, exists: false };
+  const { code, out, said } = await look(['docker', 'inspect', '--type=container', '--format={{json .State}}', name]);
+  if (code !== 0) { // it is gone, or Docker does not answer, and then nobody knows
+    const isGone = /no such (container|object)/i.test(said);
+    return { state: isGone ? 'stopped' : 'moving', healthy: false, exitCode: 0, exists: !isGone };
+  }
   const state = JSON.parse(out);
   const running = state.Restarting ? 'moving' : state.Running ? 'running' : 'stopped';
   return { state: running, healthy: (state.Health?.Status ?? 'healthy') === 'healthy', exitCode: state.ExitCode, exists: true };
@@ -2352,9 +2353,10 @@ function borgFailure(what, done) {
     if (!note) {
       if (line.trim() !== '' && !line.startsWith('{')) said.push(line);
     } else if (note.type === 'log_message' && note.message && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) {
-      said.push(note.message);
+      said.push(/^Traceback .*\n(?: .*\n)*(.*)/m.exec(note.message)?.[1] ?? note.message); // of a traceback only what it was
       hint = HINTS[note.msgid ?? ''] ?? hint;
       if (/quota.*exceeded/i.test(note.message)) hint = HINTS['Repository.StorageQuotaExceeded'];
+      if (/BrokenPipeError|ConnectionResetError/.test(note.message)) hint = HINTS.ConnectionClosed;
     }
   }
   return failure(what, { ...done, said: said.join('\n') }, hint || 'run `node backup.js doctor`');
@@ -2408,6 +2410,11 @@ function isRemote(settings) {
 /** A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. */
 function createCommand(settings, what) {
   const comment = JSON.stringify(what.comment).replace(/[{}]/g, '$&$&'); // braces are placeholders for borg
+  // What lies below another root would be stored twice. So borg is to find it on its way, below an excluded folder too: `-` goes on
+  // into those, --exclude does not. Patterns for folders alone (re:, pf:) would then let their files in: with these, twice it is.
+  const nested = what.roots.filter((root) => what.roots.some((other) => root.startsWith(`${other}/`)));
+  const onTheWay = nested.length > 0 && !settings.exclude.some((pattern) => /^(re|pf):/.test(pattern));
+  const excluded = (pattern) => (onTheWay ? ['--pattern', `- ${/^[a-z]{2}:/.test(pattern) ? '' : 'fm:'}${pattern}`] : ['--exclude', pattern]);
   return ['borg', '--log-json', '--progress', '--lock-wait', what.cold ? SHORT_LOCK_WAIT : PATIENT_LOCK_WAIT,
     ...(settings.uploadLimitKiB ? ['--upload-ratelimit', String(settings.uploadLimitKiB)] : []),
     'create', '--json', '--list', '--filter', 'CE',
@@ -2416,8 +2423,8 @@ function createCommand(settings, what) {
     '--checkpoint-interval', '300', // what an interrupted night has uploaded counts the next night
     '--comment', comment,
     ...(settings.exclude.length === 0 ? [] : what.whole.flatMap((root) => ['--pattern', `+ pp:${root}`])), // the first match counts
-    ...settings.exclude.flatMap((pattern) => ['--exclude', pattern]),
-    `::${what.archive}`, ...what.roots];
+    ...settings.exclude.flatMap(excluded),
+    `::${what.archive}`, ...what.roots.filter((root) => !onTheWay || !nested.includes(root))];
 }
 
 /**
@@ -2518,6 +2525,9 @@ async function listArchives(settings, server) {
 // It is plain data: printed by --dry-run, stored in the archive, kept on disk while services are down, and what the run follows.
 // Changes nothing. Refuses what could not become a good backup, while everything still runs.
 
+/** A path to save. strict: everything that writes below it is stopped, so nothing may change there while it is copied. */
+// stage: within a Compose project
+
 /** This server's name in archive names. Throws Problem (64) when the host name will not do. */
 function serverName(settings) {
   const name = settings.server || os.hostname().split('.')[0];
@@ -2535,10 +2545,11 @@ async function makePlan(settings, now) {
   const containers = await findContainers(settings.volumes.length > 0 || wanted.some((one) => typeof one === 'string' && /^(compose|container) /.test(one)));
   const allClusters = await findClusters(containers);
   const parts = [], clusters = [];
-  for (const [group, entry] of settings.stop.entries()) {
+  for (const entry of settings.stop) {
+    const group = 1 + Math.max(-1, ...parts.map((part) => part.group));
     for (const one of [entry].flat()) {
       const found = await findPart(one, settings, containers, allClusters);
-      parts.push(...found.parts.filter((part) => !parts.some((other) => other.name === part.name)).map((part) => ({ ...part, group })));
+      parts.push(...found.parts.filter((part) => !parts.some((other) => other.name === part.name)).map(({ stage = 0, ...part }) => ({ ...part, group: group + stage })));
       clusters.push(...found.clusters.filter((cluster) => !clusters.some((other) => other.dataDirectory === cluster.dataDirectory)));
     }
   }
@@ -2608,7 +2619,7 @@ async function findRoots(settings, clusters, containers, stopped) {
   }
   const seen = new Set();
   const unique = roots.filter((root) => !seen.has(root.path) && seen.add(root.path));
-  // borg would store what lies below another root twice. With `exclude` a root inside an excluded folder has to stay.
+  // borg would store what lies below another root twice. With `exclude` a root inside an excluded folder has to stay: see createCommand().
   return {
     roots: unique.filter((root) => settings.exclude.length > 0 || !unique.some((other) => other !== root && isBelow(root.path, other.path))),
     cold: unique.filter((root) => root.strict).map((root) => root.path),
@@ -2662,7 +2673,8 @@ async function prove(plan, file) {
   if (gone) throw new Problem(`${named(gone.path)} (${gone.why}) is gone: it was there when the run began`, { hint: 'is something unmounted, or moved? This archive does not count as a backup' });
   for (const { name, container, database, wasRunning } of plan.parts) {
     if (!container || !wasRunning) continue;
-    const { exitCode } = await containerState(container);
+    const { exitCode, state } = await containerState(container);
+    if (state !== 'stopped') throw new Problem(`${name} runs: something started it while it should be stopped`, { hint: `look at \`docker logs ${container}\` for who did` });
     if (exitCode !== KILLED) continue;
     if (database) throw new Problem(`${name} (${database}) was killed, it did not stop by itself: its files are not cold`, { hint: `look at \`docker logs ${container}\`; give it more time with \`stopTimeoutSeconds\`` });
     warn(`${name} had to be killed: it did not stop by itself in its time`);
@@ -2711,7 +2723,7 @@ function prunedPaths(exclude) {
 async function proveAgain(plan, first, before, after) {
   const second = await prove(plan, after);
   if (second.listingSha256 === first.listingSha256) return second;
-  const changed = await differingPaths(before, after);
+  const changed = await differingPaths(before, after).finally(() => [after, `${after}.sorted`, `${before}.sorted`].forEach((file) => fs.rmSync(file, { force: true })));
   const broken = changed.filter((file) => plan.cold.some((root) => isBelow(file, root)));
   if (broken.length > 0) {
     throw new Problem(`${count(broken.length, 'file')} changed under a stopped part while it was copied: ${broken.slice(0, TOLD_NAMES).map(named).join(', ')}`,
@@ -2729,7 +2741,6 @@ async function differingPaths(before, after) {
   }
   const done = await look(['comm', '--zero-terminated', '-3', `${before}.sorted`, `${after}.sorted`], { seconds: 3600 });
   if (done.code !== 0) throw failure('the listings cannot be compared', done);
-  for (const file of [before, after]) fs.rmSync(`${file}.sorted`, { force: true });
   const paths = new Set(), folders = new Set();
   for (const line of done.out.split('\0')) {
     const fields = line.replace(/^\t/, '').split('\t');
@@ -2747,6 +2758,7 @@ async function differingPaths(before, after) {
 
 const START_SECONDS = 300; // for one part to be seen running and healthy
 const START_ATTEMPTS = 3;
+const PATIENCE_MS = 60_000; // with one part, before the next ones are started all the same
 const ELSEWHERE = '/var/lib/cold-backup/elsewhere'; // links to ledgers in other state folders: `recover` finds them without settings
 
 const ledgerFile = (stateFolder) => path.join(stateFolder, 'ledger.json');
@@ -2845,12 +2857,23 @@ async function partState(part) {
   if (part.unit) states.push(await unitState(part.unit));
   if (part.container) states.push((await containerState(part.container)).state);
   if (part.dataDirectory) states.push(clusterState(part.dataDirectory));
-  if (part.running) states.push((await look(part.running)).code === 0 ? 'running' : 'stopped');
+  if (part.running) {
+    const { code, timedOut } = await look(part.running);
+    states.push(timedOut ? 'moving' : code === 0 ? 'running' : 'stopped');
+  }
   return states.every((state) => state === states[0]) ? states[0] : 'moving';
 }
 
 /** Whether a part runs and does its work: active, answering, healthy if it has a health check that was content before. */
 async function runsWell(part) {
+  try {
+    return await doesItsWork(part);
+  } catch { // whoever should know does not answer
+    return false;
+  }
+}
+
+async function doesItsWork(part) {
   if (part.kind === 'postgres') return (!part.unit || await unitState(part.unit) === 'running') && clusterAnswers(part.dataDirectory);
   if (part.container) {
     const { state, healthy } = await containerState(part.container);
@@ -2904,12 +2927,18 @@ async function startParts(ledger, stateFolder) {
   try {
     ledger.starting = true;
     keepLedgerIfPossible(stateFolder, ledger);
-    const groups = [...new Set(ledger.parts.map((part) => part.group))].reverse();
-    for (const group of groups) {
-      await Promise.allSettled(ledger.parts.filter((part) => part.group === group && part.runningAt === null).map((part) => startPart(part, ledger)));
+    const starts = [];
+    for (const group of [...new Set(ledger.parts.map((part) => part.group))].reverse()) {
+      const together = ledger.parts.filter((part) => part.group === group && part.runningAt === null).map((part) => startPart(part, ledger));
+      await Promise.race([Promise.allSettled(together), sleep(PATIENCE_MS)]); // one that takes long does not keep the others down
+      starts.push(...together);
       keepLedgerIfPossible(stateFolder, ledger);
     }
-    const down = await startWhatElseWasActive(ledger);
+    await Promise.allSettled(starts);
+    const down = await startWhatElseWasActive(ledger).catch((error) => {
+      warn(`what else was active on this host could not be seen: ${error.message}`);
+      return [];
+    });
     for (const part of ledger.parts) { // a part may start well and fall over at once, or need one that came after it
       if (await runsWell(part)) {
         part.runningAt ??= new Date().toISOString();
@@ -2984,10 +3013,15 @@ async function startWhatElseWasActive(ledger) {
   return down;
 }
 
-/** Parts that run, but were asked to stop and never seen to: they may still follow. They stay in the ledger for an hour, and are watched. */
+/**
+ * Parts that run, but were asked to stop and never seen to: they may still follow. They stay in the ledger for an hour, and are
+ * watched. An active unit, a cluster that answers, and a container that `docker stop` has let go of will not follow any more;
+ * of another database in a container, and of an own command, nobody can know.
+ */
 function undecidedParts(ledger) {
   const limit = (ledger.stopTimeoutSeconds + 3600) * 1000;
-  return ledger.parts.filter((part) => part.stoppedAt === null && Date.now() - Date.parse(part.askedAt) < limit);
+  const isKnown = (part) => part.runningAt !== null && Boolean(part.unit || part.dataDirectory || (part.database === '' && part.stopSeconds + 3 < ledger.stopTimeoutSeconds));
+  return ledger.parts.filter((part) => part.stoppedAt === null && !isKnown(part) && Date.now() - Date.parse(part.askedAt) < limit);
 }
 
 /** The state of the machine in words: the last line of every error after the first stop. */
@@ -3438,7 +3472,7 @@ function status(settings) {
   const runs = readHistory(settings.stateFolder).filter((line) => line.kind === 'run');
   const good = runs.filter((line) => /^(good|warning)$/.test(line.outcome)).pop(), last = runs[runs.length - 1];
   const ageHours = good ? (Date.now() - Date.parse(good.endedAt)) / 3_600_000 : null;
-  const left = readLedger(settings.stateFolder);
+  const left = leftStopped(settings.stateFolder);
   const isRecent = ageHours !== null && ageHours <= settings.maxAgeHours;
   const outcome = left ? 'down' : !isRecent ? 'failed' : last.outcome === 'good' ? 'good' : 'warning';
   const warnings = [...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : [])];
@@ -3448,6 +3482,15 @@ function status(settings) {
   const mark = outcome === 'good' ? 'OK' : outcome === 'warning' ? 'WARNING' : 'CRITICAL';
   answer(mode.json ? JSON.stringify(facts) : [`${mark}: ${facts.server}: ${words}`, ...warnings.map((one) => `  ${one}`), ...(next ? [`  next: ${next}`] : [])].join('\n'));
   return outcome === 'good' ? 0 : outcome === 'warning' ? 1 : 2;
+}
+
+/** The ledger of a run that is over and left something stopped; null when all runs, or while a run is at work, which starts it itself. */
+function leftStopped(stateFolder) {
+  const ledger = readLedger(stateFolder);
+  if (!ledger || ledger.parts.every((part) => part.runningAt !== null)) return null;
+  const lock = ledger.reported === 'down' ? 0 : takeLock(stateFolder, 0);
+  if (lock) fs.closeSync(lock);
+  return lock === null ? null : ledger;
 }
 
 // =========================================================================================================
@@ -3586,6 +3629,7 @@ async function setup(loaded, script, options) {
     await makeSshKey(settings);
     await makeKnownHost(settings, options.yes);
     sayBlock(`\nThis line belongs into authorized_keys of the storage's user (set the quota to what this server may use):\n\n${authorizedKeysLine(settings)}\n`);
+    await tryConnection(settings); // says what to do while the storage does not know the key
   }
   await makeRepository(settings);
   await writeSheet(settings);

@@ -79,9 +79,10 @@ export function borgFailure(what: string, done: Done): Problem {
     if (!note) {
       if (line.trim() !== '' && !line.startsWith('{')) said.push(line);
     } else if (note.type === 'log_message' && note.message && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) {
-      said.push(note.message);
+      said.push(/^Traceback .*\n(?: .*\n)*(.*)/m.exec(note.message)?.[1] ?? note.message); // of a traceback only what it was
       hint = HINTS[note.msgid ?? ''] ?? hint;
       if (/quota.*exceeded/i.test(note.message)) hint = HINTS['Repository.StorageQuotaExceeded']!;
+      if (/BrokenPipeError|ConnectionResetError/.test(note.message)) hint = HINTS.ConnectionClosed!;
     }
   }
   return failure(what, { ...done, said: said.join('\n') }, hint || 'run `node backup.js doctor`');
@@ -138,6 +139,11 @@ export function isRemote(settings: Settings): boolean {
 /** A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. */
 export function createCommand(settings: Settings, what: { archive: string; roots: string[]; whole: string[]; comment: object; cold: boolean }): string[] {
   const comment = JSON.stringify(what.comment).replace(/[{}]/g, '$&$&'); // braces are placeholders for borg
+  // What lies below another root would be stored twice. So borg is to find it on its way, below an excluded folder too: `-` goes on
+  // into those, --exclude does not. Patterns for folders alone (re:, pf:) would then let their files in: with these, twice it is.
+  const nested = what.roots.filter((root) => what.roots.some((other) => root.startsWith(`${other}/`)));
+  const onTheWay = nested.length > 0 && !settings.exclude.some((pattern) => /^(re|pf):/.test(pattern));
+  const excluded = (pattern: string) => (onTheWay ? ['--pattern', `- ${/^[a-z]{2}:/.test(pattern) ? '' : 'fm:'}${pattern}`] : ['--exclude', pattern]);
   return ['borg', '--log-json', '--progress', '--lock-wait', what.cold ? SHORT_LOCK_WAIT : PATIENT_LOCK_WAIT,
     ...(settings.uploadLimitKiB ? ['--upload-ratelimit', String(settings.uploadLimitKiB)] : []),
     'create', '--json', '--list', '--filter', 'CE',
@@ -146,8 +152,8 @@ export function createCommand(settings: Settings, what: { archive: string; roots
     '--checkpoint-interval', '300', // what an interrupted night has uploaded counts the next night
     '--comment', comment,
     ...(settings.exclude.length === 0 ? [] : what.whole.flatMap((root) => ['--pattern', `+ pp:${root}`])), // the first match counts
-    ...settings.exclude.flatMap((pattern) => ['--exclude', pattern]),
-    `::${what.archive}`, ...what.roots];
+    ...settings.exclude.flatMap(excluded),
+    `::${what.archive}`, ...what.roots.filter((root) => !onTheWay || !nested.includes(root))];
 }
 
 /**

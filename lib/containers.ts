@@ -72,29 +72,25 @@ function databaseIn(pid: number, id: string, everyone: Process[]): string {
     && (one.pid === pid || procFile(one.pid, 'cgroup').includes(id) || (theirs !== own && pidNamespace(one.pid) === theirs)))?.program ?? '';
 }
 
-/** Given all containers, returns the running ones of a project: those that need others first, as they have to be stopped. */
-export function projectInStopOrder(project: string, all: Container[]): Container[] {
+// The containers of a project in stages: what nothing needs stops first (stage 0), what it needs after that, as Compose does it.
+function stagesOfProject(project: string, all: Container[]): { one: Container; stage: number }[] {
   const members = all.filter((one) => one.project === project);
-  const order: Container[] = [];
-  const place = (one: Container, above: Container[]) => {
-    if (above.includes(one)) return; // a circle: any order is as good
-    for (const other of members) if (other.needs.includes(one.service)) place(other, [...above, one]);
-    if (!order.includes(one)) order.push(one);
+  const stageOf = (one: Container, above: Container[]): number => {
+    const needing = members.filter((other) => other.needs.includes(one.service) && ![...above, one].includes(other)); // a circle ends here
+    return Math.max(0, ...needing.map((other) => stageOf(other, [...above, one]) + 1));
   };
-  for (const one of members) place(one, []);
-  return order;
+  return members.map((one) => ({ one, stage: stageOf(one, []) })).sort((one, other) => one.stage - other.stage);
 }
 
 /** Given `container X`, `container *` or `compose X` and all containers, returns the parts. Throws Problem when nothing is meant by it. */
-export function containerParts(what: string, all: Container[]): Omit<Part, 'group'>[] {
+export function containerParts(what: string, all: Container[]): (Omit<Part, 'group'> & { stage: number })[] {
   const [kind, name] = [what.slice(0, what.indexOf(' ')), what.slice(what.indexOf(' ') + 1)];
-  let meantOnes = all.filter((one) => one.name === name);
-  if (kind === 'compose') meantOnes = projectInStopOrder(name, all);
-  else if (name === '*') meantOnes = all.filter((one) => one.running).reverse(); // the newest first, as `docker ps` lists them from
+  const byName = name === '*' ? all.filter((one) => one.running) : all.filter((one) => one.name === name);
+  const meantOnes = kind === 'compose' ? stagesOfProject(name, all) : byName.map((one) => ({ one, stage: 0 }));
   if (meantOnes.length === 0 && name !== '*') {
     throw new Problem(`${what}: there is no such ${kind === 'compose' ? 'project' : 'container'} here`, { hint: 'look at `docker ps --all`' });
   }
-  return meantOnes.map(containerPart);
+  return meantOnes.map(({ one, stage }) => ({ ...containerPart(one), stage }));
 }
 
 function containerPart(one: Container): Omit<Part, 'group'> {
@@ -124,8 +120,11 @@ function stopCommand(one: Container): string[] {
 
 /** What a container does now: { state, healthy, exitCode, exists }. */
 export async function containerState(name: string): Promise<{ state: State; healthy: boolean; exitCode: number; exists: boolean }> {
-  const { code, out } = await look(['docker', 'inspect', '--type=container', '--format={{json .State}}', name]);
-  if (code !== 0) return { state: 'stopped', healthy: false, exitCode: 0, exists: false };
+  const { code, out, said } = await look(['docker', 'inspect', '--type=container', '--format={{json .State}}', name]);
+  if (code !== 0) { // it is gone, or Docker does not answer, and then nobody knows
+    const isGone = /no such (container|object)/i.test(said);
+    return { state: isGone ? 'stopped' : 'moving', healthy: false, exitCode: 0, exists: !isGone };
+  }
   const state = JSON.parse(out);
   const running: State = state.Restarting ? 'moving' : state.Running ? 'running' : 'stopped';
   return { state: running, healthy: (state.Health?.Status ?? 'healthy') === 'healthy', exitCode: state.ExitCode, exists: true };

@@ -5,6 +5,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { spawnSync } from 'node:child_process';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { Problem, count, named, pasteable, say, span, warn } from './say.ts';
 import { change, failure, goOn, look, shield, waitUntil, writeDurably } from './shell.ts';
 import type { Done } from './shell.ts';
@@ -34,6 +35,7 @@ export type Ledger = {
 
 const START_SECONDS = 300; // for one part to be seen running and healthy
 const START_ATTEMPTS = 3;
+const PATIENCE_MS = 60_000; // with one part, before the next ones are started all the same
 const ELSEWHERE = '/var/lib/cold-backup/elsewhere'; // links to ledgers in other state folders: `recover` finds them without settings
 
 export const ledgerFile = (stateFolder: string) => path.join(stateFolder, 'ledger.json');
@@ -132,12 +134,23 @@ export async function partState(part: Part): Promise<State> {
   if (part.unit) states.push(await unitState(part.unit));
   if (part.container) states.push((await containerState(part.container)).state);
   if (part.dataDirectory) states.push(clusterState(part.dataDirectory));
-  if (part.running) states.push((await look(part.running)).code === 0 ? 'running' : 'stopped');
+  if (part.running) {
+    const { code, timedOut } = await look(part.running);
+    states.push(timedOut ? 'moving' : code === 0 ? 'running' : 'stopped');
+  }
   return states.every((state) => state === states[0]) ? states[0]! : 'moving';
 }
 
 /** Whether a part runs and does its work: active, answering, healthy if it has a health check that was content before. */
 async function runsWell(part: Part): Promise<boolean> {
+  try {
+    return await doesItsWork(part);
+  } catch { // whoever should know does not answer
+    return false;
+  }
+}
+
+async function doesItsWork(part: Part): Promise<boolean> {
   if (part.kind === 'postgres') return (!part.unit || await unitState(part.unit) === 'running') && clusterAnswers(part.dataDirectory!);
   if (part.container) {
     const { state, healthy } = await containerState(part.container);
@@ -191,12 +204,18 @@ export async function startParts(ledger: Ledger, stateFolder: string): Promise<s
   try {
     ledger.starting = true;
     keepLedgerIfPossible(stateFolder, ledger);
-    const groups = [...new Set(ledger.parts.map((part) => part.group))].reverse();
-    for (const group of groups) {
-      await Promise.allSettled(ledger.parts.filter((part) => part.group === group && part.runningAt === null).map((part) => startPart(part, ledger)));
+    const starts: Promise<void>[] = [];
+    for (const group of [...new Set(ledger.parts.map((part) => part.group))].reverse()) {
+      const together = ledger.parts.filter((part) => part.group === group && part.runningAt === null).map((part) => startPart(part, ledger));
+      await Promise.race([Promise.allSettled(together), sleep(PATIENCE_MS)]); // one that takes long does not keep the others down
+      starts.push(...together);
       keepLedgerIfPossible(stateFolder, ledger);
     }
-    const down = await startWhatElseWasActive(ledger);
+    await Promise.allSettled(starts);
+    const down = await startWhatElseWasActive(ledger).catch((error): string[] => {
+      warn(`what else was active on this host could not be seen: ${error.message}`);
+      return [];
+    });
     for (const part of ledger.parts) { // a part may start well and fall over at once, or need one that came after it
       if (await runsWell(part)) {
         part.runningAt ??= new Date().toISOString();
@@ -271,10 +290,15 @@ async function startWhatElseWasActive(ledger: Ledger): Promise<string[]> {
   return down;
 }
 
-/** Parts that run, but were asked to stop and never seen to: they may still follow. They stay in the ledger for an hour, and are watched. */
+/**
+ * Parts that run, but were asked to stop and never seen to: they may still follow. They stay in the ledger for an hour, and are
+ * watched. An active unit, a cluster that answers, and a container that `docker stop` has let go of will not follow any more;
+ * of another database in a container, and of an own command, nobody can know.
+ */
 export function undecidedParts(ledger: Ledger): StoppedPart[] {
   const limit = (ledger.stopTimeoutSeconds + 3600) * 1000;
-  return ledger.parts.filter((part) => part.stoppedAt === null && Date.now() - Date.parse(part.askedAt) < limit);
+  const isKnown = (part: StoppedPart) => part.runningAt !== null && Boolean(part.unit || part.dataDirectory || (part.database === '' && part.stopSeconds! + 3 < ledger.stopTimeoutSeconds));
+  return ledger.parts.filter((part) => part.stoppedAt === null && !isKnown(part) && Date.now() - Date.parse(part.askedAt) < limit);
 }
 
 /** The state of the machine in words: the last line of every error after the first stop. */

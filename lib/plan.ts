@@ -34,7 +34,7 @@ export type Plan = {
   warmPass: boolean;
 };
 
-type Finding = { parts: Omit<Part, 'group'>[]; clusters: Cluster[] };
+type Finding = { parts: (Omit<Part, 'group'> & { stage?: number })[]; clusters: Cluster[] }; // stage: within a Compose project
 
 /** This server's name in archive names. Throws Problem (64) when the host name will not do. */
 export function serverName(settings: Settings): string {
@@ -53,10 +53,11 @@ export async function makePlan(settings: Settings, now: Date): Promise<Plan> {
   const containers = await findContainers(settings.volumes.length > 0 || wanted.some((one) => typeof one === 'string' && /^(compose|container) /.test(one)));
   const allClusters = await findClusters(containers);
   const parts: Part[] = [], clusters: Cluster[] = [];
-  for (const [group, entry] of settings.stop.entries()) {
+  for (const entry of settings.stop) {
+    const group = 1 + Math.max(-1, ...parts.map((part) => part.group));
     for (const one of [entry].flat()) {
       const found = await findPart(one, settings, containers, allClusters);
-      parts.push(...found.parts.filter((part) => !parts.some((other) => other.name === part.name)).map((part) => ({ ...part, group })));
+      parts.push(...found.parts.filter((part) => !parts.some((other) => other.name === part.name)).map(({ stage = 0, ...part }) => ({ ...part, group: group + stage })));
       clusters.push(...found.clusters.filter((cluster) => !clusters.some((other) => other.dataDirectory === cluster.dataDirectory)));
     }
   }
@@ -126,7 +127,7 @@ async function findRoots(settings: Settings, clusters: Cluster[], containers: Co
   }
   const seen = new Set<string>();
   const unique = roots.filter((root) => !seen.has(root.path) && seen.add(root.path));
-  // borg would store what lies below another root twice. With `exclude` a root inside an excluded folder has to stay.
+  // borg would store what lies below another root twice. With `exclude` a root inside an excluded folder has to stay: see createCommand().
   return {
     roots: unique.filter((root) => settings.exclude.length > 0 || !unique.some((other) => other !== root && isBelow(root.path, other.path))),
     cold: unique.filter((root) => root.strict).map((root) => root.path),

@@ -32,7 +32,8 @@ export async function prove(plan: Plan, file: string): Promise<Proof> {
   if (gone) throw new Problem(`${named(gone.path)} (${gone.why}) is gone: it was there when the run began`, { hint: 'is something unmounted, or moved? This archive does not count as a backup' });
   for (const { name, container, database, wasRunning } of plan.parts) {
     if (!container || !wasRunning) continue;
-    const { exitCode } = await containerState(container);
+    const { exitCode, state } = await containerState(container);
+    if (state !== 'stopped') throw new Problem(`${name} runs: something started it while it should be stopped`, { hint: `look at \`docker logs ${container}\` for who did` });
     if (exitCode !== KILLED) continue;
     if (database) throw new Problem(`${name} (${database}) was killed, it did not stop by itself: its files are not cold`, { hint: `look at \`docker logs ${container}\`; give it more time with \`stopTimeoutSeconds\`` });
     warn(`${name} had to be killed: it did not stop by itself in its time`);
@@ -81,7 +82,7 @@ function prunedPaths(exclude: string[]): string[] {
 export async function proveAgain(plan: Plan, first: Proof, before: string, after: string): Promise<Proof> {
   const second = await prove(plan, after);
   if (second.listingSha256 === first.listingSha256) return second;
-  const changed = await differingPaths(before, after);
+  const changed = await differingPaths(before, after).finally(() => [after, `${after}.sorted`, `${before}.sorted`].forEach((file) => fs.rmSync(file, { force: true })));
   const broken = changed.filter((file) => plan.cold.some((root) => isBelow(file, root)));
   if (broken.length > 0) {
     throw new Problem(`${count(broken.length, 'file')} changed under a stopped part while it was copied: ${broken.slice(0, TOLD_NAMES).map(named).join(', ')}`,
@@ -99,7 +100,6 @@ async function differingPaths(before: string, after: string): Promise<string[]> 
   }
   const done = await look(['comm', '--zero-terminated', '-3', `${before}.sorted`, `${after}.sorted`], { seconds: 3600 });
   if (done.code !== 0) throw failure('the listings cannot be compared', done);
-  for (const file of [before, after]) fs.rmSync(`${file}.sorted`, { force: true });
   const paths = new Set<string>(), folders = new Set<string>();
   for (const line of done.out.split('\0')) {
     const fields = line.replace(/^\t/, '').split('\t');

@@ -99,8 +99,8 @@ async function copyCold(night: Night, plan: Plan, manifest: Manifest): Promise<{
   const cold = await takePass(settings, coldCommand(settings, plan, first), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
   night.line.cold = passFacts(cold);
   const second = await proveAgain(plan, first, before, after);
-  judgePass(plan, cold);
   fs.rmSync(after, { force: true });
+  judgePass(plan, cold);
   return { cold, first, second, manifestText };
 }
 

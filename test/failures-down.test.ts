@@ -30,7 +30,7 @@ scenarios('a failure while services are down', import.meta.url, {
 
   'borg that warns of a changed file under a stopped cluster makes no backup': async (world) => {
     const note = JSON.stringify({ type: 'file_status', status: 'C', path: `${world.db.dataDirectory}/global/pg_control` });
-    const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && { borg_real() { ${'/usr/bin/borg'} "$@"; }; borg_real "$@"; echo '${note}' >&2; exit 1; }`));
+    const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && { borg_real() { /usr/bin/borg "$@"; }; borg_real "$@"; echo '${note}' >&2; exit 1; }`));
     expectEnd(world, ended, { code: 2, says: [/borg could not read these as they were: .*pg_control/, ALL_RUN] });
     await allIsWell(world);
   },
@@ -39,7 +39,6 @@ scenarios('a failure while services are down', import.meta.url, {
     const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && echo more >> '${world.files}/file 7'`));
     expectEnd(world, ended, { code: 1, warns: /changed while it was copied: "?.*files\/file 7/ });
     await allIsWell(world);
-    await good(world);
   },
 
   'a folder that goes while everything is stopped never becomes a good backup': async (world) => {
@@ -49,16 +48,14 @@ scenarios('a failure while services are down', import.meta.url, {
   },
 
   'borg that hangs is ended by the deadline, and one that ignores INT and TERM, too': async (world) => {
-    world.server.writeSettings({ maxDowntimeMinutes: 0.25, warmPass: false });
+    world.server.writeSettings({ maxDowntimeMinutes: 0.5, warmPass: false });
     for (const trap of ['', "trap '' INT TERM; "]) {
       const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && { ${trap}while :; do sleep 0.1; done; }`));
       expectEnd(world, ended, { code: 2, says: [/the deadline \(everything runs again by \d\d:\d\d\)/, ALL_RUN], error: /^the deadline/ });
       await allIsWell(world, 0.1);
-      assert.ok(world.server.history().pop().downSeconds < 15, 'it was down for longer than maxDowntimeMinutes');
+      assert.ok(world.server.history().pop().downSeconds < 30, 'it was down for longer than maxDowntimeMinutes');
       await nothingIsLeft(world);
     }
-    world.server.writeSettings({ maxDowntimeMinutes: 120 });
-    await good(world);
   },
 
   'the connection is cut in the cold pass: everything runs again, and the next run is good': async (world) => {
@@ -69,7 +66,7 @@ scenarios('a failure while services are down', import.meta.url, {
     const before = stored();
     await waitFor('data arrives', () => !world.web.running() && stored() > before + 500, 60);
     world.storage.cut();
-    expectEnd(world, await run.ended, { code: 2, says: [/error: cold pass failed/, /Connection closed|Broken pipe/, ALL_RUN] });
+    expectEnd(world, await run.ended, { code: 2, says: [/error: cold pass failed/, /said: .*(Connection closed|Broken pipe)/, /hint: run `node backup\.js doctor`: it tries the ssh connection/, ALL_RUN] });
     await allIsWell(world);
     world.server.writeSettings({ uploadLimitKiB: 0 });
     await good(world);
@@ -87,11 +84,11 @@ scenarios('a failure while services are down', import.meta.url, {
 
   'the local disk is full after the first stop: everything runs again, and with room the next run is good': async (world) => {
     execFileSync('sh', ['-c', 'mkdir "$1.old" && mv "$1"/* "$1.old" && mount -t tmpfs -o size=90m tmpfs "$1" && chmod 700 "$1" && mv "$1.old"/* "$1"', 'sh', world.server.stateFolder]);
-    const full = path.join(world.folder, 'full.sh'), bin = wrap(world, 'fill', '');
+    const full = path.join(world.folder, 'full.sh');
     fs.writeFileSync(full, `#!/bin/sh\n"$@"; cat /dev/zero > ${inState(world, 'filler')} 2>/dev/null; true\n`, { mode: 0o755 });
     const web: any = { ...world.web.entry };
     world.server.writeSettings({ stop: [{ ...web, stop: [full, ...web.stop] }, ...(world.server.settings.stop as any[]).slice(1)] });
-    const ended = await world.server.run([], bin);
+    const ended = await world.server.run();
     assert.equal(ended.code, 2, ended.out + ended.err);
     assert.match(ended.err, /ENOSPC|No space left on device/);
     assert.doesNotMatch(ended.err, /this is a bug/);
@@ -120,7 +117,6 @@ scenarios('a failure while services are down', import.meta.url, {
     letGo(world);
     expectEnd(world, await run.ended, { code: 2, says: [/files? changed under a stopped part while it was copied: .*pg_control/, ALL_RUN] });
     await allIsWell(world);
-    await good(world);
   },
 
   'a part that somebody starts during the copy and that writes below `folders` is told': async (world) => {

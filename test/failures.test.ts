@@ -44,15 +44,12 @@ scenarios('a failure while everything runs', import.meta.url, {
     await allIsWell(world, 0.1);
     assert.ok(Date.now() <= end.getTime(), 'it took longer than the window');
     for (const { runningAt } of world.server.history().pop().parts) assert.ok(Date.parse(runningAt) < end.getTime());
-    world.server.writeSettings({ window: null });
-    await good(world);
   },
 
   'borg that is missing, too old or of version 2 is told, and nothing is stopped': async (world) => {
     await fails(world, [/borg does not run \(not installed\?\)/, /apt-get install borgbackup/], wrap(world, 'borg', 'exit 127'));
     await fails(world, [/borg 1\.1\.16 is too old/], wrap(world, 'borg', '[ "$1" = --version ] && { echo borg 1.1.16; exit; }'));
     await fails(world, [/borg 2\.0\.0b14 is installed, but this script speaks to borg 1/], wrap(world, 'borg', '[ "$1" = --version ] && { echo borg 2.0.0b14; exit; }'));
-    await good(world);
   },
 
   'a storage that cannot be reached, or is another one, is told, and nothing is stopped': async (world) => {
@@ -79,7 +76,6 @@ scenarios('a failure while everything runs', import.meta.url, {
       await fails(world, [new RegExp(`${key} .*${name} is not there`), /recovery sheet/]);
       fs.renameSync(file('away'), file(name));
     }
-    await good(world);
   },
 
   'a repository that somebody else has locked is told, and nothing is stopped': async (world) => {
@@ -110,8 +106,6 @@ scenarios('a failure while everything runs', import.meta.url, {
     const ended = await run.ended;
     expectEnd(world, ended, { code: 2, says: [/files \(folder\) is gone: it was there when the run began/, /services: all 3 are running again/], error: /is gone/ });
     await allIsWell(world);
-    fs.renameSync(`${world.files}.gone`, world.files);
-    await good(world);
   },
 
   'a running cluster inside a folder that nothing stops is refused': async (world) => {

@@ -33,7 +33,8 @@ exec /usr/bin/borg "$@"
 // Everything that runs, one a line. What systemd or a person makes on the fly (scopes, sessions) comes and goes.
 const WHAT_RUNS = `systemctl list-units --state=active --type=service,socket,timer,path,mount --plain --no-legend --full | cut -d' ' -f1 | grep -Ev '^(run-|user|session-|-|tmp)'
 docker ps --format 'container {{.Names}}' 2>/dev/null
-pg_lsclusters --no-header | awk '{ print "cluster", $1, $2, $4 }'`;
+pg_lsclusters --no-header | awk '{ print "cluster", $1, $2, $4 }'
+ps -eo args= | grep -E '^[^ ]*/postgres -D |/pigeon run$'`;
 const LEFT_OF_RUN = `ps -eo pid=,args= | grep -E '/backup\\.js|bin/borg |[ /]ssh -o|borg-held' | grep -v grep`;
 
 export type HistoryLine = { kind: string; outcome: string; exitCode: number; archive: string; warnings: string[]; error: string; parts: { name: string; downSeconds: number; runningAt: string | null }[] };

@@ -112,7 +112,7 @@ describe('on a systemd host', { skip: cannotRun }, () => {
     await host.must('pg_ctlcluster 15 other start', { user: 'postgres' });
     assert.ok(!await host.isActive('postgresql@15-other'));
     const running = await product.startHeld();
-    assert.notEqual((await host.run('pgrep -f "[p]ostgresql/15/other"')).code, 0);
+    assert.match(await host.must('pg_lsclusters --no-header 15 other'), / down /);
     await product.releaseCopy();
     product.judge(await running.done, 1, /PostgreSQL cluster "?15\/main"? .*is not saved/);
     assert.equal(await host.psql('15/other', 'SELECT 1'), '1');

@@ -1,0 +1,109 @@
+// `npm run bench [RUNS]`: what the script costs beside what it calls, as ratios measured in one run. Medians; the raw numbers go
+// to bench/. On 1 GB of PostgreSQL 15, with the storage on this machine: no line limits either side.
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { aloneCommand } from './alone.ts';
+import { makeDaemon, makeServer, repositoryRoot } from './script.ts';
+import type { Server } from './script.ts';
+import { startStorage } from './storage.ts';
+import { makeHardCluster, watchMemory } from './night.ts';
+import type { TestCluster } from './cluster.ts';
+
+const RUNS = Number(process.argv[2] ?? 3);
+const raw: Record<string, number[]> = {};
+const median = (name: string): number => [...raw[name]!].sort((one, other) => one - other)[Math.floor(raw[name]!.length / 2)]!;
+
+/** Run a program to its end; keep how long it took, and the largest memory it had. Throws when it fails. */
+async function measure(name: string, argv: string[], options: { env?: NodeJS.ProcessEnv; cwd?: string; memory?: boolean } = {}): Promise<void> {
+  const began = process.hrtime.bigint();
+  const child = spawn(argv[0]!, argv.slice(1), { stdio: ['ignore', 'ignore', 'pipe'], env: options.env, cwd: options.cwd });
+  const peak = options.memory ? watchMemory(child.pid!) : null;
+  let said = '';
+  child.stderr.on('data', (piece) => { said = (said + piece).slice(-4000); });
+  const code = await new Promise((resolve) => { child.on('close', resolve); });
+  if (code !== 0) throw new Error(`${name}: exit code ${code}: ${said}`);
+  (raw[name] ??= []).push(Number(process.hrtime.bigint() - began) / 1e9);
+  if (peak) (raw[`${name}, memory`] ??= []).push(peak());
+}
+
+/** What changes on a day: 1 % of the rows. */
+function aDayPasses(cluster: TestCluster, day: number): void {
+  cluster.sql('postgres', `update filler set word = md5('${day}' || id) where id % 100 = ${day % 100}; checkpoint`);
+}
+
+async function bareBorg(cluster: TestCluster, server: Server, name: string): Promise<void> {
+  const env = server.borgEnv(), began = process.hrtime.bigint();
+  const create = ['create', '--json', '--compression', 'zstd,1', '--chunker-params', 'fixed,65536', `::${name}`, cluster.dataDirectory, cluster.tablespaceFolder, cluster.walFolder];
+  await measure('borg info', ['borg', 'info'], { env });
+  cluster.stop();
+  await measure('borg create', ['borg', ...create], { env });
+  cluster.start();
+  await measure('borg extract of one file', ['borg', 'extract', '--stdout', `::${name}`, `${cluster.dataDirectory.slice(1)}/PG_VERSION`], { env });
+  (raw['stop, borg create, start'] ??= []).push(Number(process.hrtime.bigint() - began) / 1e9);
+}
+
+async function bench(folder: string): Promise<void> {
+  const cluster = await makeHardCluster(path.join(folder, 'cluster')), storage = await startStorage(path.join(folder, 'storage'));
+  try {
+    cluster.fillTo(1e9);
+    const web = makeDaemon(folder, 'web');
+    web.startNow();
+    const server = await makeServer(path.join(folder, 'server'), 'web1', storage, { stop: [web.entry, `postgres ${cluster.dataDirectory}`] });
+    const bare = await makeServer(path.join(folder, 'bare'), 'bare', storage, { folders: [storage.folder] }); // a repository of its own, of which only borg is used
+    for (let run = 0; run < 5 * RUNS; run++) { // by turns, so that all have the same neighbours
+      await measure('node -e 0', [process.execPath, '-e', '0']);
+      for (const word of ['--version', '--help']) await measure(word, [process.execPath, server.script, word], { memory: true });
+      await measure('--dry-run', [process.execPath, server.script, '--dry-run'], { memory: true });
+    }
+    await bareBorg(cluster, bare, 'first');
+    await measure('first night', [process.execPath, server.script], { memory: true });
+    const firstBare = raw['stop, borg create, start']!.splice(0)[0]!;
+    for (const name of ['borg info', 'borg create', 'borg extract of one file']) raw[name] = [];
+    for (let day = 1; day <= RUNS; day++) {
+      aDayPasses(cluster, day);
+      await bareBorg(cluster, bare, `day${day}`);
+      server.writeSettings({ warmPass: true });
+      await measure('a night', [process.execPath, server.script], { memory: true });
+      (raw['a night, down'] ??= []).push(server.history().pop().downSeconds);
+      aDayPasses(cluster, day + 50);
+      await bareBorg(cluster, bare, `day${day}b`);
+      server.writeSettings({ warmPass: false });
+      await measure('a night without warm pass', [process.execPath, server.script], { memory: true });
+      (raw['a night without warm pass, down'] ??= []).push(server.history().pop().downSeconds);
+    }
+    report(firstBare);
+  } finally {
+    cluster.destroy();
+    storage.destroy();
+  }
+}
+
+function report(firstBare: number): void {
+  const seconds = (name: string) => `${median(name).toFixed(median(name) < 1 ? 3 : 1)} s`;
+  const memory = (name: string) => (raw[`${name}, memory`] ? `${median(`${name}, memory`).toFixed(0)} MB` : '');
+  const ratio = (name: string, other: string) => `${(median(name) / median(other)).toFixed(2)} x \`${other}\``;
+  const night = 'stop, borg create, start';
+  raw[`first ${night}`] = [firstBare];
+  const rows = [
+    ...['--version', '--help', '--dry-run'].map((name) => [name, seconds(name), ratio(name, 'node -e 0'), memory(name)]),
+    ['first night', seconds('first night'), ratio('first night', `first ${night}`), memory('first night')],
+    ...['a night', 'a night without warm pass'].map((name) => [name, seconds(name), ratio(name, night), memory(name)]),
+    ...['a night, down', 'a night without warm pass, down'].map((name) => [name, seconds(name), ratio(name, 'borg create'), '']),
+    ...['node -e 0', 'borg info', 'borg create', 'borg extract of one file', night].map((name) => [name, seconds(name), '', '']),
+  ];
+  console.log(`\n1 GB of PostgreSQL 15, 1 % of the rows changed a day, ${RUNS} runs, medians; Node ${process.version}, ${execFileSync('borg', ['--version'], { encoding: 'utf8' }).trim()}, ${os.cpus().length} cores.`);
+  console.log(`"${night}" is borg info + stop + create + start + extract of one file, by hand.\n`);
+  console.log(['| what | takes | ratio | memory of the script |', '|---|---|---|---|', ...rows.map((row) => `| ${row.join(' | ')} |`)].join('\n'));
+  fs.mkdirSync(path.join(repositoryRoot, 'bench'), { recursive: true });
+  fs.writeFileSync(path.join(repositoryRoot, 'bench', `${new Date().toISOString().slice(0, 19)}.json`), `${JSON.stringify(raw, null, 1)}\n`);
+}
+
+if (process.getuid?.() === 0 && !process.env.COLD_BACKUP_ALONE) { // other databases of this machine would be warned of
+  const [program, ...words] = aloneCommand([process.execPath, ...process.execArgv, ...process.argv.slice(1)]);
+  process.exit(spawnSync(program!, words, { stdio: 'inherit', env: { ...process.env, COLD_BACKUP_ALONE: '1' } }).status ?? 1);
+}
+const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'cold-backup-bench-'));
+fs.chmodSync(folder, 0o755); // PostgreSQL's user has to pass
+bench(folder).finally(() => fs.rmSync(folder, { recursive: true, force: true })).then(() => process.exit(0));

@@ -1,0 +1,132 @@
+// The product on a real host with Docker: a Compose project with PostgreSQL in it, and containers that do not behave.
+import { after, before, describe } from 'node:test';
+import assert from 'node:assert/strict';
+import type { Host } from './host.ts';
+import { STATE, cannotRun, daemon, install, scenarios } from './systemd-host.ts';
+import type { Product } from './systemd-host.ts';
+
+const ROWS = 5_000;
+// While /tmp/go is not there PostgreSQL does not end: it waits for its archiver, as on a day when the archive cannot be reached.
+const ARCHIVER = `-c archive_mode=on -c 'archive_command=until [ -e /tmp/go ]; do sleep 0.05; done'`;
+const docker = (name: string, service: string, needs: string, more: string): string => `docker run --detach --name ${name} --hostname ${name} \
+  --label com.docker.compose.project=shop --label com.docker.compose.service=${service} --label com.docker.compose.depends_on=${needs} ${more}`;
+// A database by its program's name, which ends on TERM as soon as /tmp/go is there.
+const REDIS = `docker run --detach --name redis --volume redis:/data app sh -c 'cp /bin/busybox /tmp/redis-server
+  echo "trap \\"until [ -e /tmp/go ]; do sleep 0.05; done; exit 0\\" TERM; while :; do sleep 0.05; done" > /tmp/script; exec -a sh /tmp/redis-server /tmp/script'`;
+
+describe('on a host with Docker', { skip: cannotRun }, () => {
+  let host: Host, product: Product;
+  const scenario = scenarios(() => product);
+  const sql = (text: string): Promise<string> => host.must(['docker', 'exec', 'shop-db', 'psql', '-U', 'postgres', '-XqAt', '-c', text]);
+  const startedAt = (name: string): Promise<string> => host.must(['docker', 'inspect', '--format={{.State.StartedAt}}', name]);
+
+  before(async () => {
+    product = await install({ units: { 'web.service': daemon() }, enable: ['web'] }, { stop: ['service web', 'compose shop'], volumes: ['*'] }, async (made) => {
+      host = made;
+      await host.startDocker({ images: ['app', 'postgres', 'redis-like'] });
+      await host.must('mkdir -p /srv/uploads && echo picture > /srv/uploads/one');
+      await host.must(docker('shop-db', 'db', '', `--restart unless-stopped --volume shop_db:/var/lib/postgresql/data postgres ${ARCHIVER}`));
+      await host.must(docker('shop-cache', 'cache', '', '--restart always --volume shop_cache:/data redis-like'));
+      await host.must(docker('shop-app', 'app', 'db:service_started:false,cache:service_started:false', `--restart always --volume shop_files:/data --volume /srv/uploads:/uploads
+        --health-cmd 'wget -qO- http://127.0.0.1:8080/' --health-interval 1s app`.replace('\n', ' ')));
+      await host.must(`${docker('shop-batch', 'batch', '', 'app')} && docker stop --time 1 shop-batch`);
+      await host.waitFor('PostgreSQL in its container', 'docker exec shop-db psql -U postgres -c "SELECT 1"');
+      await host.must('docker exec shop-db touch /tmp/go');
+      await sql(`CREATE TABLE t AS SELECT n, md5(n::text) FROM generate_series(1, ${ROWS}) n`);
+      await host.waitFor('the health check', `docker inspect --format '{{.State.Health.Status}}' shop-app | grep -x healthy`);
+    });
+  });
+  after(() => host?.destroy());
+
+  scenario('a good night: in the order of depends_on, the cluster in the container is recognised, proven cold, and boots with all its rows', async () => {
+    await product.set({ warmPass: true });
+    const batch = await startedAt('shop-batch');
+    const said = await product.expect([], 0, /warnings +none/, /services +all 4 are running again/);
+    const at = (words: string): number => { assert.ok(said.includes(words), `${words}\n${said}`); return said.indexOf(words); };
+    for (const one of ['db', 'cache']) {
+      assert.ok(at('stopped container shop-app') < at(`docker ${one === 'db' ? 'kill --signal SIGINT' : 'stop --time 10'} shop-${one}`), said);
+      assert.ok(at(`started container shop-${one}`) < at('$ docker start shop-app'), said);
+    }
+    assert.equal(await startedAt('shop-batch'), batch);
+    await product.set({ warmPass: false });
+    const { archive } = await product.lastRun();
+    const folder = await host.must(['docker', 'volume', 'inspect', '--format={{.Mountpoint}}', 'shop_db']);
+    const files = await product.borg(`borg list --short ::${archive}`);
+    for (const file of ['srv/uploads/one', 'var/lib/docker/volumes/shop_files/_data/index.html', 'var/lib/docker/volumes/shop_cache/_data/dump']) assert.ok(files.split('\n').includes(file), file);
+    const { answer, manifest } = await product.bootExtracted(archive, folder, 'SELECT count(*) FROM t', '999');
+    assert.equal(answer, String(ROWS));
+    const [cluster, ...others] = manifest.postgres;
+    assert.deepEqual([others, cluster.container, cluster.databases.map((one: { name: string }) => one.name).includes('postgres')], [[], 'shop-db', true]);
+    assert.equal(cluster.systemIdentifier, await sql('SELECT system_identifier FROM pg_control_system()'));
+    assert.deepEqual(manifest.proof.clusters.map((one: { state: string }) => one.state), ['shut down']);
+  });
+
+  scenario('restart policies bring nothing back during the copy', async () => {
+    const running = await product.startHeld();
+    assert.equal(await host.must('docker ps --quiet'), '');
+    await host.must('systemctl restart docker'); // "always" starts its containers when Docker comes up
+    await product.releaseCopy();
+    product.judge(await running.done, 2, /services: all 4 are running again/);
+  });
+
+  scenario('PostgreSQL in a container that takes longer than its time is not killed: the run is called off, and it runs again when it has ended', async () => {
+    await product.set({ stopTimeoutSeconds: 6 });
+    await host.must('docker exec shop-db rm /tmp/go');
+    const running = product.start();
+    await host.waitFor('the end of patience', () => running.output().includes('$ docker start shop-cache'));
+    await host.must('docker exec shop-db touch /tmp/go');
+    product.judge(await running.done, 2, /container shop-db did not stop within 6 s: the run is called off/, /services: all \d are running again/);
+    assert.doesNotMatch(await host.must('docker logs shop-db 2>&1'), /was not properly shut down|automatic recovery/);
+    await product.set({ stopTimeoutSeconds: 60 });
+  });
+
+  scenario('a container that ignores TERM is killed by Docker in the end: a warning', async () => {
+    await host.must('docker run --detach --name deaf --stop-timeout 1 app sleep 1000');
+    await product.set({ stop: ['container deaf', 'compose shop'] });
+    await product.expect([], 1, /container deaf had to be killed/);
+    await host.must('docker rm --force deaf');
+  });
+
+  scenario('a container with a database that somebody kills while it stops: no proof, exit code 2', async () => {
+    await host.must(REDIS);
+    await product.set({ stop: ['container redis', 'compose shop'] });
+    const running = product.start();
+    await host.waitFor('its stop', () => running.output().includes('docker kill --signal SIGTERM redis'));
+    await host.must('docker kill --signal KILL redis');
+    product.judge(await running.done, 2, /container redis \(redis-server\) was killed/, /services: all 4 are running again/);
+    const { archive } = await product.lastRun();
+    assert.ok(!(await product.archives()).some((name) => name.includes(archive)));
+    await host.must('docker exec redis touch /tmp/go; docker rm --force redis; docker volume rm redis');
+    await product.set({ stop: ['service web', 'compose shop'] });
+  });
+
+  scenario('a volume that a running container may write to, and a volume that nothing saves, are named in warnings', async () => {
+    await host.must('docker run --detach --name peeker --volume shop_files:/data --volume peeker_own:/own app');
+    await product.expect([], 1, /volume shop_files is saved while peeker may write to it: name the container in `stop`/, /volume peeker_own \(of peeker\) is not saved/);
+    await host.must('docker rm --force peeker; docker volume rm peeker_own');
+  });
+
+  scenario('kill -9 of the whole process group in the middle of the copy', async () => {
+    const all = await product.whatRuns();
+    const running = await product.startHeld();
+    running.kill('SIGKILL', true);
+    await running.done;
+    await product.everythingRunsAgain(all);
+    assert.equal(await sql('SELECT count(*) FROM t'), String(ROWS));
+    assert.match((await product.lastRun()).error, /the guard started what it had stopped/);
+  });
+
+  scenario('kill -9 of the whole process group while PostgreSQL stops', async () => {
+    const all = await product.whatRuns();
+    await host.must('docker exec shop-db rm /tmp/go');
+    const running = product.start();
+    await host.waitFor('its stop', () => running.output().includes('docker kill --signal SIGINT shop-db'));
+    running.kill('SIGKILL', true);
+    await host.must('docker exec shop-db touch /tmp/go');
+    await running.done;
+    await product.everythingRunsAgain(all);
+    assert.equal(await sql('SELECT count(*) FROM t'), String(ROWS));
+    assert.ok(!(await host.run(`ls ${STATE}/ledger.json`)).stdout);
+    await product.expect([], 0);
+  });
+});

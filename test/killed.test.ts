@@ -1,0 +1,180 @@
+// What is killed: the script alone or with its whole process group, at random moments of real runs; the guard as well; the
+// whole machine. Within 15 seconds everything runs, no archive that counts holds anything but cold files, and the next run is
+// good without help. COLD_BACKUP_SEED=n repeats the same moments.
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { allIsWell, answers, expectEnd, good, held, holdIn, letGo, provenArchives, scenarios, whatRuns, wrap } from './scenario.ts';
+import type { World } from './scenario.ts';
+import { waitFor } from './script.ts';
+
+const SHUT_DOWN = 1; // DB_SHUTDOWNED in pg_control.h
+const seed = Number(process.env.COLD_BACKUP_SEED ??= String(Date.now() % 1_000_000)); // the scenarios' own processes get it, too
+
+/** The same numbers between 0 and 1 for the same words, whichever scenario asks first (mulberry32). */
+function random(words: string): number {
+  let state = [...`${seed} ${words}`].reduce((sum, sign) => Math.imul(sum ^ sign.charCodeAt(0), 0x01000193), 0x811c9dc5) + 0x6d2b79f5;
+  state = Math.imul(state ^ (state >>> 15), state | 1);
+  state ^= state + Math.imul(state ^ (state >>> 7), state | 61);
+  return ((state ^ (state >>> 14)) >>> 0) / 4_294_967_296;
+}
+
+/** When to kill: so many random milliseconds, at most, after the run has printed this. */
+type Moment = [after: RegExp, mostMs: number];
+const MOMENTS: Moment[] = [
+  [/^/, 1500], [/plan: stop/, 800], [/-warm\.checkpoint/, 1200], [/backup\.js guard/, 400], [/web\.sh stop/, 100], [/stopped web/, 500], [/app\.sh stop/, 400], [/stopped app/, 200],
+  [/pg_ctl stop/, 150], [/stopped postgres/, 300], [/"kind":"cold"/, 500], [/"kind":"cold"/, 1500], [/pg_ctl start/, 150], [/started postgres/, 100], [/started app/, 100], [/started web/, 1000], [/"kind":"proof"/, 800],
+];
+
+/** Kill a run at each moment; after each, everything runs and the next run is good. At the end every archive that counts is looked into. */
+async function killAt(world: World, moments: Moment[], wholeGroup: boolean): Promise<void> {
+  const rows = new Map<string, number>(provenArchives(world).map((archive) => [archive, 1]));
+  for (const [after, mostMs] of moments) {
+    const delay = Math.round(random(`${after} ${mostMs} ${wholeGroup}`) * mostMs), moment = `${delay} ms after ${after}${wholeGroup ? ', whole group' : ''}`;
+    console.log(`note: seed ${seed}: killed ${moment}`);
+    world.db.sql('postgres', 'insert into nights select max(n) + 1 from nights');
+    world.server.writeSettings({ warmPass: /warm|\^/.test(String(after)) });
+    const run = world.server.start();
+    await waitFor(`the run says ${after}`, () => after.test(run.out()));
+    await new Promise((done) => { setTimeout(done, delay); });
+    run.signal('SIGKILL', wholeGroup);
+    const { out, err } = await run.ended;
+    try {
+      await allIsWell(world, 15, 'a guard may watch');
+      for (const archive of provenArchives(world)) if (!rows.has(archive)) rows.set(archive, Number(world.db.sql('postgres', 'select count(*) from nights')));
+      world.server.writeSettings({ warmPass: false });
+      await good(world);
+      rows.set(world.server.history().pop().archive, Number(world.db.sql('postgres', 'select count(*) from nights')));
+    } catch (error) {
+      throw new Error(`killed ${moment}\n${out}${err}`, { cause: error });
+    }
+  }
+  const proven = provenArchives(world);
+  assert.ok(proven.length > moments.length);
+  for (const archive of proven) assert.equal(controlState(world, archive), SHUT_DOWN, `${archive} is proven, but its cluster is not shut down`);
+  const archive = proven[Math.floor(random('which one') * proven.length)]!;
+  assert.equal(rowsIn(world, archive), rows.get(archive), `the rows of ${archive}`);
+}
+
+/** The state in the control file of an archived cluster, read with plain borg. */
+function controlState({ server, db }: World, archive: string): number {
+  const bytes = execFileSync('borg', ['extract', '--stdout', `::${archive}`, `${db.dataDirectory}/global/pg_control`.slice(1)], { env: server.borgEnv(), stdio: ['ignore', 'pipe', 'ignore'] });
+  return bytes.readUInt32LE(16);
+}
+
+/** Extract a cluster with plain borg, start it, count the nights in it. */
+function rowsIn({ folder, server, db }: World, archive: string): number {
+  const to = path.join(folder, 'extracted'), data = path.join(to, db.dataDirectory), control = path.join(db.binaries, 'pg_ctl');
+  fs.mkdirSync(to, { mode: 0o755 });
+  execFileSync('borg', ['extract', `::${archive}`, db.dataDirectory.slice(1)], { cwd: to, env: server.borgEnv(), stdio: 'ignore' });
+  for (let above = path.dirname(data); above.length >= to.length; above = path.dirname(above)) fs.chmodSync(above, 0o755); // borg keeps nothing of them
+  const asOwner = (...argv: string[]) => execFileSync('runuser', ['-u', db.owner, '--', ...argv], { cwd: '/', encoding: 'utf8' });
+  asOwner(control, 'start', '-D', data, '-w', '-s', '-l', path.join(db.socketFolder, 'extracted.log'), '-o', '-p 5433');
+  const count = asOwner('psql', '-X', '-A', '-t', '-h', db.socketFolder, '-p', '5433', '-d', 'postgres', '-c', 'select count(*) from nights');
+  asOwner(control, 'stop', '-D', data, '-m', 'fast', '-s');
+  assert.match(fs.readFileSync(path.join(db.socketFolder, 'extracted.log'), 'utf8'), /database system was shut down at/, 'it needed recovery');
+  return Number(count);
+}
+
+const guardPid = ({ server }: World): number => JSON.parse(fs.readFileSync(path.join(server.stateFolder, 'guard.json'), 'utf8')).pid;
+const ledgerFile = ({ server }: World) => path.join(server.stateFolder, 'ledger.json');
+
+/** A run whose borg is held in the cold pass, and that is then killed with its guard: everything is down, only the ledger is left. */
+async function killedWithGuard(world: World): Promise<void> {
+  const run = world.server.start([], wrap(world, 'borg', holdIn('cold')));
+  await held(world);
+  process.kill(guardPid(world), 'SIGKILL');
+  run.signal('SIGKILL', true);
+  await run.ended;
+  assert.deepEqual([world.web.running(), world.app.running(), answers(world.db)], [false, false, false]);
+  const ledger = JSON.parse(fs.readFileSync(ledgerFile(world), 'utf8'));
+  assert.deepEqual(ledger.howTo.slice(2).map((line: string) => /web|app|pg_ctl/.exec(line)?.[0]), ['pg_ctl', 'app', 'web'], 'the ledger tells how to start them by hand');
+}
+
+async function recovers(world: World): Promise<void> {
+  const ended = await world.server.run(['recover']);
+  assert.equal(ended.code, 0, ended.out + ended.err);
+  assert.match(ended.out, /services: all 3 are running again[^]*nothing is left stopped/);
+  await allIsWell(world, 0.5);
+  const line = world.server.history().pop();
+  assert.deepEqual([line.outcome, line.exitCode, line.error], ['failed', 2, 'the run was killed or the machine went down; recover started what it had stopped']);
+  assert.deepEqual(line.parts.map((part: any) => [part.name, part.runningAt !== null]), [['web', true], ['app', true], [`postgres ${world.db.dataDirectory}`, true]]);
+  assert.ok(!provenArchives(world).includes(line.archive));
+}
+
+/** Everything that a power cut ends, at once. */
+async function powerCut(world: World): Promise<void> {
+  const run = world.server.start([], wrap(world, 'borg', holdIn('cold')));
+  await held(world);
+  execFileSync('pkill', ['-KILL', '--full', 'borg|backup\\.js|postgres']); // script, guard, borg here and on the storage
+  await run.ended;
+}
+
+// Every moment has its turn, twelve of them each way.
+const LEFT_OUT = { script: [1, 7, 8, 12, 15], group: [0, 2, 6, 11, 14] };
+
+/** Loops over the moments, several servers side by side: each takes every third of them. */
+const loops = Object.fromEntries([false, true].flatMap((wholeGroup) => [0, 1, 2].map((third) => [
+  `kill -9 of ${wholeGroup ? 'its whole process group' : 'the script alone'} at any moment, part ${third + 1}: within 15 s all runs, what is proven is cold, the next run is good`,
+  (world: World) => killAt(world, MOMENTS.filter((_, index) => !LEFT_OUT[wholeGroup ? 'group' : 'script'].includes(index)).filter((_, index) => index % 3 === third), wholeGroup),
+])));
+
+scenarios('when it is killed', import.meta.url, {
+  ...loops,
+
+  'script and guard are killed: recover starts everything': async (world) => {
+    await killedWithGuard(world);
+    await recovers(world);
+    const again = await world.server.run(['recover']);
+    assert.deepEqual([again.code, again.out.includes('nothing is left stopped')], [0, true]);
+    await good(world);
+  },
+
+  'script and guard are killed, and the settings are broken: recover starts everything': async (world) => {
+    await killedWithGuard(world);
+    fs.writeFileSync(world.server.settingsFile, 'const settings = { stop: [\n', { mode: 0o600 });
+    await recovers(world);
+    assert.equal((await world.server.run()).code, 64);
+  },
+
+  'script and guard are killed, and the settings are gone: recover starts everything': async (world) => {
+    await killedWithGuard(world);
+    fs.rmSync(world.server.settingsFile);
+    await recovers(world);
+    world.server.writeSettings();
+    await good(world);
+  },
+
+  'after a power cut recover starts what ran': async (world) => {
+    await powerCut(world);
+    await recovers(world);
+    await good(world);
+  },
+
+  'after a power cut the next run starts what ran, and is good': async (world) => {
+    await powerCut(world);
+    expectEnd(world, await world.server.run(), { code: 0, says: [/this run does it now/, /is proven/] });
+    await allIsWell(world, 0.5);
+    assert.deepEqual(world.server.history().slice(-2).map((line) => line.outcome), ['failed', 'good']);
+  },
+
+  'killed between the cold archive and its proof: the archive is there and unproven, and the next run is good': async (world) => {
+    world.server.writeSettings({ warmPass: false });
+    for (const pass of ['extract', 'proof']) {
+      const run = world.server.start([], wrap(world, 'borg', holdIn(pass)));
+      await held(world);
+      const running = whatRuns(world);
+      run.signal('SIGKILL', true);
+      await run.ended;
+      if (pass === 'extract') letGo(world);
+      await allIsWell(world);
+      assert.deepEqual(whatRuns(world), running, 'everything ran already');
+      for (const file of ['held', 'go']) fs.rmSync(path.join(world.folder, file), { force: true });
+      const list = JSON.parse((await world.server.run(['list', '--json'])).out);
+      assert.deepEqual(list.slice(-1).map((one: any) => one.kind), ['unproven']);
+      assert.match((await world.server.run(['list'])).out, /unproven *\n$/);
+    }
+    await good(world);
+  },
+});

@@ -1,0 +1,100 @@
+// The product started by cron and by systemd as `setup --schedule` installs it, killed by both, and after a power cut.
+// Beside units there are things that no unit holds: a daemon that own commands start, and a cluster that pg_ctl starts.
+import { after, before, describe } from 'node:test';
+import assert from 'node:assert/strict';
+import type { Host } from './host.ts';
+import { STATE, cannotRun, daemon, install, scenarios } from './systemd-host.ts';
+import type { Product } from './systemd-host.ts';
+
+const PIGEON = `#!/bin/sh
+# A daemon as people write them: it forks, keeps its number in a file, and knows nothing of systemd.
+case "$1" in
+  run) while :; do sleep 0.2; done ;;
+  start) "$0" running || { setsid "$0" run < /dev/null > /dev/null 2>&1 & echo $! > /srv/pigeon.pid; } ;;
+  stop) kill "$(cat /srv/pigeon.pid)" ;;
+  running) grep -qs pigeon "/proc/$(cat /srv/pigeon.pid)/cmdline" ;;
+esac
+`;
+const pigeon = (word: string): string[] => ['/usr/local/bin/pigeon', word];
+const BARE = '/srv/bare';
+
+describe('started by cron and by systemd', { skip: cannotRun }, () => {
+  let host: Host, product: Product;
+  const scenario = scenarios(() => product);
+  const nights = async (): Promise<number> => (await host.run(`wc -l < ${STATE}/history.jsonl`)).code === 0 ? (await product.history()).length : 0;
+
+  before(async () => {
+    product = await install({ units: { 'web.service': daemon(), 'byhand.service': daemon() }, enable: ['web'] }, {
+      stop: ['service web', 'service byhand', { name: 'pigeon', running: pigeon('running'), stop: pigeon('stop'), start: pigeon('start') }, `postgres ${BARE}`],
+    }, async (made) => {
+      host = made;
+      await host.write('/usr/local/bin/pigeon', PIGEON, 0o755);
+      await host.must('systemctl start byhand; pigeon start'); // neither is started at boot
+      const bin = await host.must('ls -d /usr/lib/postgresql/15/bin');
+      await host.must(`install -d -o postgres ${BARE} && setpriv --reuid postgres --regid postgres --init-groups sh -c '${bin}/initdb --no-sync -A trust -D ${BARE} && ${bin}/pg_ctl start -w -D ${BARE} -l ${BARE}/log -o "-p 5444 -k /tmp"' > /dev/null`);
+    });
+  });
+  after(() => host?.destroy());
+
+  const answers = async (): Promise<void> => assert.equal(await host.must(`psql -h /tmp -p 5444 -U postgres -XqAtc 'SELECT 1'`), '1');
+
+  scenario('cron starts the run at the hour of the window, and it has nothing to mail', async () => {
+    await host.write('/usr/sbin/sendmail', '#!/bin/sh\ncat >> /srv/mail\n', 0o755);
+    const clock = (ms: number): string => new Date(Date.now() + ms).toISOString().slice(11, 16);
+    await product.set({ window: { from: clock(75_000), until: clock(7_200_000), timeZone: 'UTC' } });
+    await product.expect(['setup', '--yes', '--schedule', 'cron'], 0, /wrote \/etc\/cron\.d\/cold-backup/);
+    await product.expect([], 75, /outside the window/);
+    await host.waitFor('cron', async () => await nights() === 1, 100);
+    const { outcome, warnings } = await product.lastRun();
+    assert.deepEqual([outcome, warnings], ['good', []]);
+    assert.equal((await host.run('cat /srv/mail')).stdout, '');
+    await product.set({ window: null });
+    await answers();
+  });
+
+  scenario('after a power cut in the middle of the copy, the @reboot line starts what does not start at boot', async () => {
+    const runs = await product.whatRuns();
+    await product.startHeld();
+    await host.powerOff();
+    await host.boot();
+    await product.everythingRunsAgain(runs, 20);
+    await answers();
+    assert.match((await product.lastRun()).error, /recover started what it had stopped/);
+    await host.must('rm /etc/cron.d/cold-backup');
+  });
+
+  scenario('the timer\'s unit takes the backup, and what it started again lives on when the unit has ended', async () => {
+    await product.expect(['setup', '--yes', '--schedule', 'systemd'], 0, /installed cold-backup\.timer/);
+    assert.match(await host.must('systemctl list-timers --no-legend'), /cold-backup\.timer/);
+    const past = await nights();
+    await host.must('systemctl start cold-backup.service');
+    assert.equal(await nights(), past + 1);
+    assert.equal((await product.lastRun()).outcome, 'good');
+    await answers();
+  });
+
+  scenario('kill -9 of everything in the timer\'s unit in the middle of the copy: all comes back, and the next night is good', async () => {
+    const runs = await product.whatRuns();
+    await host.must('touch /run/hold-borg');
+    const running = host.start('systemctl start cold-backup.service');
+    await product.copyIsHeld(running);
+    await host.must('systemctl kill --signal KILL cold-backup.service');
+    assert.notEqual((await running.done).code, 0);
+    await product.everythingRunsAgain(runs);
+    await answers();
+    await product.releaseCopy();
+    await host.must('systemctl start cold-backup.service');
+    assert.equal((await product.lastRun()).outcome, 'good');
+    await answers();
+  });
+
+  scenario('after a power cut in the middle of the copy, the recover timer starts what does not start at boot', async () => {
+    const runs = await product.whatRuns();
+    await product.startHeld();
+    await host.powerOff();
+    await host.boot();
+    await product.everythingRunsAgain(runs, 40);
+    await answers();
+    assert.match((await product.lastRun()).error, /recover started what it had stopped/);
+  });
+});

@@ -1,0 +1,108 @@
+// Setup, from the first call on a server that the storage does not know to the day when the server is gone and another
+// machine has nothing but the recovery sheet.
+import './alone.ts';
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { makeDaemon, makeServer, testFolder } from './script.ts';
+import type { Server } from './script.ts';
+import { startStorage } from './storage.ts';
+import type { Storage } from './storage.ts';
+import { cannotRunHere, filesWith, stamps, watchCommandLines } from './night.ts';
+
+describe('setup', { skip: cannotRunHere() }, () => {
+  const folder = testFolder('setup'), etc = path.join(folder, 'server', 'etc'), sheet = path.join(etc, 'recovery-sheet.txt');
+  let storage: Storage, server: Server, seen: string[];
+  const modeOf = (file: string) => (fs.statSync(file).mode & 0o777).toString(8);
+
+  before(async () => {
+    fs.mkdirSync(path.join(folder, 'files'));
+    fs.writeFileSync(path.join(folder, 'files', 'one'), 'here I am\n');
+    const web = makeDaemon(folder, 'web');
+    web.startNow();
+    storage = await startStorage(path.join(folder, 'storage'));
+    server = await makeServer(path.join(folder, 'server'), 'web1', storage, { stop: [web.entry], folders: [path.join(folder, 'files')] }, { setUp: false });
+  });
+  after(() => storage?.destroy());
+
+  test('while the storage does not know the key, it prints the line for it and says what to do', async () => {
+    const ended = await server.run(['setup', '--yes']);
+    assert.equal(ended.code, 2, ended.out + ended.err);
+    const key = fs.readFileSync(path.join(etc, 'ssh_key.pub'), 'utf8').trim();
+    const line = ended.out.split('\n').find((one) => one.startsWith('command="borg serve --append-only --restrict-to-repository '));
+    assert.equal(line, `command="borg serve --append-only --restrict-to-repository ${storage.repository('web1')} --storage-quota 500G",restrict ${key}`);
+    assert.match(ended.err, /^backup: error: no ssh connection to the storage/m);
+    assert.match(ended.err, /said: .*Permission denied/);
+    assert.match(ended.err, /hint: the storage does not know our key: put the line/);
+    assert.ok(!fs.existsSync(storage.repository('web1')) && !fs.existsSync(sheet));
+    storage.authorizeLine(line!);
+  });
+
+  test('a run before setup is through stops nothing and says so', async () => {
+    const ended = await server.run();
+    assert.equal(ended.code, 2, ended.out + ended.err);
+    assert.match(ended.err, /^backup: error: keyFile .* is not there\n.*\n? {2}hint: run `node backup\.js setup`/m);
+    assert.match(ended.err, /services: nothing was stopped/);
+  });
+
+  test('called again, it makes what was missing, and keeps what was there', async () => {
+    const made = stamps(path.join(etc, 'ssh_key'), path.join(etc, 'passphrase'), path.join(etc, 'known_hosts'));
+    const watch = watchCommandLines();
+    const ended = await server.run(['setup', '--yes']);
+    seen = watch.stop();
+    assert.equal(ended.code, 0, ended.out + ended.err);
+    assert.equal(stamps(path.join(etc, 'ssh_key'), path.join(etc, 'passphrase'), path.join(etc, 'known_hosts')), made);
+    for (const check of ['no shell', 'other paths refused', 'append-only', 'quota', 'key exported']) assert.match(ended.out, new RegExp(`^ok +${check}: `, 'm'));
+    assert.match(ended.out, /^to do +schedule: /m); // none was asked for, none was installed
+    for (const file of ['ssh_key', 'borg_key', 'passphrase', 'recovery-sheet.txt']) assert.equal(modeOf(path.join(etc, file)), '600', file);
+    assert.equal(modeOf(etc), '700');
+  });
+
+  test('a third call changes not one byte', async () => {
+    const was = stamps(etc);
+    const ended = await server.run(['setup', '--yes']);
+    assert.equal(ended.code, 0, ended.out + ended.err);
+    assert.equal(stamps(etc), was);
+    assert.doesNotMatch(ended.out, /^\S+ +\$ /m); // no command that changes anything
+  });
+
+  test('the passphrase is on the sheet, beside the key, and nowhere else', async () => {
+    const secret = fs.readFileSync(path.join(etc, 'passphrase'), 'utf8').trim();
+    assert.ok(secret.length >= 40);
+    const text = fs.readFileSync(sheet, 'utf8');
+    assert.ok(text.includes(secret) && text.includes(String(server.settings.repository)) && text.includes('BORG PAPER KEY v1'));
+    assert.equal((await server.run()).code, 0);
+    assert.deepEqual(filesWith(folder, [secret]).sort(), [path.join(etc, 'passphrase'), sheet].sort());
+    assert.deepEqual(seen.filter((line) => line.includes(secret)), []);
+    assert.ok(seen.some((line) => line.includes('borg --log-json init')), 'the watcher saw borg');
+  });
+
+  test('another machine with the sheet and an ssh key reads the backups', async () => {
+    const there = path.join(folder, 'other'), text = fs.readFileSync(sheet, 'utf8');
+    fs.mkdirSync(path.join(there, 'etc'), { recursive: true, mode: 0o700 });
+    for (const file of ['ssh_key', 'known_hosts']) fs.copyFileSync(path.join(etc, file), path.join(there, 'etc', file));
+    // What a person types off the paper.
+    const value = (name: string) => new RegExp(`^${name} +(.*)$`, 'm').exec(text)![1]!;
+    fs.writeFileSync(path.join(there, 'etc', 'passphrase'), `${value('passphrase')}\n`, { mode: 0o600 });
+    const lines = [...text.matchAll(/^ *(?:id:|\d+:) (.*)$/gm)].map((match) => match[1]!.trim());
+    const env = { ...process.env, BORG_REPO: value('repository'), BORG_KEY_FILE: path.join(there, 'etc', 'borg_key'), BORG_PASSPHRASE: value('passphrase'), BORG_BASE_DIR: path.join(there, 'borg'),
+      BORG_RSH: `ssh -o BatchMode=yes -o UserKnownHostsFile=${there}/etc/known_hosts -i ${there}/etc/ssh_key` };
+    execFileSync('borg', ['key', 'import', '--paper', '::'], { env, input: `${lines.join('\n')}\n\n`, stdio: ['pipe', 'ignore', 'pipe'] });
+    assert.equal(execFileSync('borg', ['extract', '--stdout', `::${server.history().pop().archive}`, `${folder.slice(1)}/files/one`], { env, encoding: 'utf8' }), 'here I am\n');
+
+    const settings = { ...server.settings, stateFolder: path.join(there, 'state'), ...Object.fromEntries(Object.entries({ sshKey: 'ssh_key', knownHostsFile: 'known_hosts', keyFile: 'borg_key', passphraseFile: 'passphrase' }).map(([key, file]) => [key, path.join(there, 'etc', file)])) };
+    fs.writeFileSync(path.join(there, 'settings.js'), `const settings = ${JSON.stringify(settings)};\n`, { mode: 0o600 });
+    const ended = await server.run(['list', '--settings', path.join(there, 'settings.js')]);
+    assert.equal(ended.code, 0, ended.err);
+    assert.match(ended.out, new RegExp(`^${server.history().pop().archive} +proven`, 'm'));
+  });
+
+  test('a storage whose host key has changed is not spoken to', async () => {
+    fs.writeFileSync(path.join(etc, 'known_hosts'), `[127.0.0.1]:${storage.port} ${fs.readFileSync(path.join(etc, 'ssh_key.pub'), 'utf8')}`);
+    const ended = await server.run(['setup', '--yes']);
+    assert.equal(ended.code, 2);
+    assert.match(ended.err, /hint: the storage's host key is not the one in `knownHostsFile`: ask its keeper/);
+  });
+});
