@@ -104,8 +104,10 @@ function parseLine(line: string): BorgNote | null {
 /** Ask borg something that changes nothing in the repository. Returns how it ended. */
 export async function askBorg(settings: Settings, words: string[], options: RunOptions = {}): Promise<Done> {
   const [command, ...rest] = words;
-  return look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', PATIENT_LOCK_WAIT]), command!, ...rest],
+  const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', PATIENT_LOCK_WAIT]), command!, ...rest],
     { seconds: 3600, ...options, env: { ...borgEnvironment(settings), ...options.env } });
+  goOn(); // it may have ended because we were asked to stop
+  return done;
 }
 
 /** borg's version here. Throws Problem when it is missing, older than 1.2 or not borg 1. */

@@ -134,7 +134,7 @@ async function installTimers(settings: Settings, script: string, file: string): 
     'cold-backup.service': service('the nightly run', '--quiet', [`ExecStopPost=${commandLine(script, file, 'recover --quiet').replaceAll('%', '%%')}`, 'KillMode=mixed', 'TimeoutStartSec=infinity', 'TimeoutStopSec=30min', 'SuccessExitStatus=75', 'OOMScoreAdjust=-500']),
     'cold-backup.timer': timer([`OnCalendar=${at}`]), // not Persistent: a missed night must not stop services in the morning
     'cold-backup-recover.service': service('start what an interrupted run left stopped', 'recover --quiet', ['SuccessExitStatus=75']),
-    'cold-backup-recover.timer': timer(['OnBootSec=20s', 'OnUnitActiveSec=5min']),
+    'cold-backup-recover.timer': timer(['OnBootSec=20s', 'OnUnitActiveSec=5min', 'AccuracySec=1s']),
   };
   for (const [name, text] of Object.entries(files)) fs.writeFileSync(path.join('/etc/systemd/system', name), text, { mode: 0o644 });
   for (const argv of [['systemctl', 'daemon-reload'], ['systemctl', 'enable', '--now', 'cold-backup.timer', 'cold-backup-recover.timer']]) {

@@ -8,6 +8,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { aloneCommand } from './alone.ts';
 import { makeDaemon, makeServer } from './script.ts';
+import type { Daemon } from './script.ts';
 import { startStorage } from './storage.ts';
 import type { Storage } from './storage.ts';
 import type { TestCluster } from './cluster.ts';
@@ -15,7 +16,7 @@ import { fingerprintOfRestored, makeHardCluster, mendLinks } from './night.ts';
 
 const began = Date.now();
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'cold-backup-demo-'));
-let cluster: TestCluster | null = null, storage: Storage | null = null, child: ChildProcess | null = null, step = 0;
+let cluster: TestCluster | null = null, storage: Storage | null = null, web: Daemon | null = null, child: ChildProcess | null = null, step = 0;
 
 const tell = (text: string) => console.log(process.stdout.isTTY ? `\n\x1b[1m${++step}. ${text}\x1b[0m` : `\n${++step}. ${text}`);
 const note = (text: string) => console.log(`   ${text}`);
@@ -33,7 +34,8 @@ async function demonstrate(): Promise<void> {
   cluster = await makeHardCluster(path.join(folder, 'cluster'));
   cluster.fillTo(200e6);
   note('PostgreSQL 15 of its own (own port, own folder): 200 MB in two databases, a tablespace, its WAL in another folder, ICU collations.');
-  const web = makeDaemon(folder, 'web'), uploads = path.join(folder, 'uploads');
+  web = makeDaemon(folder, 'web');
+  const uploads = path.join(folder, 'uploads');
   web.startNow();
   fs.mkdirSync(uploads);
   for (let n = 1; n <= 200; n++) fs.writeFileSync(path.join(uploads, `invoice ${n}.txt`), `invoice ${n}\n`.repeat(n));
@@ -81,6 +83,7 @@ async function demonstrate(): Promise<void> {
 }
 
 function cleanUp(): void {
+  web?.stopNow();
   cluster?.destroy();
   storage?.destroy();
   fs.rmSync(folder, { recursive: true, force: true, maxRetries: 3 });

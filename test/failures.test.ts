@@ -37,7 +37,7 @@ scenarios('a failure while everything runs', import.meta.url, {
   },
 
   'the end of the window is kept by force, with everything up by then': async (world) => {
-    const { window, end } = windowOf(40);
+    const { window, end } = windowOf(35);
     world.server.writeSettings({ window, warmPass: false });
     const ended = await world.server.run([], wrap(world, 'borg', holdIn('cold')));
     expectEnd(world, ended, { code: 2, says: [/the deadline \(everything runs again by/, /services: all 3 are running again/] });

@@ -5,12 +5,12 @@ import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { everythingRunsAgain, makeDaemon, makeServer, testFolder } from './script.ts';
+import { everythingRunsAgain, makeDaemon, makeServer, testFolder, waitFor } from './script.ts';
 import type { Daemon, Server } from './script.ts';
 import { startStorage } from './storage.ts';
 import type { Storage } from './storage.ts';
 import type { TestCluster } from './cluster.ts';
-import { cannotRunHere, makeHardCluster, makeHostileTree, onTerminal, stamps } from './night.ts';
+import { cannotRunHere, makeHardCluster, makeHostileTree, onTerminal, processes, stamps, watchMemory } from './night.ts';
 
 const WRITES = /^\d+ +(?:(?:mkdir|rmdir|unlink|rename|link|symlink|mknod|chmod|fchmodat|chown|lchown|fchownat|truncate|utime|setxattr|lsetxattr)\w*\(|(?:open|openat|creat)\(.*O_(?:WRONLY|RDWR|CREAT))/;
 
@@ -76,9 +76,13 @@ describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
     await everythingRunsAgain([web], [idle], 0);
   });
 
-  test('a good night under --quiet says nothing at all', async () => {
+  test('a good night under --quiet says nothing at all, and old transcripts go', async () => {
+    const log = path.join(server.stateFolder, 'log');
+    for (let day = 0; day < 200; day++) fs.writeFileSync(path.join(log, `2025-01-01T00:00:${String(day).padStart(3, '0')}.log`), 'old\n');
     const ended = await server.run(['--quiet']);
     assert.deepEqual([ended.code, ended.out, ended.err], [0, '', '']);
+    assert.ok(fs.readdirSync(log).length <= 62, 'transcripts are bounded in number');
+    assert.ok(server.history().every(({ startedAt }) => fs.existsSync(path.join(log, `${startedAt.slice(0, 19)}.log`))));
   });
 
   test('on a terminal one live line tells how far it is, and is gone at the end', { timeout: 60_000 }, async () => {
@@ -100,16 +104,7 @@ describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
     assert.match(ended.err, /^good: web1-.* is proven$/m);
   });
 
-  test('transcripts are bounded in number', async () => {
-    const log = path.join(server.stateFolder, 'log');
-    for (let day = 0; day < 200; day++) fs.writeFileSync(path.join(log, `2025-01-01T00:00:${String(day).padStart(3, '0')}.log`), 'old\n');
-    assert.equal((await server.run(['--quiet'])).code, 0);
-    assert.ok(fs.readdirSync(log).length <= 62);
-    assert.ok(server.history().every(({ startedAt }) => fs.existsSync(path.join(log, `${startedAt.slice(0, 19)}.log`))));
-  });
-
   test('the memory of the script stays under 100 MB when borg prints 300 MB of progress', async () => {
-    const { watchMemory } = await import('./night.ts');
     const bin = path.join(folder, 'bin');
     fs.mkdirSync(bin);
     const note = JSON.stringify({ type: 'archive_progress', original_size: 1, compressed_size: 1, deduplicated_size: 1, nfiles: 1, path: 'x'.repeat(400), time: 1 });
@@ -119,6 +114,16 @@ describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
     const ended = await run.ended, megabytes = peak();
     assert.equal(ended.code, 0, ended.out + ended.err);
     assert.ok(megabytes > 10 && megabytes < 100, `${megabytes.toFixed(0)} MB`);
+  });
+
+  test('a signal while the repository is being tried ends the run as a signal does, and nothing was stopped', async () => {
+    const run = server.start();
+    await waitFor('borg info runs', () => processes().some((line) => /\/borg --log-json .* info --json/.test(line)));
+    run.signal('SIGTERM');
+    const ended = await run.ended;
+    assert.equal(ended.code, 143, ended.out + ended.err);
+    assert.match(ended.err, /^backup: error: ended by SIGTERM\n {2}services: nothing was stopped$/m);
+    await everythingRunsAgain([web], [idle], 0);
   });
 
   test('doctor lists every check by its name, with a hint for each that fails', async () => {

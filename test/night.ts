@@ -76,16 +76,17 @@ export function stamps(...folders: string[]): string {
   return execFileSync('bash', ['-c', `find "$@" -printf '%p\\t%y %m %s %T@ %C@\\0' | sort -z | tr '\\0' '\\n'`, 'bash', ...there], { encoding: 'latin1', maxBuffer: 1 << 28 });
 }
 
+/** The command lines of all processes. */
+export function processes(): string[] {
+  return fs.readdirSync('/proc').filter((entry) => /^\d+$/.test(entry)).map((pid) => {
+    try { return fs.readFileSync(`/proc/${pid}/cmdline`, 'latin1').replaceAll('\0', ' '); } catch { return ''; } // it has ended
+  });
+}
+
 /** Watch the command lines of all processes until stop(), which returns every one that was seen. */
 export function watchCommandLines(): { stop: () => string[] } {
   const seen = new Set<string>();
-  const look = () => {
-    for (const pid of fs.readdirSync('/proc')) {
-      if (!/^\d+$/.test(pid)) continue;
-      try { seen.add(fs.readFileSync(`/proc/${pid}/cmdline`, 'latin1').replaceAll('\0', ' ')); } catch { /* it has ended */ }
-    }
-  };
-  const timer = setInterval(look, 2);
+  const timer = setInterval(() => processes().forEach((line) => seen.add(line)), 2);
   return { stop: () => { clearInterval(timer); return [...seen]; } };
 }
 

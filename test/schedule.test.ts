@@ -3,7 +3,7 @@
 import { after, before, describe } from 'node:test';
 import assert from 'node:assert/strict';
 import type { Host } from './host.ts';
-import { STATE, cannotRun, daemon, install, scenarios } from './systemd-host.ts';
+import { STATE, cannotRun, daemon, install, remove, scenarios } from './systemd-host.ts';
 import type { Product } from './systemd-host.ts';
 
 const PIGEON = `#!/bin/sh
@@ -34,16 +34,17 @@ describe('started by cron and by systemd', { skip: cannotRun }, () => {
       await host.must(`install -d -o postgres ${BARE} && setpriv --reuid postgres --regid postgres --init-groups sh -c '${bin}/initdb --no-sync -A trust -D ${BARE} && ${bin}/pg_ctl start -w -D ${BARE} -l ${BARE}/log -o "-p 5444 -k /tmp"' > /dev/null`);
     });
   });
-  after(() => host?.destroy());
+  after(() => remove(host));
 
   const answers = async (): Promise<void> => assert.equal(await host.must(`psql -h /tmp -p 5444 -U postgres -XqAtc 'SELECT 1'`), '1');
 
   scenario('cron starts the run at the hour of the window, and it has nothing to mail', async () => {
     await host.write('/usr/sbin/sendmail', '#!/bin/sh\ncat >> /srv/mail\n', 0o755);
-    const clock = (ms: number): string => new Date(Date.now() + ms).toISOString().slice(11, 16);
-    await product.set({ window: { from: clock(75_000), until: clock(7_200_000), timeZone: 'UTC' } });
-    await product.expect(['setup', '--yes', '--schedule', 'cron'], 0, /wrote \/etc\/cron\.d\/cold-backup/);
+    const clock = (minutes: number): string => new Date(Date.now() + minutes * 60_000).toISOString().slice(11, 16);
+    await product.set({ window: { from: clock(60), until: clock(120), timeZone: 'UTC' } });
     await product.expect([], 75, /outside the window/);
+    await product.set({ window: { from: clock(1.2), until: clock(120), timeZone: 'UTC' } });
+    await product.expect(['setup', '--yes', '--schedule', 'cron'], 0, /wrote \/etc\/cron\.d\/cold-backup/);
     await host.waitFor('cron', async () => await nights() === 1, 100);
     const { outcome, warnings } = await product.lastRun();
     assert.deepEqual([outcome, warnings], ['good', []]);

@@ -2,7 +2,9 @@
 // borg, PostgreSQL, Docker. scenario() is a test that ends with the one invariant: everything that ran before runs again,
 // nothing else does, and no process of the run is left.
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
+import { basename, dirname } from 'node:path';
 import { test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
@@ -30,14 +32,15 @@ esac
 exec /usr/bin/borg "$@"
 `;
 
-// Everything that runs, one a line. What systemd or a person makes on the fly (scopes, sessions) comes and goes.
-const WHAT_RUNS = `systemctl list-units --state=active --type=service,socket,timer,path,mount --plain --no-legend --full | cut -d' ' -f1 | grep -Ev '^(run-|user|session-|-|tmp)'
+// Everything that runs, one a line. What systemd or a person makes on the fly (scopes, sessions) comes and goes; the product's
+// own timers are no service.
+const WHAT_RUNS = `systemctl list-units --state=active --type=service,socket,timer,path,mount --plain --no-legend --full | cut -d' ' -f1 | grep -Ev '^(run-|user|session-|-|tmp)|^cold-backup.*timer'
 docker ps --format 'container {{.Names}}' 2>/dev/null
 pg_lsclusters --no-header | awk '{ print "cluster", $1, $2, $4 }'
 ps -eo args= | grep -E '^[^ ]*/postgres -D |/pigeon run$'`;
 const LEFT_OF_RUN = `ps -eo pid=,args= | grep -E '/backup\\.js|bin/borg |[ /]ssh -o|borg-held' | grep -v grep`;
 
-export type HistoryLine = { kind: string; outcome: string; exitCode: number; archive: string; warnings: string[]; error: string; parts: { name: string; downSeconds: number; runningAt: string | null }[] };
+export type HistoryLine = { kind: string; outcome: string; exitCode: number; archive: string; warnings: string[]; error: string; downSeconds: number; parts: { name: string; downSeconds: number; runningAt: string | null }[] };
 
 export class Product {
   readonly host: Host;
@@ -145,6 +148,16 @@ export class Product {
     const missing = before.filter((one) => !now.runs.includes(one)), tooMuch = now.runs.filter((one) => !before.includes(one));
     assert.deepEqual({ ...now, runs: undefined, missing, tooMuch }, { ...wanted, runs: undefined, missing: [], tooMuch: [] });
   }
+}
+
+/** Turns the host off for good, and makes sure that it leaves no folder, mount, process or control group here. */
+export async function remove(host: Host | undefined): Promise<void> {
+  if (!host) return;
+  const folder = dirname(host.root);
+  await host.destroy();
+  assert.ok(!fs.existsSync(folder), folder);
+  assert.ok(!fs.readFileSync('/proc/self/mounts', 'utf8').includes(folder), 'mounts');
+  assert.equal(execFileSync('find', ['/sys/fs/cgroup', '-name', basename(folder)], { encoding: 'utf8' }), ''); // a group that is gone holds no process
 }
 
 /** Given how to get the product, returns scenario(name, body): a test that ends with the invariant. */
