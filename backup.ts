@@ -1,5 +1,6 @@
 // The command line: which command, with which options. Nothing is done here; each command is a chapter of its own.
 import fs from 'node:fs';
+import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import minimist from 'minimist';
 import { settings } from './lib/settings.ts';
@@ -9,30 +10,34 @@ import { Problem, answer, mode, sayError } from './lib/say.ts';
 import { meant } from './lib/rules.ts';
 import { loadSettings, printSettings, settingsAsJson, stateFoldersIn } from './lib/check.ts';
 import type { Loaded } from './lib/check.ts';
+import { serverName } from './lib/plan.ts';
 import { stateFoldersElsewhere } from './lib/pause.ts';
 import { guard, recover } from './lib/guard.ts';
 import { takeBackup } from './lib/run.ts';
 import { borgItself, list } from './lib/list.ts';
+import { find, restoreTo } from './lib/restore.ts';
 import { status } from './lib/status.ts';
 import { setup } from './lib/setup.ts';
 import { doctor } from './lib/doctor.ts';
 
-const COMMANDS = ['setup', 'doctor', 'status', 'list', 'recover', 'borg'];
-const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes'];
-const OPTIONS_OF: Record<string, string[]> = { 'dry-run': [''], now: [''], yes: ['setup'], schedule: ['setup'] }; // all others go everywhere
+const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'recover', 'borg'];
+const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links'];
+const OPTIONS_OF: Record<string, string[]> = { 'dry-run': [''], now: [''], yes: ['setup'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'],
+  ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find']])) }; // all others go everywhere
+const VALUES = ['settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
 
-type Options = { command: string; words: string[]; settingsFile: string; schedule: string; yes: boolean; version: boolean; help: boolean; 'print-settings': boolean };
+type Options = { command: string; words: string[]; values: Record<string, string>; flags: Record<string, boolean> };
 
 /** The words of the command line as options. Throws Problem (64) with a suggestion for what is not known. */
 function readOptions(argv: string[]): Options {
   const unknown: string[] = [];
   const found = minimist(argv.map((word) => (word === '--no-color' ? '--no-colour' : word)), { // minimist takes --no-x for the opposite of --x
-    boolean: [...FLAGS.filter((flag) => flag !== 'no-color'), 'colour'], string: ['settings', 'schedule', '_'], alias: { h: 'help', V: 'version' }, default: { colour: true },
+    boolean: [...FLAGS.filter((flag) => flag !== 'no-color'), 'colour'], string: [...VALUES, '_'], alias: { h: 'help', V: 'version' }, default: { colour: true },
     stopEarly: argv.includes('borg') && !argv.slice(0, argv.indexOf('borg')).some((word) => !word.startsWith('-') && argv[argv.indexOf(word) - 1] !== '--settings'),
     unknown: (word) => !word.startsWith('-') || word === '-' || (unknown.push(word), false),
   });
   if (unknown.length > 0) {
-    const known = [...FLAGS, 'settings', 'schedule'];
+    const known = [...FLAGS, ...VALUES];
     throw new Problem(`unknown option ${unknown[0]}${meant(unknown[0]!.replace(/^-+/, '').split('=')[0]!, known).replace(/"(.+)"/, '"--$1"')}`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
   }
   const [command = '', ...words] = found._;
@@ -40,33 +45,45 @@ function readOptions(argv: string[]): Options {
   for (const [option, commands] of Object.entries(OPTIONS_OF)) {
     if (found[option] && !commands.includes(command)) throw new Problem(`--${option} does not go with ${command || 'taking the backup'}`, { exitCode: 64, hint: `it belongs to ${commands[0] || 'the backup itself'}` });
   }
-  for (const option of ['settings', 'schedule']) {
+  for (const option of VALUES) {
     if (Array.isArray(found[option]) || found[option] === '') throw new Problem(`--${option} needs one value`, { exitCode: 64 });
   }
   if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
-  const most: Record<string, number> = { list: 2, borg: Infinity, guard: Infinity };
+  const most: Record<string, number> = { list: 2, find: 1, restore: Infinity, borg: Infinity, guard: Infinity };
   if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
     color: found.colour && !process.env.NO_COLOR && Boolean(process.stderr.isTTY) });
-  return { command, words, settingsFile: found.settings ?? '', schedule: found.schedule ?? '', yes: found.yes, version: found.version, help: found.help, 'print-settings': found['print-settings'] };
+  return { command, words, values: Object.fromEntries(VALUES.map((option) => [option, found[option] ?? ''])), flags: Object.fromEntries(FLAGS.map((flag) => [flag, Boolean(found[flag])])) };
 }
 
 /** Given the command line without node and script, does what it says. Returns the exit code. */
 async function command(argv: string[]): Promise<number> {
-  const options = readOptions(argv);
-  const script = fs.realpathSync(process.argv[1]!);
-  if (options.help) return said(HELP.trimEnd());
-  if (options.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
-  if (options.command === 'recover') return recover(...everyStateFolder(script, options.settingsFile));
-  if (options.command === 'guard') return guard(options.words, loadedOrNull(script, options.settingsFile)?.settings ?? null);
-  const loaded = loadSettings(settings, script, options.settingsFile);
-  if (options['print-settings']) return said(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
-  if (options.command === 'setup') return setup(loaded, script, options);
-  if (options.command === 'doctor') return doctor(loaded, script);
-  if (options.command === 'status') return status(loaded.settings);
-  if (options.command === 'list') return list(loaded.settings, options.words);
-  if (options.command === 'borg') return borgItself(loaded.settings, options.words);
+  const { command: name, words, values, flags } = readOptions(argv);
+  const script = fs.realpathSync(process.argv[1]!), file = values.settings!;
+  if (flags.help) return said(HELP.trimEnd());
+  if (flags.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
+  if (name === 'recover') return recover(...everyStateFolder(script, file));
+  if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
+  const loaded = values.repository ? bareMachine(values) : loadSettings(settings, script, file);
+  const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
+  if (flags['print-settings']) return said(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
+  if (name === 'setup') return setup(loaded, script, { yes: flags.yes!, schedule: values.schedule! });
+  if (name === 'doctor') return doctor(loaded, script);
+  if (name === 'status') return status(loaded.settings);
+  if (name === 'list') return list(loaded.settings, server, words);
+  if (name === 'find') return find(loaded.settings, server, words);
+  if (name === 'restore') return restoreTo(loaded.settings, server, words, values.to!, flags['mend-links']!);
+  if (name === 'borg') return borgItself(loaded.settings, words);
   return takeBackup(loaded, script);
+}
+
+// A machine without settings: repository, key and passphrase are on the command line; borg's cache lives as long as we do.
+function bareMachine(values: Record<string, string>): Loaded {
+  const stateFolder = fs.mkdtempSync(join(tmpdir(), 'cold-backup-'));
+  process.on('exit', () => fs.rmSync(stateFolder, { recursive: true, force: true }));
+  const own = { server: '', repository: values.repository!, keyFile: values['key-file'] || settings.keyFile, passphraseFile: values['passphrase-file'] || settings.passphraseFile,
+    sshKey: values['ssh-key'] || settings.sshKey, stateFolder };
+  return { settings: { ...settings, ...own }, file: 'the command line', text: '', given: own, lines: new Map() };
 }
 
 function said(text: string): number {

@@ -39,6 +39,7 @@ const CHAPTERS = [
   { file: 'lib/outcome.ts', title: 'OUTCOME' },
   { file: 'lib/guard.ts', title: 'GUARD' },
   { file: 'lib/list.ts', title: 'LIST' },
+  { file: 'lib/restore.ts', title: 'COMING BACK' },
   { file: 'lib/status.ts', title: 'STATUS' },
   { file: 'lib/doctor.ts', title: 'DOCTOR' },
   { file: 'lib/setup.ts', title: 'SETUP' },
@@ -46,7 +47,7 @@ const CHAPTERS = [
   null, // here the operator's part begins
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
-const MOST_LINES = { readable: 4000, operator: 1000 };
+const MOST_LINES = { readable: 4300, operator: 1000 };
 const OLDEST_NODE = 'node18';
 
 const output = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../dist/backup.js', import.meta.url)));

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 1e8d60dbd544f38669bcfa28195e08348f6d9970033bc8035a41445d60792adb
+// Checksum of all but the settings: f0026645e0cd2585b51fc6590aeedff174a64fd97ce31fded523e2a5d17ce91a
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -39,6 +39,7 @@
 //   ==== OUTCOME ====          How a night ended, in words: the summary that closes a run.
 //   ==== GUARD ====            The guard: a second process that outlives the run, whatever kills it, and `recover`.
 //   ==== LIST ====             What is in the repository: the archives, the files in one; and borg itself.
+//   ==== COMING BACK ====      Coming back: `restore ...
 //   ==== STATUS ====           Is there a good recent backup? Answers from the state folder alone.
 //   ==== DOCTOR ====           The doctor: everything that can be checked while all runs.
 //   ==== SETUP ====            Setup: make what is missing (ssh key, passphrase, known host, repository with its key.
@@ -113,6 +114,7 @@ const fs = require('node:fs');
 const connect = (...given) => require('node:net').connect(...given);
 const os = require('node:os');
 const constants = require('node:os').constants;
+const tmpdir = (...given) => require('node:os').tmpdir(...given);
 const path = require('node:path');
 const dirname = (...given) => require('node:path').dirname(...given);
 const join = (...given) => require('node:path').join(...given);
@@ -222,9 +224,9 @@ async function runBefore(settings) {
 async function tryEverything(settings, plan) {
   const version = await borgVersion();
   const { encryption } = await tryRepository(settings);
-  const { bavail, bsize } = fs.statfsSync ? fs.statfsSync(settings.stateFolder) : { bavail: Infinity, bsize: 1 }; // since Node 18.15
+  const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
-  if (bavail * bsize < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(bavail * bsize)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });
+  if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });
   say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (borg ${version}, ${encryption})`);
 }
 
@@ -373,8 +375,11 @@ usage: node backup.js [COMMAND] [OPTIONS]
   (no command)           take the backup: this is what crontab calls
   setup                  make ssh key, borg key, passphrase and repository
   doctor                 check everything that can be checked while all runs
-  status                 is there a good recent backup? (a monitoring plugin, too)
+  status                 is there a good recent backup? (for monitoring, too)
   list [ARCHIVE [PATH]]  the archives, or the files in one
+  find PATTERN           which archives hold this file, in which versions
+  restore ARCHIVE|latest [PATH ...] --to FOLDER
+                         into a new folder; --mend-links: clusters, too
   recover                start whatever an interrupted run left stopped
   borg ARGS...           borg itself, with this server's repository and key
 
@@ -383,8 +388,9 @@ usage: node backup.js [COMMAND] [OPTIONS]
   --settings FILE        instead of the block in backup.js, or of
                          backup.settings.js beside it
   --print-settings       each setting in force, and where it comes from
-  --yes                  setup: ask nothing
-  --schedule cron|systemd  setup: install the schedule, too
+  --repository, --key-file, --passphrase-file, --ssh-key
+                         list, find, restore: in place of settings
+  --yes, --schedule cron|systemd  setup: ask nothing; install a schedule
   --json                 one JSON document on stdout, all else on stderr
   --quiet                only warnings and errors: for cron's mail
   --verbose              also every look at the machine
@@ -745,6 +751,13 @@ function hasSystemd() {
 /** Under systemd, a command that leaves a process behind gets a scope of its own: what a timer's unit started is killed when the unit ends. */
 function outlivingUs(argv) {
   return hasSystemd() && process.getuid?.() === 0 ? ['systemd-run', '--scope', '--quiet', '--collect', '--', ...argv] : argv;
+}
+
+/** Bytes that are free for us on the disk of a folder. */
+function freeBytes(folder) {
+  if (!fs.statfsSync) return Infinity; // before Node 18.15
+  const { bavail, bsize } = fs.statfsSync(folder);
+  return bavail * bsize;
 }
 
 /** Write a file so that it is whole or absent, whatever happens, a power cut included. Given mode 0600 unless told. */
@@ -2318,8 +2331,8 @@ function shellWord(word) {
 function sshCommand(settings) {
   const quoted = (file) => `"${file.replaceAll('%', '%%')}"`; // ssh_config(5) splits at spaces and expands %
   return ['ssh', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=20', '-o', 'ServerAliveInterval=10', '-o', 'ServerAliveCountMax=6',
-    '-o', 'StrictHostKeyChecking=yes', '-o', `UserKnownHostsFile=${quoted(settings.knownHostsFile)}`,
-    '-o', 'IdentitiesOnly=yes', '-i', settings.sshKey];
+    '-o', 'StrictHostKeyChecking=yes', ...(fs.existsSync(settings.knownHostsFile) ? ['-o', `UserKnownHostsFile=${quoted(settings.knownHostsFile)}`] : []),
+    ...(fs.existsSync(settings.sshKey) ? ['-o', 'IdentitiesOnly=yes', '-i', settings.sshKey] : [])]; // without them, root's own
 }
 
 /** The environment of every borg: repository, key, passphrase command, cache in the state folder; no question is ever answered yes. */
@@ -2375,8 +2388,10 @@ function parseLine(line) {
 /** Ask borg something that changes nothing in the repository. Returns how it ended. */
 async function askBorg(settings, words, options = {}) {
   const [command, ...rest] = words;
-  return look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', PATIENT_LOCK_WAIT]), command, ...rest],
+  const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', PATIENT_LOCK_WAIT]), command, ...rest],
     { seconds: 3600, ...options, env: { ...borgEnvironment(settings), ...options.env } });
+  goOn(); // it may have ended because we were asked to stop
+  return done;
 }
 
 /** borg's version here. Throws Problem when it is missing, older than 1.2 or not borg 1. */
@@ -2492,14 +2507,14 @@ async function readFromArchive(settings, archive, file) {
 }
 
 /**
- * The archives of this server, oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
+ * The archives of this server ('' = of any), oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
  * twin's comment, so that one listing answers everything. Names that are not ours are left out.
  */
 async function listArchives(settings, server) {
   const done = await askBorg(settings, ['list', '--json', '--consider-checkpoints', '--format', '{comment}{end}']);
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
   const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d`;
-  const ours = new RegExp(`^(proven-)?${server.replaceAll('.', '\\.')}-(${stamp})(-warm\\.checkpoint)?$`);
+  const ours = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-(${stamp})(-warm\\.checkpoint)?$`);
   const archives = JSON.parse(done.out).archives;
   const proofs = new Map(archives.filter(({ name }) => name.startsWith('proven-')).map(({ name, comment }) => [name.slice('proven-'.length), comment]));
   return archives.filter(({ name }) => !name.startsWith('proven-') && ours.test(name)).map(({ name, start }) => {
@@ -2848,7 +2863,7 @@ async function openLedger(stateFolder, facts) {
 /** Everything runs: the ledger goes. */
 function closeLedger(stateFolder) {
   fs.rmSync(ledgerFile(stateFolder), { force: true });
-  fs.rmSync(linkElsewhere(stateFolder), { force: true });
+  if (process.getuid?.() === 0) fs.rmSync(linkElsewhere(stateFolder), { force: true }); // nobody else may look there
 }
 
 /** What a part does now, by what it really is: unit, container, cluster, or the answer of its own command. */
@@ -3409,10 +3424,10 @@ async function recover(stateFolders, settings) {
 // What is in the repository: the archives, the files in one; and borg itself, for everything this script does not do.
 // `list` only reads. `borg` does whatever it is told.
 
-/** `list [ARCHIVE [PATH]]`: given the words, prints the archives (newest last), or the files of one. Returns the exit code. */
-async function list(settings, words) {
+/** `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of one. Returns the exit code. */
+async function list(settings, server, words) {
   await borgVersion();
-  const archives = await listArchives(settings, serverName(settings));
+  const archives = await listArchives(settings, server);
   if (words.length > 0) return listFiles(settings, archiveMeant(archives, words[0]), words[1]);
   if (mode.json) answer(JSON.stringify(archives, null, 1));
   else if (archives.length === 0) answer('no archives yet');
@@ -3460,6 +3475,168 @@ async function borgItself(settings, words) {
     child.on('error', () => reject(new Problem('borg does not run', { hint: 'install it: `apt-get install borgbackup`' })));
     child.on('exit', (code, signal) => resolve(signal ? 128 + constants.signals[signal] : code ?? 2));
   });
+}
+
+// =========================================================================================================
+// ==== COMING BACK ====
+// Coming back: `restore ... --to FOLDER` lays an archive, or part of it, into an empty folder; `find` tells which archives hold a file.
+// Writes only below that folder, which must be empty: nothing that exists is ever overwritten. Stops nothing, starts nothing.
+// What an archive says of itself (its manifest) is used for owners and modes of folders below FOLDER, and for nothing else.
+
+/**
+ * `restore ARCHIVE|latest [PATH ...] --to FOLDER`. Given the words, the folder and whether links are to be mended, extracts whole paths
+ * below the folder: owners by name where they belong to this host's users, by number in container volumes, modes, xattrs,
+ * ACLs, hard links, holes. Returns 0, or 1 with warnings. Throws Problem: nothing was touched, or the folder holds what came until then.
+ */
+async function restoreTo(settings, server, words, to, mendLinks) {
+  const [name = '', ...paths] = words;
+  const wanted = paths.map((one) => path.resolve('/', one));
+  const target = path.resolve(to);
+  await borgVersion();
+  refuseUsedFolder(target);
+  const archive = archiveMeant(await listArchives(settings, server), name);
+  const manifest = JSON.parse(await readFromArchive(settings, archive, 'record/manifest.json'));
+  const listed = await measure(settings, archive, wanted);
+  if (listed.missing.length > 0) throw new Problem(`not in ${archive}: ${listed.missing.map(named).join(', ')}`, { hint: `node backup.js find ${pasteable([path.basename(listed.missing[0])])}` });
+  refuseWithoutRoom(target, listed);
+  const volumes = manifest.plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path);
+  fs.mkdirSync(target, { recursive: true, mode: 0o700 });
+  makeParents(target, manifest, wanted);
+  for (const { argv, title } of extractCommands(archive, wanted, volumes)) await extract(settings, argv, target, title, listed.bytes);
+  if (mendLinks) mendClusterLinks(target, manifest);
+  else if (manifest.plan.clusters.some((one) => fs.existsSync(below(target, one.dataDirectory)) && hasLinks(one))) {
+    warn('links of a cluster (WAL or tablespaces) still lead to the places on its server: before you start it here, restore with --mend-links');
+  }
+  sayBlock(`restored ${count(listed.files, 'file')}, ${size(listed.bytes)}, from ${archive} into ${named(target)}`);
+  return warnings.length > 0 ? 1 : 0;
+}
+
+const below = (target, file) => path.join(target, path.resolve('/', file)); // never above the folder, whatever the archive says
+const hasLinks = (cluster) => cluster.tablespaces.length > 0 || path.basename(cluster.walFolder) !== 'pg_wal' || path.dirname(cluster.walFolder) !== cluster.dataDirectory;
+
+function refuseUsedFolder(target) {
+  const facts = fs.lstatSync(target, { throwIfNoEntry: false });
+  if (facts && (!facts.isDirectory() || fs.readdirSync(target).length > 0)) {
+    throw new Problem(`${named(target)} is not an empty folder: nothing is ever extracted over something`, { exitCode: 64, hint: 'name a new folder; it is made' });
+  }
+}
+
+/** Given an archive and paths (none: all of it), returns how many files and bytes they are, and which of the paths it does not hold. */
+async function measure(settings, archive, wanted) {
+  const listed = { files: 0, bytes: 0, missing: [] }, seen = new Set();
+  const onLine = (line) => {
+    const one = JSON.parse(line);
+    listed.files++;
+    listed.bytes += one.type === '-' ? one.size : 0;
+    for (const root of wanted) if (isBelow(`/${one.path}`, root)) seen.add(root);
+  };
+  const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...wanted.map(asPattern)], { onLine, keepBytes: 0 });
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
+  return { ...listed, missing: wanted.filter((root) => !seen.has(root)) };
+}
+
+const asPattern = (file) => `pp:${file.replace(/^\//, '')}`;
+
+function refuseWithoutRoom(target, { bytes, files }) {
+  let place = target;
+  while (!fs.existsSync(place)) place = path.dirname(place);
+  const free = freeBytes(place), needed = bytes + files * 4096 + 64e6;
+  if (free < needed) throw new Problem(`${named(place)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'restore to another disk, or only the paths you need' });
+}
+
+// borg makes missing folders above a saved path as root, mode 0700, and PostgreSQL could not pass: they are made as they were.
+function makeParents(target, manifest, wanted) {
+  const roots = manifest.plan.roots.map((root) => root.path).filter((root) => wanted.length === 0 || wanted.some((one) => isBelow(root, one) || isBelow(one, root)));
+  for (const parent of manifest.parents.filter((one) => roots.some((root) => isBelow(root, one.path)))) {
+    const folder = below(target, parent.path);
+    fs.mkdirSync(folder, { recursive: true });
+    if (process.getuid?.() === 0) fs.chownSync(folder, parent.uid, parent.gid);
+    fs.chmodSync(folder, parseInt(parent.mode, 8) & 0o7777);
+  }
+}
+
+// A cluster on the host belongs to the user of that name here; what lies in a container's volume belongs to a number, whoever has it here.
+function extractCommands(archive, wanted, volumes) {
+  const command = (more, paths) => ['borg', '--log-json', '--progress', 'extract', '--sparse', ...more, `::${archive}`, ...paths.map(asPattern)];
+  if (volumes.length === 0) return [{ title: 'restore', argv: command([], wanted) }];
+  const isVolume = (file) => volumes.some((volume) => isBelow(file, volume));
+  const byName = wanted.filter((file) => !isVolume(file));
+  const numbered = wanted.length === 0 ? volumes : [...wanted.filter(isVolume), ...volumes.filter((volume) => byName.some((file) => isBelow(volume, file)))];
+  return [
+    ...(wanted.length === 0 || byName.length > 0 ? [{ title: 'restore by name', argv: command(volumes.flatMap((volume) => ['--exclude', asPattern(volume)]), byName) }] : []),
+    ...(numbered.length > 0 ? [{ title: 'restore by number', argv: command(['--numeric-ids'], numbered) }] : []),
+  ];
+}
+
+/** Extract with a progress line. What borg warns of is a warning. Throws Problem when it failed: the folder then holds what came until then. */
+async function extract(settings, argv, target, title, bytes) {
+  const began = Date.now();
+  let shownAt = 0;
+  const onErrorLine = (line) => {
+    const percent = /"type": "progress_percent".*"current": (\d+).*"total": (\d+)/.exec(line) ?? /"current": (\d+), "total": (\d+)/.exec(line);
+    if (!percent || Date.now() - shownAt < 250) return;
+    shownAt = Date.now();
+    const done = Number(percent[1]) / Number(percent[2]) || 0, seconds = (Date.now() - began) / 1000;
+    sayLive(`${title}: ${Math.round(done * 100)} % of ${size(bytes)}${done > 0.02 ? `, about ${span(seconds / done - seconds)} left` : ''}`);
+  };
+  const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' }, onErrorLine });
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed; what came until then is in ${named(target)}`, done);
+  if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
+}
+
+// The links of a data directory are absolute: started as it is, a copy would write into the WAL and tablespaces of the running cluster.
+function mendClusterLinks(target, manifest) {
+  for (const cluster of manifest.plan.clusters) {
+    const folder = below(target, cluster.dataDirectory);
+    const links = [...cluster.tablespaces.map((one) => ({ link: path.join(folder, 'pg_tblspc', one.oid), to: one.location })), { link: path.join(folder, 'pg_wal'), to: cluster.walFolder }];
+    for (const { link, to } of links) {
+      const facts = fs.lstatSync(link, { throwIfNoEntry: false });
+      if (!facts?.isSymbolicLink()) continue;
+      if (!fs.existsSync(below(target, to))) warn(`${named(link)} leads nowhere: ${named(to)} was not restored with it`);
+      fs.rmSync(link);
+      fs.symlinkSync(below(target, to), link);
+      if (process.getuid?.() === 0) fs.lchownSync(link, facts.uid, facts.gid);
+      say(`mended the link ${named(link)}`);
+    }
+  }
+}
+
+/** `find PATTERN`: which archives hold the files whose path contains the text (or matches the glob), newest first. Returns 0, or 1 when none does. */
+async function find(settings, server, [pattern = '']) {
+  await borgVersion();
+  const archives = (await listArchives(settings, server)).filter((one) => one.kind !== 'warm').reverse();
+  const plain = pattern.replace(/^\//, ''), isGlob = /[*?[]/.test(plain);
+  const patterns = isGlob ? [`fm:${plain}`, ...(pattern.startsWith('/') ? [] : [`fm:*/${plain}`])]
+    : [`re:${pattern.startsWith('/') ? '^' : ''}${plain.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}`];
+  const found = new Map();
+  const began = Date.now();
+  for (const [index, { archive }] of archives.entries()) {
+    const onLine = (line) => noteVersion(found, archive, JSON.parse(line));
+    const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...patterns], { onLine, keepBytes: 0 });
+    if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be searched`, done);
+    const left = (Date.now() - began) / 1000 / (index + 1) * (archives.length - index - 1);
+    if (index === 0 && archives.length > 1) say(`searching ${count(archives.length, 'archive')}, about ${span(left)} more`);
+    else sayLive(`${index + 1} of ${archives.length} archives, about ${span(left)} left`);
+  }
+  if (mode.json) answer(JSON.stringify([...found].map(([file, versions]) => ({ path: file, versions })), null, 1));
+  else for (const [file, versions] of found) answer([printable(file.replaceAll('\n', '\\n')), ...versions.map(versionLine)].join('\n'));
+  if (found.size === 0) say(`no archive holds ${named(pattern)}`);
+  return found.size > 0 ? 0 : 1;
+}
+
+function noteVersion(found, archive, one) {
+  if (one.type === 'd') return;
+  const file = `/${one.path}`, modifiedAt = `${one.mtime.slice(0, 19)}Z`;
+  const versions = found.get(file) ?? [];
+  const known = versions.find((version) => version.modifiedAt === modifiedAt && version.bytes === one.size);
+  if (known) known.archives.push(archive);
+  else versions.push({ modifiedAt, bytes: one.size, archives: [archive] });
+  found.set(file, versions);
+}
+
+function versionLine({ modifiedAt, bytes, archives }) {
+  const more = archives.length > 1 ? ` and ${archives.length - 1} more, the oldest ${archives[archives.length - 1]}` : '';
+  return `  changed ${modifiedAt}  ${size(bytes).padStart(8)}  in ${archives[0]}${more}`;
 }
 
 // =========================================================================================================
@@ -3735,7 +3912,7 @@ async function installTimers(settings, script, file) {
     'cold-backup.service': service('the nightly run', '--quiet', [`ExecStopPost=${commandLine(script, file, 'recover --quiet').replaceAll('%', '%%')}`, 'KillMode=mixed', 'TimeoutStartSec=infinity', 'TimeoutStopSec=30min', 'SuccessExitStatus=75', 'OOMScoreAdjust=-500']),
     'cold-backup.timer': timer([`OnCalendar=${at}`]), // not Persistent: a missed night must not stop services in the morning
     'cold-backup-recover.service': service('start what an interrupted run left stopped', 'recover --quiet', ['SuccessExitStatus=75']),
-    'cold-backup-recover.timer': timer(['OnBootSec=20s', 'OnUnitActiveSec=5min']),
+    'cold-backup-recover.timer': timer(['OnBootSec=20s', 'OnUnitActiveSec=5min', 'AccuracySec=1s']),
   };
   for (const [name, text] of Object.entries(files)) fs.writeFileSync(path.join('/etc/systemd/system', name), text, { mode: 0o644 });
   for (const argv of [['systemctl', 'daemon-reload'], ['systemctl', 'enable', '--now', 'cold-backup.timer', 'cold-backup-recover.timer']]) {
@@ -3749,20 +3926,22 @@ async function installTimers(settings, script, file) {
 // ==== MAIN PROGRAM ====
 // The command line: which command, with which options. Nothing is done here; each command is a chapter of its own.
 
-const COMMANDS = ['setup', 'doctor', 'status', 'list', 'recover', 'borg'];
-const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes'];
-const OPTIONS_OF = { 'dry-run': [''], now: [''], yes: ['setup'], schedule: ['setup'] }; // all others go everywhere
+const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'recover', 'borg'];
+const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links'];
+const OPTIONS_OF = { 'dry-run': [''], now: [''], yes: ['setup'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'],
+  ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find']])) }; // all others go everywhere
+const VALUES = ['settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
 
 /** The words of the command line as options. Throws Problem (64) with a suggestion for what is not known. */
 function readOptions(argv) {
   const unknown = [];
   const found = minimist(argv.map((word) => (word === '--no-color' ? '--no-colour' : word)), { // minimist takes --no-x for the opposite of --x
-    boolean: [...FLAGS.filter((flag) => flag !== 'no-color'), 'colour'], string: ['settings', 'schedule', '_'], alias: { h: 'help', V: 'version' }, default: { colour: true },
+    boolean: [...FLAGS.filter((flag) => flag !== 'no-color'), 'colour'], string: [...VALUES, '_'], alias: { h: 'help', V: 'version' }, default: { colour: true },
     stopEarly: argv.includes('borg') && !argv.slice(0, argv.indexOf('borg')).some((word) => !word.startsWith('-') && argv[argv.indexOf(word) - 1] !== '--settings'),
     unknown: (word) => !word.startsWith('-') || word === '-' || (unknown.push(word), false),
   });
   if (unknown.length > 0) {
-    const known = [...FLAGS, 'settings', 'schedule'];
+    const known = [...FLAGS, ...VALUES];
     throw new Problem(`unknown option ${unknown[0]}${meant(unknown[0].replace(/^-+/, '').split('=')[0], known).replace(/"(.+)"/, '"--$1"')}`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
   }
   const [command = '', ...words] = found._;
@@ -3770,33 +3949,45 @@ function readOptions(argv) {
   for (const [option, commands] of Object.entries(OPTIONS_OF)) {
     if (found[option] && !commands.includes(command)) throw new Problem(`--${option} does not go with ${command || 'taking the backup'}`, { exitCode: 64, hint: `it belongs to ${commands[0] || 'the backup itself'}` });
   }
-  for (const option of ['settings', 'schedule']) {
+  for (const option of VALUES) {
     if (Array.isArray(found[option]) || found[option] === '') throw new Problem(`--${option} needs one value`, { exitCode: 64 });
   }
   if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
-  const most = { list: 2, borg: Infinity, guard: Infinity };
+  const most = { list: 2, find: 1, restore: Infinity, borg: Infinity, guard: Infinity };
   if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
     color: found.colour && !process.env.NO_COLOR && Boolean(process.stderr.isTTY) });
-  return { command, words, settingsFile: found.settings ?? '', schedule: found.schedule ?? '', yes: found.yes, version: found.version, help: found.help, 'print-settings': found['print-settings'] };
+  return { command, words, values: Object.fromEntries(VALUES.map((option) => [option, found[option] ?? ''])), flags: Object.fromEntries(FLAGS.map((flag) => [flag, Boolean(found[flag])])) };
 }
 
 /** Given the command line without node and script, does what it says. Returns the exit code. */
 async function command(argv) {
-  const options = readOptions(argv);
-  const script = fs.realpathSync(process.argv[1]);
-  if (options.help) return said(HELP.trimEnd());
-  if (options.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
-  if (options.command === 'recover') return recover(...everyStateFolder(script, options.settingsFile));
-  if (options.command === 'guard') return guard(options.words, loadedOrNull(script, options.settingsFile)?.settings ?? null);
-  const loaded = loadSettings(settings, script, options.settingsFile);
-  if (options['print-settings']) return said(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
-  if (options.command === 'setup') return setup(loaded, script, options);
-  if (options.command === 'doctor') return doctor(loaded, script);
-  if (options.command === 'status') return status(loaded.settings);
-  if (options.command === 'list') return list(loaded.settings, options.words);
-  if (options.command === 'borg') return borgItself(loaded.settings, options.words);
+  const { command: name, words, values, flags } = readOptions(argv);
+  const script = fs.realpathSync(process.argv[1]), file = values.settings;
+  if (flags.help) return said(HELP.trimEnd());
+  if (flags.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
+  if (name === 'recover') return recover(...everyStateFolder(script, file));
+  if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
+  const loaded = values.repository ? bareMachine(values) : loadSettings(settings, script, file);
+  const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
+  if (flags['print-settings']) return said(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
+  if (name === 'setup') return setup(loaded, script, { yes: flags.yes, schedule: values.schedule });
+  if (name === 'doctor') return doctor(loaded, script);
+  if (name === 'status') return status(loaded.settings);
+  if (name === 'list') return list(loaded.settings, server, words);
+  if (name === 'find') return find(loaded.settings, server, words);
+  if (name === 'restore') return restoreTo(loaded.settings, server, words, values.to, flags['mend-links']);
+  if (name === 'borg') return borgItself(loaded.settings, words);
   return takeBackup(loaded, script);
+}
+
+// A machine without settings: repository, key and passphrase are on the command line; borg's cache lives as long as we do.
+function bareMachine(values) {
+  const stateFolder = fs.mkdtempSync(join(tmpdir(), 'cold-backup-'));
+  process.on('exit', () => fs.rmSync(stateFolder, { recursive: true, force: true }));
+  const own = { server: '', repository: values.repository, keyFile: values['key-file'] || settings.keyFile, passphraseFile: values['passphrase-file'] || settings.passphraseFile,
+    sshKey: values['ssh-key'] || settings.sshKey, stateFolder };
+  return { settings: { ...settings, ...own }, file: 'the command line', text: '', given: own, lines: new Map() };
 }
 
 function said(text) {

@@ -22,8 +22,11 @@ usage: node backup.js [COMMAND] [OPTIONS]
   (no command)           take the backup: this is what crontab calls
   setup                  make ssh key, borg key, passphrase and repository
   doctor                 check everything that can be checked while all runs
-  status                 is there a good recent backup? (a monitoring plugin, too)
+  status                 is there a good recent backup? (for monitoring, too)
   list [ARCHIVE [PATH]]  the archives, or the files in one
+  find PATTERN           which archives hold this file, in which versions
+  restore ARCHIVE|latest [PATH ...] --to FOLDER
+                         into a new folder; --mend-links: clusters, too
   recover                start whatever an interrupted run left stopped
   borg ARGS...           borg itself, with this server's repository and key
 
@@ -32,8 +35,9 @@ usage: node backup.js [COMMAND] [OPTIONS]
   --settings FILE        instead of the block in backup.js, or of
                          backup.settings.js beside it
   --print-settings       each setting in force, and where it comes from
-  --yes                  setup: ask nothing
-  --schedule cron|systemd  setup: install the schedule, too
+  --repository, --key-file, --passphrase-file, --ssh-key
+                         list, find, restore: in place of settings
+  --yes, --schedule cron|systemd  setup: ask nothing; install a schedule
   --json                 one JSON document on stdout, all else on stderr
   --quiet                only warnings and errors: for cron's mail
   --verbose              also every look at the machine

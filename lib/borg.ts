@@ -44,8 +44,8 @@ function shellWord(word: string): string {
 export function sshCommand(settings: Settings): string[] {
   const quoted = (file: string) => `"${file.replaceAll('%', '%%')}"`; // ssh_config(5) splits at spaces and expands %
   return ['ssh', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=20', '-o', 'ServerAliveInterval=10', '-o', 'ServerAliveCountMax=6',
-    '-o', 'StrictHostKeyChecking=yes', '-o', `UserKnownHostsFile=${quoted(settings.knownHostsFile)}`,
-    '-o', 'IdentitiesOnly=yes', '-i', settings.sshKey];
+    '-o', 'StrictHostKeyChecking=yes', ...(fs.existsSync(settings.knownHostsFile) ? ['-o', `UserKnownHostsFile=${quoted(settings.knownHostsFile)}`] : []),
+    ...(fs.existsSync(settings.sshKey) ? ['-o', 'IdentitiesOnly=yes', '-i', settings.sshKey] : [])]; // without them, root's own
 }
 
 /** The environment of every borg: repository, key, passphrase command, cache in the state folder; no question is ever answered yes. */
@@ -225,14 +225,14 @@ export async function readFromArchive(settings: Settings, archive: string, file:
 export type ArchiveFacts = { archive: string; madeAt: string; kind: 'proven' | 'unproven' | 'warm'; originalBytes: number | null; deduplicatedBytes: number | null; downSeconds: number | null };
 
 /**
- * The archives of this server, oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
+ * The archives of this server ('' = of any), oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
  * twin's comment, so that one listing answers everything. Names that are not ours are left out.
  */
 export async function listArchives(settings: Settings, server: string): Promise<ArchiveFacts[]> {
   const done = await askBorg(settings, ['list', '--json', '--consider-checkpoints', '--format', '{comment}{end}']);
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
   const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d`;
-  const ours = new RegExp(`^(proven-)?${server.replaceAll('.', '\\.')}-(${stamp})(-warm\\.checkpoint)?$`);
+  const ours = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-(${stamp})(-warm\\.checkpoint)?$`);
   const archives: { name: string; start: string; comment: string }[] = JSON.parse(done.out).archives;
   const proofs = new Map(archives.filter(({ name }) => name.startsWith('proven-')).map(({ name, comment }) => [name.slice('proven-'.length), comment]));
   return archives.filter(({ name }) => !name.startsWith('proven-') && ours.test(name)).map(({ name, start }) => {

@@ -6,12 +6,11 @@ import { Problem, answer, mode, named, printable, size, span, warn } from './say
 import type { Settings } from './settings.ts';
 import { askBorg, borgEnvironment, borgFailure, borgVersion, listArchives } from './borg.ts';
 import type { ArchiveFacts } from './borg.ts';
-import { serverName } from './plan.ts';
 
-/** `list [ARCHIVE [PATH]]`: given the words, prints the archives (newest last), or the files of one. Returns the exit code. */
-export async function list(settings: Settings, words: string[]): Promise<number> {
+/** `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of one. Returns the exit code. */
+export async function list(settings: Settings, server: string, words: string[]): Promise<number> {
   await borgVersion();
-  const archives = await listArchives(settings, serverName(settings));
+  const archives = await listArchives(settings, server);
   if (words.length > 0) return listFiles(settings, archiveMeant(archives, words[0]!), words[1]);
   if (mode.json) answer(JSON.stringify(archives, null, 1));
   else if (archives.length === 0) answer('no archives yet');

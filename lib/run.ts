@@ -4,7 +4,7 @@
 import { join } from 'node:path';
 import fs from 'node:fs';
 import { Problem, answer, count, mode, named, openTranscript, say, sayBlock, sayError, size, span, warn, warnings } from './say.ts';
-import { askToStop, change, failure, listenToSignals } from './shell.ts';
+import { askToStop, change, failure, freeBytes, listenToSignals } from './shell.ts';
 import { lastGoodRun, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import { checkSecretFiles } from './check.ts';
@@ -124,9 +124,9 @@ async function runBefore(settings: Settings): Promise<void> {
 async function tryEverything(settings: Settings, plan: Plan): Promise<void> {
   const version = await borgVersion();
   const { encryption } = await tryRepository(settings);
-  const { bavail, bsize } = fs.statfsSync ? fs.statfsSync(settings.stateFolder) : { bavail: Infinity, bsize: 1 }; // since Node 18.15
+  const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
-  if (bavail * bsize < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(bavail * bsize)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });
+  if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });
   say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (borg ${version}, ${encryption})`);
 }
 

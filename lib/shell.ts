@@ -187,6 +187,13 @@ export function outlivingUs(argv: string[]): string[] {
   return hasSystemd() && process.getuid?.() === 0 ? ['systemd-run', '--scope', '--quiet', '--collect', '--', ...argv] : argv;
 }
 
+/** Bytes that are free for us on the disk of a folder. */
+export function freeBytes(folder: string): number {
+  if (!fs.statfsSync) return Infinity; // before Node 18.15
+  const { bavail, bsize } = fs.statfsSync(folder);
+  return bavail * bsize;
+}
+
 /** Write a file so that it is whole or absent, whatever happens, a power cut included. Given mode 0600 unless told. */
 export function writeDurably(file: string, text: string, fileMode = 0o600): void {
   const draft = `${file}.new`;

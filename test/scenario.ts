@@ -125,11 +125,11 @@ export function whatRuns({ web, app, db }: World): string[] {
   return [web.pidFile, app.pidFile, path.join(db.dataDirectory, 'postmaster.pid')].map((file) => fs.readFileSync(file, 'utf8').split('\n')[0]!);
 }
 
-/** The invariant: what ran runs, nothing else does; nothing of a run is left, no process and no ledger. */
+/** The invariant: within so many seconds what ran runs, nothing else does; nothing of a run is left, no process and no ledger. */
 export async function allIsWell(world: World, seconds = 15, watch: 'a guard may watch' | '' = ''): Promise<void> {
   await everythingRunsAgain([world.web, world.app], [world.idle], seconds);
   await waitFor('the cluster answers', () => answers(world.db), seconds);
-  if (!watch || !await guardWatches(world)) await nothingIsLeft(world, seconds);
+  if (!watch || !await guardWatches(world)) await nothingIsLeft(world); // a guard may need two seconds to see that it is not needed
 }
 
 // Killed just between the note that a part is to be stopped and the command that does it: nobody can know whether it will still
@@ -140,8 +140,8 @@ async function guardWatches({ server }: World): Promise<boolean> {
   return parts().some((part: any) => part.stoppedAt === null);
 }
 
-export async function nothingIsLeft({ server }: World, seconds = 15): Promise<void> {
-  await waitFor('nothing of the run is left', () => leftProcesses().length === 0, seconds).catch((error) => { throw new Error(`${error.message}: ${leftProcesses().join(' | ')}`); });
+export async function nothingIsLeft({ server }: World): Promise<void> {
+  await waitFor('nothing of the run is left', () => leftProcesses().length === 0, 15).catch((error) => { throw new Error(`${error.message}: ${leftProcesses().join(' | ')}`); });
   assert.equal(fs.existsSync(path.join(server.stateFolder, 'ledger.json')), false, 'the ledger is left');
 }
 
