@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: f0026645e0cd2585b51fc6590aeedff174a64fd97ce31fded523e2a5d17ce91a
+// Checksum of all but the settings: 387f337334fcb28e535719df141deecc2b47b0abd1d021228dd27698ca2d58c3
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -185,6 +185,7 @@ async function runTheNight(night) {
   clearTimeout(alarm);
   night.down = await startEverything(night);
   // From here services run again.
+  goOn(); // what went wrong because we were asked to end is not the reason to tell
   if (trouble) throw trouble;
   if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
   await proveTheArchive(night, plan, copied);
@@ -3265,7 +3266,7 @@ async function armGuard(script, stateFolder, settingsFile, run) {
     } catch { /* not yet */ }
     return pid !== 0;
   }, 20);
-  if (!armed) throw new Problem('the guard has not come up: without it nothing is stopped', { hint: 'look at the newest file in the state folder\'s log/' });
+  if (!armed) throw new Problem('the guard has not come up: without it nothing is stopped', { hint: 'try it by hand: `node backup.js recover`' });
   return pid;
 }
 
@@ -3280,7 +3281,6 @@ function dismissGuard(pid, stateFolder) {
 /** The guard's own life: `node backup.js guard STATE-FOLDER RUN PID START`, started by the run, of no use to people. */
 async function guard(words, settings) {
   const [stateFolder, run, pid, start] = words;
-  openTranscript(path.join(stateFolder, 'log'), `${new Date().toISOString().slice(0, 19)}-guard`);
   process.on('SIGTERM', () => !fs.existsSync(ledgerFile(stateFolder)) && process.exit(0));
   for (const signal of ['SIGINT', 'SIGHUP']) process.on(signal, () => {});
   fs.writeFileSync(guardFile(stateFolder), JSON.stringify({ run, pid: process.pid }), { mode: 0o600 });
@@ -3292,14 +3292,14 @@ async function guard(words, settings) {
         await endRun(run); // nothing is stopped, but the run may have been killed while its borg wrote
         return 0;
       }
+      if (transcriptNow().fd === null) openTranscript(path.join(stateFolder, 'log'), `${new Date().toISOString().slice(0, 19)}-guard`);
       const down = await bringBack(stateFolder, ledger, 'the guard', settings);
       fs.closeSync(lock); // `recover`, people and the next run may do something as well
       if (down.length === 0 && undecidedParts(ledger).length === 0) return 0;
       if (down.length === 0) await watchUndecided(stateFolder, ledger);
       else await sleep(RETRY_SECONDS * 1000);
     } else if (isOverdue(stateFolder, run) && startOfProcess(Number(pid)) === start) {
-      say(`the run (process ${pid}) hangs past its deadline: it is killed`);
-      process.kill(Number(pid), 'SIGKILL');
+      process.kill(Number(pid), 'SIGKILL'); // the run hangs past its deadline
     } else {
       await sleep(20);
     }

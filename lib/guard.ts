@@ -7,7 +7,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Problem, openTranscript, say, sayError, transcriptSince, warn, warnings } from './say.ts';
+import { Problem, openTranscript, say, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
 import { change, failure, hasSystemd, listenToSignals, shield, waitUntil } from './shell.ts';
 import { endRun, startOfProcess } from './processes.ts';
 import { remember } from './history.ts';
@@ -40,7 +40,7 @@ export async function armGuard(script: string, stateFolder: string, settingsFile
     } catch { /* not yet */ }
     return pid !== 0;
   }, 20);
-  if (!armed) throw new Problem('the guard has not come up: without it nothing is stopped', { hint: 'look at the newest file in the state folder\'s log/' });
+  if (!armed) throw new Problem('the guard has not come up: without it nothing is stopped', { hint: 'try it by hand: `node backup.js recover`' });
   return pid;
 }
 
@@ -55,7 +55,6 @@ export function dismissGuard(pid: number, stateFolder: string): void {
 /** The guard's own life: `node backup.js guard STATE-FOLDER RUN PID START`, started by the run, of no use to people. */
 export async function guard(words: string[], settings: Settings | null): Promise<number> {
   const [stateFolder, run, pid, start] = words as [string, string, string, string];
-  openTranscript(path.join(stateFolder, 'log'), `${new Date().toISOString().slice(0, 19)}-guard`);
   process.on('SIGTERM', () => !fs.existsSync(ledgerFile(stateFolder)) && process.exit(0));
   for (const signal of ['SIGINT', 'SIGHUP'] as const) process.on(signal, () => {});
   fs.writeFileSync(guardFile(stateFolder), JSON.stringify({ run, pid: process.pid }), { mode: 0o600 });
@@ -67,14 +66,14 @@ export async function guard(words: string[], settings: Settings | null): Promise
         await endRun(run); // nothing is stopped, but the run may have been killed while its borg wrote
         return 0;
       }
+      if (transcriptNow().fd === null) openTranscript(path.join(stateFolder, 'log'), `${new Date().toISOString().slice(0, 19)}-guard`);
       const down = await bringBack(stateFolder, ledger, 'the guard', settings);
       fs.closeSync(lock); // `recover`, people and the next run may do something as well
       if (down.length === 0 && undecidedParts(ledger).length === 0) return 0;
       if (down.length === 0) await watchUndecided(stateFolder, ledger);
       else await sleep(RETRY_SECONDS * 1000);
     } else if (isOverdue(stateFolder, run) && startOfProcess(Number(pid)) === start) {
-      say(`the run (process ${pid}) hangs past its deadline: it is killed`);
-      process.kill(Number(pid), 'SIGKILL');
+      process.kill(Number(pid), 'SIGKILL'); // the run hangs past its deadline
     } else {
       await sleep(20);
     }

@@ -4,7 +4,7 @@
 import { join } from 'node:path';
 import fs from 'node:fs';
 import { Problem, answer, count, mode, named, openTranscript, say, sayBlock, sayError, size, span, warn, warnings } from './say.ts';
-import { askToStop, change, failure, freeBytes, listenToSignals } from './shell.ts';
+import { askToStop, change, failure, freeBytes, goOn, listenToSignals } from './shell.ts';
 import { lastGoodRun, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import { checkSecretFiles } from './check.ts';
@@ -85,6 +85,7 @@ async function runTheNight(night: Night): Promise<void> {
   clearTimeout(alarm);
   night.down = await startEverything(night);
   // From here services run again.
+  goOn(); // what went wrong because we were asked to end is not the reason to tell
   if (trouble) throw trouble;
   if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
   await proveTheArchive(night, plan, copied!);

@@ -13,7 +13,10 @@ import type { TestCluster } from './cluster.ts';
 
 const RUNS = Number(process.argv[2] ?? 3);
 const raw: Record<string, number[]> = {};
-const median = (name: string): number => [...raw[name]!].sort((one, other) => one - other)[Math.floor(raw[name]!.length / 2)]!;
+const median = (name: string): number => {
+  const sorted = [...raw[name]!].sort((one, other) => one - other), middle = (sorted.length - 1) / 2;
+  return (sorted[Math.floor(middle)]! + sorted[Math.ceil(middle)]!) / 2;
+};
 
 /** Run a program to its end; keep how long it took, and the largest memory it had. Throws when it fails. */
 async function measure(name: string, argv: string[], options: { env?: NodeJS.ProcessEnv; cwd?: string; memory?: boolean } = {}): Promise<void> {

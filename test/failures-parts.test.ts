@@ -107,6 +107,15 @@ scenarios('a part that fails, a person who interrupts', import.meta.url, {
     assert.ok(slow.running() && fs.readFileSync(slow.pidFile, 'utf8') !== before, 'it was waited for, and started');
   },
 
+  'SIGTERM while everything is proven cold: exit 143 after everything runs again': async (world) => {
+    world.server.writeSettings({ warmPass: false });
+    const run = world.server.start([], wrap(world, 'find', `case "$*" in *%C@*) pass=listing;; esac; ${holdIn('listing')}`));
+    await held(world);
+    run.signal('SIGTERM');
+    expectEnd(world, await run.ended, { code: 143, says: [/error: ended by SIGTERM/, ALL_RUN], error: /^ended by SIGTERM$/ });
+    await allIsWell(world, 0.1);
+  },
+
   'SIGINT in the cold pass: exit 130 after everything runs again, and a second one changes nothing': async (world) => {
     for (const times of [1, 2]) {
       const run = world.server.start([], wrap(world, 'borg', `[ $pass = cold ] && trap '' INT TERM; ${holdIn('cold')}`));
