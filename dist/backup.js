@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 387f337334fcb28e535719df141deecc2b47b0abd1d021228dd27698ca2d58c3
+// Checksum of all but the settings: c3955e76e794f4e17a8b3e84c08f1e54e07531e91bd3349430151a1552ada353
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -114,6 +114,7 @@ const fs = require('node:fs');
 const connect = (...given) => require('node:net').connect(...given);
 const os = require('node:os');
 const constants = require('node:os').constants;
+const hostname = (...given) => require('node:os').hostname(...given);
 const tmpdir = (...given) => require('node:os').tmpdir(...given);
 const path = require('node:path');
 const dirname = (...given) => require('node:path').dirname(...given);
@@ -202,6 +203,9 @@ async function copyCold(night, plan, manifest) {
   const second = await proveAgain(plan, first, before, after);
   fs.rmSync(after, { force: true });
   judgePass(plan, cold);
+  await Promise.all(night.ledger.parts.map(async (part) => { // clusters and containers have been proven; of others only this tells
+    if (await partState(part) === 'running') warn(`${part.name} was started by somebody while it should have been stopped`);
+  }));
   return { cold, first, second, manifestText };
 }
 
@@ -2344,6 +2348,8 @@ function borgEnvironment(settings, run = '') {
     BORG_PASSCOMMAND: `cat ${shellWord(settings.passphraseFile)}`,
     BORG_RSH: sshCommand(settings).map(shellWord).join(' '),
     BORG_BASE_DIR: path.join(settings.stateFolder, 'borg'),
+    // borg takes a lock for stale when its owner on this host is dead; without a network card it would take us for another host every time.
+    ...(fs.existsSync('/etc/machine-id') ? { BORG_HOST_ID: `${hostname()}@${fs.readFileSync('/etc/machine-id', 'utf8').trim()}` } : {}),
     BORG_EXIT_CODES: 'modern', // 1.4: tells warnings apart; 1.2 does not know it
     BORG_RELOCATED_REPO_ACCESS_IS_OK: 'no',
     BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK: 'no',
@@ -2772,6 +2778,8 @@ async function differingPaths(before, after) {
 // `recover`, the next run) starts everything from it, with nothing else to go by. A part leaves the ledger only when it has been
 // seen running. Changes: the parts of the plan, ledger.json in the state folder. Never kills a part.
 
+// refused: its stop command failed
+
 const START_SECONDS = 300; // for one part to be seen running and healthy
 const START_ATTEMPTS = 3;
 const PATIENCE_MS = 60_000; // with one part, before the next ones are started all the same
@@ -2923,7 +2931,10 @@ async function stopPart(part, limitSeconds) {
   const seen = await waitUntil(limitSeconds, async () => {
     const finished = command.done;
     const state = await partState(part);
-    if (state === 'running' && finished && finished.code !== 0) throw failure(`could not stop ${part.name}`, finished);
+    if (state === 'running' && finished && finished.code !== 0) {
+      part.refused = true;
+      throw failure(`could not stop ${part.name}`, finished);
+    }
     return state === 'stopped' && finished !== null; // docker stop may still be at work on what has just ended
   }, 30);
   if (!seen) {
@@ -3037,7 +3048,7 @@ async function startWhatElseWasActive(ledger) {
 function undecidedParts(ledger) {
   const limit = (ledger.stopTimeoutSeconds + 3600) * 1000;
   const isKnown = (part) => part.runningAt !== null && Boolean(part.unit || part.dataDirectory || (part.database === '' && part.stopSeconds + 3 < ledger.stopTimeoutSeconds));
-  return ledger.parts.filter((part) => part.stoppedAt === null && !isKnown(part) && Date.now() - Date.parse(part.askedAt) < limit);
+  return ledger.parts.filter((part) => part.stoppedAt === null && !part.refused && !isKnown(part) && Date.now() - Date.parse(part.askedAt) < limit);
 }
 
 /** The state of the machine in words: the last line of every error after the first stop. */

@@ -2,6 +2,7 @@
 // Changes only the repository, by adding archives; never deletes, renames or recreates one. borg's cache lies in the state folder.
 // Secrets reach borg by file: the passphrase is read by borg itself (BORG_PASSCOMMAND), and is in no argument and no log.
 import fs from 'node:fs';
+import { hostname } from 'node:os';
 import path from 'node:path';
 import { Problem, named, say, sayLive, size, span } from './say.ts';
 import type { Done, RunOptions } from './shell.ts';
@@ -56,6 +57,8 @@ export function borgEnvironment(settings: Settings, run = ''): Record<string, st
     BORG_PASSCOMMAND: `cat ${shellWord(settings.passphraseFile)}`,
     BORG_RSH: sshCommand(settings).map(shellWord).join(' '),
     BORG_BASE_DIR: path.join(settings.stateFolder, 'borg'),
+    // borg takes a lock for stale when its owner on this host is dead; without a network card it would take us for another host every time.
+    ...(fs.existsSync('/etc/machine-id') ? { BORG_HOST_ID: `${hostname()}@${fs.readFileSync('/etc/machine-id', 'utf8').trim()}` } : {}),
     BORG_EXIT_CODES: 'modern', // 1.4: tells warnings apart; 1.2 does not know it
     BORG_RELOCATED_REPO_ACCESS_IS_OK: 'no',
     BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK: 'no',

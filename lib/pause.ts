@@ -15,7 +15,7 @@ import type { Part, State } from './units.ts';
 import { containerState, runningContainers } from './containers.ts';
 import { clusterAnswers, clusterState } from './postgres.ts';
 
-export type StoppedPart = Part & { askedAt: string; stoppedAt: string | null; runningAt: string | null };
+export type StoppedPart = Part & { askedAt: string; stoppedAt: string | null; runningAt: string | null; refused?: boolean }; // refused: its stop command failed
 export type Ledger = {
   format: 1;
   howTo: string[];
@@ -184,7 +184,10 @@ async function stopPart(part: StoppedPart, limitSeconds: number): Promise<void> 
   const seen = await waitUntil(limitSeconds, async () => {
     const finished = command.done;
     const state = await partState(part);
-    if (state === 'running' && finished && finished.code !== 0) throw failure(`could not stop ${part.name}`, finished);
+    if (state === 'running' && finished && finished.code !== 0) {
+      part.refused = true;
+      throw failure(`could not stop ${part.name}`, finished);
+    }
     return state === 'stopped' && finished !== null; // docker stop may still be at work on what has just ended
   }, 30);
   if (!seen) {
@@ -298,7 +301,7 @@ async function startWhatElseWasActive(ledger: Ledger): Promise<string[]> {
 export function undecidedParts(ledger: Ledger): StoppedPart[] {
   const limit = (ledger.stopTimeoutSeconds + 3600) * 1000;
   const isKnown = (part: StoppedPart) => part.runningAt !== null && Boolean(part.unit || part.dataDirectory || (part.database === '' && part.stopSeconds! + 3 < ledger.stopTimeoutSeconds));
-  return ledger.parts.filter((part) => part.stoppedAt === null && !isKnown(part) && Date.now() - Date.parse(part.askedAt) < limit);
+  return ledger.parts.filter((part) => part.stoppedAt === null && !part.refused && !isKnown(part) && Date.now() - Date.parse(part.askedAt) < limit);
 }
 
 /** The state of the machine in words: the last line of every error after the first stop. */

@@ -22,7 +22,7 @@ import { messageOf, summary } from './outcome.ts';
 import { prove, proveAgain } from './proof.ts';
 import type { Proof } from './proof.ts';
 import { tell } from './tell.ts';
-import { closeLedger, keepLedgerIfPossible, openLedger, readLedger, servicesNow, startParts, stopParts, takeLock, undecidedParts } from './pause.ts';
+import { closeLedger, keepLedgerIfPossible, openLedger, partState, readLedger, servicesNow, startParts, stopParts, takeLock, undecidedParts } from './pause.ts';
 import type { Ledger } from './pause.ts';
 import { armGuard, bringBack, dismissGuard } from './guard.ts';
 import { finishRecord, listingFile, prepareRecord, writeProof } from './record.ts';
@@ -102,6 +102,9 @@ async function copyCold(night: Night, plan: Plan, manifest: Manifest): Promise<{
   const second = await proveAgain(plan, first, before, after);
   fs.rmSync(after, { force: true });
   judgePass(plan, cold);
+  await Promise.all(night.ledger!.parts.map(async (part) => { // clusters and containers have been proven; of others only this tells
+    if (await partState(part) === 'running') warn(`${part.name} was started by somebody while it should have been stopped`);
+  }));
   return { cold, first, second, manifestText };
 }
 
