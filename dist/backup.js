@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: c3955e76e794f4e17a8b3e84c08f1e54e07531e91bd3349430151a1552ada353
+// Checksum of all but the settings: 7ce6529e26839a141bea9c18b765b7a369c28b4f7f9f398bc5f4ca32e59dcfd0
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -228,7 +228,10 @@ async function runBefore(settings) {
 /** Everything that can fail is tried while everything still runs. Throws Problem: nothing was stopped. */
 async function tryEverything(settings, plan) {
   const version = await borgVersion();
-  const { encryption } = await tryRepository(settings);
+  const { encryption } = await tryRepository(settings).catch(async (error) => {
+    if (isRemote(settings)) await tryConnection(settings); // when it is ssh that fails, what ssh says is the better story
+    throw error;
+  });
   const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
   if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });

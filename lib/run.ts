@@ -13,7 +13,8 @@ import type { Settings } from './settings.ts';
 import { deadlines, isInWindow, windowEnd } from './window.ts';
 import { passportOf } from './passport.ts';
 import { queryCluster } from './questions.ts';
-import { borgVersion, readFromArchive, takePass, tryRepository } from './borg.ts';
+import { tryConnection } from './doctor.ts';
+import { borgVersion, isRemote, readFromArchive, takePass, tryRepository } from './borg.ts';
 import type { PassResult } from './borg.ts';
 import { makePlan, serverName } from './plan.ts';
 import type { Plan } from './plan.ts';
@@ -127,7 +128,10 @@ async function runBefore(settings: Settings): Promise<void> {
 /** Everything that can fail is tried while everything still runs. Throws Problem: nothing was stopped. */
 async function tryEverything(settings: Settings, plan: Plan): Promise<void> {
   const version = await borgVersion();
-  const { encryption } = await tryRepository(settings);
+  const { encryption } = await tryRepository(settings).catch(async (error) => {
+    if (isRemote(settings)) await tryConnection(settings); // when it is ssh that fails, what ssh says is the better story
+    throw error;
+  });
   const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
   if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });

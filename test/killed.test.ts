@@ -115,7 +115,7 @@ async function powerCut(world: World): Promise<void> {
 /** So many of the moments, in their order: other ones with every seed. COLD_BACKUP_KILLS=17 takes them all. */
 function someMoments(wholeGroup: boolean): Moment[] {
   const turn = (moment: Moment) => random(`turn of ${moment} ${wholeGroup}`);
-  const chosen = [...MOMENTS].sort((one, other) => turn(one) - turn(other)).slice(0, Number(process.env.COLD_BACKUP_KILLS ?? 9));
+  const chosen = [...MOMENTS].sort((one, other) => turn(one) - turn(other)).slice(0, Number(process.env.COLD_BACKUP_KILLS ?? 6));
   return MOMENTS.filter((moment) => chosen.includes(moment));
 }
 
