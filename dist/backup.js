@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 7ce6529e26839a141bea9c18b765b7a369c28b4f7f9f398bc5f4ca32e59dcfd0
+// Checksum of all but the settings: 79364cc5661324cfd8197d2b0c63b901313e5c672e6b963f2dbdd131c20349d7
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -229,7 +229,7 @@ async function runBefore(settings) {
 async function tryEverything(settings, plan) {
   const version = await borgVersion();
   const { encryption } = await tryRepository(settings).catch(async (error) => {
-    if (isRemote(settings)) await tryConnection(settings); // when it is ssh that fails, what ssh says is the better story
+    if (isRemote(settings) && error.facts?.ran) await tryConnection(settings); // when it is ssh that fails, what ssh says is the better story
     throw error;
   });
   const free = freeBytes(settings.stateFolder);

@@ -129,7 +129,7 @@ async function runBefore(settings: Settings): Promise<void> {
 async function tryEverything(settings: Settings, plan: Plan): Promise<void> {
   const version = await borgVersion();
   const { encryption } = await tryRepository(settings).catch(async (error) => {
-    if (isRemote(settings)) await tryConnection(settings); // when it is ssh that fails, what ssh says is the better story
+    if (isRemote(settings) && error.facts?.ran) await tryConnection(settings); // when it is ssh that fails, what ssh says is the better story
     throw error;
   });
   const free = freeBytes(settings.stateFolder);

@@ -55,12 +55,12 @@ scenarios('a failure while everything runs', import.meta.url, {
   'a storage that cannot be reached, or is another one, is told, and nothing is stopped': async (world) => {
     const known = path.join(world.server.folder, 'etc/known_hosts'), right = fs.readFileSync(known);
     world.storage.stop();
-    await fails(world, [/the repository cannot be used/, /Connection refused|Connection closed/, /hint: run `node backup\.js doctor`/]);
+    await fails(world, [/no ssh connection to the storage/, /Connection refused/, /hint: is the storage reachable from here/]);
     await world.storage.start();
     fs.rmSync(path.join(world.folder, 'other'), { force: true });
     execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', path.join(world.folder, 'other')]);
     fs.writeFileSync(known, `[127.0.0.1]:${world.storage.port} ${fs.readFileSync(path.join(world.folder, 'other.pub'), 'utf8')}`);
-    await fails(world, [/the repository cannot be used/, /Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED/]);
+    await fails(world, [/no ssh connection to the storage/, /Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED/, /hint: .*knownHostsFile/]);
     fs.writeFileSync(known, right);
     await good(world);
   },
