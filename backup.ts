@@ -10,6 +10,7 @@ import { Problem, answer, mode, sayError } from './lib/say.ts';
 import { meant } from './lib/rules.ts';
 import { loadSettings, printSettings, settingsAsJson, stateFoldersIn } from './lib/check.ts';
 import type { Loaded } from './lib/check.ts';
+import { listenToSignals } from './lib/shell.ts';
 import { serverName } from './lib/plan.ts';
 import { stateFoldersElsewhere } from './lib/pause.ts';
 import { guard, recover } from './lib/guard.ts';
@@ -28,8 +29,19 @@ const VALUES = ['settings', 'schedule', 'to', 'repository', 'key-file', 'passphr
 
 type Options = { command: string; words: string[]; values: Record<string, string>; flags: Record<string, boolean> };
 
+// minimist takes `--dry-run false` and `--no-dry-run` for "no dry run": a slip like that must not begin a real one.
+function refuseSlips(argv: string[]): void {
+  const own = argv.slice(0, argv.includes('borg') ? argv.indexOf('borg') : argv.length);
+  for (const [index, word] of own.entries()) {
+    const name = word.replace(/^--/, '').split('=')[0]!;
+    const isSlip = /^--no-/.test(word) ? word !== '--no-color' : word.startsWith('--') && FLAGS.includes(name) && (word.includes('=') || /^(true|false)$/.test(own[index + 1] ?? ''));
+    if (isSlip) throw new Problem(`${word} is not understood: an option without a value is given, or it is not`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
+  }
+}
+
 /** The words of the command line as options. Throws Problem (64) with a suggestion for what is not known. */
 function readOptions(argv: string[]): Options {
+  refuseSlips(argv);
   const unknown: string[] = [];
   const found = minimist(argv.map((word) => (word === '--no-color' ? '--no-colour' : word)), { // minimist takes --no-x for the opposite of --x
     boolean: [...FLAGS.filter((flag) => flag !== 'no-color'), 'colour'], string: [...VALUES, '_'], alias: { h: 'help', V: 'version' }, default: { colour: true },
@@ -49,6 +61,8 @@ function readOptions(argv: string[]): Options {
     if (Array.isArray(found[option]) || found[option] === '') throw new Problem(`--${option} needs one value`, { exitCode: 64 });
   }
   if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
+  if (command === 'restore' && (words.length === 0 || !found.to)) throw new Problem('restore needs an archive and a folder', { exitCode: 64, hint: 'node backup.js restore latest --to /srv/back' });
+  if (command === 'find' && !words[0]) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
   const most: Record<string, number> = { list: 2, find: 1, restore: Infinity, borg: Infinity, guard: Infinity };
   if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
@@ -59,6 +73,7 @@ function readOptions(argv: string[]): Options {
 /** Given the command line without node and script, does what it says. Returns the exit code. */
 async function command(argv: string[]): Promise<number> {
   const { command: name, words, values, flags } = readOptions(argv);
+  if (['setup', 'doctor', 'list', 'find', 'restore'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]!), file = values.settings!;
   if (flags.help) return said(HELP.trimEnd());
   if (flags.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
@@ -118,6 +133,7 @@ async function main(): Promise<void> {
     code = await command(process.argv.slice(2));
   } catch (error) {
     sayError(error);
+    if (mode.json && error instanceof Problem) answer(JSON.stringify({ outcome: 'failed', exitCode: error.facts.exitCode ?? 2, error: error.message, hint: error.facts.hint ?? '' }));
     code = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
   }
   // What was printed is out before we leave; a command that hangs somewhere must not keep us.

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 79364cc5661324cfd8197d2b0c63b901313e5c672e6b963f2dbdd131c20349d7
+// Checksum of all but the settings: a43c364980259cd1bc9e0cc32a2161709322d7bd76318e89a5fedaae8e277dcd
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -171,7 +171,7 @@ async function runTheNight(night) {
 
   if (plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
   await checkpointAll(plan);
-  const { deadlineAt, beginStartAt } = tonightsDeadline(settings);
+  const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
     deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: night.line.startedAt });
   const alarm = setTimeout(() => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2), beginStartAt.getTime() - Date.now());
@@ -209,19 +209,15 @@ async function copyCold(night, plan, manifest) {
   return { cold, first, second, manifestText };
 }
 
-/** When everything must run again, and when to begin with that. Throws Problem when the window is all but over. */
-function tonightsDeadline(settings) {
-  const now = new Date();
-  const { deadlineAt, beginStartAt } = deadlines(settings, now, mode.now, lastGoodRun(settings.stateFolder)?.startSeconds ?? 0);
-  const isCutShort = deadlineAt.getTime() < now.getTime() + settings.maxDowntimeMinutes * 60_000;
-  if (isCutShort && beginStartAt.getTime() - now.getTime() < 10_000) {
-    throw new Problem('the window is all but over: nothing was stopped', { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
-  }
+/** When everything must run again, and when to begin with that. Throws Problem when the window is over, or leaves no time for a copy. */
+function tonightsDeadline(settings, windowEndsAt) {
+  const { deadlineAt, beginStartAt, isTooLate } = deadlines(settings.maxDowntimeMinutes, new Date(), windowEndsAt, lastGoodRun(settings.stateFolder)?.startSeconds ?? 0);
+  if (isTooLate) throw new Problem('the window is over, or all but over: nothing was stopped', { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
   return { deadlineAt, beginStartAt };
 }
 
 async function runBefore(settings) {
-  const done = await change(settings.before, { seconds: 600 });
+  const done = await change(settings.before, { seconds: 600, toTranscript: true }); // it may leave a daemon behind
   if (done.code !== 0) throw failure('the `before` command failed', done);
 }
 
@@ -242,9 +238,8 @@ async function tryEverything(settings, plan) {
 async function warmPass(night, plan) {
   const { settings } = night.loaded;
   await checkpointAll(plan); // or the changes are still in memory and all of them are left for the cold pass
-  const end = mode.now ? null : windowEnd(settings.window, new Date());
   const warm = await takePass(settings, warmCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
-    expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: end ? (end.getTime() - Date.now()) / 1000 : undefined });
+    expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: night.windowEnd ? Math.max(1, (night.windowEnd.getTime() - Date.now()) / 1000) : undefined });
   night.line.warm = passFacts(warm); // files that changed or went are no matter here: the cold pass decides
   say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
 }
@@ -320,7 +315,7 @@ function beginNight(loaded, script) {
   openTranscript(join(stateFolder, 'log'), startedAt.slice(0, 19));
   const line = { kind: 'run', startedAt, endedAt: '', outcome: 'failed', exitCode: 2, server: serverName(loaded.settings), archive: '', downSeconds: 0, startSeconds: 0,
     parts: [], warm: null, cold: null, snapshot: '', warnings: [], error: '' };
-  return { loaded, script, line, ledger: null, down: [], guardPid: 0 };
+  return { loaded, script, line, ledger: null, down: [], guardPid: 0, windowEnd: mode.now ? null : windowEnd(loaded.settings.window, new Date()) };
 }
 
 function finishedLine(night, error) {
@@ -627,7 +622,7 @@ function askToStop(why, exitCode, hint) {
   if (asked) return say(`${why}: everything is being started again, please wait`);
   asked = { why, exitCode, hint };
   if (shielded) return say(`${why}: everything is being started again first, please wait`);
-  say(`${why}: ending what is under way, then starting everything again`);
+  say(`${why}: ending what is under way; whatever was stopped is started again`);
   for (const end of enders) end();
 }
 
@@ -1312,14 +1307,16 @@ function windowEnd(window, now) {
   return new Date(guess.getTime() + (off > 720 ? off - 1440 : off) * 60_000);
 }
 
-/** When everything must run again, and when we must begin to start it: the margin is learned from the last good run. */
-function deadlines(settings, now, ignoreWindow, lastStartSeconds) {
-  const limit = new Date(now.getTime() + settings.maxDowntimeMinutes * 60_000);
-  const end = ignoreWindow ? null : windowEnd(settings.window, now);
-  const deadlineAt = end && end < limit ? end : limit;
-  const total = (deadlineAt.getTime() - now.getTime()) / 1000;
-  const margin = Math.min(2 * lastStartSeconds + 20, total / 3); // ending borg takes up to 10 s of it
-  return { deadlineAt, beginStartAt: new Date(deadlineAt.getTime() - margin * 1000) };
+/**
+ * Given the most minutes of downtime, the instant before the first stop, the end of the window (fixed when the run began; null = none) and
+ * how long the last start took, returns by when everything runs again, when to begin with that, and whether it is too late to stop anything.
+ */
+function deadlines(maxMinutes, now, windowEndsAt, lastStartSeconds) {
+  const limit = new Date(now.getTime() + maxMinutes * 60_000);
+  const deadlineAt = windowEndsAt && windowEndsAt < limit ? windowEndsAt : limit;
+  const total = (deadlineAt.getTime() - now.getTime()) / 1000, needed = 2 * lastStartSeconds + 10; // ending borg takes up to 10 s
+  const margin = Math.min(needed + 10, total / 3);
+  return { deadlineAt, beginStartAt: new Date(deadlineAt.getTime() - margin * 1000), isTooLate: deadlineAt === windowEndsAt && total < 2 * needed };
 }
 
 // =========================================================================================================
@@ -1387,7 +1384,7 @@ async function runMessenger(settings, what) {
   const env = { COLD_BACKUP_OUTCOME: what.outcome, COLD_BACKUP_SERVER: what.server, COLD_BACKUP_SUBJECT: what.subject };
   const stdin = fileToRead(`${what.body}\n`, settings.stateFolder);
   // timeout(1) and not our own limit: after a signal change() begins nothing that may be ended, but somebody must still be told.
-  const { code, said, out } = await change(['timeout', '-k', '5', String(COMMAND_SECONDS), ...settings.tell.command], { env, stdin, unlimited: true });
+  const { code, said, out } = await change(['timeout', '-k', '5', String(COMMAND_SECONDS), ...settings.tell.command], { env, stdin, unlimited: true, toTranscript: true });
   if (stdin !== undefined) fs.closeSync(stdin);
   if (code === 124 || code === 137) throw new Error(`no end within ${COMMAND_SECONDS} s`);
   if (code !== 0) throw new Error(`exit code ${code}, ${lastLines(said || out, 1) || 'without a word'}`);
@@ -1533,6 +1530,7 @@ async function findContainers(needed) {
 
 async function describeContainers(ids) {
   const done = await look(['docker', 'inspect', '--type=container', ...ids]); // one that has just gone makes exit code 1
+  if (done.code !== 0 && !done.said.split('\n').every((line) => line.trim() === '' || /no such/i.test(line))) throw failure('Docker does not tell about its containers', done, 'look at `systemctl status docker`');
   const everyone = processes();
   return JSON.parse(done.out || '[]').map((facts) => {
     const labels = facts.Config.Labels ?? {};
@@ -1542,6 +1540,7 @@ async function describeContainers(ids) {
       id: facts.Id,
       running: facts.State.Running,
       paused: facts.State.Paused,
+      removedOnStop: Boolean(facts.HostConfig?.AutoRemove),
       exitCode: facts.State.ExitCode,
       pid: facts.State.Pid,
       health: facts.State.Health?.Status ?? '',
@@ -1586,6 +1585,7 @@ function containerParts(what, all) {
 
 function containerPart(one) {
   if (one.paused) throw new Problem(`container ${one.name} is paused`, { hint: `\`docker unpause ${one.name}\`, or take it out of \`stop\`` });
+  if (one.removedOnStop && one.running) throw new Problem(`container ${one.name} was made with --rm: Docker removes it when it stops, and nobody could start it again`, { hint: `make it anew without --rm, or take it out of \`stop\`` });
   return {
     name: `container ${one.name}`,
     kind: 'container',
@@ -1683,6 +1683,10 @@ async function findClusters(containers) {
     const container = containers.find((one) => one.running && (one.pid === pid || procFile(pid, 'cgroup').includes(one.id)));
     const inside = fs.readlinkSync(`/proc/${pid}/cwd`);
     const dataDirectory = container ? hostPathOf(inside, container.mounts) : inside;
+    if (deviceAndInode(dataDirectory) !== deviceAndInode(`/proc/${pid}/cwd`) && !(container && !dataDirectory)) {
+      warn(`a PostgreSQL (process ${pid}) runs in ${inside} of a container or namespace that Docker does not show: it cannot be stopped or saved from here`);
+      continue;
+    }
     if (container && !dataDirectory) {
       warn(`container ${container.name} keeps its database in ${inside}, which is in no volume: it cannot be saved`);
       continue;
@@ -1732,17 +1736,26 @@ function describeCluster(name, dataDirectory, configFolder) {
   const { uid, gid } = fs.statSync(dataDirectory);
   const tablespaces = listFolder(path.join(dataDirectory, 'pg_tblspc')).filter((oid) => /^\d+$/.test(oid)).map((oid) => {
     const link = fs.readlinkSync(path.join(dataDirectory, 'pg_tblspc', oid));
-    return { oid, link, location: path.resolve(dataDirectory, 'pg_tblspc', link) };
+    return { oid, link, location: realPath(path.resolve(dataDirectory, 'pg_tblspc', link)) };
   });
   let walFolder = path.join(dataDirectory, 'pg_wal');
   try {
-    walFolder = path.resolve(dataDirectory, fs.readlinkSync(walFolder));
+    walFolder = realPath(path.resolve(dataDirectory, fs.readlinkSync(walFolder)));
   } catch { /* an ordinary folder */ }
   return {
     name, dataDirectory, uid, gid, configFolder, tablespaces, walFolder,
     version: fs.readFileSync(path.join(dataDirectory, 'PG_VERSION'), 'utf8').trim(),
     owner: userName(uid), pid: 0, port: '', socketFolder: '', binaries: '', container: '', insideDataDirectory: '', roots: [],
   };
+}
+
+// What a path leads to over any number of links; itself when it leads nowhere here, as a container's does.
+function realPath(file) {
+  try {
+    return fs.realpathSync(file);
+  } catch {
+    return file;
+  }
 }
 
 function userName(uid) {
@@ -1815,7 +1828,7 @@ async function clusterPart(cluster, stopSeconds) {
   }
   const control = [...asOwner(cluster), path.join(cluster.binaries || '/usr/lib/postgresql/bin', 'pg_ctl')];
   const common = ['-D', configArgument(cluster), '-w', '-t', String(stopSeconds)];
-  return { ...part, stop: [...control, 'stop', '-m', 'fast', ...common], start: outlivingUs([...control, 'start', ...common, ...startArguments(cluster)]) };
+  return { ...part, stop: [...control, 'stop', '-m', 'fast', ...common], start: outlivingUs([...control, 'start', ...common, ...await startArguments(cluster)]) };
 }
 
 // systemd kills what has not stopped in the unit's own time, and PostgreSQL must never be killed.
@@ -1840,14 +1853,14 @@ function configArgument(cluster) {
   return at >= 0 && given[at + 1]?.startsWith('/') ? given[at + 1] : cluster.dataDirectory; // -D may be the folder of the configuration
 }
 
-function startArguments(cluster) {
+async function startArguments(cluster) {
   const given = words(cluster);
   const at = given.indexOf('-D');
   const others = at >= 0 ? [...given.slice(0, at), ...given.slice(at + 2)] : given;
   let log = '/dev/null';
   try {
     const target = fs.readlinkSync(`/proc/${cluster.pid}/fd/2`);
-    if (target.startsWith('/') && fs.statSync(target).isFile()) log = target;
+    if (target.startsWith('/') && fs.statSync(target).isFile() && (await look([...asOwner(cluster), 'test', '-w', target])).code === 0) log = target;
   } catch { /* it says nothing anywhere */ }
   const quoted = others.map((word) => `'${word.replaceAll("'", `'\\''`)}'`).join(' ');
   return ['-l', log, ...(quoted ? ['-o', quoted] : [])];
@@ -2309,7 +2322,7 @@ async function orLacking(what, gathered, otherwise) {
 
 const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
 const SHORT_LOCK_WAIT = '30'; // while services are down
-const KEPT_NAMES = 200; // of changed files
+const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lost among many others
 
 // What borg calls its own troubles (docs/internals/frontends.rst, "Message IDs"), and what to do about each.
 const HINTS = {
@@ -2581,6 +2594,7 @@ async function makePlan(settings, now) {
   const stopped = parts.flatMap((part) => (part.container ? [part.container] : []));
   for (const part of parts) part.dataDirectory ??= allClusters.find((one) => one.container !== '' && one.container === part.container)?.dataDirectory;
   const { roots, cold } = await findRoots(settings, clusters, containers, stopped);
+  if (roots.length === 0) throw new Problem('there is nothing to save: no folder, no volume, and no cluster', { hint: 'fill in `folders`, `volumes`, or name a cluster in `stop`' });
   const isSaved = (file) => roots.some((root) => isBelow(file, root.path));
   for (const cluster of allClusters.filter((one) => isSaved(one.dataDirectory) && !clusters.includes(one))) {
     refuseRunningCluster(cluster, parts);
@@ -2604,8 +2618,13 @@ async function findPart(one, settings, containers, clusters) {
   if (typeof one !== 'string') return { parts: [await ownPart(one)], clusters: [] };
   const kind = one.slice(0, one.indexOf(' ')), name = one.slice(kind.length + 1);
   if (kind === 'service') return { parts: [await unitPart(name)], clusters: [] };
-  if (kind !== 'postgres') return { parts: containerParts(one, containers), clusters: [] };
+  if (kind !== 'postgres') {
+    const parts = containerParts(one, containers);
+    if (parts.length === 0) warn('`container *` means nothing tonight: no container runs');
+    return { parts, clusters: [] };
+  }
   const found = { parts: [], clusters: clustersNamed(name, clusters) };
+  if (found.clusters.length === 0) warn('`postgres *` means nothing tonight: no cluster runs, and none is saved');
   for (const cluster of found.clusters) found.parts.push(await clusterPart(cluster, settings.stopTimeoutSeconds));
   return found;
 }
@@ -2673,7 +2692,7 @@ function warnOfUnsaved(clusters, containers, isSaved) {
       if (!location || !isSaved(location)) warn(`tablespace ${oid} of ${named(cluster.name)} in ${named(location || link)} is not saved: ${how}`);
     }
     const wal = cluster.container ? hostPathOf(cluster.walFolder, containers.find((one) => one.name === cluster.container)?.mounts ?? []) || cluster.walFolder : cluster.walFolder;
-    if (isSaved(cluster.dataDirectory) && !isSaved(wal)) warn(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved: ${how}`);
+    if (isSaved(cluster.dataDirectory) && !isSaved(wal)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved, and without it the copy does not start`, { hint: how });
   }
   warnOfUnsavedVolumes(containers, isSaved);
 }
@@ -2727,11 +2746,28 @@ async function writeListing(plan, file) {
   }
   const sum = createHash('sha256');
   let files = 0;
-  for await (const piece of fs.createReadStream(file, { highWaterMark: 1 << 20 })) {
-    sum.update(piece);
-    for (let at = piece.indexOf(0); at >= 0; at = piece.indexOf(0, at + 1)) files++;
-  }
+  const known = new Set(plan.clusters.map((cluster) => `${cluster.dataDirectory}${CONTROL_FILE}`));
+  await eachRecord(file, (record) => {
+    files++;
+    if (!record.endsWith(CONTROL_FILE)) return;
+    const control = pathIn(record), folder = control.slice(0, -CONTROL_FILE.length); // a cluster that the plan does not know
+    if (!known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`, { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
+  }, (piece) => sum.update(piece));
   return { files, listingSha256: sum.digest('hex') };
+}
+
+const CONTROL_FILE = '/global/pg_control';
+const pathIn = (record) => Buffer.from(record.split('\t').slice(7).join('\t'), 'latin1').toString();
+
+/** Each NUL-ended record of a file, byte for byte (latin1), without ever holding the whole of it. */
+async function eachRecord(file, onRecord, onPiece = () => {}) {
+  let rest = '';
+  for await (const piece of fs.createReadStream(file, { highWaterMark: 1 << 20 })) {
+    onPiece(piece);
+    const records = (rest + piece.toString('latin1')).split('\0');
+    rest = records.pop();
+    for (const record of records) onRecord(record);
+  }
 }
 
 // What borg leaves out below `folders` may change as it likes. borg's plain patterns are shell patterns, as find's are;
@@ -2748,30 +2784,40 @@ function prunedPaths(exclude) {
 async function proveAgain(plan, first, before, after) {
   const second = await prove(plan, after);
   if (second.listingSha256 === first.listingSha256) return second;
-  const changed = await differingPaths(before, after).finally(() => [after, `${after}.sorted`, `${before}.sorted`].forEach((file) => fs.rmSync(file, { force: true })));
-  const broken = changed.filter((file) => plan.cold.some((root) => isBelow(file, root)));
-  if (broken.length > 0) {
-    throw new Problem(`${count(broken.length, 'file')} changed under a stopped part while it was copied: ${broken.slice(0, TOLD_NAMES).map(named).join(', ')}`,
+  const changes = await differingPaths(plan, before, after).finally(() => [after, `${after}.sorted`, `${before}.sorted`, `${after}.changes`].forEach((file) => fs.rmSync(file, { force: true })));
+  if (changes.cold.count > 0) {
+    throw new Problem(`${count(changes.cold.count, 'file')} changed under a stopped part while it was copied: ${changes.cold.told.map(named).join(', ')}`,
       { hint: 'somebody or something started it in the meantime; this archive does not count as a backup' });
   }
-  if (changed.length > 0) warn(`changed while it was copied: ${changed.slice(0, TOLD_NAMES).map(named).join(', ')}${changed.length > TOLD_NAMES ? ` and ${changed.length - TOLD_NAMES} more` : ''}`);
+  const more = changes.warm.count - changes.warm.told.length;
+  if (changes.warm.count > 0) warn(`changed while it was copied: ${changes.warm.told.map(named).join(', ')}${more > 0 ? ` and ${more} more` : ''}`);
   return second;
 }
 
-// sort and comm do it on disk: a listing may be larger than our memory should be.
-async function differingPaths(before, after) {
+// sort and comm do it on disk: a listing may be larger than our memory should be. A folder changes with its files: it is told only by itself.
+async function differingPaths(plan, before, after) {
   for (const file of [before, after]) {
     const sorted = await look(['sort', '--zero-terminated', `--output=${file}.sorted`, file], { seconds: 3600 });
     if (sorted.code !== 0) throw failure('the listings cannot be compared', sorted);
   }
-  const done = await look(['comm', '--zero-terminated', '-3', `${before}.sorted`, `${after}.sorted`], { seconds: 3600 });
+  const fd = fs.openSync(`${after}.changes`, 'w', 0o600);
+  const done = await look(['comm', '--zero-terminated', '-3', `${before}.sorted`, `${after}.sorted`], { stdout: fd, seconds: 3600 }).finally(() => fs.closeSync(fd));
   if (done.code !== 0) throw failure('the listings cannot be compared', done);
-  const paths = new Set(), folders = new Set();
-  for (const line of done.out.split('\0')) {
-    const fields = line.replace(/^\t/, '').split('\t');
-    if (fields.length >= 8) (fields[0] === 'd' ? folders : paths).add(fields.slice(7).join('\t'));
+  const found = { cold: { count: 0, told: [] }, warm: { count: 0, told: [] } };
+  let last = '';
+  for (const folders of [false, true]) {
+    await eachRecord(`${after}.changes`, (record) => {
+      const line = record.replace(/^\t/, ''), file = pathIn(line);
+      if (line.startsWith('d\t') !== folders || file === last) return; // before and after are two lines
+      last = file;
+      const changes = plan.cold.some((root) => isBelow(file, root)) ? found.cold : found.warm;
+      if (folders && changes.count > 0) return;
+      if (changes.told.includes(file)) return;
+      changes.count++;
+      if (changes.told.length < TOLD_NAMES) changes.told.push(file);
+    });
   }
-  return [...paths, ...[...folders].filter((folder) => ![...paths].some((file) => isBelow(file, folder)))]; // a folder changes with its files
+  return found;
 }
 
 // =========================================================================================================
@@ -2792,7 +2838,13 @@ const ledgerFile = (stateFolder) => path.join(stateFolder, 'ledger.json');
 
 /** Take the lock of a state folder. Returns the open file that holds it (the kernel lets go when this process ends, however it ends), or null. */
 function takeLock(stateFolder, waitSeconds) {
-  const fd = fs.openSync(path.join(stateFolder, 'lock'), fs.constants.O_CREAT | fs.constants.O_RDWR, 0o600);
+  const file = path.join(stateFolder, 'lock');
+  let fd;
+  try {
+    fd = fs.openSync(file, fs.constants.O_CREAT | fs.constants.O_RDWR, 0o600);
+  } catch {
+    fd = fs.openSync(file, 'r'); // a file system that has become read-only must not keep services down
+  }
   // flock(1) locks the open file, which is ours as well as its own: the lock stays when flock has ended (flock(2)).
   const { status } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd] });
   if (status === 0) return fd;
@@ -3032,10 +3084,10 @@ async function startWhatElseWasActive(ledger) {
     if (code !== 0) down.push(`service ${unit}`);
     warn(`unit ${unit} went down with the others and was ${code === 0 ? '' : 'NOT '}started again: name it in \`stop\``);
   }
-  const running = new Set(await runningContainers());
+  const running = new Set(await runningContainers()), wholeDocker = ledger.parts.some((part) => /^(docker|containerd)\./.test(part.unit ?? ''));
   for (const name of ledger.before.containers.filter((one) => !running.has(one) && !ours.has(one))) {
     const { exists, exitCode } = await containerState(name);
-    if (!exists || exitCode === 0) continue; // it was removed, or had done its work
+    if (!exists || (exitCode === 0 && !wholeDocker)) continue; // it was removed, or had done its work
     const { code } = await change(['docker', 'start', name], { toTranscript: true, seconds: START_SECONDS });
     if (code !== 0) down.push(`container ${name}`);
     warn(`container ${name} went down with the others and was ${code === 0 ? '' : 'NOT '}started again: name it in \`stop\``);
@@ -3153,7 +3205,7 @@ function restoreText(manifest) {
     '## 4. Extract',
     'The folders above the saved ones are not in the archive: PostgreSQL cannot enter them if borg makes them, so make them first.',
     block([...manifest.parents.map((one) => `[ -d ${pasteable([one.path])} ] || install -d -m ${one.mode} -o ${user(one.uid)} -g ${group(one.gid)} ${pasteable([one.path])}`),
-      `cd / && borg extract --sparse ${manifest.containers.length > 0 && onHost.length === 0 ? '--numeric-ids ' : ''}::${manifest.archive} --exclude record`]),
+      `cd / && borg extract --progress --sparse ${manifest.containers.length > 0 && onHost.length === 0 ? '--numeric-ids ' : ''}::${manifest.archive} --exclude record`]),
     ...(manifest.containers.length > 0 ? ['Files of container volumes belong to numbers, not names: `borg extract --numeric-ids` gives them back as they were; for clusters on the host leave it out.'] : []),
     'Only a part of it, or a look first? Extract into an empty folder; paths are written without the first slash:',
     block(['mkdir /srv/look && cd /srv/look', `borg --umask 0022 extract --sparse ::${manifest.archive} ${pasteable([(plan.roots[0]?.path ?? '/record').slice(1)])}`]),
@@ -3299,24 +3351,47 @@ async function guard(words, settings) {
   for (const signal of ['SIGINT', 'SIGHUP']) process.on(signal, () => {});
   fs.writeFileSync(guardFile(stateFolder), JSON.stringify({ run, pid: process.pid }), { mode: 0o600 });
   for (;;) {
-    const lock = takeLock(stateFolder, 2);
-    if (lock !== null) {
-      const ledger = readLedger(stateFolder);
-      if (!ledger || ledger.run !== run) {
-        await endRun(run); // nothing is stopped, but the run may have been killed while its borg wrote
-        return 0;
-      }
-      if (transcriptNow().fd === null) openTranscript(path.join(stateFolder, 'log'), `${new Date().toISOString().slice(0, 19)}-guard`);
-      const down = await bringBack(stateFolder, ledger, 'the guard', settings);
-      fs.closeSync(lock); // `recover`, people and the next run may do something as well
-      if (down.length === 0 && undecidedParts(ledger).length === 0) return 0;
-      if (down.length === 0) await watchUndecided(stateFolder, ledger);
-      else await sleep(RETRY_SECONDS * 1000);
-    } else if (isOverdue(stateFolder, run) && startOfProcess(Number(pid)) === start) {
-      process.kill(Number(pid), 'SIGKILL'); // the run hangs past its deadline
-    } else {
-      await sleep(20);
+    try {
+      if (await guardOnce(stateFolder, run, Number(pid), start, settings)) return 0;
+    } catch (error) { // whatever it is: as long as something is stopped, the guard goes on
+      sayError(error);
+      await sleep(RETRY_SECONDS * 1000);
     }
+  }
+}
+
+/** One turn of the guard: wait for the lock, or for the deadline, and do what has to be done. Returns whether nothing is left to guard. */
+async function guardOnce(stateFolder, run, pid, start, settings) {
+  const lock = takeLock(stateFolder, 2);
+  if (lock === null) {
+    if (isOverdue(stateFolder, run) && startOfProcess(pid) === start) process.kill(pid, 'SIGKILL'); // the run hangs past its deadline
+    await sleep(20);
+    return false;
+  }
+  let down, ledger;
+  try {
+    ledger = readLedger(stateFolder);
+    if (!ledger || ledger.run !== run) {
+      await endRun(run); // nothing is stopped, but the run may have been killed while its borg wrote
+      return true;
+    }
+    keepTranscript(stateFolder, 'guard');
+    down = await bringBack(stateFolder, ledger, 'the guard', settings);
+  } finally {
+    fs.closeSync(lock); // `recover`, people and the next run may do something as well
+  }
+  if (down.length === 0 && undecidedParts(ledger).length === 0) return true;
+  if (down.length === 0) await watchUndecided(stateFolder, ledger);
+  else await sleep(RETRY_SECONDS * 1000);
+  return false;
+}
+
+// A full disk must not keep us from starting things: then there is no transcript.
+function keepTranscript(stateFolder, who) {
+  try {
+    if (transcriptNow().fd === null) openTranscript(path.join(stateFolder, 'log'), `${new Date().toISOString().slice(0, 19)}-${who}`);
+  } catch (error) {
+    warn(`no transcript: ${error.message}`);
   }
 }
 
@@ -3346,7 +3421,7 @@ function isReported(stateFolder) {
  */
 async function bringBack(stateFolder, ledger, who, settings) {
   shield(true);
-  say(`the run of ${ledger.startedAt} ended without starting ${ledger.parts.length} of its parts again: ${who} does it now`);
+  say(`the run of ${ledger.startedAt} ended before ${ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name).join(', ') || 'all'} ran again: ${who} starts what is missing`);
   if (!await endRun(ledger.run)) warn('a borg of the dead run cannot be ended');
   const down = await startParts(ledger, stateFolder);
   const outcome = down.length > 0 ? 'down' : 'failed';
@@ -3404,33 +3479,37 @@ async function reportDeadRun(stateFolder, ledger, who, down, settings) {
  */
 async function recover(stateFolders, settings) {
   listenToSignals();
-  let code = 0;
-  for (const stateFolder of stateFolders) {
-    if (!fs.existsSync(ledgerFile(stateFolder))) continue;
-    const lock = takeLock(stateFolder, isReported(stateFolder) ? 60 : 0);
-    if (lock === null) {
-      say('a run, or its guard, is at work: nothing to recover');
-      code = Math.max(code, 75);
-      continue;
-    }
+  const codes = [];
+  for (const stateFolder of stateFolders.filter((one) => fs.existsSync(ledgerFile(one)))) {
     try {
-      const ledger = readLedger(stateFolder);
-      if (!ledger) continue;
-      openTranscript(path.join(stateFolder, 'log'), `${new Date().toISOString().slice(0, 19)}-recover`);
-      const down = await bringBack(stateFolder, ledger, 'recover', settings);
-      if (down.length > 0) {
-        sayError(new Problem(`not running: ${down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover` again' }), servicesNow(ledger, down));
-        return 3;
-      }
-    } catch (error) {
+      codes.push(await recoverIn(stateFolder, settings));
+    } catch (error) { // one state folder in disorder does not keep the others down
       sayError(error);
-      return error instanceof Problem ? error.facts.exitCode ?? 3 : 3;
-    } finally {
-      fs.closeSync(lock);
+      codes.push(3);
     }
   }
+  const code = codes.includes(3) ? 3 : Math.max(0, ...codes);
   if (code === 0) say('nothing is left stopped');
+  if (mode.json) answer(JSON.stringify({ exitCode: code }));
   return code;
+}
+
+async function recoverIn(stateFolder, settings) {
+  const lock = takeLock(stateFolder, isReported(stateFolder) ? 60 : 0);
+  if (lock === null) {
+    say('a run, or its guard, is at work: nothing to recover');
+    return 75;
+  }
+  try {
+    const ledger = readLedger(stateFolder);
+    if (!ledger) return 0;
+    keepTranscript(stateFolder, 'recover');
+    const down = await bringBack(stateFolder, ledger, 'recover', settings);
+    if (down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover` again' }), servicesNow(ledger, down));
+    return down.length > 0 ? 3 : 0;
+  } finally {
+    fs.closeSync(lock);
+  }
 }
 
 // =========================================================================================================
@@ -3517,10 +3596,14 @@ async function restoreTo(settings, server, words, to, mendLinks) {
   fs.mkdirSync(target, { recursive: true, mode: 0o700 });
   makeParents(target, manifest, wanted);
   for (const { argv, title } of extractCommands(archive, wanted, volumes)) await extract(settings, argv, target, title, listed.bytes);
-  if (mendLinks) mendClusterLinks(target, manifest);
-  else if (manifest.plan.clusters.some((one) => fs.existsSync(below(target, one.dataDirectory)) && hasLinks(one))) {
+  if (mendLinks) {
+    fs.chmodSync(target, 0o711); // PostgreSQL's user has to pass
+    mendClusterLinks(target, manifest);
+  }
+  if (!mendLinks && manifest.plan.clusters.some((one) => fs.existsSync(below(target, one.dataDirectory)) && hasLinks(one))) {
     warn('links of a cluster (WAL or tablespaces) still lead to the places on its server: before you start it here, restore with --mend-links');
   }
+  if (mode.json) answer(JSON.stringify({ archive, folder: target, files: listed.files, bytes: listed.bytes }));
   sayBlock(`restored ${count(listed.files, 'file')}, ${size(listed.bytes)}, from ${archive} into ${named(target)}`);
   return warnings.length > 0 ? 1 : 0;
 }
@@ -3602,10 +3685,12 @@ async function extract(settings, argv, target, title, bytes) {
 function mendClusterLinks(target, manifest) {
   for (const cluster of manifest.plan.clusters) {
     const folder = below(target, cluster.dataDirectory);
-    const links = [...cluster.tablespaces.map((one) => ({ link: path.join(folder, 'pg_tblspc', one.oid), to: one.location })), { link: path.join(folder, 'pg_wal'), to: cluster.walFolder }];
+    const links = [...cluster.tablespaces.filter((one) => /^\d+$/.test(one.oid)).map((one) => ({ link: path.join(folder, 'pg_tblspc', one.oid), to: one.location })), { link: path.join(folder, 'pg_wal'), to: cluster.walFolder }];
     for (const { link, to } of links) {
       const facts = fs.lstatSync(link, { throwIfNoEntry: false });
       if (!facts?.isSymbolicLink()) continue;
+      // The manifest is what the saved server wrote of itself: no name in it may lead out of the folder.
+      if (!isBelow(fs.realpathSync(path.dirname(link)), fs.realpathSync(target))) throw new Problem(`${named(link)} leads out of ${named(target)}: this archive's record cannot be trusted`);
       if (!fs.existsSync(below(target, to))) warn(`${named(link)} leads nowhere: ${named(to)} was not restored with it`);
       fs.rmSync(link);
       fs.symlinkSync(below(target, to), link);
@@ -3663,10 +3748,15 @@ function status(settings) {
   const runs = readHistory(settings.stateFolder).filter((line) => line.kind === 'run');
   const good = runs.filter((line) => /^(good|warning)$/.test(line.outcome)).pop(), last = runs[runs.length - 1];
   const ageHours = good ? (Date.now() - Date.parse(good.endedAt)) / 3_600_000 : null;
-  const left = leftStopped(settings.stateFolder);
+  let left = null, disorder = '';
+  try {
+    left = leftStopped(settings.stateFolder);
+  } catch (error) { // a monitoring plugin answers in any case
+    disorder = error.message;
+  }
   const isRecent = ageHours !== null && ageHours <= settings.maxAgeHours;
-  const outcome = left ? 'down' : !isRecent ? 'failed' : last.outcome === 'good' ? 'good' : 'warning';
-  const warnings = [...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : [])];
+  const outcome = left ? 'down' : !isRecent || disorder ? 'failed' : last.outcome === 'good' ? 'good' : 'warning';
+  const warnings = [...(disorder ? [disorder] : []), ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : [])];
   const next = left ? 'node backup.js recover' : isRecent ? '' : 'node backup.js doctor';
   const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, drill: null, warnings, next };
   const words = left ? `the run of ${left.startedAt} left something stopped` : good ? `${good.archive}, ${span(ageHours * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet';
@@ -3751,9 +3841,13 @@ async function everyCheck({ settings, file }, script) {
   checks.push(...await checkServer(settings));
   add('schedule', await isScheduled(script), 'a crontab line or a timer that starts this script', 'node backup.js setup --schedule cron    (or systemd)');
   const sheet = sheetFile(settings);
-  add('key exported', fs.existsSync(sheet), named(sheet), 'run `node backup.js setup`, print the sheet, and keep it away from this server');
+  const isHere = fs.existsSync(sheet);
+  add('key exported', isHere || fs.existsSync(sheetMark(settings)), isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made, and is not here any more', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
   return checks;
 }
+
+/** What remembers that the sheet was made, when it has been printed and removed. */
+const sheetMark = (settings) => path.join(path.dirname(settings.keyFile), 'recovery-sheet.made');
 
 /** Where the recovery sheet lies. */
 function sheetFile(settings) {
@@ -3870,7 +3964,11 @@ function authorizedKeysLine(settings) {
 async function makeRepository(settings) {
   const there = await askBorg(settings, ['info', '--json']);
   if (there.code === 0) return say('the repository is there');
-  if (!/"msgid": "Repository\.DoesNotExist"/.test(there.said)) throw borgFailure('the repository cannot be reached yet', there);
+  if (/Keyfile|borg_key|No key file/.test(there.said) || (!fs.existsSync(settings.keyFile) && /"msgid": "(LocalException|PassphraseWrong)"|FileNotFoundError/.test(there.said))) {
+    throw new Problem('the repository is there, but its key is not here', { hint: 'bring key and passphrase from the recovery sheet into place (`keyFile`, `passphraseFile`); do not make new ones' });
+  }
+  // An empty folder that the storage's keeper has made is no repository yet; init itself refuses one that is not empty.
+  if (!/"msgid": "Repository\.(DoesNotExist|InvalidRepository)"/.test(there.said)) throw borgFailure('the repository cannot be reached yet', there);
   // keyfile: the key stays here and on paper. In the repository (repokey) whoever holds our ssh key could overwrite it.
   const made = await change(['borg', '--log-json', 'init', '--encryption', 'keyfile-blake2', ...(isRemote(settings) ? [] : ['--make-parent-dirs'])], { env: { ...borgEnvironment(settings), BORG_DISPLAY_PASSPHRASE: 'no' }, seconds: 600 });
   if (made.code !== 0) throw borgFailure('the repository cannot be made', made);
@@ -3880,7 +3978,7 @@ async function makeRepository(settings) {
 /** The recovery sheet: what a restore needs when this server is gone. Written beside the key, readable by root only. */
 async function writeSheet(settings) {
   const sheet = sheetFile(settings);
-  if (fs.existsSync(sheet)) return;
+  if (fs.existsSync(sheet) || fs.existsSync(sheetMark(settings))) return; // printed and removed: it is not written to disk again
   const draft = `${sheet}.key`;
   const done = await change(['borg', 'key', 'export', '--paper', '::', draft], { env: borgEnvironment(settings), seconds: 600 });
   if (done.code !== 0) throw borgFailure('the key cannot be exported', done);
@@ -3888,6 +3986,7 @@ async function writeSheet(settings) {
   fs.rmSync(draft);
   writeDurably(sheet, [`RECOVERY SHEET of server ${serverName(settings)}`, '', 'Print this, keep it on paper away from the server, then remove this file.', 'Whoever has it and can reach the storage can read every backup.', '',
     `repository  ${settings.repository}`, `passphrase  ${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`, '', key, ''].join('\n'));
+  writeDurably(sheetMark(settings), `the recovery sheet was made on ${new Date().toISOString()}; to have it made again, remove this file and run setup\n`);
   say(`wrote the recovery sheet: ${named(sheet)}`);
 }
 
@@ -3902,10 +4001,17 @@ function installCron(settings, script, file) {
   say('wrote /etc/cron.d/cold-backup');
 }
 
-// Tonight's begin of the window (or 02:00) as this machine's clock shows it; five minutes in, so that no clock is before it.
+// The begin of the window (or 02:00) as this machine's clock shows it, the later one of winter and summer; five minutes in, so
+// that no clock is before it.
 function startOfWindow(settings) {
+  const [winter, summer] = [0, 6].map((month) => windowBegin(settings, new Date(new Date().getFullYear(), month, 15)));
+  const minutes = (date) => date.getHours() * 60 + date.getMinutes();
+  const later = (minutes(summer) - minutes(winter) + 1440) % 1440 < 720 ? summer : winter;
+  return new Date(later.getTime() + (settings.window ? 5 * 60_000 : 0));
+}
+
+function windowBegin(settings, begin) {
   const { window } = settings;
-  const begin = new Date();
   if (!window) begin.setHours(2, 0, 0, 0);
   for (let minute = 0; window && minute < 1440; minute++) {
     const clock = new Intl.DateTimeFormat('en-GB', { timeZone: window.timeZone, hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }).format(begin);
@@ -3928,6 +4034,7 @@ async function installTimers(settings, script, file) {
     'cold-backup-recover.service': service('start what an interrupted run left stopped', 'recover --quiet', ['SuccessExitStatus=75']),
     'cold-backup-recover.timer': timer(['OnBootSec=20s', 'OnUnitActiveSec=5min', 'AccuracySec=1s']),
   };
+  fs.rmSync('/etc/cron.d/cold-backup', { force: true }); // one schedule at a time
   for (const [name, text] of Object.entries(files)) fs.writeFileSync(path.join('/etc/systemd/system', name), text, { mode: 0o644 });
   for (const argv of [['systemctl', 'daemon-reload'], ['systemctl', 'enable', '--now', 'cold-backup.timer', 'cold-backup-recover.timer']]) {
     const done = await change(argv);
@@ -3946,8 +4053,19 @@ const OPTIONS_OF = { 'dry-run': [''], now: [''], yes: ['setup'], schedule: ['set
   ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find']])) }; // all others go everywhere
 const VALUES = ['settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
 
+// minimist takes `--dry-run false` and `--no-dry-run` for "no dry run": a slip like that must not begin a real one.
+function refuseSlips(argv) {
+  const own = argv.slice(0, argv.includes('borg') ? argv.indexOf('borg') : argv.length);
+  for (const [index, word] of own.entries()) {
+    const name = word.replace(/^--/, '').split('=')[0];
+    const isSlip = /^--no-/.test(word) ? word !== '--no-color' : word.startsWith('--') && FLAGS.includes(name) && (word.includes('=') || /^(true|false)$/.test(own[index + 1] ?? ''));
+    if (isSlip) throw new Problem(`${word} is not understood: an option without a value is given, or it is not`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
+  }
+}
+
 /** The words of the command line as options. Throws Problem (64) with a suggestion for what is not known. */
 function readOptions(argv) {
+  refuseSlips(argv);
   const unknown = [];
   const found = minimist(argv.map((word) => (word === '--no-color' ? '--no-colour' : word)), { // minimist takes --no-x for the opposite of --x
     boolean: [...FLAGS.filter((flag) => flag !== 'no-color'), 'colour'], string: [...VALUES, '_'], alias: { h: 'help', V: 'version' }, default: { colour: true },
@@ -3967,6 +4085,8 @@ function readOptions(argv) {
     if (Array.isArray(found[option]) || found[option] === '') throw new Problem(`--${option} needs one value`, { exitCode: 64 });
   }
   if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
+  if (command === 'restore' && (words.length === 0 || !found.to)) throw new Problem('restore needs an archive and a folder', { exitCode: 64, hint: 'node backup.js restore latest --to /srv/back' });
+  if (command === 'find' && !words[0]) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
   const most = { list: 2, find: 1, restore: Infinity, borg: Infinity, guard: Infinity };
   if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
@@ -3977,6 +4097,7 @@ function readOptions(argv) {
 /** Given the command line without node and script, does what it says. Returns the exit code. */
 async function command(argv) {
   const { command: name, words, values, flags } = readOptions(argv);
+  if (['setup', 'doctor', 'list', 'find', 'restore'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]), file = values.settings;
   if (flags.help) return said(HELP.trimEnd());
   if (flags.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
@@ -4036,6 +4157,7 @@ async function main() {
     code = await command(process.argv.slice(2));
   } catch (error) {
     sayError(error);
+    if (mode.json && error instanceof Problem) answer(JSON.stringify({ outcome: 'failed', exitCode: error.facts.exitCode ?? 2, error: error.message, hint: error.facts.hint ?? '' }));
     code = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
   }
   // What was printed is out before we leave; a command that hangs somewhere must not keep us.

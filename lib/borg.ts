@@ -15,7 +15,7 @@ export type PassResult = Pass & { changed: string[]; unread: string[]; complaint
 
 const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
 const SHORT_LOCK_WAIT = '30'; // while services are down
-const KEPT_NAMES = 200; // of changed files
+const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lost among many others
 
 // What borg calls its own troubles (docs/internals/frontends.rst, "Message IDs"), and what to do about each.
 const HINTS: Record<string, string> = {

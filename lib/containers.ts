@@ -3,7 +3,7 @@
 // still answer 0. Other containers are stopped as Docker does it. They are named, never numbered: a container that was
 // made anew in the meantime is found again.
 import { Problem, warn } from './say.ts';
-import { look } from './shell.ts';
+import { failure, look } from './shell.ts';
 import { pidNamespace, procFile, processes } from './processes.ts';
 import type { Process } from './processes.ts';
 import type { Part, State } from './units.ts';
@@ -14,6 +14,7 @@ export type Container = {
   id: string;
   running: boolean;
   paused: boolean;
+  removedOnStop: boolean; // docker run --rm
   exitCode: number;
   pid: number;
   health: string; // '' = no health check
@@ -42,6 +43,7 @@ export async function findContainers(needed: boolean): Promise<Container[]> {
 
 async function describeContainers(ids: string[]): Promise<Container[]> {
   const done = await look(['docker', 'inspect', '--type=container', ...ids]); // one that has just gone makes exit code 1
+  if (done.code !== 0 && !done.said.split('\n').every((line) => line.trim() === '' || /no such/i.test(line))) throw failure('Docker does not tell about its containers', done, 'look at `systemctl status docker`');
   const everyone = processes();
   return JSON.parse(done.out || '[]').map((facts: any): Container => {
     const labels = facts.Config.Labels ?? {};
@@ -51,6 +53,7 @@ async function describeContainers(ids: string[]): Promise<Container[]> {
       id: facts.Id,
       running: facts.State.Running,
       paused: facts.State.Paused,
+      removedOnStop: Boolean(facts.HostConfig?.AutoRemove),
       exitCode: facts.State.ExitCode,
       pid: facts.State.Pid,
       health: facts.State.Health?.Status ?? '',
@@ -95,6 +98,7 @@ export function containerParts(what: string, all: Container[]): (Omit<Part, 'gro
 
 function containerPart(one: Container): Omit<Part, 'group'> {
   if (one.paused) throw new Problem(`container ${one.name} is paused`, { hint: `\`docker unpause ${one.name}\`, or take it out of \`stop\`` });
+  if (one.removedOnStop && one.running) throw new Problem(`container ${one.name} was made with --rm: Docker removes it when it stops, and nobody could start it again`, { hint: `make it anew without --rm, or take it out of \`stop\`` });
   return {
     name: `container ${one.name}`,
     kind: 'container',

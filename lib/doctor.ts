@@ -75,9 +75,13 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   checks.push(...await checkServer(settings));
   add('schedule', await isScheduled(script), 'a crontab line or a timer that starts this script', 'node backup.js setup --schedule cron    (or systemd)');
   const sheet = sheetFile(settings);
-  add('key exported', fs.existsSync(sheet), named(sheet), 'run `node backup.js setup`, print the sheet, and keep it away from this server');
+  const isHere = fs.existsSync(sheet);
+  add('key exported', isHere || fs.existsSync(sheetMark(settings)), isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made, and is not here any more', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
   return checks;
 }
+
+/** What remembers that the sheet was made, when it has been printed and removed. */
+export const sheetMark = (settings: Settings) => path.join(path.dirname(settings.keyFile), 'recovery-sheet.made');
 
 /** Where the recovery sheet lies. */
 export function sheetFile(settings: Settings): string {

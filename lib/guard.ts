@@ -7,7 +7,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Problem, openTranscript, say, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
+import { Problem, answer, mode, openTranscript, say, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
 import { change, failure, hasSystemd, listenToSignals, shield, waitUntil } from './shell.ts';
 import { endRun, startOfProcess } from './processes.ts';
 import { remember } from './history.ts';
@@ -59,24 +59,47 @@ export async function guard(words: string[], settings: Settings | null): Promise
   for (const signal of ['SIGINT', 'SIGHUP'] as const) process.on(signal, () => {});
   fs.writeFileSync(guardFile(stateFolder), JSON.stringify({ run, pid: process.pid }), { mode: 0o600 });
   for (;;) {
-    const lock = takeLock(stateFolder, 2);
-    if (lock !== null) {
-      const ledger = readLedger(stateFolder);
-      if (!ledger || ledger.run !== run) {
-        await endRun(run); // nothing is stopped, but the run may have been killed while its borg wrote
-        return 0;
-      }
-      if (transcriptNow().fd === null) openTranscript(path.join(stateFolder, 'log'), `${new Date().toISOString().slice(0, 19)}-guard`);
-      const down = await bringBack(stateFolder, ledger, 'the guard', settings);
-      fs.closeSync(lock); // `recover`, people and the next run may do something as well
-      if (down.length === 0 && undecidedParts(ledger).length === 0) return 0;
-      if (down.length === 0) await watchUndecided(stateFolder, ledger);
-      else await sleep(RETRY_SECONDS * 1000);
-    } else if (isOverdue(stateFolder, run) && startOfProcess(Number(pid)) === start) {
-      process.kill(Number(pid), 'SIGKILL'); // the run hangs past its deadline
-    } else {
-      await sleep(20);
+    try {
+      if (await guardOnce(stateFolder, run, Number(pid), start, settings)) return 0;
+    } catch (error) { // whatever it is: as long as something is stopped, the guard goes on
+      sayError(error);
+      await sleep(RETRY_SECONDS * 1000);
     }
+  }
+}
+
+/** One turn of the guard: wait for the lock, or for the deadline, and do what has to be done. Returns whether nothing is left to guard. */
+async function guardOnce(stateFolder: string, run: string, pid: number, start: string, settings: Settings | null): Promise<boolean> {
+  const lock = takeLock(stateFolder, 2);
+  if (lock === null) {
+    if (isOverdue(stateFolder, run) && startOfProcess(pid) === start) process.kill(pid, 'SIGKILL'); // the run hangs past its deadline
+    await sleep(20);
+    return false;
+  }
+  let down: string[], ledger: Ledger | null;
+  try {
+    ledger = readLedger(stateFolder);
+    if (!ledger || ledger.run !== run) {
+      await endRun(run); // nothing is stopped, but the run may have been killed while its borg wrote
+      return true;
+    }
+    keepTranscript(stateFolder, 'guard');
+    down = await bringBack(stateFolder, ledger, 'the guard', settings);
+  } finally {
+    fs.closeSync(lock); // `recover`, people and the next run may do something as well
+  }
+  if (down.length === 0 && undecidedParts(ledger).length === 0) return true;
+  if (down.length === 0) await watchUndecided(stateFolder, ledger);
+  else await sleep(RETRY_SECONDS * 1000);
+  return false;
+}
+
+// A full disk must not keep us from starting things: then there is no transcript.
+function keepTranscript(stateFolder: string, who: string): void {
+  try {
+    if (transcriptNow().fd === null) openTranscript(path.join(stateFolder, 'log'), `${new Date().toISOString().slice(0, 19)}-${who}`);
+  } catch (error: any) {
+    warn(`no transcript: ${error.message}`);
   }
 }
 
@@ -106,7 +129,7 @@ function isReported(stateFolder: string): boolean {
  */
 export async function bringBack(stateFolder: string, ledger: Ledger, who: string, settings: Settings | null): Promise<string[]> {
   shield(true);
-  say(`the run of ${ledger.startedAt} ended without starting ${ledger.parts.length} of its parts again: ${who} does it now`);
+  say(`the run of ${ledger.startedAt} ended before ${ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name).join(', ') || 'all'} ran again: ${who} starts what is missing`);
   if (!await endRun(ledger.run)) warn('a borg of the dead run cannot be ended');
   const down = await startParts(ledger, stateFolder);
   const outcome = down.length > 0 ? 'down' : 'failed';
@@ -164,31 +187,35 @@ async function reportDeadRun(stateFolder: string, ledger: Ledger, who: string, d
  */
 export async function recover(stateFolders: string[], settings: Settings | null): Promise<number> {
   listenToSignals();
-  let code = 0;
-  for (const stateFolder of stateFolders) {
-    if (!fs.existsSync(ledgerFile(stateFolder))) continue;
-    const lock = takeLock(stateFolder, isReported(stateFolder) ? 60 : 0);
-    if (lock === null) {
-      say('a run, or its guard, is at work: nothing to recover');
-      code = Math.max(code, 75);
-      continue;
-    }
+  const codes: number[] = [];
+  for (const stateFolder of stateFolders.filter((one) => fs.existsSync(ledgerFile(one)))) {
     try {
-      const ledger = readLedger(stateFolder);
-      if (!ledger) continue;
-      openTranscript(path.join(stateFolder, 'log'), `${new Date().toISOString().slice(0, 19)}-recover`);
-      const down = await bringBack(stateFolder, ledger, 'recover', settings);
-      if (down.length > 0) {
-        sayError(new Problem(`not running: ${down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover` again' }), servicesNow(ledger, down));
-        return 3;
-      }
-    } catch (error) {
+      codes.push(await recoverIn(stateFolder, settings));
+    } catch (error) { // one state folder in disorder does not keep the others down
       sayError(error);
-      return error instanceof Problem ? error.facts.exitCode ?? 3 : 3;
-    } finally {
-      fs.closeSync(lock);
+      codes.push(3);
     }
   }
+  const code = codes.includes(3) ? 3 : Math.max(0, ...codes);
   if (code === 0) say('nothing is left stopped');
+  if (mode.json) answer(JSON.stringify({ exitCode: code }));
   return code;
+}
+
+async function recoverIn(stateFolder: string, settings: Settings | null): Promise<number> {
+  const lock = takeLock(stateFolder, isReported(stateFolder) ? 60 : 0);
+  if (lock === null) {
+    say('a run, or its guard, is at work: nothing to recover');
+    return 75;
+  }
+  try {
+    const ledger = readLedger(stateFolder);
+    if (!ledger) return 0;
+    keepTranscript(stateFolder, 'recover');
+    const down = await bringBack(stateFolder, ledger, 'recover', settings);
+    if (down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover` again' }), servicesNow(ledger, down));
+    return down.length > 0 ? 3 : 0;
+  } finally {
+    fs.closeSync(lock);
+  }
 }

@@ -42,7 +42,13 @@ export const ledgerFile = (stateFolder: string) => path.join(stateFolder, 'ledge
 
 /** Take the lock of a state folder. Returns the open file that holds it (the kernel lets go when this process ends, however it ends), or null. */
 export function takeLock(stateFolder: string, waitSeconds: number): number | null {
-  const fd = fs.openSync(path.join(stateFolder, 'lock'), fs.constants.O_CREAT | fs.constants.O_RDWR, 0o600);
+  const file = path.join(stateFolder, 'lock');
+  let fd: number;
+  try {
+    fd = fs.openSync(file, fs.constants.O_CREAT | fs.constants.O_RDWR, 0o600);
+  } catch {
+    fd = fs.openSync(file, 'r'); // a file system that has become read-only must not keep services down
+  }
   // flock(1) locks the open file, which is ours as well as its own: the lock stays when flock has ended (flock(2)).
   const { status } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd] });
   if (status === 0) return fd;
@@ -282,10 +288,10 @@ async function startWhatElseWasActive(ledger: Ledger): Promise<string[]> {
     if (code !== 0) down.push(`service ${unit}`);
     warn(`unit ${unit} went down with the others and was ${code === 0 ? '' : 'NOT '}started again: name it in \`stop\``);
   }
-  const running = new Set(await runningContainers());
+  const running = new Set(await runningContainers()), wholeDocker = ledger.parts.some((part) => /^(docker|containerd)\./.test(part.unit ?? ''));
   for (const name of ledger.before.containers.filter((one) => !running.has(one) && !ours.has(one))) {
     const { exists, exitCode } = await containerState(name);
-    if (!exists || exitCode === 0) continue; // it was removed, or had done its work
+    if (!exists || (exitCode === 0 && !wholeDocker)) continue; // it was removed, or had done its work
     const { code } = await change(['docker', 'start', name], { toTranscript: true, seconds: START_SECONDS });
     if (code !== 0) down.push(`container ${name}`);
     warn(`container ${name} went down with the others and was ${code === 0 ? '' : 'NOT '}started again: name it in \`stop\``);

@@ -64,6 +64,7 @@ export async function makePlan(settings: Settings, now: Date): Promise<Plan> {
   const stopped = parts.flatMap((part) => (part.container ? [part.container] : []));
   for (const part of parts) part.dataDirectory ??= allClusters.find((one) => one.container !== '' && one.container === part.container)?.dataDirectory;
   const { roots, cold } = await findRoots(settings, clusters, containers, stopped);
+  if (roots.length === 0) throw new Problem('there is nothing to save: no folder, no volume, and no cluster', { hint: 'fill in `folders`, `volumes`, or name a cluster in `stop`' });
   const isSaved = (file: string) => roots.some((root) => isBelow(file, root.path));
   for (const cluster of allClusters.filter((one) => isSaved(one.dataDirectory) && !clusters.includes(one))) {
     refuseRunningCluster(cluster, parts);
@@ -87,8 +88,13 @@ async function findPart(one: string | CustomPart, settings: Settings, containers
   if (typeof one !== 'string') return { parts: [await ownPart(one)], clusters: [] };
   const kind = one.slice(0, one.indexOf(' ')), name = one.slice(kind.length + 1);
   if (kind === 'service') return { parts: [await unitPart(name)], clusters: [] };
-  if (kind !== 'postgres') return { parts: containerParts(one, containers), clusters: [] };
+  if (kind !== 'postgres') {
+    const parts = containerParts(one, containers);
+    if (parts.length === 0) warn('`container *` means nothing tonight: no container runs');
+    return { parts, clusters: [] };
+  }
   const found: Finding = { parts: [], clusters: clustersNamed(name, clusters) };
+  if (found.clusters.length === 0) warn('`postgres *` means nothing tonight: no cluster runs, and none is saved');
   for (const cluster of found.clusters) found.parts.push(await clusterPart(cluster, settings.stopTimeoutSeconds));
   return found;
 }
@@ -156,7 +162,7 @@ function warnOfUnsaved(clusters: Cluster[], containers: Container[], isSaved: (f
       if (!location || !isSaved(location)) warn(`tablespace ${oid} of ${named(cluster.name)} in ${named(location || link)} is not saved: ${how}`);
     }
     const wal = cluster.container ? hostPathOf(cluster.walFolder, containers.find((one) => one.name === cluster.container)?.mounts ?? []) || cluster.walFolder : cluster.walFolder;
-    if (isSaved(cluster.dataDirectory) && !isSaved(wal)) warn(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved: ${how}`);
+    if (isSaved(cluster.dataDirectory) && !isSaved(wal)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved, and without it the copy does not start`, { hint: how });
   }
   warnOfUnsavedVolumes(containers, isSaved);
 }

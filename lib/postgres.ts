@@ -6,7 +6,7 @@ import fs from 'node:fs';
 import { connect } from 'node:net';
 import path from 'node:path';
 import { Problem, warn } from './say.ts';
-import { hasSystemd, outlivingUs } from './shell.ts';
+import { hasSystemd, look, outlivingUs } from './shell.ts';
 import { deviceAndInode, ownerOf, procFile, processes } from './processes.ts';
 import { hostPathOf } from './containers.ts';
 import type { Container } from './containers.ts';
@@ -43,6 +43,10 @@ export async function findClusters(containers: Container[]): Promise<Cluster[]> 
     const container = containers.find((one) => one.running && (one.pid === pid || procFile(pid, 'cgroup').includes(one.id)));
     const inside = fs.readlinkSync(`/proc/${pid}/cwd`);
     const dataDirectory = container ? hostPathOf(inside, container.mounts) : inside;
+    if (deviceAndInode(dataDirectory) !== deviceAndInode(`/proc/${pid}/cwd`) && !(container && !dataDirectory)) {
+      warn(`a PostgreSQL (process ${pid}) runs in ${inside} of a container or namespace that Docker does not show: it cannot be stopped or saved from here`);
+      continue;
+    }
     if (container && !dataDirectory) {
       warn(`container ${container.name} keeps its database in ${inside}, which is in no volume: it cannot be saved`);
       continue;
@@ -92,17 +96,26 @@ export function describeCluster(name: string, dataDirectory: string, configFolde
   const { uid, gid } = fs.statSync(dataDirectory);
   const tablespaces = listFolder(path.join(dataDirectory, 'pg_tblspc')).filter((oid) => /^\d+$/.test(oid)).map((oid) => {
     const link = fs.readlinkSync(path.join(dataDirectory, 'pg_tblspc', oid));
-    return { oid, link, location: path.resolve(dataDirectory, 'pg_tblspc', link) };
+    return { oid, link, location: realPath(path.resolve(dataDirectory, 'pg_tblspc', link)) };
   });
   let walFolder = path.join(dataDirectory, 'pg_wal');
   try {
-    walFolder = path.resolve(dataDirectory, fs.readlinkSync(walFolder));
+    walFolder = realPath(path.resolve(dataDirectory, fs.readlinkSync(walFolder)));
   } catch { /* an ordinary folder */ }
   return {
     name, dataDirectory, uid, gid, configFolder, tablespaces, walFolder,
     version: fs.readFileSync(path.join(dataDirectory, 'PG_VERSION'), 'utf8').trim(),
     owner: userName(uid), pid: 0, port: '', socketFolder: '', binaries: '', container: '', insideDataDirectory: '', roots: [],
   };
+}
+
+// What a path leads to over any number of links; itself when it leads nowhere here, as a container's does.
+function realPath(file: string): string {
+  try {
+    return fs.realpathSync(file);
+  } catch {
+    return file;
+  }
 }
 
 function userName(uid: number): string {
@@ -175,7 +188,7 @@ export async function clusterPart(cluster: Cluster, stopSeconds: number): Promis
   }
   const control = [...asOwner(cluster), path.join(cluster.binaries || '/usr/lib/postgresql/bin', 'pg_ctl')];
   const common = ['-D', configArgument(cluster), '-w', '-t', String(stopSeconds)];
-  return { ...part, stop: [...control, 'stop', '-m', 'fast', ...common], start: outlivingUs([...control, 'start', ...common, ...startArguments(cluster)]) };
+  return { ...part, stop: [...control, 'stop', '-m', 'fast', ...common], start: outlivingUs([...control, 'start', ...common, ...await startArguments(cluster)]) };
 }
 
 // systemd kills what has not stopped in the unit's own time, and PostgreSQL must never be killed.
@@ -200,14 +213,14 @@ function configArgument(cluster: Cluster): string {
   return at >= 0 && given[at + 1]?.startsWith('/') ? given[at + 1]! : cluster.dataDirectory; // -D may be the folder of the configuration
 }
 
-function startArguments(cluster: Cluster): string[] {
+async function startArguments(cluster: Cluster): Promise<string[]> {
   const given = words(cluster);
   const at = given.indexOf('-D');
   const others = at >= 0 ? [...given.slice(0, at), ...given.slice(at + 2)] : given;
   let log = '/dev/null';
   try {
     const target = fs.readlinkSync(`/proc/${cluster.pid}/fd/2`);
-    if (target.startsWith('/') && fs.statSync(target).isFile()) log = target;
+    if (target.startsWith('/') && fs.statSync(target).isFile() && (await look([...asOwner(cluster), 'test', '-w', target])).code === 0) log = target;
   } catch { /* it says nothing anywhere */ }
   const quoted = others.map((word) => `'${word.replaceAll("'", `'\\''`)}'`).join(' ');
   return ['-l', log, ...(quoted ? ['-o', quoted] : [])];
@@ -221,7 +234,7 @@ export function clusterState(dataDirectory: string): State {
 
 // Every PostgreSQL process, and what its archive_command started, has the data directory as its working directory, in a
 // container too. The shell of somebody else who looks around there does not count.
-function isUsed(dataDirectory: string): boolean {
+export function isUsed(dataDirectory: string): boolean {
   const folder = deviceAndInode(dataDirectory);
   if (folder === '') return false;
   const { uid } = fs.statSync(dataDirectory);

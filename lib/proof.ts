@@ -6,7 +6,7 @@ import fs from 'node:fs';
 import { Problem, count, named, warn } from './say.ts';
 import { failure, look } from './shell.ts';
 import { containerState } from './containers.ts';
-import { controlState, whyNotCold } from './postgres.ts';
+import { controlState, isUsed, whyNotCold } from './postgres.ts';
 import { isBelow } from './plan.ts';
 import type { Plan } from './plan.ts';
 
@@ -61,11 +61,28 @@ async function writeListing(plan: Plan, file: string): Promise<{ files: number; 
   }
   const sum = createHash('sha256');
   let files = 0;
-  for await (const piece of fs.createReadStream(file, { highWaterMark: 1 << 20 })) {
-    sum.update(piece);
-    for (let at = piece.indexOf(0); at >= 0; at = piece.indexOf(0, at + 1)) files++;
-  }
+  const known = new Set(plan.clusters.map((cluster) => `${cluster.dataDirectory}${CONTROL_FILE}`));
+  await eachRecord(file, (record) => {
+    files++;
+    if (!record.endsWith(CONTROL_FILE)) return;
+    const control = pathIn(record), folder = control.slice(0, -CONTROL_FILE.length); // a cluster that the plan does not know
+    if (!known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`, { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
+  }, (piece) => sum.update(piece));
   return { files, listingSha256: sum.digest('hex') };
+}
+
+const CONTROL_FILE = '/global/pg_control';
+const pathIn = (record: string) => Buffer.from(record.split('\t').slice(7).join('\t'), 'latin1').toString();
+
+/** Each NUL-ended record of a file, byte for byte (latin1), without ever holding the whole of it. */
+async function eachRecord(file: string, onRecord: (record: string) => void, onPiece: (piece: Buffer) => void = () => {}): Promise<void> {
+  let rest = '';
+  for await (const piece of fs.createReadStream(file, { highWaterMark: 1 << 20 })) {
+    onPiece(piece);
+    const records = (rest + piece.toString('latin1')).split('\0');
+    rest = records.pop()!;
+    for (const record of records) onRecord(record);
+  }
 }
 
 // What borg leaves out below `folders` may change as it likes. borg's plain patterns are shell patterns, as find's are;
@@ -82,28 +99,40 @@ function prunedPaths(exclude: string[]): string[] {
 export async function proveAgain(plan: Plan, first: Proof, before: string, after: string): Promise<Proof> {
   const second = await prove(plan, after);
   if (second.listingSha256 === first.listingSha256) return second;
-  const changed = await differingPaths(before, after).finally(() => [after, `${after}.sorted`, `${before}.sorted`].forEach((file) => fs.rmSync(file, { force: true })));
-  const broken = changed.filter((file) => plan.cold.some((root) => isBelow(file, root)));
-  if (broken.length > 0) {
-    throw new Problem(`${count(broken.length, 'file')} changed under a stopped part while it was copied: ${broken.slice(0, TOLD_NAMES).map(named).join(', ')}`,
+  const changes = await differingPaths(plan, before, after).finally(() => [after, `${after}.sorted`, `${before}.sorted`, `${after}.changes`].forEach((file) => fs.rmSync(file, { force: true })));
+  if (changes.cold.count > 0) {
+    throw new Problem(`${count(changes.cold.count, 'file')} changed under a stopped part while it was copied: ${changes.cold.told.map(named).join(', ')}`,
       { hint: 'somebody or something started it in the meantime; this archive does not count as a backup' });
   }
-  if (changed.length > 0) warn(`changed while it was copied: ${changed.slice(0, TOLD_NAMES).map(named).join(', ')}${changed.length > TOLD_NAMES ? ` and ${changed.length - TOLD_NAMES} more` : ''}`);
+  const more = changes.warm.count - changes.warm.told.length;
+  if (changes.warm.count > 0) warn(`changed while it was copied: ${changes.warm.told.map(named).join(', ')}${more > 0 ? ` and ${more} more` : ''}`);
   return second;
 }
 
-// sort and comm do it on disk: a listing may be larger than our memory should be.
-async function differingPaths(before: string, after: string): Promise<string[]> {
+type Changes = { count: number; told: string[] };
+
+// sort and comm do it on disk: a listing may be larger than our memory should be. A folder changes with its files: it is told only by itself.
+async function differingPaths(plan: Plan, before: string, after: string): Promise<{ cold: Changes; warm: Changes }> {
   for (const file of [before, after]) {
     const sorted = await look(['sort', '--zero-terminated', `--output=${file}.sorted`, file], { seconds: 3600 });
     if (sorted.code !== 0) throw failure('the listings cannot be compared', sorted);
   }
-  const done = await look(['comm', '--zero-terminated', '-3', `${before}.sorted`, `${after}.sorted`], { seconds: 3600 });
+  const fd = fs.openSync(`${after}.changes`, 'w', 0o600);
+  const done = await look(['comm', '--zero-terminated', '-3', `${before}.sorted`, `${after}.sorted`], { stdout: fd, seconds: 3600 }).finally(() => fs.closeSync(fd));
   if (done.code !== 0) throw failure('the listings cannot be compared', done);
-  const paths = new Set<string>(), folders = new Set<string>();
-  for (const line of done.out.split('\0')) {
-    const fields = line.replace(/^\t/, '').split('\t');
-    if (fields.length >= 8) (fields[0] === 'd' ? folders : paths).add(fields.slice(7).join('\t'));
+  const found = { cold: { count: 0, told: [] as string[] }, warm: { count: 0, told: [] as string[] } };
+  let last = '';
+  for (const folders of [false, true]) {
+    await eachRecord(`${after}.changes`, (record) => {
+      const line = record.replace(/^\t/, ''), file = pathIn(line);
+      if (line.startsWith('d\t') !== folders || file === last) return; // before and after are two lines
+      last = file;
+      const changes = plan.cold.some((root) => isBelow(file, root)) ? found.cold : found.warm;
+      if (folders && changes.count > 0) return;
+      if (changes.told.includes(file)) return;
+      changes.count++;
+      if (changes.told.length < TOLD_NAMES) changes.told.push(file);
+    });
   }
-  return [...paths, ...[...folders].filter((folder) => ![...paths].some((file) => isBelow(file, folder)))]; // a folder changes with its files
+  return found;
 }

@@ -104,7 +104,7 @@ function restoreText(manifest: Manifest): string {
     '## 4. Extract',
     'The folders above the saved ones are not in the archive: PostgreSQL cannot enter them if borg makes them, so make them first.',
     block([...manifest.parents.map((one) => `[ -d ${pasteable([one.path])} ] || install -d -m ${one.mode} -o ${user(one.uid)} -g ${group(one.gid)} ${pasteable([one.path])}`),
-      `cd / && borg extract --sparse ${manifest.containers.length > 0 && onHost.length === 0 ? '--numeric-ids ' : ''}::${manifest.archive} --exclude record`]),
+      `cd / && borg extract --progress --sparse ${manifest.containers.length > 0 && onHost.length === 0 ? '--numeric-ids ' : ''}::${manifest.archive} --exclude record`]),
     ...(manifest.containers.length > 0 ? ['Files of container volumes belong to numbers, not names: `borg extract --numeric-ids` gives them back as they were; for clusters on the host leave it out.'] : []),
     'Only a part of it, or a look first? Extract into an empty folder; paths are written without the first slash:',
     block(['mkdir /srv/look && cd /srv/look', `borg --umask 0022 extract --sparse ::${manifest.archive} ${pasteable([(plan.roots[0]?.path ?? '/record').slice(1)])}`]),

@@ -33,10 +33,14 @@ export async function restoreTo(settings: Settings, server: string, words: strin
   fs.mkdirSync(target, { recursive: true, mode: 0o700 });
   makeParents(target, manifest, wanted);
   for (const { argv, title } of extractCommands(archive, wanted, volumes)) await extract(settings, argv, target, title, listed.bytes);
-  if (mendLinks) mendClusterLinks(target, manifest);
-  else if (manifest.plan.clusters.some((one) => fs.existsSync(below(target, one.dataDirectory)) && hasLinks(one))) {
+  if (mendLinks) {
+    fs.chmodSync(target, 0o711); // PostgreSQL's user has to pass
+    mendClusterLinks(target, manifest);
+  }
+  if (!mendLinks && manifest.plan.clusters.some((one) => fs.existsSync(below(target, one.dataDirectory)) && hasLinks(one))) {
     warn('links of a cluster (WAL or tablespaces) still lead to the places on its server: before you start it here, restore with --mend-links');
   }
+  if (mode.json) answer(JSON.stringify({ archive, folder: target, files: listed.files, bytes: listed.bytes }));
   sayBlock(`restored ${count(listed.files, 'file')}, ${size(listed.bytes)}, from ${archive} into ${named(target)}`);
   return warnings.length > 0 ? 1 : 0;
 }
@@ -118,10 +122,12 @@ async function extract(settings: Settings, argv: string[], target: string, title
 function mendClusterLinks(target: string, manifest: Manifest): void {
   for (const cluster of manifest.plan.clusters) {
     const folder = below(target, cluster.dataDirectory);
-    const links = [...cluster.tablespaces.map((one) => ({ link: path.join(folder, 'pg_tblspc', one.oid), to: one.location })), { link: path.join(folder, 'pg_wal'), to: cluster.walFolder }];
+    const links = [...cluster.tablespaces.filter((one) => /^\d+$/.test(one.oid)).map((one) => ({ link: path.join(folder, 'pg_tblspc', one.oid), to: one.location })), { link: path.join(folder, 'pg_wal'), to: cluster.walFolder }];
     for (const { link, to } of links) {
       const facts = fs.lstatSync(link, { throwIfNoEntry: false });
       if (!facts?.isSymbolicLink()) continue;
+      // The manifest is what the saved server wrote of itself: no name in it may lead out of the folder.
+      if (!isBelow(fs.realpathSync(path.dirname(link)), fs.realpathSync(target))) throw new Problem(`${named(link)} leads out of ${named(target)}: this archive's record cannot be trusted`);
       if (!fs.existsSync(below(target, to))) warn(`${named(link)} leads nowhere: ${named(to)} was not restored with it`);
       fs.rmSync(link);
       fs.symlinkSync(below(target, to), link);

@@ -30,7 +30,7 @@ import { finishRecord, listingFile, prepareRecord, writeProof } from './record.t
 import type { Manifest } from './record.ts';
 
 /** What a night has come to so far: filled in step by step, and told at the end whatever happened. */
-type Night = { loaded: Loaded; script: string; line: HistoryLine; ledger: Ledger | null; down: string[]; guardPid: number };
+type Night = { loaded: Loaded; script: string; line: HistoryLine; ledger: Ledger | null; down: string[]; guardPid: number; windowEnd: Date | null };
 
 /** `node backup.js`: take the backup. Returns the exit code (contract: 0 good, 1 with warnings, 2 failed, 3 something is down, 75 not now, 128+n). */
 export async function takeBackup(loaded: Loaded, script: string): Promise<number> {
@@ -71,7 +71,7 @@ async function runTheNight(night: Night): Promise<void> {
 
   if (plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
   await checkpointAll(plan);
-  const { deadlineAt, beginStartAt } = tonightsDeadline(settings);
+  const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
     deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: night.line.startedAt });
   const alarm = setTimeout(() => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2), beginStartAt.getTime() - Date.now());
@@ -109,19 +109,15 @@ async function copyCold(night: Night, plan: Plan, manifest: Manifest): Promise<{
   return { cold, first, second, manifestText };
 }
 
-/** When everything must run again, and when to begin with that. Throws Problem when the window is all but over. */
-function tonightsDeadline(settings: Settings): { deadlineAt: Date; beginStartAt: Date } {
-  const now = new Date();
-  const { deadlineAt, beginStartAt } = deadlines(settings, now, mode.now, lastGoodRun(settings.stateFolder)?.startSeconds ?? 0);
-  const isCutShort = deadlineAt.getTime() < now.getTime() + settings.maxDowntimeMinutes * 60_000;
-  if (isCutShort && beginStartAt.getTime() - now.getTime() < 10_000) {
-    throw new Problem('the window is all but over: nothing was stopped', { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
-  }
+/** When everything must run again, and when to begin with that. Throws Problem when the window is over, or leaves no time for a copy. */
+function tonightsDeadline(settings: Settings, windowEndsAt: Date | null): { deadlineAt: Date; beginStartAt: Date } {
+  const { deadlineAt, beginStartAt, isTooLate } = deadlines(settings.maxDowntimeMinutes, new Date(), windowEndsAt, lastGoodRun(settings.stateFolder)?.startSeconds ?? 0);
+  if (isTooLate) throw new Problem('the window is over, or all but over: nothing was stopped', { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
   return { deadlineAt, beginStartAt };
 }
 
 async function runBefore(settings: Settings): Promise<void> {
-  const done = await change(settings.before, { seconds: 600 });
+  const done = await change(settings.before, { seconds: 600, toTranscript: true }); // it may leave a daemon behind
   if (done.code !== 0) throw failure('the `before` command failed', done);
 }
 
@@ -142,9 +138,8 @@ async function tryEverything(settings: Settings, plan: Plan): Promise<void> {
 async function warmPass(night: Night, plan: Plan): Promise<void> {
   const { settings } = night.loaded;
   await checkpointAll(plan); // or the changes are still in memory and all of them are left for the cold pass
-  const end = mode.now ? null : windowEnd(settings.window, new Date());
   const warm = await takePass(settings, warmCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
-    expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: end ? (end.getTime() - Date.now()) / 1000 : undefined });
+    expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: night.windowEnd ? Math.max(1, (night.windowEnd.getTime() - Date.now()) / 1000) : undefined });
   night.line.warm = passFacts(warm); // files that changed or went are no matter here: the cold pass decides
   say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
 }
@@ -220,7 +215,7 @@ function beginNight(loaded: Loaded, script: string): Night {
   openTranscript(join(stateFolder, 'log'), startedAt.slice(0, 19));
   const line: HistoryLine = { kind: 'run', startedAt, endedAt: '', outcome: 'failed', exitCode: 2, server: serverName(loaded.settings), archive: '', downSeconds: 0, startSeconds: 0,
     parts: [], warm: null, cold: null, snapshot: '', warnings: [], error: '' };
-  return { loaded, script, line, ledger: null, down: [], guardPid: 0 };
+  return { loaded, script, line, ledger: null, down: [], guardPid: 0, windowEnd: mode.now ? null : windowEnd(loaded.settings.window, new Date()) };
 }
 
 function finishedLine(night: Night, error: unknown): HistoryLine {

@@ -11,7 +11,7 @@ import type { Loaded } from './check.ts';
 import type { Settings } from './settings.ts';
 import { askBorg, borgEnvironment, borgFailure, borgVersion, isRemote } from './borg.ts';
 import { serverName } from './plan.ts';
-import { doctor, repositoryAddress, sheetFile, tryConnection } from './doctor.ts';
+import { doctor, repositoryAddress, sheetFile, sheetMark, tryConnection } from './doctor.ts';
 
 /** `setup`: given the settings, the script and the options, makes what is missing. Returns 0 when a run would now work. */
 export async function setup(loaded: Loaded, script: string, options: { yes: boolean; schedule: string }): Promise<number> {
@@ -78,7 +78,11 @@ export function authorizedKeysLine(settings: Settings): string {
 async function makeRepository(settings: Settings): Promise<void> {
   const there = await askBorg(settings, ['info', '--json']);
   if (there.code === 0) return say('the repository is there');
-  if (!/"msgid": "Repository\.DoesNotExist"/.test(there.said)) throw borgFailure('the repository cannot be reached yet', there);
+  if (/Keyfile|borg_key|No key file/.test(there.said) || (!fs.existsSync(settings.keyFile) && /"msgid": "(LocalException|PassphraseWrong)"|FileNotFoundError/.test(there.said))) {
+    throw new Problem('the repository is there, but its key is not here', { hint: 'bring key and passphrase from the recovery sheet into place (`keyFile`, `passphraseFile`); do not make new ones' });
+  }
+  // An empty folder that the storage's keeper has made is no repository yet; init itself refuses one that is not empty.
+  if (!/"msgid": "Repository\.(DoesNotExist|InvalidRepository)"/.test(there.said)) throw borgFailure('the repository cannot be reached yet', there);
   // keyfile: the key stays here and on paper. In the repository (repokey) whoever holds our ssh key could overwrite it.
   const made = await change(['borg', '--log-json', 'init', '--encryption', 'keyfile-blake2', ...(isRemote(settings) ? [] : ['--make-parent-dirs'])], { env: { ...borgEnvironment(settings), BORG_DISPLAY_PASSPHRASE: 'no' }, seconds: 600 });
   if (made.code !== 0) throw borgFailure('the repository cannot be made', made);
@@ -88,7 +92,7 @@ async function makeRepository(settings: Settings): Promise<void> {
 /** The recovery sheet: what a restore needs when this server is gone. Written beside the key, readable by root only. */
 async function writeSheet(settings: Settings): Promise<void> {
   const sheet = sheetFile(settings);
-  if (fs.existsSync(sheet)) return;
+  if (fs.existsSync(sheet) || fs.existsSync(sheetMark(settings))) return; // printed and removed: it is not written to disk again
   const draft = `${sheet}.key`;
   const done = await change(['borg', 'key', 'export', '--paper', '::', draft], { env: borgEnvironment(settings), seconds: 600 });
   if (done.code !== 0) throw borgFailure('the key cannot be exported', done);
@@ -96,6 +100,7 @@ async function writeSheet(settings: Settings): Promise<void> {
   fs.rmSync(draft);
   writeDurably(sheet, [`RECOVERY SHEET of server ${serverName(settings)}`, '', 'Print this, keep it on paper away from the server, then remove this file.', 'Whoever has it and can reach the storage can read every backup.', '',
     `repository  ${settings.repository}`, `passphrase  ${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`, '', key, ''].join('\n'));
+  writeDurably(sheetMark(settings), `the recovery sheet was made on ${new Date().toISOString()}; to have it made again, remove this file and run setup\n`);
   say(`wrote the recovery sheet: ${named(sheet)}`);
 }
 
@@ -110,10 +115,17 @@ function installCron(settings: Settings, script: string, file: string): void {
   say('wrote /etc/cron.d/cold-backup');
 }
 
-// Tonight's begin of the window (or 02:00) as this machine's clock shows it; five minutes in, so that no clock is before it.
+// The begin of the window (or 02:00) as this machine's clock shows it, the later one of winter and summer; five minutes in, so
+// that no clock is before it.
 function startOfWindow(settings: Settings): Date {
+  const [winter, summer] = [0, 6].map((month) => windowBegin(settings, new Date(new Date().getFullYear(), month, 15))) as [Date, Date];
+  const minutes = (date: Date) => date.getHours() * 60 + date.getMinutes();
+  const later = (minutes(summer) - minutes(winter) + 1440) % 1440 < 720 ? summer : winter;
+  return new Date(later.getTime() + (settings.window ? 5 * 60_000 : 0));
+}
+
+function windowBegin(settings: Settings, begin: Date): Date {
   const { window } = settings;
-  const begin = new Date();
   if (!window) begin.setHours(2, 0, 0, 0);
   for (let minute = 0; window && minute < 1440; minute++) {
     const clock = new Intl.DateTimeFormat('en-GB', { timeZone: window.timeZone, hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }).format(begin);
@@ -136,6 +148,7 @@ async function installTimers(settings: Settings, script: string, file: string): 
     'cold-backup-recover.service': service('start what an interrupted run left stopped', 'recover --quiet', ['SuccessExitStatus=75']),
     'cold-backup-recover.timer': timer(['OnBootSec=20s', 'OnUnitActiveSec=5min', 'AccuracySec=1s']),
   };
+  fs.rmSync('/etc/cron.d/cold-backup', { force: true }); // one schedule at a time
   for (const [name, text] of Object.entries(files)) fs.writeFileSync(path.join('/etc/systemd/system', name), text, { mode: 0o644 });
   for (const argv of [['systemctl', 'daemon-reload'], ['systemctl', 'enable', '--now', 'cold-backup.timer', 'cold-backup-recover.timer']]) {
     const done = await change(argv);

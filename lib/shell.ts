@@ -53,7 +53,7 @@ export function askToStop(why: string, exitCode: number, hint?: string): void {
   if (asked) return say(`${why}: everything is being started again, please wait`);
   asked = { why, exitCode, hint };
   if (shielded) return say(`${why}: everything is being started again first, please wait`);
-  say(`${why}: ending what is under way, then starting everything again`);
+  say(`${why}: ending what is under way; whatever was stopped is started again`);
   for (const end of enders) end();
 }
 

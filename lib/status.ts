@@ -13,10 +13,15 @@ export function status(settings: Settings): number {
   const runs = readHistory(settings.stateFolder).filter((line) => line.kind === 'run');
   const good = runs.filter((line) => /^(good|warning)$/.test(line.outcome)).pop(), last = runs[runs.length - 1];
   const ageHours = good ? (Date.now() - Date.parse(good.endedAt)) / 3_600_000 : null;
-  const left = leftStopped(settings.stateFolder);
+  let left: Ledger | null = null, disorder = '';
+  try {
+    left = leftStopped(settings.stateFolder);
+  } catch (error: any) { // a monitoring plugin answers in any case
+    disorder = error.message;
+  }
   const isRecent = ageHours !== null && ageHours <= settings.maxAgeHours;
-  const outcome = left ? 'down' : !isRecent ? 'failed' : last!.outcome === 'good' ? 'good' : 'warning';
-  const warnings = [...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : [])];
+  const outcome = left ? 'down' : !isRecent || disorder ? 'failed' : last!.outcome === 'good' ? 'good' : 'warning';
+  const warnings = [...(disorder ? [disorder] : []), ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : [])];
   const next = left ? 'node backup.js recover' : isRecent ? '' : 'node backup.js doctor';
   const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, drill: null, warnings, next };
   const words = left ? `the run of ${left.startedAt} left something stopped` : good ? `${good.archive}, ${span(ageHours! * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet';

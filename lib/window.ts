@@ -26,12 +26,14 @@ export function windowEnd(window: Settings['window'], now: Date): Date | null {
   return new Date(guess.getTime() + (off > 720 ? off - 1440 : off) * 60_000);
 }
 
-/** When everything must run again, and when we must begin to start it: the margin is learned from the last good run. */
-export function deadlines(settings: Settings, now: Date, ignoreWindow: boolean, lastStartSeconds: number): { deadlineAt: Date; beginStartAt: Date } {
-  const limit = new Date(now.getTime() + settings.maxDowntimeMinutes * 60_000);
-  const end = ignoreWindow ? null : windowEnd(settings.window, now);
-  const deadlineAt = end && end < limit ? end : limit;
-  const total = (deadlineAt.getTime() - now.getTime()) / 1000;
-  const margin = Math.min(2 * lastStartSeconds + 20, total / 3); // ending borg takes up to 10 s of it
-  return { deadlineAt, beginStartAt: new Date(deadlineAt.getTime() - margin * 1000) };
+/**
+ * Given the most minutes of downtime, the instant before the first stop, the end of the window (fixed when the run began; null = none) and
+ * how long the last start took, returns by when everything runs again, when to begin with that, and whether it is too late to stop anything.
+ */
+export function deadlines(maxMinutes: number, now: Date, windowEndsAt: Date | null, lastStartSeconds: number): { deadlineAt: Date; beginStartAt: Date; isTooLate: boolean } {
+  const limit = new Date(now.getTime() + maxMinutes * 60_000);
+  const deadlineAt = windowEndsAt && windowEndsAt < limit ? windowEndsAt : limit;
+  const total = (deadlineAt.getTime() - now.getTime()) / 1000, needed = 2 * lastStartSeconds + 10; // ending borg takes up to 10 s
+  const margin = Math.min(needed + 10, total / 3);
+  return { deadlineAt, beginStartAt: new Date(deadlineAt.getTime() - margin * 1000), isTooLate: deadlineAt === windowEndsAt && total < 2 * needed };
 }

@@ -113,6 +113,28 @@ describe('coming back', { skip: isRoot ? false : 'restoring owners needs root' }
     assert.equal(fs.existsSync(to), false);
   });
 
+  test('a record that an intruder wrote cannot make --mend-links touch anything outside the folder', async () => {
+    const victim = path.join(top, 'victim'), lure = path.join(top, 'lure');
+    fs.mkdirSync(victim);
+    fs.symlinkSync('/original', path.join(victim, 'sh'));
+    fs.mkdirSync(path.join(lure, 'record'), { recursive: true });
+    const manifest = JSON.parse(server.borg('extract', '--stdout', `::${server.archives().filter((one) => /^web1-[^w]*$/.test(one)).pop()}`, 'record/manifest.json'));
+    for (const oid of [path.relative(path.join(top, 'hostile', cluster.dataDirectory, 'pg_tblspc'), path.join(victim, 'sh')), '16400']) {
+      manifest.plan.clusters[0].tablespaces = [{ oid, location: '/evil', link: '/evil' }];
+      fs.writeFileSync(path.join(lure, 'record', 'manifest.json'), JSON.stringify(manifest));
+      fs.rmSync(path.join(lure, 'tmp'), { recursive: true, force: true });
+      fs.mkdirSync(path.join(lure, cluster.dataDirectory), { recursive: true });
+      fs.symlinkSync(victim, path.join(lure, cluster.dataDirectory, 'pg_tblspc'));
+      fs.rmSync(path.join(victim, '16400'), { force: true });
+      fs.symlinkSync('/original', path.join(victim, '16400'));
+      const name = `web1-2026-01-01T00:00:0${oid === '16400' ? 1 : 2}`;
+      execFileSync('borg', ['create', `::${name}`, 'record', 'tmp'], { cwd: lure, env: server.borgEnv(), stdio: 'ignore' });
+      const ended = await server.run(['restore', name, '--to', path.join(top, `hostile${oid === '16400' ? 1 : ''}`), '--mend-links']);
+      assert.notEqual(ended.code, 0);
+      for (const link of ['sh', '16400']) assert.equal(fs.readlinkSync(path.join(victim, link)), '/original', `${link}: ${ended.err}`);
+    }
+  });
+
   test('a disk without room is refused before anything is written', async () => {
     const small = path.join(top, 'small');
     fs.mkdirSync(small);

@@ -1,0 +1,34 @@
+// The hours of the night: pure reckoning, so it is asked directly, with the instants that go wrong.
+import { test } from 'node:test';
+import assert from 'node:assert/strict';
+import { deadlines, isInWindow, windowEnd } from '../lib/window.ts';
+
+const berlin = { from: '01:00', until: '05:30', timeZone: 'Europe/Berlin' }, late = { from: '22:00', until: '04:00', timeZone: 'Africa/Maputo' };
+const end = (window: typeof berlin, at: string) => windowEnd(window, new Date(at))!.toISOString();
+
+test('a window is in the time zone of its users, and may go over midnight', () => {
+  assert.equal(isInWindow(berlin, new Date('2026-11-23T00:00:00Z')), true);
+  assert.equal(isInWindow(berlin, new Date('2026-11-22T23:59:00Z')), false);
+  assert.equal(isInWindow(berlin, new Date('2026-11-23T04:30:00Z')), false);
+  assert.equal(isInWindow(late, new Date('2026-11-23T20:00:00Z')), true);
+  assert.equal(isInWindow(late, new Date('2026-11-24T01:59:00Z')), true);
+  assert.equal(isInWindow(late, new Date('2026-11-24T02:00:00Z')), false);
+  assert.equal(isInWindow(null, new Date()), true);
+});
+
+test('a window ends at its hour also in the nights the clocks change', () => {
+  assert.equal(end(berlin, '2026-11-23T00:00:00Z'), '2026-11-23T04:30:00.000Z');
+  assert.equal(end(berlin, '2026-10-24T23:30:00Z'), '2026-10-25T04:30:00.000Z'); // summer time ends at 03:00
+  assert.equal(end(berlin, '2026-03-29T00:30:00Z'), '2026-03-29T03:30:00.000Z'); // and begins at 02:00
+  assert.equal(end(late, '2026-11-23T21:00:00Z'), '2026-11-24T02:00:00.000Z');
+});
+
+test('services are not stopped when the window is over, or too short for them to come back', () => {
+  const now = new Date('2026-11-23T04:00:00Z'), at = (minutes: number) => new Date(now.getTime() + minutes * 60_000);
+  assert.equal(deadlines(120, now, at(-1), 0).isTooLate, true, 'a long warm pass must not run into the morning');
+  assert.equal(deadlines(120, now, at(10), 240).isTooLate, true, 'starting took four minutes last time');
+  assert.equal(deadlines(120, now, at(60), 240).isTooLate, false);
+  assert.equal(deadlines(0.5, now, null, 240).isTooLate, false, 'without a window only the downtime is limited');
+  const { deadlineAt, beginStartAt } = deadlines(120, now, at(60), 30);
+  assert.deepEqual([deadlineAt, beginStartAt], [at(60), new Date(at(60).getTime() - 80_000)]);
+});
