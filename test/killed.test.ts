@@ -159,7 +159,7 @@ scenarios('when it is killed', import.meta.url, {
 
   'after a power cut the next run starts what ran, and is good': async (world) => {
     await powerCut(world);
-    expectEnd(world, await world.server.run(), { code: 0, says: [/this run does it now/, /is proven/] });
+    expectEnd(world, await world.server.run(), { code: 0, says: [/this run starts what is missing/, /is proven/] });
     await allIsWell(world, 0.5);
     assert.deepEqual(world.server.history().slice(-2).map((line) => line.outcome), ['failed', 'good']);
   },
