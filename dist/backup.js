@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: a43c364980259cd1bc9e0cc32a2161709322d7bd76318e89a5fedaae8e277dcd
+// Checksum of all but the settings: 3134d0c686425a2a2cd097e36cb522e40118fbf6960259a19105331fc5307f10
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -699,7 +699,7 @@ async function run(argv, options) {
   if (options.seconds && !options.unlimited) timers.push(setTimeout(() => { timedOut = true; end(); }, options.seconds * 1000));
   if (!options.unlimited && !shielded) enders.add(end);
   try {
-    const result = await child;
+    const result = await Promise.race([child, exitOf(child.child)]);
     const code = result.signal ? 128 + constants.signals[result.signal] : result.exitCode ?? 127;
     const said = options.toTranscript ? transcriptSince(ends.bytes, 4096) : Buffer.concat(stderr).toString();
     return { argv, code, out: Buffer.concat(stdout).toString(), said, timedOut };
@@ -707,6 +707,13 @@ async function run(argv, options) {
     enders.delete(end);
     timers.forEach(clearTimeout);
   }
+}
+
+// A daemon that the program left behind may keep our pipe open for ever: a few seconds after the program's own end we have heard enough.
+function exitOf(child) {
+  return new Promise((resolve) => {
+    child?.once('exit', (exitCode, signal) => setTimeout(() => resolve({ exitCode, signal }), STEP_OF_LADDER_MS).unref());
+  });
 }
 
 function eachLine(stream, onLine) {
@@ -1384,7 +1391,7 @@ async function runMessenger(settings, what) {
   const env = { COLD_BACKUP_OUTCOME: what.outcome, COLD_BACKUP_SERVER: what.server, COLD_BACKUP_SUBJECT: what.subject };
   const stdin = fileToRead(`${what.body}\n`, settings.stateFolder);
   // timeout(1) and not our own limit: after a signal change() begins nothing that may be ended, but somebody must still be told.
-  const { code, said, out } = await change(['timeout', '-k', '5', String(COMMAND_SECONDS), ...settings.tell.command], { env, stdin, unlimited: true, toTranscript: true });
+  const { code, said, out } = await change(['timeout', '-k', '5', String(COMMAND_SECONDS), ...settings.tell.command], { env, stdin, unlimited: true });
   if (stdin !== undefined) fs.closeSync(stdin);
   if (code === 124 || code === 137) throw new Error(`no end within ${COMMAND_SECONDS} s`);
   if (code !== 0) throw new Error(`exit code ${code}, ${lastLines(said || out, 1) || 'without a word'}`);

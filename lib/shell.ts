@@ -3,6 +3,7 @@
 // Two verbs: look() never changes anything on the machine; change() does, is always printed, and never happens in a dry run.
 // Signals, and the hour by which everything must run again, end the programs that may be ended, never this script itself.
 import fs from 'node:fs';
+import type { ChildProcess } from 'node:child_process';
 import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { $ } from 'zx/core';
@@ -130,7 +131,7 @@ async function run(argv: string[], options: RunOptions): Promise<Done> {
   if (options.seconds && !options.unlimited) timers.push(setTimeout(() => { timedOut = true; end(); }, options.seconds * 1000));
   if (!options.unlimited && !shielded) enders.add(end);
   try {
-    const result = await child;
+    const result = await Promise.race([child, exitOf(child.child)]);
     const code = result.signal ? 128 + constants.signals[result.signal] : result.exitCode ?? 127;
     const said = options.toTranscript ? transcriptSince(ends.bytes, 4096) : Buffer.concat(stderr).toString();
     return { argv, code, out: Buffer.concat(stdout).toString(), said, timedOut };
@@ -138,6 +139,13 @@ async function run(argv: string[], options: RunOptions): Promise<Done> {
     enders.delete(end);
     timers.forEach(clearTimeout);
   }
+}
+
+// A daemon that the program left behind may keep our pipe open for ever: a few seconds after the program's own end we have heard enough.
+function exitOf(child: ChildProcess | undefined): Promise<{ exitCode: number | null; signal: NodeJS.Signals | null }> {
+  return new Promise((resolve) => {
+    child?.once('exit', (exitCode, signal) => setTimeout(() => resolve({ exitCode, signal }), STEP_OF_LADDER_MS).unref());
+  });
 }
 
 function eachLine(stream: NodeJS.ReadableStream, onLine: (line: string) => void): void {

@@ -79,7 +79,7 @@ async function runMessenger(settings: Settings, what: Outcome): Promise<void> {
   const env = { COLD_BACKUP_OUTCOME: what.outcome, COLD_BACKUP_SERVER: what.server, COLD_BACKUP_SUBJECT: what.subject };
   const stdin = fileToRead(`${what.body}\n`, settings.stateFolder);
   // timeout(1) and not our own limit: after a signal change() begins nothing that may be ended, but somebody must still be told.
-  const { code, said, out } = await change(['timeout', '-k', '5', String(COMMAND_SECONDS), ...settings.tell.command], { env, stdin, unlimited: true, toTranscript: true });
+  const { code, said, out } = await change(['timeout', '-k', '5', String(COMMAND_SECONDS), ...settings.tell.command], { env, stdin, unlimited: true });
   if (stdin !== undefined) fs.closeSync(stdin);
   if (code === 124 || code === 137) throw new Error(`no end within ${COMMAND_SECONDS} s`);
   if (code !== 0) throw new Error(`exit code ${code}, ${lastLines(said || out, 1) || 'without a word'}`);
