@@ -12,7 +12,7 @@ import { loadSettings, printSettings, settingsAsJson, stateFoldersIn } from './l
 import type { Loaded } from './lib/check.ts';
 import { listenToSignals } from './lib/shell.ts';
 import { serverName } from './lib/plan.ts';
-import { stateFoldersElsewhere } from './lib/pause.ts';
+import { stateFoldersElsewhere } from './lib/ledger.ts';
 import { guard, recover } from './lib/guard.ts';
 import { takeBackup } from './lib/run.ts';
 import { borgItself, list } from './lib/list.ts';

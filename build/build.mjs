@@ -33,6 +33,7 @@ const CHAPTERS = [
   { file: 'lib/borg.ts', title: 'BORG' },
   { file: 'lib/plan.ts', title: 'PLAN' },
   { file: 'lib/proof.ts', title: 'PROOF' },
+  { file: 'lib/ledger.ts', title: 'LEDGER' },
   { file: 'lib/pause.ts', title: 'PAUSE' },
   { file: 'lib/record.ts', title: 'RECORD' },
   { file: 'lib/commands.ts', title: 'COMMANDS' },

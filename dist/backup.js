@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 3134d0c686425a2a2cd097e36cb522e40118fbf6960259a19105331fc5307f10
+// Checksum of all but the settings: 60f0303c6e36943a7f5b5f88db589f972feda10df7f3b383f26d25f9a67bfa5b
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -33,7 +33,8 @@
 //   ==== BORG ====             borg: the one chapter that knows its arguments, environment.
 //   ==== PLAN ====             The plan: what will be stopped, saved and started, worked out once by looking.
 //   ==== PROOF ====            The proof that what is copied is cold, taken before the cold pass and again after it.
-//   ==== PAUSE ====            The pause: stop the parts, start them again, and the ledger that makes sure of it.
+//   ==== LEDGER ====           The ledger: what a run has stopped, on disk before each stop.
+//   ==== PAUSE ====            The pause: stop the parts, each seen stopped, and start them again, each seen running.
 //   ==== RECORD ====           The record that travels in every archive: manifest.json (plan, passport, proof), RESTORE.md.
 //   ==== COMMANDS ====         The commands of a night: the borg calls of its three passes, and the dry run.
 //   ==== OUTCOME ====          How a night ended, in words: the summary that closes a run.
@@ -2828,17 +2829,13 @@ async function differingPaths(plan, before, after) {
 }
 
 // =========================================================================================================
-// ==== PAUSE ====
-// The pause: stop the parts, start them again, and the ledger that makes sure of it.
-// Before each stop, what will have to be started is written to disk. Whoever finds that ledger without its run (the guard,
-// `recover`, the next run) starts everything from it, with nothing else to go by. A part leaves the ledger only when it has been
-// seen running. Changes: the parts of the plan, ledger.json in the state folder. Never kills a part.
+// ==== LEDGER ====
+// The ledger: what a run has stopped, on disk before each stop, and the lock that tells whether that run is still alive.
+// Whoever finds a ledger without its run (the guard, `recover`, the next run) starts everything from it, with nothing else to go by.
+// Changes ledger.json and lock in the state folder, and a link to it for `recover`; never a part.
 
 // refused: its stop command failed
 
-const START_SECONDS = 300; // for one part to be seen running and healthy
-const START_ATTEMPTS = 3;
-const PATIENCE_MS = 60_000; // with one part, before the next ones are started all the same
 const ELSEWHERE = '/var/lib/cold-backup/elsewhere'; // links to ledgers in other state folders: `recover` finds them without settings
 
 const ledgerFile = (stateFolder) => path.join(stateFolder, 'ledger.json');
@@ -2936,6 +2933,16 @@ function closeLedger(stateFolder) {
   fs.rmSync(ledgerFile(stateFolder), { force: true });
   if (process.getuid?.() === 0) fs.rmSync(linkElsewhere(stateFolder), { force: true }); // nobody else may look there
 }
+
+// =========================================================================================================
+// ==== PAUSE ====
+// The pause: stop the parts, each seen stopped, and start them again, each seen running.
+// Before each stop, what will have to be started is in the ledger on disk; a part counts as back only when it has been seen running.
+// Changes: the parts of the plan, and the ledger. Never kills a part.
+
+const START_SECONDS = 300; // for one part to be seen running and healthy
+const START_ATTEMPTS = 3;
+const PATIENCE_MS = 60_000; // with one part, before the next ones are started all the same
 
 /** What a part does now, by what it really is: unit, container, cluster, or the answer of its own command. */
 async function partState(part) {
@@ -3360,7 +3367,8 @@ async function guard(words, settings) {
   for (;;) {
     try {
       if (await guardOnce(stateFolder, run, Number(pid), start, settings)) return 0;
-    } catch (error) { // whatever it is: as long as something is stopped, the guard goes on
+    } catch (error) { // whatever it is: as long as something may be stopped, the guard goes on
+      if (!fs.existsSync(stateFolder)) return 0; // and with it any ledger
       sayError(error);
       await sleep(RETRY_SECONDS * 1000);
     }

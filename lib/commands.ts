@@ -6,7 +6,7 @@ import { createCommand } from './borg.ts';
 import { makePlan } from './plan.ts';
 import type { Plan } from './plan.ts';
 import type { Proof } from './proof.ts';
-import { readLedger } from './pause.ts';
+import { readLedger } from './ledger.ts';
 
 const rootPaths = (plan: Plan) => plan.roots.map((root) => root.path);
 const wholePaths = (plan: Plan) => plan.clusters.flatMap((cluster) => cluster.roots);

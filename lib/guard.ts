@@ -14,8 +14,9 @@ import { remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import type { Settings } from './settings.ts';
 import { tell } from './tell.ts';
-import { closeLedger, keepLedgerIfPossible, ledgerFile, partState, readLedger, servicesNow, startParts, takeLock, undecidedParts } from './pause.ts';
-import type { Ledger } from './pause.ts';
+import { closeLedger, keepLedgerIfPossible, ledgerFile, readLedger, takeLock } from './ledger.ts';
+import { partState, servicesNow, startParts, undecidedParts } from './pause.ts';
+import type { Ledger } from './ledger.ts';
 
 const guardFile = (stateFolder: string) => path.join(stateFolder, 'guard.json');
 const RETRY_SECONDS = 15;
@@ -61,7 +62,8 @@ export async function guard(words: string[], settings: Settings | null): Promise
   for (;;) {
     try {
       if (await guardOnce(stateFolder, run, Number(pid), start, settings)) return 0;
-    } catch (error) { // whatever it is: as long as something is stopped, the guard goes on
+    } catch (error) { // whatever it is: as long as something may be stopped, the guard goes on
+      if (!fs.existsSync(stateFolder)) return 0; // and with it any ledger
       sayError(error);
       await sleep(RETRY_SECONDS * 1000);
     }

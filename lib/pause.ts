@@ -1,138 +1,20 @@
-// The pause: stop the parts, start them again, and the ledger that makes sure of it.
-// Before each stop, what will have to be started is written to disk. Whoever finds that ledger without its run (the guard,
-// `recover`, the next run) starts everything from it, with nothing else to go by. A part leaves the ledger only when it has been
-// seen running. Changes: the parts of the plan, ledger.json in the state folder. Never kills a part.
-import fs from 'node:fs';
-import path from 'node:path';
-import { spawnSync } from 'node:child_process';
+// The pause: stop the parts, each seen stopped, and start them again, each seen running.
+// Before each stop, what will have to be started is in the ledger on disk; a part counts as back only when it has been seen running.
+// Changes: the parts of the plan, and the ledger. Never kills a part.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Problem, count, named, pasteable, say, span, warn } from './say.ts';
-import { change, failure, goOn, look, shield, waitUntil, writeDurably } from './shell.ts';
+import { Problem, count, named, say, span, warn } from './say.ts';
+import { change, failure, goOn, look, shield, waitUntil } from './shell.ts';
 import type { Done } from './shell.ts';
-import { startOfProcess } from './processes.ts';
-import { activeUnits, lostUnits, unitState } from './units.ts';
+import { bootName, keepLedger, keepLedgerIfPossible } from './ledger.ts';
+import type { Ledger, StoppedPart } from './ledger.ts';
+import { lostUnits, unitState } from './units.ts';
 import type { Part, State } from './units.ts';
 import { containerState, runningContainers } from './containers.ts';
 import { clusterAnswers, clusterState } from './postgres.ts';
 
-export type StoppedPart = Part & { askedAt: string; stoppedAt: string | null; runningAt: string | null; refused?: boolean }; // refused: its stop command failed
-export type Ledger = {
-  format: 1;
-  howTo: string[];
-  run: string;
-  server: string;
-  archive: string;
-  startedAt: string;
-  deadlineAt: string; // everything runs again by then
-  starting: boolean;
-  reported: string; // outcome that history and messages know of, '' = none
-  stopTimeoutSeconds: number;
-  transcript: string;
-  parts: StoppedPart[]; // whose stop was asked for, in that order
-  boot: string; // names this boot of the machine
-  before: { units: string[]; containers: string[] }; // what was active on the host before the first stop
-};
-
 const START_SECONDS = 300; // for one part to be seen running and healthy
 const START_ATTEMPTS = 3;
 const PATIENCE_MS = 60_000; // with one part, before the next ones are started all the same
-const ELSEWHERE = '/var/lib/cold-backup/elsewhere'; // links to ledgers in other state folders: `recover` finds them without settings
-
-export const ledgerFile = (stateFolder: string) => path.join(stateFolder, 'ledger.json');
-
-/** Take the lock of a state folder. Returns the open file that holds it (the kernel lets go when this process ends, however it ends), or null. */
-export function takeLock(stateFolder: string, waitSeconds: number): number | null {
-  const file = path.join(stateFolder, 'lock');
-  let fd: number;
-  try {
-    fd = fs.openSync(file, fs.constants.O_CREAT | fs.constants.O_RDWR, 0o600);
-  } catch {
-    fd = fs.openSync(file, 'r'); // a file system that has become read-only must not keep services down
-  }
-  // flock(1) locks the open file, which is ours as well as its own: the lock stays when flock has ended (flock(2)).
-  const { status } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd] });
-  if (status === 0) return fd;
-  fs.closeSync(fd);
-  return null;
-}
-
-/** The ledger in a state folder; null when nothing is stopped. Throws Problem when it is there and cannot be understood. */
-export function readLedger(stateFolder: string): Ledger | null {
-  const file = ledgerFile(stateFolder);
-  let text = '';
-  try {
-    text = fs.readFileSync(file, 'utf8');
-  } catch (error: any) {
-    if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return null;
-    throw new Problem(`${file} cannot be read: ${error.message}`, { exitCode: 3 });
-  }
-  const bad = (why: string) => new Problem(`${file} is damaged: ${why}`, { exitCode: 3, hint: `read it: it tells what was stopped and how to start it; start that by hand, then remove the file` });
-  const { uid, mode: bits } = fs.statSync(file);
-  if (![0, process.getuid?.()].includes(uid) || (bits & 0o022) !== 0) throw bad('others could have written it'); // what stands in it is run as root
-  let ledger: any;
-  try {
-    ledger = JSON.parse(text);
-  } catch {
-    throw bad('it is no JSON');
-  }
-  const isText = (value: unknown) => typeof value === 'string';
-  const isCommand = (value: any) => Array.isArray(value) && value.length > 0 && value.every(isText);
-  if (ledger?.format !== 1 || !Array.isArray(ledger.parts) || !ledger.parts.every((part: any) => isText(part?.name) && isCommand(part.start) && isText(part.askedAt))) throw bad('it is no ledger');
-  if (!isText(ledger.run) || !Array.isArray(ledger.before?.units) || !Array.isArray(ledger.before?.containers)) throw bad('it is no ledger');
-  return ledger;
-}
-
-/** Write the ledger to disk. Throws when that is impossible: then nothing more is stopped. */
-export function keepLedger(stateFolder: string, ledger: Ledger): void {
-  const open = ledger.parts.filter((part) => part.runningAt === null);
-  ledger.howTo = ['These parts were stopped by cold-backup and have not been seen running since.', 'To start them: node backup.js recover. Or by hand, in this order:',
-    ...[...open].reverse().map((part) => pasteable(part.start))];
-  writeDurably(ledgerFile(stateFolder), `${JSON.stringify(ledger, null, 1)}\n`);
-}
-
-// While things start, a ledger that cannot be written (a full disk) must not keep them down: at worst a part is started twice.
-export function keepLedgerIfPossible(stateFolder: string, ledger: Ledger): void {
-  try {
-    keepLedger(stateFolder, ledger);
-  } catch (error: any) {
-    warn(`the ledger cannot be written: ${error.message}`);
-  }
-}
-
-// The kernel's boot, and the start of process 1, which in a container begins anew while the kernel runs on.
-function bootName(): string {
-  return `${fs.readFileSync('/proc/sys/kernel/random/boot_id', 'utf8').trim()} ${startOfProcess(1)}`;
-}
-
-function linkElsewhere(stateFolder: string): string {
-  return path.join(ELSEWHERE, stateFolder.replaceAll('%', '%25').replaceAll('/', '%2F'));
-}
-
-/** The state folders in which a run was interrupted, other than the usual one. */
-export function stateFoldersElsewhere(): string[] {
-  try {
-    return fs.statSync(ELSEWHERE).uid === 0 ? fs.readdirSync(ELSEWHERE).map((name) => fs.readlinkSync(path.join(ELSEWHERE, name))) : [];
-  } catch {
-    return [];
-  }
-}
-
-/** Open the ledger of a run: nothing stopped yet, what is active on this host noted. */
-export async function openLedger(stateFolder: string, facts: Pick<Ledger, 'run' | 'server' | 'archive' | 'startedAt' | 'deadlineAt' | 'stopTimeoutSeconds' | 'transcript'>): Promise<Ledger> {
-  const ledger: Ledger = { format: 1, howTo: [], ...facts, starting: false, reported: '', boot: bootName(), parts: [], before: { units: await activeUnits(), containers: await runningContainers() } };
-  if (process.getuid?.() === 0 && path.dirname(ELSEWHERE) !== stateFolder) {
-    fs.mkdirSync(ELSEWHERE, { recursive: true, mode: 0o700 });
-    fs.rmSync(linkElsewhere(stateFolder), { force: true });
-    fs.symlinkSync(stateFolder, linkElsewhere(stateFolder));
-  }
-  return ledger;
-}
-
-/** Everything runs: the ledger goes. */
-export function closeLedger(stateFolder: string): void {
-  fs.rmSync(ledgerFile(stateFolder), { force: true });
-  if (process.getuid?.() === 0) fs.rmSync(linkElsewhere(stateFolder), { force: true }); // nobody else may look there
-}
 
 /** What a part does now, by what it really is: unit, container, cluster, or the answer of its own command. */
 export async function partState(part: Part): Promise<State> {

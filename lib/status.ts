@@ -5,8 +5,8 @@ import { answer, mode, span } from './say.ts';
 import type { Settings } from './settings.ts';
 import { readHistory } from './history.ts';
 import { serverName } from './plan.ts';
-import { readLedger, takeLock } from './pause.ts';
-import type { Ledger } from './pause.ts';
+import { readLedger, takeLock } from './ledger.ts';
+import type { Ledger } from './ledger.ts';
 
 /** `status`: prints one line (or JSON). Returns 0 good, 1 with a warning, 2 nothing recent enough or something is left stopped. */
 export function status(settings: Settings): number {
