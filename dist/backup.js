@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 2f63302bf45731ade994b7b7d0957f0183888544d0c2a61f0323f9a293f11b9c
+// Checksum of all but the settings: 2d391e260745de2f8c03f597521dd22319982b134230b37481cf23b14a3d3a92
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -40,6 +40,7 @@
 //   ==== OUTCOME ====          How a night ended, in words: the summary that closes a run.
 //   ==== GUARD ====            The guard: a second process that outlives the run, whatever kills it, and `recover`.
 //   ==== LIST ====             What is in the repository: the archives, the files in one; and borg itself.
+//   ==== SANDBOX ====          The sandbox: a PostgreSQL on files that came out of an archive, locked in.
 //   ==== JUDGE ====            The judge: would these files work on this machine? It compares an archive's passport with what is here, before anything is touched, and says of each difference what it would break and the command that mends it.
 //   ==== COMING BACK ====      Coming back: `restore ...
 //   ==== STATUS ====           Is there a good recent backup? Answers from the state folder alone.
@@ -2026,20 +2027,22 @@ const databaseQuestions = {
 // The files of a cluster as we see them: in a container below /proc/PID/root (proc(5)).
 const rootOf = (cluster) => (cluster.container && cluster.pid ? `/proc/${cluster.pid}/root` : '');
 // The words before a command that is to look around where the cluster lives.
-const placeOf = (cluster) => (cluster.container ? ['docker', 'exec', cluster.container] : []);
+const placeOf = (cluster) => cluster.words ?? (cluster.container ? ['docker', 'exec', cluster.container] : []);
 const roleThatWorks = new Map(); // by data directory, where it is not the first choice of queryCluster()
+/** From now on this cluster is asked as this role. */
+const useRole = (cluster, role) => roleThatWorks.set(cluster.dataDirectory, role);
 
 /**
  * Given a running cluster, a database and SQL, runs it with psql as the cluster's owner over its socket, in a read-only session.
  * The role is the owner's name, in a container $POSTGRES_USER, and 'postgres' where that one does not get in.
- * Returns how psql ended, `out` being the bare values (-A -t); code 2 = no connection, 1 = SQL failed. Never waits: for no password (-w),
+ * `more`: settings of the session beside the usual ones. Returns how psql ended, `out` being the bare values (-A -t); code 2 = no connection, 1 = SQL failed. Never waits: for no password (-w),
  * not long for a lock. Throws nothing for what psql does.
  */
-async function queryCluster(cluster, database, sql, seconds = 60) {
+async function queryCluster(cluster, database, sql, seconds = 60, more = {}) {
   if (cluster.port === '') return { argv: [], code: 2, out: '', said: 'its port is not known', timedOut: false }; // psql would ask whoever has port 5432
   const env = {
     PGCONNECT_TIMEOUT: '5', PGAPPNAME: 'cold-backup', PGCLIENTENCODING: 'UTF8',
-    PGOPTIONS: `-c search_path=pg_catalog -c statement_timeout=${seconds}s -c lock_timeout=2s -c default_transaction_read_only=on -c jit=off`,
+    PGOPTIONS: Object.entries({ search_path: 'pg_catalog', statement_timeout: `${seconds}s`, lock_timeout: '2s', default_transaction_read_only: 'on', jit: 'off', ...more }).map(([name, value]) => `-c ${name}=${value}`).join(' '),
   };
   const own = path.join(cluster.binaries, 'psql');
   const psql = [fs.existsSync(rootOf(cluster) + own) ? own : 'psql', // one from PATH will do: a newer psql speaks to older servers
@@ -2047,7 +2050,8 @@ async function queryCluster(cluster, database, sql, seconds = 60) {
   // Name and password are in the container's environment and stay there: this shell is the container's.
   const within = ['sh', '-c', 'export PGPASSWORD="${PGPASSWORD:-$POSTGRES_PASSWORD}"; role=$1; shift; exec "$@" -U "${role:-${POSTGRES_USER:-postgres}}"', 'sh'];
   const inContainer = ['docker', 'exec', '--user', String(cluster.uid), ...Object.entries(env).flatMap(([name, value]) => ['--env', `${name}=${value}`]), cluster.container];
-  const attempt = (role) => look(cluster.container ? [...inContainer, ...within, role, ...psql] : [...asOwner(cluster), ...psql, ...(role ? ['-U', role] : [])],
+  const inSandbox = [...cluster.words ?? [], 'env', ...Object.entries(env).map(([name, value]) => `${name}=${value}`)];
+  const attempt = (role) => look(cluster.words ? [...inSandbox, ...psql, '-U', role || 'postgres'] : cluster.container ? [...inContainer, ...within, role, ...psql] : [...asOwner(cluster), ...psql, ...(role ? ['-U', role] : [])],
     { cwd: '/', env, seconds: seconds + 10, keepBytes: 64 * 1024 * 1024 });
   const known = roleThatWorks.get(cluster.dataDirectory);
   const first = await attempt(known ?? '');
@@ -3584,6 +3588,152 @@ async function borgItself(settings, words) {
     child.on('error', () => reject(new Problem('borg does not run', { hint: 'install it: `apt-get install borgbackup`' })));
     child.on('exit', (code, signal) => resolve(signal ? 128 + constants.signals[signal] : code ?? 2));
   });
+}
+
+// =========================================================================================================
+// ==== SANDBOX ====
+// The sandbox: a PostgreSQL on files that came out of an archive, locked in. Such a copy believes that it is the real cluster: let loose it would
+// archive its WAL over the real one's, drink up a publisher's changes, run its cron jobs, and write through its links into live files.
+// So it runs in namespaces of its own (mounts, network, processes), in a root folder that holds this machine's programs, read-only, and
+// the copy at its original paths and nothing else; as a user that owns nothing else; and with every setting that could reach out forced off
+// on the command line, which beats postgresql.auto.conf. A container's cluster gets the same from Docker, in the image it ran in.
+// Its process 1 lives as long as our end of a pipe: however we end, everything inside is gone with us, and all its mounts.
+
+const SANDBOX_MARK = 'cold-backup-sandbox'; // a file in the data directory of every copy, a label on every container: no run takes them for the server's own
+const OWN_USER = 1_999_000_000; // nobody's number, on no machine
+const PORT = '5432';
+
+// sh, as root in namespaces of its own: $1 the new root, $2 the folder that becomes /own, then pairs: what, and where it is to be seen.
+const ENTER = `set -e
+root=$1 own=$2; shift 2
+mount -t tmpfs -o mode=755 tmpfs "$root"
+cd "$root"; mkdir proc dev dev/shm tmp own usr etc
+for one in bin sbin lib lib32 lib64 libx32; do
+  if [ -L /$one ]; then cp -P /$one .; elif [ -d /$one ]; then mkdir $one; mount --rbind /$one $one; fi
+done
+for one in usr etc; do mount --rbind /$one $one; mount -o remount,bind,ro $one || :; done
+mount --bind "$own/passwd" etc/passwd
+mount -t proc proc proc; mount -t tmpfs -o mode=1777 tmpfs tmp; mount -t tmpfs -o mode=1777 tmpfs dev/shm
+for one in null zero random urandom; do : > dev/$one; mount --bind /dev/$one dev/$one; done
+mount --bind "$own" own
+ip link set lo up 2> /dev/null || :
+while [ $# -gt 0 ]; do
+  if [ -d "$1" ]; then mkdir -p "$root$2"; else mkdir -p "$(dirname "$root$2")"; : > "$root$2"; fi
+  mount --rbind "$1" "$root$2"; shift 2
+done
+echo ready
+exec chroot "$root" sh -c 'exec 3<&0; cat <&3 > /dev/null & wait $!'`; // when our pipe ends, so does process 1, and with it all inside
+
+/**
+ * Find what can run a cluster of an archive here: the image of its container if there is one, else this host's own programs of that major version.
+ * Given the cluster and the manifest it stands in, returns the programs, or null when they are not here.
+ */
+async function findPrograms(cluster, manifest) {
+  const { version } = cluster, box = manifest.containers.find((one) => one.name === cluster.container);
+  if (!/^\d\d$/.test(version)) return null;
+  for (const image of box ? [box.imageId, ...box.imageDigests, box.image] : []) {
+    if (/^[a-z0-9][\w./:@-]*$/i.test(image) && (await look(['docker', 'image', 'inspect', '--format={{.Id}}', image])).code === 0) return { version, binaries: cluster.binaries, image };
+  }
+  for (const binaries of [...(cluster.container ? [] : [cluster.binaries]), `/usr/lib/postgresql/${version}/bin`, `/usr/pgsql-${version}/bin`, '/usr/local/pgsql/bin', '/usr/local/bin', '/usr/bin']) {
+    if (!isOurs(path.join(binaries, 'postgres'))) continue;
+    const { out } = await look([path.join(binaries, 'postgres'), '--version']);
+    if (new RegExp(` ${version}(\\.|[a-z])`).test(out)) return { version, binaries, image: '' };
+  }
+  return null;
+}
+
+// The archive names the folder: what lies there is run only if nobody else could have put it there.
+function isOurs(program) {
+  return path.isAbsolute(program) && [program, path.dirname(program)].every((file) => {
+    const facts = fs.statSync(file, { throwIfNoEntry: false });
+    return facts && [0, process.getuid?.()].includes(facts.uid) && (facts.mode & 0o022) === 0;
+  });
+}
+
+/** Open a sandbox in FOLDER (new, empty): PLACES are seen inside where they say. Throws Problem when this machine does not let us lock anything in. */
+async function openSandbox(folder, places, programs) {
+  const own = path.join(folder, 'own'), isRoot = process.getuid?.() === 0, user = isRoot ? OWN_USER : process.getuid();
+  fs.mkdirSync(own, { recursive: true, mode: 0o700 });
+  for (const [name, text] of Object.entries({ passwd: `root:x:0:0::/:/bin/sh\ndrill:x:${user}:${user}::/own:/bin/sh\n`, hba: 'local all all trust\n', conf: '', ident: '' })) fs.writeFileSync(path.join(own, name), text, { mode: 0o644 });
+  if (isRoot) fs.chownSync(own, user, user);
+  const home = path.dirname(programs.binaries);
+  const seen = [...(programs.image || /^\/usr(\/|$)/.test(home) ? [] : [{ from: home, at: home }]), ...places].sort((one, other) => one.at.length - other.at.length);
+  const name = path.basename(folder);
+  const argv = programs.image
+    ? ['docker', 'run', '--rm', '--interactive', '--name', name, '--label', SANDBOX_MARK, '--network', 'none', '--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--security-opt', 'no-new-privileges',
+      '--user', `${user}:${user}`, ...[{ from: own, at: '/own' }, { from: path.join(own, 'passwd'), at: '/etc/passwd' }, ...seen].flatMap(({ from, at }) => ['--mount', `type=bind,"source=${from}","target=${at}"`]),
+      '--entrypoint', 'sh', programs.image, '-c', 'exec 3<&0; echo ready; cat <&3 > /dev/null & wait $!']
+    : ['unshare', ...(isRoot ? [] : ['--user', '--map-current-user']), '--mount', '--net', '--pid', '--ipc', '--uts', '--fork', '--kill-child', '--', 'sh', '-c', ENTER, 'sh',
+      path.join(folder, 'root'), own, ...seen.flatMap(({ from, at }) => [from, at])];
+  if (!programs.image) fs.mkdirSync(path.join(folder, 'root'));
+  sayMore(`sandbox: ${argv[0]} ... ${seen.map(({ at }) => named(at)).join(', ')}`);
+  const child = spawn(argv[0], argv.slice(1), { stdio: ['pipe', 'pipe', 'pipe'], detached: true, cwd: '/', env: { PATH: process.env.PATH, DOCKER_HOST: process.env.DOCKER_HOST } });
+  await readyOrNot(child, argv);
+  const inner = programs.image ? '' : fs.readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
+  const lowered = [...(isRoot ? ['--reuid', String(user), '--regid', String(user), '--clear-groups'] : []), '--no-new-privs', '--inh-caps=-all', '--bounding-set=-all'];
+  const words = programs.image ? ['docker', 'exec', '--env', 'HOME=/own', '--env', 'LC_ALL=C.UTF-8', name]
+    : ['nsenter', '--target', inner, '--mount', '--net', '--pid', '--ipc', '--uts', '--root', '--wd', ...(isRoot ? [] : ['--user', '--preserve-credentials']), '--',
+      'setpriv', ...lowered, '--', 'env', '-i', 'PATH=/usr/bin:/bin:/usr/sbin:/sbin', 'HOME=/own', 'LC_ALL=C.UTF-8'];
+  const end = async () => {
+    const gone = child.exitCode !== null || child.signalCode !== null ? null : new Promise((resolve) => { child.once('exit', resolve); });
+    child.stdin.destroy();
+    await gone;
+    if (programs.image) await look(['docker', 'rm', '--force', name]);
+  };
+  return { folder, words, end };
+}
+
+// The first line says that all is mounted; when there is none, the reason is on stderr.
+async function readyOrNot(child, argv) {
+  let said = '';
+  child.stderr.on('data', (piece) => { said = (said + piece).slice(-4096); });
+  child.stdin.on('error', () => {}); // it has gone
+  const isReady = await new Promise((resolve) => {
+    child.stdout.once('data', () => resolve(true));
+    child.once('error', (error) => { said += error.message; resolve(false); });
+    child.once('exit', () => resolve(false));
+  });
+  child.unref();
+  if (!isReady) throw new Problem('a copy of PostgreSQL cannot be locked in here, so it is not started', { ran: argv.slice(0, 12), said: lastLines(said, 3), hint: 'rehearse it on another machine, where root may make namespaces: `node backup.js drill` runs on the operator\'s computer, too' });
+}
+
+// What a copy may not have: every one of these could reach out, or needs what is not here. On the command line nothing overrules them.
+const FORCED = {
+  listen_addresses: '', unix_socket_directories: '/own', port: PORT, config_file: '/own/conf', hba_file: '/own/hba', ident_file: '/own/ident', external_pid_file: '/own/pid',
+  archive_mode: 'off', archive_command: '', restore_command: '', archive_cleanup_command: '', recovery_end_command: '', primary_conninfo: '', primary_slot_name: '',
+  shared_preload_libraries: '', max_logical_replication_workers: '0', max_wal_senders: '0', autovacuum: 'off', ssl: 'off', huge_pages: 'off', shared_buffers: '128MB',
+  logging_collector: 'off', log_destination: 'stderr', log_statement: 'none', jit: 'off', fsync: 'off',
+};
+const FORCED_SINCE = [[15, { archive_library: '' }], [17, { event_triggers: 'off', summarize_wal: 'off', sync_replication_slots: 'off' }]];
+// These must be as they were, or the server refuses its own files (manual, "Hot Standby" and "Replication Slots").
+const KEPT = { 'wal_level setting': 'wal_level', 'max_connections setting': 'max_connections', 'max_worker_processes setting': 'max_worker_processes',
+  'max_prepared_xacts setting': 'max_prepared_transactions', 'max_locks_per_xact setting': 'max_locks_per_transaction', 'track_commit_timestamp setting': 'track_commit_timestamp' };
+
+/**
+ * Start the cluster in a data directory of the sandbox and wait until it answers. Given its path inside, the path on this host, and names of roles of which one should be
+ * its superuser, returns it as a running cluster: queryCluster() and its like ask it. Throws Problem with what the server says.
+ */
+async function startInside(sandbox, programs, dataDirectory, onHost, roles) {
+  const control = await look([...sandbox.words, path.join(programs.binaries, 'pg_controldata'), '-D', dataDirectory]);
+  const kept = Object.entries(KEPT).flatMap(([told, name]) => {
+    const value = new RegExp(`^${told}:\\s+(\\w+)$`, 'm').exec(control.out)?.[1];
+    return value ? [[name, value]] : [];
+  });
+  if (kept.length === 0) kept.push(['wal_level', 'logical'], ['max_prepared_transactions', '1000'], ['max_connections', '1000'], ['max_worker_processes', '100']); // no pg_controldata here: more than it can have had
+  const slots = fs.existsSync(path.join(onHost, 'pg_replslot')) ? fs.readdirSync(path.join(onHost, 'pg_replslot')).length : 0;
+  const newer = FORCED_SINCE.filter(([since]) => Number(programs.version) >= since).map(([, settings]) => settings);
+  const settings = { ...FORCED, ...Object.assign({}, ...newer), ...Object.fromEntries(kept), max_replication_slots: String(slots + 10), data_directory: dataDirectory };
+  const options = Object.entries(settings).map(([name, value]) => `-c ${name}='${value.replaceAll("'", `'\\''`)}'`).join(' '); // pg_ctl gives them to a shell
+  const cluster = { name: `copy of ${dataDirectory}`, dataDirectory: onHost, version: programs.version, owner: '', uid: OWN_USER, gid: OWN_USER, pid: 1, port: PORT, socketFolder: '/own',
+    binaries: programs.binaries, container: '', insideDataDirectory: dataDirectory, configFolder: '', roots: [], tablespaces: [], walFolder: '', words: sandbox.words };
+  const done = await look([...sandbox.words, path.join(programs.binaries, 'pg_ctl'), 'start', '-D', dataDirectory, '-w', '-t', '3600', '-s', '-l', '/own/log', '-o', options], { seconds: 3700 });
+  const log = path.join(sandbox.folder, 'own/log'), said = () => (fs.existsSync(log) ? lastLines(fs.readFileSync(log, 'utf8'), 4) : '');
+  if (done.code !== 0) throw new Problem('PostgreSQL does not start on the copy', { ran: ['pg_ctl', 'start', '-D', dataDirectory], said: said() || done.said });
+  for (const role of roles) {
+    useRole(cluster, role);
+    if ((await queryCluster(cluster, await homeOf(cluster), 'select current_setting(\'is_superuser\')')).out.trim() === 'on') return cluster;
+  }
+  throw new Problem('PostgreSQL runs on the copy, but none of its superusers is known', { said: said(), hint: `tried: ${roles.map(named).join(', ')}` });
 }
 
 // =========================================================================================================

@@ -31,6 +31,7 @@ export type Cluster = {
   roots: string[]; // every path that belongs to it
   tablespaces: Tablespace[];
   walFolder: string;
+  words?: string[]; // of a copy in the sandbox: what goes before a command that is to run where it lives
 };
 
 const SERVER_PROGRAMS = new Set(['postgres', 'postmaster', 'edb-postgres']);

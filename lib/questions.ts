@@ -103,20 +103,22 @@ export const databaseQuestions: Texts = {
 // The files of a cluster as we see them: in a container below /proc/PID/root (proc(5)).
 export const rootOf = (cluster: Cluster) => (cluster.container && cluster.pid ? `/proc/${cluster.pid}/root` : '');
 // The words before a command that is to look around where the cluster lives.
-export const placeOf = (cluster: Cluster) => (cluster.container ? ['docker', 'exec', cluster.container] : []);
+export const placeOf = (cluster: Cluster) => cluster.words ?? (cluster.container ? ['docker', 'exec', cluster.container] : []);
 const roleThatWorks = new Map<string, string>(); // by data directory, where it is not the first choice of queryCluster()
+/** From now on this cluster is asked as this role. */
+export const useRole = (cluster: Cluster, role: string) => roleThatWorks.set(cluster.dataDirectory, role);
 
 /**
  * Given a running cluster, a database and SQL, runs it with psql as the cluster's owner over its socket, in a read-only session.
  * The role is the owner's name, in a container $POSTGRES_USER, and 'postgres' where that one does not get in.
- * Returns how psql ended, `out` being the bare values (-A -t); code 2 = no connection, 1 = SQL failed. Never waits: for no password (-w),
+ * `more`: settings of the session beside the usual ones. Returns how psql ended, `out` being the bare values (-A -t); code 2 = no connection, 1 = SQL failed. Never waits: for no password (-w),
  * not long for a lock. Throws nothing for what psql does.
  */
-export async function queryCluster(cluster: Cluster, database: string, sql: string, seconds = 60): Promise<Done> {
+export async function queryCluster(cluster: Cluster, database: string, sql: string, seconds = 60, more: Texts = {}): Promise<Done> {
   if (cluster.port === '') return { argv: [], code: 2, out: '', said: 'its port is not known', timedOut: false }; // psql would ask whoever has port 5432
   const env = {
     PGCONNECT_TIMEOUT: '5', PGAPPNAME: 'cold-backup', PGCLIENTENCODING: 'UTF8',
-    PGOPTIONS: `-c search_path=pg_catalog -c statement_timeout=${seconds}s -c lock_timeout=2s -c default_transaction_read_only=on -c jit=off`,
+    PGOPTIONS: Object.entries({ search_path: 'pg_catalog', statement_timeout: `${seconds}s`, lock_timeout: '2s', default_transaction_read_only: 'on', jit: 'off', ...more }).map(([name, value]) => `-c ${name}=${value}`).join(' '),
   };
   const own = path.join(cluster.binaries, 'psql');
   const psql = [fs.existsSync(rootOf(cluster) + own) ? own : 'psql', // one from PATH will do: a newer psql speaks to older servers
@@ -124,7 +126,8 @@ export async function queryCluster(cluster: Cluster, database: string, sql: stri
   // Name and password are in the container's environment and stay there: this shell is the container's.
   const within = ['sh', '-c', 'export PGPASSWORD="${PGPASSWORD:-$POSTGRES_PASSWORD}"; role=$1; shift; exec "$@" -U "${role:-${POSTGRES_USER:-postgres}}"', 'sh'];
   const inContainer = ['docker', 'exec', '--user', String(cluster.uid), ...Object.entries(env).flatMap(([name, value]) => ['--env', `${name}=${value}`]), cluster.container];
-  const attempt = (role: string) => look(cluster.container ? [...inContainer, ...within, role, ...psql] : [...asOwner(cluster), ...psql, ...(role ? ['-U', role] : [])],
+  const inSandbox = [...cluster.words ?? [], 'env', ...Object.entries(env).map(([name, value]) => `${name}=${value}`)];
+  const attempt = (role: string) => look(cluster.words ? [...inSandbox, ...psql, '-U', role || 'postgres'] : cluster.container ? [...inContainer, ...within, role, ...psql] : [...asOwner(cluster), ...psql, ...(role ? ['-U', role] : [])],
     { cwd: '/', env, seconds: seconds + 10, keepBytes: 64 * 1024 * 1024 });
   const known = roleThatWorks.get(cluster.dataDirectory);
   const first = await attempt(known ?? '');
