@@ -173,7 +173,7 @@ async function extractCluster(one: Drill, { passport, listing }: Copy): Promise<
   const roots = whole.filter((root) => !whole.some((other) => other !== root && isBelow(root, other))); // pg_wal lies below the data directory, most often
   if (roots.length === 0 || !roots.some((root) => isBelow(passport.dataDirectory, root))) throw new Problem('the record of this archive does not name its files');
   const { bytes, files } = await bytesBelow(listing, roots);
-  const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 512e6; // WAL, temporary files, catalogs that are vacuumed
+  const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
   if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`, { hint: '`drill.folder` may name a larger disk' });
   const seconds = await extractFrom(one, roots.map((root) => root.slice(1)), `extracting ${passport.name}`, bytes);
   one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
