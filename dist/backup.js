@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 2ff6dcbe31928c70323346107cd258bab4fba6bdf5f12549954381cdad5ad516
+// Checksum of all but the settings: 4c913c3b785ccf17fe32d12baf53a1e4ab83feeba21a8cf271187414485bdd5b
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3761,7 +3761,7 @@ const FORCED = {
   listen_addresses: '', unix_socket_directories: '/own', port: PORT, config_file: '/own/conf', hba_file: '/own/hba', ident_file: '/own/ident', external_pid_file: '/own/pid',
   archive_mode: 'off', archive_command: '', restore_command: '', archive_cleanup_command: '', recovery_end_command: '', primary_conninfo: '', primary_slot_name: '',
   shared_preload_libraries: '', max_logical_replication_workers: '0', max_wal_senders: '0', autovacuum: 'off', ssl: 'off', huge_pages: 'off', shared_buffers: '128MB',
-  logging_collector: 'off', log_destination: 'stderr', log_statement: 'none', jit: 'off', fsync: 'off',
+  logging_collector: 'off', log_destination: 'stderr', log_statement: 'none', lc_messages: 'C', jit: 'off', fsync: 'off',
 };
 const FORCED_SINCE = [[15, { archive_library: '' }], [17, { event_triggers: 'off', summarize_wal: 'off', sync_replication_slots: 'off' }]];
 // These must be as they were, or the server refuses its own files (manual, "Hot Standby" and "Replication Slots").
@@ -3773,26 +3773,40 @@ const KEPT = { 'wal_level setting': 'wal_level', 'max_connections setting': 'max
  * its superuser, returns it as a running cluster, `owner` being that role: queryCluster() and its like ask it. Throws Problem with what the server says.
  */
 async function startInside(sandbox, programs, dataDirectory, onHost, roles) {
-  const control = await look([...sandbox.words, path.join(programs.binaries, 'pg_controldata'), '-D', dataDirectory]);
+  const facts = await look([...sandbox.words, path.join(programs.binaries, 'pg_controldata'), '-D', dataDirectory]);
   const kept = Object.entries(KEPT).flatMap(([told, name]) => {
-    const value = new RegExp(`^${told}:\\s+(\\w+)$`, 'm').exec(control.out)?.[1];
+    const value = new RegExp(`^${told}:\\s+(\\w+)$`, 'm').exec(facts.out)?.[1];
     return value ? [[name, value]] : [];
   });
   if (kept.length === 0) kept.push(['wal_level', 'logical'], ['max_prepared_transactions', '1000'], ['max_connections', '1000'], ['max_worker_processes', '100']); // no pg_controldata here: more than it can have had
   const slots = fs.existsSync(path.join(onHost, 'pg_replslot')) ? fs.readdirSync(path.join(onHost, 'pg_replslot')).length : 0;
   const newer = FORCED_SINCE.filter(([since]) => Number(programs.version) >= since).map(([, settings]) => settings);
   const settings = { ...FORCED, ...Object.assign({}, ...newer), ...Object.fromEntries(kept), max_replication_slots: String(slots + 10), data_directory: dataDirectory };
-  const options = Object.entries(settings).map(([name, value]) => `-c ${name}='${value.replaceAll("'", `'\\''`)}'`).join(' '); // pg_ctl gives them to a shell
+  const options = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]);
   const cluster = { name: `copy of ${dataDirectory}`, dataDirectory: onHost, version: programs.version, owner: '', uid: OWN_USER, gid: OWN_USER, pid: 1, port: PORT, socketFolder: '/own',
     binaries: programs.binaries, container: '', insideDataDirectory: dataDirectory, configFolder: '', roots: [], tablespaces: [], walFolder: '', words: sandbox.words };
-  const done = await look([...sandbox.words, path.join(programs.binaries, 'pg_ctl'), 'start', '-D', dataDirectory, '-w', '-t', '3600', '-s', '-l', '/own/log', '-o', options], { seconds: 3700 });
   const log = path.join(sandbox.folder, 'own/log'), said = () => (fs.existsSync(log) ? lastLines(fs.readFileSync(log, 'utf8'), 4) : '');
-  if (done.code !== 0) throw new Problem('PostgreSQL does not start on the copy', { ran: ['pg_ctl', 'start', '-D', dataDirectory], said: said() || done.said });
-  for (const role of roles) {
+  const control = (...words) => look([...sandbox.words, path.join(programs.binaries, 'pg_ctl'), ...words, '-D', dataDirectory, '-w', '-t', '3600', '-s'], { seconds: 3700 });
+  const begin = async () => {
+    const done = await control('start', '-l', '/own/log', '-o', options.map((word) => `'${word.replaceAll("'", `'\\''`)}'`).join(' ')); // pg_ctl gives them to a shell
+    if (done.code !== 0) throw new Problem('PostgreSQL does not start on the copy', { ran: ['pg_ctl', 'start', '-D', dataDirectory], said: said() || done.said });
+  };
+  const asSuperuser = async (role) => {
     useRole(cluster, role);
-    if ((await queryCluster(cluster, await homeOf(cluster), 'select current_setting(\'is_superuser\')')).out.trim() === 'on') return { ...cluster, owner: role };
+    return (await queryCluster(cluster, await homeOf(cluster), 'select current_setting(\'is_superuser\')')).out.trim() === 'on' ? { ...cluster, owner: role } : null;
+  };
+  await begin();
+  for (const role of roles) {
+    const found = await asSuperuser(role);
+    if (found) return found;
   }
-  throw new Problem('PostgreSQL runs on the copy, but none of its superusers is known', { said: said(), hint: `tried: ${roles.map(named).join(', ')}` });
+  await control('stop', '-m', 'fast'); // who is it? In single-user mode nobody is asked for a name
+  const alone = await look([...sandbox.words, 'sh', '-c', 'echo "$1" | { shift; exec "$@"; }', 'sh', 'select rolname from pg_roles where rolsuper and rolcanlogin order by oid limit 1',
+    path.join(programs.binaries, 'postgres'), '--single', '-D', dataDirectory, ...options, 'template1'], { seconds: 3600 });
+  await begin();
+  const found = await asSuperuser(/rolname = "(.*)"\t\(typeid/.exec(alone.out)?.[1] ?? '');
+  if (!found) throw new Problem('PostgreSQL runs on the copy, but no superuser of it may log in', { said: said(), hint: `tried: ${roles.map(named).join(', ')}` });
+  return found;
 }
 
 // =========================================================================================================
@@ -4088,7 +4102,7 @@ async function inEach(copy, ask, more = {}) {
   return new Map(names.map((name) => [name, found.get(name)]));
 }
 
-const QUIET = { session_preload_libraries: '', local_preload_libraries: '', lock_timeout: '0' };
+const QUIET = { session_preload_libraries: '', local_preload_libraries: '', lock_timeout: '0', lc_messages: 'C' };
 
 // What a DO block had to say, and what kept it from its work.
 function warningsOf(ends, word) {
@@ -4097,7 +4111,8 @@ function warningsOf(ends, word) {
 }
 
 const LOAD_ALL = `do $$ declare one text; begin for one in select distinct probin from pg_proc where probin is not null loop
-  begin execute 'load ' || quote_literal(one); exception when others then raise warning 'MISSING %', replace(one || ': ' || sqlerrm, chr(10), ' '); end; end loop; end $$`;
+  begin execute 'load ' || quote_literal(one); exception when others then
+    if sqlerrm ~ '^(could not|incompatible)' then raise warning 'MISSING %', replace(one || ': ' || sqlerrm, chr(10), ' '); end if; end; end loop; end $$`; // some only want to be preloaded, which here they never are
 
 // Equal version numbers do not mean an equal order, nor other ones another: what strings really sort like decides, and amcheck after it.
 async function compareCollations(copy) {
@@ -4398,7 +4413,7 @@ async function extractCluster(one, { passport, listing }) {
   const roots = whole.filter((root) => !whole.some((other) => other !== root && isBelow(root, other))); // pg_wal lies below the data directory, most often
   if (roots.length === 0 || !roots.some((root) => isBelow(passport.dataDirectory, root))) throw new Problem('the record of this archive does not name its files');
   const { bytes, files } = await bytesBelow(listing, roots);
-  const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 512e6; // WAL, temporary files, catalogs that are vacuumed
+  const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
   if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`, { hint: '`drill.folder` may name a larger disk' });
   const seconds = await extractFrom(one, roots.map((root) => root.slice(1)), `extracting ${passport.name}`, bytes);
   one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
