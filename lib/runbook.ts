@@ -33,7 +33,7 @@ export function restoreText(manifest: Manifest): string {
 function placesOf({ plan }: Manifest, clusters: HostCluster[]): Places {
   const byNumber = plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path);
   const all = [...clusters.flatMap((one) => one.roots), ...plan.roots.map((root) => root.path).filter((one) => !byNumber.includes(one))];
-  return { byName: outermost(all.filter((one) => !SYSTEM.test(one))), byNumber: outermost(byNumber), system: outermost(all.filter((one) => SYSTEM.test(one))) };
+  return { byName: outermost(all.filter((one) => !SYSTEM.test(one))).sort(), byNumber: outermost(byNumber), system: outermost(all.filter((one) => SYSTEM.test(one))) };
 }
 
 function reach({ archive, server, madeAt, plan, host }: Manifest): string[] {
@@ -75,9 +75,9 @@ function locales({ postgres }: Manifest): string[] {
     const [, base = '', codeset = '', variant = ''] = /^([^.@]*)\.?([^@]*)(@.*)?$/.exec(name) ?? [];
     const charset = codeset === '' ? (variant === '@euro' ? 'ISO-8859-15' : 'ISO-8859-1') : codeset.toUpperCase().replace(/^UTF-?8$/, 'UTF-8').replace(/^ISO-?8859-?(\d+)$/, 'ISO-8859-$1');
     const full = `${base}${codeset ? `.${charset}` : ''}${variant}`, listed = `${base}${codeset ? `.${codeset.toLowerCase().replaceAll('-', '')}` : ''}${variant}`;
-    return `locale -a | grep -qxF ${q(listed)} || printf '%s\\n' ${q(`${full} ${charset}`)} >> /etc/locale.gen`;
+    return `locale -a | grep -qxF ${q(listed)} || { echo ${q(`${full} ${charset}`)} >> /etc/locale.gen && locale-gen; }`;
   });
-  return lines.length === 0 ? [] : ['A database whose locale is missing lets nobody in:', block([...lines, 'locale-gen'])];
+  return lines.length === 0 ? [] : ['A database whose locale is missing lets nobody in:', block(lines)];
 }
 
 // Files of the host come back to the user of that name; numbers may differ.
@@ -97,10 +97,10 @@ const asidePath = (place: string) => (isBelow(place, '/etc') ? `/root/$AWAY${pas
 
 function makeRoom({ plan, parents, host }: Manifest, clusters: HostCluster[], { byName, byNumber, system }: Places): string[] {
   const stops = plan.parts.filter((part) => part.wasRunning).map((part) => `${q(...part.stop)} || true`);
-  const debian = clusters.filter((one) => one.configFolder).map((one) => `systemctl stop ${q(`postgresql@${one.name.replace('/', '-')}`)} || true`);
+  const debian = clusters.filter((one) => one.configFolder && !plan.parts.some((part) => part.wasRunning && part.dataDirectory === one.dataDirectory)).map((one) => `systemctl stop ${q(`postgresql@${one.name.replace('/', '-')}`)} || true`);
   const user = (uid: number) => host.users.find((one) => one.id === uid)?.name || String(uid), group = (gid: number) => host.groups.find((one) => one.id === gid)?.name || String(gid);
-  const needed = parents.filter((one) => !byNumber.some((volume) => isBelow(volume, one.path)) || byName.some((place) => isBelow(place, one.path)));
-  return ['## 4. Stop what runs here, and make room', 'What does not exist here yet cannot be stopped: that is no error.', block([...new Set([...stops, ...debian])].concat(stops.length + debian.length === 0 ? ['true   # nothing was stopped for this backup'] : [])),
+  const needed = parents.filter((one) => !byName.some((place) => isBelow(one.path, place))).filter((one) => !byNumber.some((volume) => isBelow(volume, one.path)) || byName.some((place) => isBelow(place, one.path)));
+  return ['## 4. Stop what runs here, and make room', 'What does not exist here yet cannot be stopped: that is no error.', block([...stops, ...debian].concat(stops.length + debian.length === 0 ? ['true   # nothing was stopped for this backup'] : [])),
     'These come back. What lies there now is moved aside, nothing is deleted:', [...byName, ...byNumber].map((one) => `- \`${one}\``).join('\n'),
     strict([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # no PostgreSQL may run there`),
       'aside() {', '  [ -e "$1" ] || [ -L "$1" ] || return 0', '  if mountpoint -q "$1"; then mkdir "$1/.$AWAY"; find "$1" -mindepth 1 -maxdepth 1 ! -name ".$AWAY" ! -name lost+found -exec mv -t "$1/.$AWAY" {} +; return; fi',
@@ -156,7 +156,7 @@ const counting = (connections: Record<string, string[]>) => block([`python3 - <<
   `    for database in cluster['databases'] if cluster['name'] in connections else []:`,
   `        if not database['connectable']: continue`,
   `        tables = database.get('rows') or {}`,
-  `        sql = ''.join('select %d, count(*) from only %s;\n' % (number, name) for number, name in enumerate(tables)) or 'select 1;'`,
+  `        sql = ''.join('select %d, count(*) from only %s;\\n' % (number, name) for number, name in enumerate(tables)) or 'select 1;'`,
   `        done = subprocess.run(connections[cluster['name']] + ['-d', database['name']], input=sql, capture_output=True, text=True)`,
   `        here = dict(line.split('|') for line in done.stdout.split() if '|' in line)`,
   `        if done.stderr: print(cluster['name'], database['name'], done.stderr.strip())`,
@@ -190,7 +190,7 @@ function collations({ postgres, host }: Manifest, clusters: HostCluster[]): stri
       return [`if ${differs}; then`, ...sql, 'fi'];
     });
   });
-  return lines.length === 0 ? [] : [`Texts were sorted by ${host.libc}${postgres.some((one) => one.icu) ? ` and ${postgres.map((one) => one.icu).filter((one) => one).join(', ')}` : ''}. If these are others here, the indexes that depend on them are built anew (else this does nothing):`, block(lines)];
+  return lines.length === 0 ? [] : [`Texts were sorted by ${host.libc}${[...new Set(postgres.map((one) => one.icu))].filter((one) => one).map((one) => ` and ${one}`).join('')}. If these are others here, the indexes that depend on them are built anew (else this does nothing):`, block(lines)];
 }
 
 const identifier = (name: string) => `"${name.replaceAll('"', '""')}"`;
@@ -206,7 +206,8 @@ function start(manifest: Manifest, clusters: HostCluster[]): string[] {
   return ['## 8. Start, in this order', ...(missing.length > 0 ? [`Programs and units of ${missing.join(', ')} are in this archive only if their files are among the paths above: else install them first.`] : []), block(lines),
     ...(inContainers.length > 0 ? ['PostgreSQL in containers, as soon as it answers:', counting(Object.fromEntries(inContainers.map((one) => [one.name, ['docker', 'exec', '--interactive', '--user', String(one.uid), one.container, 'sh', '-c',
       'exec psql -XqAt -U "${POSTGRES_USER:-postgres}" "$@"', 'sh']])))] : []),
-    'Before applications and users come back: archiving, replication slots and subscriptions now work as on the old machine. If that one still runs, there are two of it.'];
+    'Before applications and users come back: archiving, replication slots and subscriptions now work as on the old machine. If that one still runs, there are two of it.',
+    'Is this machine to stay? `mkdir /opt/cold-backup`, `backup.js` and `backup.settings.js` from `/root/restore/record` into it, key and passphrase where those settings say, and `node backup.js setup`.'];
 }
 
 function goingBack({ byName, byNumber }: Places): string[] {
