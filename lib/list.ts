@@ -8,7 +8,7 @@ import type { Settings } from './settings.ts';
 import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned, borgVersion, listArchives } from './borg.ts';
 import type { ArchiveFacts } from './borg.ts';
 
-const MOST_VERSIONS = 100_000; // of files that `find` keeps in mind: 25 MB
+const MOST_VERSIONS = 30_000; // of files that `find` keeps in mind, about 1 kB each
 
 /** What was asked of borg. When it failed, a borg that is missing or too old is the better story; asking that first would cost every look a start of it. */
 export async function orWrongBorg<T>(asked: Promise<T>): Promise<T> {
