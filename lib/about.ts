@@ -25,12 +25,13 @@ usage: node backup.js [COMMAND] [OPTIONS]
   status                 is there a good recent backup? (for monitoring, too)
   list [ARCHIVE [PATH]]  the archives, or the files in one
   find PATTERN           which archives hold this file, in which versions
-  restore ARCHIVE|latest [PATH ...] --to FOLDER
-                         into a new folder; --mend-links: clusters, too
+  restore ARCHIVE|latest [PATH ...] --to FOLDER [--mend-links]
+  restore ARCHIVE|latest --in-place [PART ...] [--reindex]
+                         into a new folder, or where it was; never over it
   recover                start whatever an interrupted run left stopped
   borg ARGS...           borg itself, with this server's repository and key
 
-  --dry-run              say what would be stopped, saved, run and started
+  --dry-run              only say what a backup or a restore in place would do
   --now                  take the backup outside the window, too
   --settings FILE        instead of the block in backup.js, or of
                          backup.settings.js beside it

@@ -36,6 +36,14 @@ export function archiveMeant(archives: ArchiveFacts[], name: string): string {
   return found.archive;
 }
 
+/** The same, of an archive that is to come back: a copy of the running system never does. */
+export function archiveToRestore(archives: ArchiveFacts[], name: string): string {
+  if (archives.find((one) => one.archive === name)?.kind === 'warm') {
+    throw new Problem(`${name} is a copy of the running system: its files do not belong together, and it is never restored`, { exitCode: 64, hint: '`node backup.js list` shows the proven ones' });
+  }
+  return archiveMeant(archives, name);
+}
+
 // borg's own lines are not shown: a line end in a file's name would look like another file.
 async function listFiles(settings: Settings, archive: string, file: string | undefined): Promise<number> {
   let shown = 0;

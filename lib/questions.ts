@@ -110,13 +110,13 @@ const roleThatWorks = new Map<string, string>(); // by data directory, where it 
  * Given a running cluster, a database and SQL, runs it with psql as the cluster's owner over its socket, in a read-only session.
  * The role is the owner's name, in a container $POSTGRES_USER, and 'postgres' where that one does not get in.
  * Returns how psql ended, `out` being the bare values (-A -t); code 2 = no connection, 1 = SQL failed. Never waits: for no password (-w),
- * not long for a lock. Throws nothing for what psql does.
+ * not long for a lock. Throws nothing for what psql does. writes: only a restore does, when it is told to; then the session is not read-only.
  */
-export async function queryCluster(cluster: Cluster, database: string, sql: string, seconds = 60): Promise<Done> {
+export async function queryCluster(cluster: Cluster, database: string, sql: string, seconds = 60, writes = false): Promise<Done> {
   if (cluster.port === '') return { argv: [], code: 2, out: '', said: 'its port is not known', timedOut: false }; // psql would ask whoever has port 5432
   const env = {
     PGCONNECT_TIMEOUT: '5', PGAPPNAME: 'cold-backup', PGCLIENTENCODING: 'UTF8',
-    PGOPTIONS: `-c search_path=pg_catalog -c statement_timeout=${seconds}s -c lock_timeout=2s -c default_transaction_read_only=on -c jit=off`,
+    PGOPTIONS: `-c search_path=pg_catalog -c statement_timeout=${seconds}s -c lock_timeout=${writes ? '5min' : '2s'} -c default_transaction_read_only=${writes ? 'off' : 'on'} -c jit=off`,
   };
   const own = path.join(cluster.binaries, 'psql');
   const psql = [fs.existsSync(rootOf(cluster) + own) ? own : 'psql', // one from PATH will do: a newer psql speaks to older servers

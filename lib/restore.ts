@@ -9,7 +9,7 @@ import type { Settings } from './settings.ts';
 import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned, borgVersion, listArchives, readFromArchive } from './borg.ts';
 import { isBelow } from './plan.ts';
 import type { Manifest } from './record.ts';
-import { archiveMeant } from './list.ts';
+import { archiveToRestore } from './list.ts';
 
 type Listed = { files: number; bytes: number; missing: string[] };
 
@@ -24,7 +24,7 @@ export async function restoreTo(settings: Settings, server: string, words: strin
   const target = path.resolve(to);
   await borgVersion();
   refuseUsedFolder(target);
-  const archive = archiveMeant(await listArchives(settings, server), name);
+  const archive = archiveToRestore(await listArchives(settings, server), name);
   const manifest: Manifest = JSON.parse(await readFromArchive(settings, archive, 'record/manifest.json'));
   const listed = await measure(settings, archive, wanted);
   if (listed.missing.length > 0) throw new Problem(`not in ${archive}: ${listed.missing.map(named).join(', ')}`, { hint: `node backup.js find ${pasteable([path.basename(listed.missing[0]!)])}` });
@@ -69,7 +69,7 @@ async function measure(settings: Settings, archive: string, wanted: string[]): P
   return { ...listed, missing: wanted.filter((root) => !seen.has(root)) };
 }
 
-const asPattern = (file: string) => `pp:${file.replace(/^\//, '')}`;
+export const asPattern = (file: string) => `pp:${file.replace(/^\//, '')}`;
 
 function refuseWithoutRoom(target: string, { bytes, files }: Listed): void {
   let place = target;
@@ -104,18 +104,22 @@ function extractCommands(archive: string, wanted: string[], volumes: string[]): 
 
 /** Extract with a progress line. What borg warns of is a warning. Throws Problem when it failed: the folder then holds what came until then. */
 async function extract(settings: Settings, argv: string[], target: string, title: string, bytes: number): Promise<void> {
+  const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' }, onErrorLine: showProgress(title, bytes) });
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed; what came until then is in ${named(target)}`, done);
+  if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
+}
+
+/** Given a title and the bytes to come, returns what shows a live line for each line of borg's progress. */
+export function showProgress(title: string, bytes: number): (line: string) => void {
   const began = Date.now();
   let shownAt = 0;
-  const onErrorLine = (line: string) => {
+  return (line) => {
     const percent = /"type": "progress_percent".*"current": (\d+).*"total": (\d+)/.exec(line) ?? /"current": (\d+), "total": (\d+)/.exec(line);
     if (!percent || Date.now() - shownAt < 250) return;
     shownAt = Date.now();
     const done = Number(percent[1]) / Number(percent[2]) || 0, seconds = (Date.now() - began) / 1000;
     sayLive(`${title}: ${Math.round(done * 100)} % of ${size(bytes)}${done > 0.02 ? `, about ${span(seconds / done - seconds)} left` : ''}`);
   };
-  const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' }, onErrorLine });
-  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed; what came until then is in ${named(target)}`, done);
-  if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
 }
 
 // The links of a data directory are absolute: started as it is, a copy would write into the WAL and tablespaces of the running cluster.
