@@ -1,6 +1,5 @@
 // The command line: which command, with which options. Nothing is done here; each command is a chapter of its own.
 import fs from 'node:fs';
-import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import minimist from 'minimist';
 import { settings } from './lib/settings.ts';
@@ -10,7 +9,7 @@ import { Problem, answer, mode, sayError } from './lib/say.ts';
 import { meant } from './lib/rules.ts';
 import { loadSettings, printSettings, settingsAsJson, stateFoldersIn } from './lib/check.ts';
 import type { Loaded } from './lib/check.ts';
-import { listenToSignals } from './lib/shell.ts';
+import { listenToSignals, temporaryFolder } from './lib/shell.ts';
 import { serverName } from './lib/plan.ts';
 import { stateFoldersElsewhere } from './lib/ledger.ts';
 import { guard, recover } from './lib/guard.ts';
@@ -106,10 +105,8 @@ async function command(argv: string[]): Promise<number> {
 
 // A machine without settings: repository, key and passphrase are on the command line; borg's cache lives as long as we do.
 function bareMachine(values: Record<string, string>): Loaded {
-  const stateFolder = fs.mkdtempSync(join(tmpdir(), 'cold-backup-'));
-  process.on('exit', () => fs.rmSync(stateFolder, { recursive: true, force: true }));
   const own = { server: '', repository: values.repository!, keyFile: values['key-file'] || settings.keyFile, passphraseFile: values['passphrase-file'] || settings.passphraseFile,
-    sshKey: values['ssh-key'] || settings.sshKey, stateFolder };
+    sshKey: values['ssh-key'] || settings.sshKey, stateFolder: temporaryFolder() };
   return { settings: { ...settings, ...own }, file: 'the command line', text: '', given: own, lines: new Map() };
 }
 

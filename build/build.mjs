@@ -45,6 +45,7 @@ const CHAPTERS = [
   { file: 'lib/judge.ts', title: 'JUDGE' },
   { file: 'lib/restore.ts', title: 'COMING BACK' },
   { file: 'lib/places.ts', title: 'PLACES' },
+  { file: 'lib/comeback.ts', title: 'COMEBACK' },
   { file: 'lib/inplace.ts', title: 'IN PLACE' },
   { file: 'lib/certificate.ts', title: 'CERTIFICATE' },
   { file: 'lib/checks.ts', title: 'CHECKS' },

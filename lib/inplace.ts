@@ -1,48 +1,31 @@
 // In place: `restore ARCHIVE|latest --in-place [PART ...]` puts an archive, or parts of it, where it was, on a machine that runs or on a bare one.
 // Everything is extracted beside its place and looked through while all still runs. Then: stop, swap by rename, start, check. The old
 // contents stay aside, always; a run that dies is finished or rolled back by its guard, by `recover`, or by the next run (see SWAP).
-// Changes: the places, the parts that use them, staging folders. What is stopped and started comes from this machine's settings, or is a name
-// out of the archive that fits a pattern; no command of an archive is ever run.
+// Changes: the places, the parts that use them, staging folders, volumes that Docker does not have yet.
 import { randomUUID } from 'node:crypto';
 import fs from 'node:fs';
-import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { Problem, answer, colored, count, mode, named, openTranscript, pasteable, say, sayBlock, sayError, size, span, warn, warnings } from './say.ts';
-import { change, failure, goOn, hasSystemd, look, waitUntil } from './shell.ts';
+import { Problem, answer, colored, count, mode, named, openTranscript, say, sayBlock, sayError, span, warn, warnings } from './say.ts';
+import { change, failure, goOn, hasSystemd, temporaryFolder, waitUntil } from './shell.ts';
 import type { Loaded } from './check.ts';
-import { isPartName } from './rules.ts';
 import type { Settings } from './settings.ts';
-import type { Part } from './units.ts';
-import { containerParts, findContainers } from './containers.ts';
-import type { Container } from './containers.ts';
-import { clusterPart, clusterState, describeCluster, findClusters, isUsed } from './postgres.ts';
+import { findContainers } from './containers.ts';
+import { clusterState, findClusters, isUsed } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
-import { askCluster, databaseQuestions, queryCluster } from './questions.ts';
-import { borgVersion, listArchives, readFromArchive } from './borg.ts';
-import { findPart, isBelow, serverName } from './plan.ts';
+import { databaseQuestions, queryCluster } from './questions.ts';
+import { borgVersion } from './borg.ts';
+import { isBelow, serverName } from './plan.ts';
 import { closeLedger, keepLedger, keepLedgerIfPossible, openLedger, takeLock } from './ledger.ts';
 import type { Ledger } from './ledger.ts';
-import { isThere, makeSwaps, removeStagings, settleRestore, swapsFor, tellRestore } from './swap.ts';
+import { isThere, makeSwaps, removeStagings, settleRestore, tellRestore } from './swap.ts';
 import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
 import type { Manifest } from './record.ts';
 import { armGuard, dismissGuard } from './guard.ts';
-import { archiveToRestore } from './list.ts';
-import { judge } from './judge.ts';
-import type { Finding } from './judge.ts';
 import { bringBackLeftovers } from './run.ts';
-import { countPieces, extractions, findPieces, readManifest, rootsMeant, stage, staged, swapsOf, whereIs, whyNoRoom } from './places.ts';
+import { stage, swapsOf, whereIs, whyNoRoom } from './places.ts';
 import type { Piece } from './places.ts';
-
-export type InPlace = { bare: boolean; reindex: boolean; stateFolder: string }; // stateFolder: of the ledger; borg's may be another on a bare machine
-type ArchivedCluster = Manifest['plan']['clusters'][number];
-/** A restore in place, worked out before anything is changed: printed by --dry-run, and what the run follows. */
-type Comeback = {
-  archive: string; stamp: string; manifest: Manifest; settings: Settings; how: InPlace; isWhole: boolean;
-  pieces: Piece[]; clusters: ArchivedCluster[]; // that come back
-  findings: Finding[];
-  parts: Part[]; // that run here and are stopped, in this order
-  asleep: Part[]; // that do not run here, ran when the archive was made, and can run
-};
+import { byHand, partsToCome, showComeback, workOut } from './comeback.ts';
+import type { ArchivedCluster, Comeback, InPlace } from './comeback.ts';
 
 /** Given the settings, the script and the words, does all of it. Returns the exit code. Throws Problem while nothing has been changed. */
 export async function restoreInPlace(loaded: Loaded, script: string, words: string[], how: InPlace): Promise<number> {
@@ -60,154 +43,11 @@ export async function restoreInPlace(loaded: Loaded, script: string, words: stri
   return carryOut(comeback, script, loaded.file, startedAt);
 }
 
-function temporaryFolder(): string {
-  const folder = fs.mkdtempSync(path.join(tmpdir(), 'cold-backup-'));
-  process.on('exit', () => fs.rmSync(folder, { recursive: true, force: true }));
-  return folder;
-}
-
 async function begin(settings: Settings, { stateFolder }: InPlace): Promise<void> {
   fs.mkdirSync(stateFolder, { recursive: true, mode: 0o700 });
   if (takeLock(stateFolder, 2) === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
   await bringBackLeftovers({ ...settings, stateFolder });
 }
-
-/** Look at archive and machine. Changes nothing. */
-async function workOut(settings: Settings, [name = '', ...words]: string[], how: InPlace, startedAt: string): Promise<Comeback> {
-  const archive = archiveToRestore(await listArchives(settings, how.bare ? '' : serverName(settings)), name);
-  const manifest = { ...readManifest(await readFromArchive(settings, archive, 'record/manifest.json')), archive }; // a record may claim any name
-  const stamp = startedAt.slice(0, 19).replaceAll(':', '');
-  const pieces = await findPieces(rootsMeant(manifest, words), stamp);
-  await countPieces(settings, archive, pieces);
-  const clusters = manifest.plan.clusters.filter((one) => whereIs(pieces, one.dataDirectory, (piece) => piece.place) !== '');
-  const comeback: Comeback = { archive, stamp, manifest, settings, how, isWhole: words.length === 0, pieces, clusters, findings: await judge(manifest, clusters, { scratch: temporaryFolder() }), parts: [], asleep: [] };
-  return { ...comeback, ...await partsOf(comeback) };
-}
-
-// ---- what is stopped and started ----
-
-/** What has to stop here for this restore, and what sleeps here but is to run afterwards. */
-async function partsOf(comeback: Comeback): Promise<{ parts: Part[]; asleep: Part[] }> {
-  const { manifest, pieces, isWhole } = comeback;
-  const containers = await findContainers(false), clusters = await findClusters(containers);
-  const known = await partsNamed(comeback, containers, clusters);
-  const touches = (file: string) => file !== '' && file !== '/' && pieces.some(({ place }) => [file, realOr(file)].some((one) => isBelow(one, place) || isBelow(place, one)));
-  const mountsIt = (name: string | undefined) => containers.find((one) => one.name === name)?.mounts.some(({ source }) => touches(source)) ?? false;
-  const hasFolder = pieces.some((piece) => piece.why.startsWith('folder'));
-  const isMeant = (part: Part) => isWhole || (hasFolder && (part.kind === 'service' || part.kind === 'command')) || touches(part.dataDirectory ?? '') || mountsIt(part.container);
-  const parts = known.filter(isMeant);
-  const isNew = (part: Omit<Part, 'group'>) => !parts.some((one) => one.name === part.name || (part.dataDirectory && one.dataDirectory === part.dataDirectory));
-  for (const one of containers.filter((each) => each.running && mountsIt(each.name))) parts.push(...containerParts(`container ${one.name}`, containers).filter(isNew).map((part) => ({ ...part, group: 900_000 })));
-  for (const one of clusters.filter((each) => each.container === '' && [each.dataDirectory, ...each.roots].some(touches))) {
-    const part = await clusterPart(one, comeback.settings.stopTimeoutSeconds);
-    if (isNew(part)) parts.push({ ...part, group: 1_000_000 }); // the freshly made `main` of Debian's package, above all
-  }
-  const ranThen = new Set(manifest.plan.parts.filter((part) => part.wasRunning).map((part) => part.name));
-  return { parts: parts.filter((part) => part.wasRunning), asleep: parts.filter((part) => !part.wasRunning && ranThen.has(part.name)).map(withOwnUnit) };
-}
-
-function realOr(file: string): string {
-  try {
-    return fs.realpathSync(file);
-  } catch {
-    return file;
-  }
-}
-
-// A unit that did not run is in no command of its part.
-const withOwnUnit = (part: Part): Part => (part.kind === 'service' && part.unit ? { ...part, start: ['systemctl', 'start', '--', part.unit], stop: ['systemctl', 'stop', '--', part.unit] } : part);
-
-/** The parts of this machine's own settings; on a bare machine those whose names are in the archive. What is not here is told. */
-async function partsNamed({ settings, how, manifest }: Comeback, containers: Container[], clusters: Cluster[]): Promise<Part[]> {
-  const names = manifest.plan.parts.filter(({ name, kind }) => isPartName(name) && /^(service|container|postgres)$/.test(kind) && !/\*$/.test(name)).map((part) => part.name);
-  const foreign = how.bare ? manifest.plan.parts.filter((part) => !names.includes(part.name)) : [];
-  if (foreign.length > 0) say(`not stopped or started, for no command of an archive is run: ${foreign.map((part) => named(part.name)).join(', ')}`);
-  const parts: Part[] = [];
-  for (const [index, entry] of (how.bare ? names : settings.stop).entries()) {
-    for (const one of [entry].flat()) {
-      try {
-        const found = await findPart(one, settings, containers, clusters);
-        parts.push(...found.parts.filter((part) => !parts.some((other) => other.name === part.name)).map(({ stage: step = 0, ...part }) => ({ ...part, group: index * 100 + step })));
-      } catch (error) {
-        if (!(error instanceof Problem) || error.facts.exitCode) throw error;
-        say(`not here: ${error.message}`);
-      }
-    }
-  }
-  for (const part of parts) part.dataDirectory ??= clusters.find((one) => one.container !== '' && one.container === part.container)?.dataDirectory;
-  return parts;
-}
-
-/** What runs in the new state and did not run here: parts that slept, and clusters that come back. Given what was extracted, or is in its place. */
-async function partsToCome({ asleep, clusters, parts, pieces, settings }: Comeback): Promise<Part[]> {
-  const found = [...asleep];
-  for (const cluster of clusters.filter((one) => one.container === '' && one.pid !== 0)) {
-    const dataDirectory = whereIs(pieces, cluster.dataDirectory, (piece) => piece.place), folder = whereIs(pieces, cluster.dataDirectory, staged);
-    if ([...parts, ...found].some((part) => part.dataDirectory === dataDirectory || part.name === `postgres ${cluster.name}`)) continue;
-    const isDebian = /^\d+(\.\d+)?\/[\w.-]+$/.test(cluster.name) && whereIs(pieces, `/etc/postgresql/${cluster.name}`, (piece) => piece.place) !== '';
-    const binaries = await programsOf(cluster.version);
-    if (!isDebian && binaries === '') warn(`no PostgreSQL ${cluster.version} is here to start ${named(cluster.name)}`);
-    else found.push({ ...await clusterPart({ ...describeCluster(isDebian ? cluster.name : dataDirectory, folder, isDebian ? 'Debian' : ''), dataDirectory, binaries }, settings.stopTimeoutSeconds), group: 1_000_000 });
-  }
-  return found;
-}
-
-/** The folder of this machine's own programs of a major version, '' = none. */
-async function programsOf(version: string): Promise<string> {
-  for (const folder of [`/usr/lib/postgresql/${version}/bin`, `/usr/pgsql-${version}/bin`, '/usr/local/pgsql/bin', '/usr/local/bin', '/usr/bin']) {
-    const { code, out } = fs.existsSync(path.join(folder, 'pg_ctl')) ? await look([path.join(folder, 'postgres'), '--version']) : { code: 127, out: '' };
-    if (code === 0 && new RegExp(` ${version.replace('.', '\\.')}(\\D|$)`).test(out)) return folder;
-  }
-  return '';
-}
-
-// ---- what is said before ----
-
-function showComeback(comeback: Comeback): void {
-  const { archive, manifest, pieces, parts, findings, stamp } = comeback;
-  const commands = commandsOfComeback(comeback);
-  const swaps = pieces.filter((piece) => !piece.isInner && piece.files > 0).map((piece) => ({ ...swapsFor(piece.place, staged(piece), stamp, []).swaps[0]!, why: piece.why, files: piece.files, bytes: piece.bytes }));
-  if (mode.dryRun && mode.json) return answer(JSON.stringify({ archive, server: manifest.server, madeAt: manifest.madeAt, findings, parts, stagings: [...new Set(pieces.map((one) => one.staging))], swaps, commands, warnings }, null, 1));
-  const text = [`archive ${archive}, of server ${named(manifest.server)}, ${manifest.madeAt}`, ...tableOf(findings), 'comes back:',
-    ...swaps.map((one) => `  ${named(one.place)}   (${one.why}; ${count(one.files, 'file')}, ${size(one.bytes)}; ${isThere(one.place) ? `what is there goes to ${named(one.aside)}` : 'nothing is there now'})`),
-    'stop, in this order:', ...(parts.length > 0 ? parts.map((part) => `  ${part.name}`) : ['  nothing']),
-    'commands, in this order:', ...commands.map(({ step, argv }) => `  ${step.padEnd(8)} ${pasteable(argv)}`), ...(mode.dryRun ? ['dry run: nothing above was executed, nothing was written'] : [])].join('\n');
-  (mode.dryRun ? answer : sayBlock)(text);
-}
-
-/** The findings of the judge: what the passport says, what is here, what it would break, and the commands that mend it. */
-function tableOf(findings: Finding[]): string[] {
-  if (findings.length === 0) return [];
-  const rows = [['', 'about', 'in the archive', 'here', 'what it would break'], ...findings.map((one) => [one.verdict, [one.cluster, one.about].filter((word) => word !== '').join(': '), one.recorded, one.here, one.breaks])];
-  const widths = [0, 1, 2, 3].map((column) => Math.min(40, Math.max(...rows.map((row) => row[column]!.length))));
-  return ['what differs:', ...rows.flatMap((row, index) => [`  ${row.map((word, column) => word.padEnd(widths[column] ?? 0)).join('  ').trimEnd()}`, ...(findings[index - 1]?.mend ?? []).map((line) => `            mend: ${line}`)])];
-}
-
-/** Every command of a restore, in order. Of a mount point that stays, the swaps are known only when its entries are there. */
-function commandsOfComeback({ archive, pieces, parts, asleep, stamp }: Comeback): { step: string; argv: string[] }[] {
-  const stagings = [...new Set(pieces.map((piece) => piece.staging))];
-  const swaps = pieces.filter((piece) => !piece.isInner && piece.files > 0).flatMap((piece) => swapsFor(piece.place, staged(piece), stamp, []).swaps);
-  return [
-    ...pieces.filter((piece) => piece.volume !== '').map((piece) => ({ step: 'volume', argv: ['docker', 'volume', 'create', piece.volume] })),
-    ...stagings.map((folder) => ({ step: 'stage', argv: ['mkdir', '-m', '700', folder] })),
-    ...extractions(archive, pieces).map(({ argv, cwd }) => ({ step: 'extract', argv: ['env', '-C', cwd, ...argv] })),
-    ...stagings.map((folder) => ({ step: 'sync', argv: ['sync', '--file-system', folder] })),
-    ...parts.map((part) => ({ step: 'stop', argv: part.stop })),
-    ...swaps.flatMap(({ place, staged: from, aside }) => [...(isThere(place) ? [{ step: 'aside', argv: ['mv', '-T', '--', place, aside] }] : []), { step: 'place', argv: ['mv', '-T', '--', from, place] }]),
-    ...[...parts, ...asleep].sort((one, other) => other.group - one.group).map((part) => ({ step: 'start', argv: part.start })),
-  ];
-}
-
-// The way without room for both, as RESTORE.md of the archive has it in full.
-function byHand({ archive, pieces, parts }: Comeback): string[] {
-  const top = pieces.filter((piece) => !piece.isInner && piece.files > 0);
-  return [...parts.map((part) => pasteable(part.stop)), ...top.filter((piece) => isThere(piece.place)).map((piece) => `move ${named(piece.place)} to another disk, then remove it here`),
-    ...extractions(archive, pieces.map((piece) => ({ ...piece, staging: '/' }))).map(({ argv }) => `cd / && ${pasteable(argv.filter((word) => word !== '--log-json'))}`),
-    ...top.filter((piece) => piece.place !== piece.recorded).map((piece) => `mv ${named(piece.recorded)} ${named(piece.place)}`), ...[...parts].reverse().map((part) => pasteable(part.start)),
-    `see also: node backup.js restore ${archive} record --to FOLDER, and RESTORE.md there`];
-}
-
-// ---- the run ----
 
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */
 async function carryOut(comeback: Comeback, script: string, file: string, startedAt: string): Promise<number> {
@@ -334,15 +174,14 @@ async function checkDatabases(here: Cluster, recorded: Manifest['postgres'][numb
   for (const { name, rows = {}, connectable } of recorded.filter((one) => one.connectable && !/=|:\/\//.test(one.name))) {
     const of = `database ${named(name)} of ${named(here.name)}`;
     if (!present.includes(name) && connectable) { wrong.push(`${of} is missing`); continue; }
-    const opened = await queryCluster(here, name, 'select 1');
-    if (opened.code !== 0) { wrong.push(`${of} does not open: ${opened.said.trim().split('\n').pop()}`); continue; }
-    const facts = await askCluster(here, name, { libraries: databaseQuestions.libraries!, rows: databaseQuestions.rows! });
-    for (const library of facts.libraries ?? []) {
-      const loaded = await queryCluster(here, name, `load '${String(library).replaceAll("'", "''")}'`);
-      if (loaded.code !== 0) wrong.push(`${of} misses a library: ${loaded.said.trim().split('\n').pop()}`);
-    }
+    const { code, out, said } = await queryCluster(here, name, `select jsonb_build_object('libraries', ${databaseQuestions.libraries}, 'rows', ${databaseQuestions.rows})`);
+    if (code !== 0) { wrong.push(`${of} ${code === 2 ? 'does not open' : 'does not answer'}: ${said.trim().split('\n').pop()}`); continue; }
+    const facts: { libraries: string[]; rows: Record<string, number | null> } = JSON.parse(out);
+    const loads = facts.libraries.map((library) => `load '${library.replaceAll("'", "''")}'`);
+    const loaded = loads.length > 0 ? await queryCluster(here, name, loads.join('; ')) : { code: 0, said: '' };
+    if (loaded.code !== 0) wrong.push(`${of} misses a library: ${loaded.said.trim().split('\n').pop()}`);
     for (const [table, then] of Object.entries(rows)) {
-      const now = facts.rows?.[table];
+      const now = facts.rows[table];
       if (now === undefined) wrong.push(`${of} has no table ${table}, which had ${then} rows`);
       else if (now === null || then === null || now === then) same++;
       else if (now < then / 2) warn(`${of}: ${table} has ${now} rows, and had ${then} a while before the copy`);

@@ -32,63 +32,8 @@ export type Piece = {
 };
 
 export const staged = (piece: Piece) => path.join(piece.staging, piece.recorded);
+export const LISTING = 'record/listing'; // of every file's size and time when all was cold; it comes with the first extraction
 const VOLUME_NAME = /^[A-Za-z0-9][\w.-]*$/;
-const SYSTEM = ['/', '/bin', '/boot', '/dev', '/etc', '/lib', '/lib32', '/lib64', '/proc', '/root', '/run', '/sbin', '/sys', '/tmp', '/usr', '/var', '/var/lib', '/home', '/opt', '/srv'];
-const NEVER = /^\/(bin|boot|dev|lib|lib32|lib64|proc|run|sbin|sys|usr\/(bin|sbin|lib|lib32|lib64))(\/|$)/;
-
-/** Given the text of an archive's manifest, returns it. Throws Problem when it is not what this script writes: then nothing in it is used. */
-export function readManifest(text: string): Manifest {
-  const bad = (what: string) => new Problem(`the record of this archive cannot be trusted: ${what}`, { hint: 'look at the files themselves: node backup.js list ARCHIVE' });
-  let manifest: any;
-  try {
-    manifest = JSON.parse(text);
-  } catch {
-    throw bad('record/manifest.json is no JSON');
-  }
-  const isText = (value: any) => typeof value === 'string' && !value.includes('\0');
-  const isPath = (value: any) => isText(value) && value.startsWith('/') && path.resolve(value) === value;
-  const all = (list: any, check: (one: any) => boolean) => Array.isArray(list) && list.every((one) => one !== null && typeof one === 'object' && check(one));
-  const { plan, parents, containers, postgres, host } = manifest ?? {};
-  if (manifest?.format !== 1 || !isText(manifest.server) || !isText(manifest.madeAt)) throw bad('its form is not known here');
-  if (!all(plan?.roots, (one) => isPath(one.path) && isText(one.why))) throw bad('a path to restore is none');
-  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isText(one.container) && /^\d+(\.\d+)?$/.test(one.version))) throw bad('a cluster is none');
-  if (!all(plan.parts, (one) => isText(one.name) && isText(one.kind) && Number.isInteger(one.group)) || !Array.isArray(plan.exclude)) throw bad('a part is none');
-  if (!all(parents, (one) => isPath(one.path) && /^[0-7]{3,5}$/.test(one.mode) && Number.isInteger(one.uid) && Number.isInteger(one.gid))) throw bad('a folder is none');
-  if (!all(containers, (one) => isText(one.name) && all(one.mounts, (mount) => isText(mount.source) && isText(mount.destination)))) throw bad('a container is none');
-  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases)) || !all(host?.users, () => true)) throw bad('its passport is none');
-  return manifest;
-}
-
-/** Given the words after --in-place, returns the roots that are meant: all but the system's own folders when there are none. Throws Problem (64) for a part that is not in the archive. */
-export function rootsMeant(manifest: Manifest, words: string[]): Root[] {
-  const kinds = ['postgres', 'cluster', 'container', 'volume', 'folder'], names: string[] = [];
-  for (const word of words) {
-    if (kinds.includes(names[names.length - 1] ?? '')) names.push(`${names.pop()} ${word}`);
-    else names.push(word);
-  }
-  const { roots } = manifest.plan, chosen = names.length === 0 ? roots : names.flatMap((name) => rootsOfPart(manifest, name));
-  const usable = chosen.filter(({ path: file, why }) => why.startsWith('volume ') || !(SYSTEM.includes(file) || NEVER.test(file)));
-  for (const one of chosen.filter((root) => !usable.includes(root))) {
-    const text = `${named(one.path)} belongs to the system, and is not exchanged as a whole`, hint = `node backup.js restore ${manifest.archive} ${one.path} --to FOLDER, and take from there what you need`;
-    if (names.length > 0) throw new Problem(text, { exitCode: 64, hint });
-    warn(`${text}: ${hint}`);
-  }
-  if (usable.length === 0) throw new Problem('this archive holds nothing that could be put in its place', { exitCode: 64 });
-  return [...new Set(usable)];
-}
-
-function rootsOfPart({ plan, containers }: Manifest, wanted: string): Root[] {
-  const [, kind = '', name = wanted] = /^(postgres|cluster|container|volume|folder) (.+)$/.exec(wanted) ?? [];
-  const is = (...words: string[]) => kind === '' || words.includes(kind), plain = name.startsWith('/') ? path.resolve(name) : name;
-  const cluster = plan.clusters.find((one) => is('postgres', 'cluster') && (one.name === plain || one.dataDirectory === plain));
-  const mounts = containers.find((one) => kind === 'container' && one.name === plain)?.mounts ?? [];
-  const found = plan.roots.filter((root) => (cluster && root.why === `cluster ${cluster.name}`) || (is('volume') && root.why === `volume ${plain}`)
-    || (is('folder') && root.path === plain) || mounts.some((mount) => mount.source && isBelow(root.path, mount.source)));
-  if (found.length === 0 && cluster) found.push(...plan.roots.filter((root) => isBelow(cluster.dataDirectory, root.path)));
-  if (found.length > 0) return found;
-  const known = [...plan.clusters.filter((one) => one.container === '').map((one) => `postgres ${one.name}`), ...plan.roots.filter((one) => /^(volume|folder)/.test(one.why)).map((one) => (one.why === 'folder' ? one.path : one.why))];
-  throw new Problem(`${named(wanted)} is no part of this archive`, { exitCode: 64, hint: `it holds: ${[...new Set(known)].map((one) => (one.includes(' ') ? one : named(one))).join(', ')}. One file of these: node backup.js restore ARCHIVE PATH --to FOLDER` });
-}
 
 /** Given the roots that are meant, returns the pieces: where each lies here, and where it is extracted to. Only looks. */
 export async function findPieces(roots: Root[], stamp: string): Promise<Piece[]> {
@@ -153,7 +98,7 @@ export async function countPieces(settings: Settings, archive: string, pieces: P
     piece.files++;
     piece.bytes += one.type === '-' ? one.size : 0;
   };
-  const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...pieces.map((piece) => asPattern(piece.recorded))], { onLine, keepBytes: 0 });
+  const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, asPattern(LISTING), ...pieces.map((piece) => asPattern(piece.recorded))], { onLine, keepBytes: 0 });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
   if (wrong) throw wrong;
   const through = [...links].find((link) => folders.has(link));
@@ -172,28 +117,28 @@ export function whyNoRoom(pieces: Piece[]): string[] {
   });
 }
 
-/** The commands that extract every piece beside its place, and the folder each runs in: one for each file system and kind of owners. */
+/** The commands that extract every piece beside its place, and the folder each runs in: one for each file system and kind of owners. The first brings the listing, too. */
 export function extractions(archive: string, pieces: Piece[]): { argv: string[]; cwd: string; bytes: number }[] {
-  return [...new Set(pieces.map((piece) => piece.staging))].flatMap((cwd) => [false, true].flatMap((byNumber) => {
-    const own = pieces.filter((piece) => piece.staging === cwd && piece.byNumber === byNumber && piece.files > 0);
-    if (own.length === 0) return [];
+  const kinds = [...new Set(pieces.map((piece) => piece.staging))].flatMap((cwd) => [false, true].map((byNumber) => ({ cwd, byNumber, own: pieces.filter((piece) => piece.staging === cwd && piece.byNumber === byNumber && piece.files > 0) })));
+  return kinds.filter(({ own }) => own.length > 0).map(({ cwd, byNumber, own }, index) => {
     const others = pieces.filter((piece) => !own.includes(piece) && own.some((one) => isBelow(piece.recorded, one.recorded)));
-    return [{ cwd, bytes: own.reduce((sum, one) => sum + one.bytes, 0), argv: ['borg', '--log-json', '--progress', 'extract', '--sparse', ...(byNumber ? ['--numeric-ids'] : []),
-      ...others.flatMap((piece) => ['--exclude', asPattern(piece.recorded)]), `::${archive}`, ...own.map((piece) => asPattern(piece.recorded))] }];
-  }));
+    return { cwd, bytes: own.reduce((sum, one) => sum + one.bytes, 0), argv: ['borg', '--log-json', '--progress', 'extract', '--sparse', ...(byNumber ? ['--numeric-ids'] : []),
+      ...others.flatMap((piece) => ['--exclude', asPattern(piece.recorded)]), `::${archive}`, ...(index === 0 ? [asPattern(LISTING)] : []), ...own.map((piece) => asPattern(piece.recorded))] };
+  });
 }
 
 /** Extract every piece beside its place, while everything still runs, and see that it is whole. Throws Problem when it is not. */
 export async function stage(settings: Settings, manifest: Manifest, pieces: Piece[], run: string): Promise<void> {
   const stagings = [...new Set(pieces.map((piece) => piece.staging))];
   for (const staging of stagings) fs.mkdirSync(staging, { mode: 0o700 });
-  for (const { argv, cwd, bytes } of extractions(manifest.archive, pieces)) {
+  const commands = extractions(manifest.archive, pieces);
+  for (const { argv, cwd, bytes } of commands) {
     const env = { ...borgEnvironment(settings, run), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' };
     const done = await change(argv, { cwd, env, onErrorLine: showProgress('extract', bytes) });
     goOn(); // borg may have ended because somebody asked us to stop
     if (done.code !== 0) throw borgFailure('not everything could be extracted', done); // a warning, too: something of a file did not come back
   }
-  await compareWithListing(settings, manifest, pieces, stagings[0]!);
+  await compareWithListing(manifest, pieces, commands[0]!.cwd);
   for (const cluster of manifest.plan.clusters) refuseBadCluster(manifest, cluster, pieces);
   for (const staging of stagings) {
     const done = await change(['sync', '--file-system', staging], { seconds: 3600 });
@@ -202,13 +147,11 @@ export async function stage(settings: Settings, manifest: Manifest, pieces: Piec
 }
 
 // record/listing was written when everything was cold: every file below a stopped part must have come back with that size and time.
-async function compareWithListing(settings: Settings, manifest: Manifest, pieces: Piece[], folder: string): Promise<void> {
+async function compareWithListing(manifest: Manifest, pieces: Piece[], folder: string): Promise<void> {
   const isWhole = (piece: Piece) => piece.files > 0 && piece.strict && (manifest.plan.exclude.length === 0 || piece.why.startsWith('cluster '));
   const roots = pieces.filter(isWhole).map((piece) => ({ recorded: latin(piece.recorded), staged: latin(staged(piece)) }));
-  const [listing, told, seen, found] = ['listing', 'told', 'seen', 'found'].map((name) => path.join(folder, `.${name}`)) as [string, string, string, string];
-  const fd = fs.openSync(listing, 'wx', 0o600);
-  const done = await askBorg(settings, ['extract', '--stdout', `::${manifest.archive}`, 'record/listing'], { stdout: fd }).finally(() => fs.closeSync(fd));
-  if (done.code !== 0) throw borgFailure('record/listing cannot be read back', done);
+  const [listing, told, seen, found] = [path.join(folder, LISTING), path.join(folder, '.told'), path.join(folder, '.seen'), path.join(folder, '.found')];
+  if (!fs.lstatSync(listing, { throwIfNoEntry: false })?.isFile()) throw new Problem('this archive has no record/listing to compare with', { hint: 'restore an older one' });
   await reduce(listing, told, (file) => (roots.some((root) => isBelow(file, root.recorded)) ? file : null));
   const all = fs.openSync(found, 'wx', 0o600);
   const listed = roots.length === 0 ? null : await look(['find', ...pieces.filter(isWhole).map(staged), '-printf', '%y\\t\\t\\t\\t%s\\t%T@\\t\\t%p\\0'], { stdout: all, seconds: 24 * 3600 });

@@ -126,6 +126,7 @@ const NOTE = 'last-restore.txt';
 /** What came of a restore, for people: which state runs, where the other one lies, how to get there. Kept in the state folder, and returned. */
 export function tellRestore(stateFolder: string, ledger: Ledger, isOpen: boolean): string {
   const { archive, swaps, state } = ledger.restore!;
+  if (state === '') return ''; // a disk is missing: nobody knows yet
   const asides = tops(swaps.map(({ aside }) => aside).filter(isThere));
   const text = state === 'old' ? `The old contents are in place; nothing of ${archive} is. The other way: node backup.js restore ${archive} --in-place`
     : [`The contents of ${archive} are in place. The old ones lie in:`, ...asides.map((one) => `  ${named(one)}`), ...(asides.length === 0 ? ['  (there were none)'] : []),

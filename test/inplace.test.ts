@@ -6,8 +6,8 @@ import path from 'node:path';
 import { allIsWell, answers, good, held, holdIn, letGo, nothingIsLeft, scenarios, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { stamps, treeFacts } from './night.ts';
-import { everythingRunsAgain, waitFor } from './script.ts';
-import type { Ended } from './script.ts';
+import { start, waitFor } from './script.ts';
+import type { Ended, Running } from './script.ts';
 
 const all = ({ out, err }: Ended) => out + err;
 const sh = (command: string) => execFileSync('sh', ['-c', command], { encoding: 'utf8' });
@@ -28,6 +28,7 @@ function damage(world: World): ReturnType<typeof contents> {
 const inPlace = (world: World, ...words: string[]) => world.server.run(['restore', 'latest', '--in-place', ...words]);
 
 function restored(ended: Ended, code = 0): string {
+  console.log(`note: ${ended.seconds} s`); if (process.env.SHOW) console.log(all(ended).split('\n').map((l) => `note: ${l}`).join('\n'));
   assert.equal(ended.code, code, all(ended));
   assert.doesNotMatch(all(ended), /this is a bug/);
   return all(ended);
@@ -41,6 +42,46 @@ function paste(said: string, below: RegExp): void {
   const lines = said.slice(below.exec(said)!.index).split('\n').slice(1);
   const commands = lines.slice(0, lines.findIndex((line) => !line.startsWith('  '))).join('\n');
   execFileSync('bash', ['-e', '-c', commands], { stdio: ['ignore', 'ignore', 'inherit'] });
+}
+
+/** After a restore that died: all runs again, and nothing is left of it. */
+async function settled(world: World): Promise<void> {
+  await allIsWell(world);
+  assert.deepEqual(left(world, '.cold-backup-restore-*'), []);
+}
+
+/** A restore under strace: `start` begins one that is killed as it enters its rename(2) number N; `numbers` are those of a whole one that touch a place. */
+async function underStrace(world: World) {
+  const trace = (words: string[], env?: NodeJS.ProcessEnv) => start(['strace', '--string-limit=500', '--trace=rename', ...words, process.execPath, world.server.script, 'restore', 'latest', '--in-place'], { env });
+  const log = path.join(world.folder, 'strace');
+  restored(await trace([`--output=${log}`]).ended);
+  const renames = fs.readFileSync(log, 'utf8').split('\n').filter((line) => line.startsWith('rename('));
+  const numbers = renames.flatMap((line, index) => ([world.files, world.db.dataDirectory].some((place) => line.includes(`"${place}"`)) ? [index + 1] : []));
+  return { numbers, start: (number: number, { env }: { env?: NodeJS.ProcessEnv } = {}) => trace([`--output=${log}`, `--inject=rename:signal=SIGKILL:when=${number}`], env) };
+}
+
+/** When to kill: so many milliseconds after the restore has said this. */
+const MOMENTS: [after: RegExp, ms: number][] = [[/comes back:/, 50], [/guard/, 300], [/borg .*extract/, 700], [/\$ sync/, 0], [/app\.sh stop/, 100], [/stopped postgres/, 0], [/had put everything/, 0], [/pg_ctl start/, 60], [/started web/, 300]];
+
+async function killAt(world: World, moments: typeof MOMENTS): Promise<void> {
+  const saved = damage(world);
+  for (const [index, [after, ms]] of moments.entries()) {
+    const damaged = contents(world), run = world.server.start(['restore', 'latest', '--in-place']);
+    await waitFor(`the restore says ${after}`, () => after.test(run.out()), 60);
+    await new Promise((done) => { setTimeout(done, ms); });
+    run.signal('SIGKILL', index % 2 === 0); // alone, or with its process group
+    await run.ended;
+    await allIsWell(world, 15, 'a guard may watch');
+    await waitFor('nothing is left', () => left(world, '.cold-backup-restore-*').length === 0);
+    const now = contents(world), isNew = JSON.stringify(now) === JSON.stringify(saved);
+    console.log(`note: killed ${ms} ms after ${after}: ${isNew ? 'new' : 'old'}`);
+    assert.deepEqual(now, isNew ? saved : damaged, `killed ${ms} ms after ${after}: ${run.out()}`);
+    if (isNew) assert.ok(left(world, '*.before-restore-*').length >= 2);
+    if (isNew) damage(world);
+  }
+  restored(await inPlace(world));
+  await allIsWell(world);
+  assert.deepEqual(contents(world), saved);
 }
 
 scenarios('in place', import.meta.url, {
@@ -61,5 +102,193 @@ scenarios('in place', import.meta.url, {
     await allIsWell(world);
     assert.deepEqual(contents(world), saved);
     await good(world);
+  },
+
+  'one cluster comes back alone, then one folder: every other part keeps running, and --dry-run changes nothing at all': async (world) => {
+    const saved = damage(world), damaged = contents(world);
+    const [web, app] = whatRuns(world), places = () => [stamps(world.files, world.server.folder, '/var/lib/cold-backup'), fs.readdirSync(world.folder)];
+    const before = places();
+    const dry = JSON.parse(restored(await world.server.run(['restore', 'latest', '--in-place', '--dry-run', '--json'])));
+    restored(await world.server.run(['restore', 'latest', '--in-place', 'folder', world.files, '--dry-run']));
+    assert.deepEqual(places(), before, 'a dry run writes nothing');
+    assert.deepEqual(dry.parts.map((part: any) => part.name), ['web', 'app', `postgres ${world.db.dataDirectory}`]);
+    assert.deepEqual(dry.swaps.map((one: any) => one.place), [world.files, world.db.dataDirectory]);
+    assert.deepEqual([...new Set(dry.commands.map((one: any) => one.step))], ['stage', 'extract', 'sync', 'stop', 'aside', 'place', 'start']);
+    const unknown = await inPlace(world, 'postgres', '15/other');
+    assert.equal(unknown.code, 64);
+    assert.match(unknown.err, new RegExp(`it holds: postgres ${world.db.dataDirectory}, ${world.files}`));
+
+    restored(await inPlace(world, 'postgres', world.db.dataDirectory));
+    await allIsWell(world);
+    assert.deepEqual(contents(world), { rows: saved.rows, files: damaged.files });
+    assert.deepEqual(whatRuns(world).slice(0, 2), [web, app]);
+    const db = whatRuns(world)[2];
+    restored(await inPlace(world, world.files));
+    await allIsWell(world);
+    assert.deepEqual(contents(world), saved);
+    assert.deepEqual([whatRuns(world)[2], whatRuns(world)[0] === web], [db, false], 'a folder\'s users were stopped, the database was not');
+  },
+
+  'a mount point stays where it is: of a data directory, of a folder, and of a disk below a folder': async (world) => {
+    const sub = path.join(world.files, 'sub', 'disk');
+    fs.mkdirSync(sub, { recursive: true });
+    fs.writeFileSync(path.join(sub, 'deep'), 'on a disk of its own, later');
+    fs.chownSync(path.join(world.files, 'sub'), 1234, 1234);
+    await good(world);
+    const saved = contents(world);
+    world.db.stop();
+    for (const [folder, text] of [[world.db.dataDirectory, 'a new disk'], [sub, 'something else']] as const) { // the machine has other disks now
+      fs.rmSync(folder, { recursive: true, force: true });
+      fs.mkdirSync(folder);
+      execFileSync('mount', ['-t', 'tmpfs', '-o', 'mode=755', 'tmpfs', folder]);
+      fs.writeFileSync(path.join(folder, 'old'), text);
+    }
+    fs.chownSync(path.join(world.files, 'sub'), 0, 0);
+    restored(await inPlace(world));
+    await allIsWell(world);
+    assert.deepEqual(world.db.fingerprint(), saved.rows);
+    assert.equal(fs.statSync(world.db.dataDirectory).mode & 0o777, 0o700);
+    assert.equal(fs.statSync(path.join(world.files, 'sub')).uid, 1234);
+    for (const folder of [world.db.dataDirectory, sub]) {
+      sh(`mountpoint ${folder}`);
+      assert.deepEqual(fs.readdirSync(folder).filter((name) => /restore/.test(name)).flatMap((name) => fs.readdirSync(path.join(folder, name))), ['old']);
+    }
+    assert.equal(fs.readFileSync(path.join(sub, 'deep'), 'utf8'), 'on a disk of its own, later');
+    world.db.sql('postgres', 'insert into nights values (99)');
+    restored(await inPlace(world)); // once more: what lies aside already stays
+    assert.deepEqual(world.db.fingerprint(), saved.rows);
+    assert.equal(fs.readdirSync(sub).filter((name) => name.startsWith('before-restore-')).length, 2);
+    execFileSync('umount', [sub]);
+  },
+
+  'without room for both, while another run goes on, or when a copy of the running system is named: nothing is touched': async (world) => {
+    const saved = damage(world), damaged = contents(world), running = whatRuns(world);
+    const lock = fs.openSync(path.join(world.server.stateFolder, 'lock'), 'r+');
+    execFileSync('flock', ['3'], { stdio: ['ignore', 'ignore', 'ignore', lock] });
+    assert.match(restored(await inPlace(world), 75), /another run is going on/);
+    fs.closeSync(lock);
+    const warm = world.server.archives().find((name) => name.endsWith('-warm.checkpoint'))!;
+    for (const way of [['--in-place'], ['--to', path.join(world.folder, 'x')]]) assert.match(restored(await world.server.run(['restore', warm, ...way]), 64), /never restored/);
+    execFileSync('mount', ['-o', 'remount,size=1', world.folder]);
+    const said = restored(await inPlace(world), 2);
+    execFileSync('mount', ['-o', 'remount,size=50%', world.folder]);
+    assert.match(said, /free, .* are needed beside the old contents[^]*hint: make room, or do it by hand[^]*web\.sh stop[^]*borg .*extract[^]*web\.sh start/);
+    assert.deepEqual([contents(world), whatRuns(world), left(world, '*restore-*')], [damaged, running, []]);
+    assert.notDeepEqual(saved, damaged);
+  },
+
+  'a part that does not start again: exit code 3, all others run, and the printed commands lead back to what ran': async (world) => {
+    damage(world);
+    const damaged = contents(world);
+    const run = world.server.start(['restore', 'latest', '--in-place'], wrap(world, 'borg', holdIn('extract')));
+    await held(world);
+    fs.appendFileSync(path.join(world.files, 'file 3'), 'written while it was extracted');
+    fs.renameSync(path.join(world.folder, 'web.sh'), path.join(world.folder, 'web.real'));
+    fs.writeFileSync(path.join(world.folder, 'web.sh'), `#!/bin/sh\n[ "$1" = start ] && exit 1\nexec -a web.sh bash ${world.folder}/web.real "$@"\n`, { mode: 0o755 });
+    letGo(world);
+    const said = restored(await run.ended, 3);
+    assert.match(said, /not running: web[^]*The contents of web1-.* are in place/);
+    assert.deepEqual([world.web.running(), world.app.running(), answers(world.db)], [false, true, true]);
+    fs.renameSync(path.join(world.folder, 'web.real'), path.join(world.folder, 'web.sh'));
+    paste(said.replace(/^ .*web\.sh stop$/m, '  :'), /Back to the old ones/); // it is down already
+    await allIsWell(world, 40);
+    assert.deepEqual(world.db.fingerprint(), damaged.rows);
+    assert.match(fs.readFileSync(path.join(world.files, 'file 3'), 'utf8'), /written while/);
+  },
+
+  'a bare machine needs nothing but repository, key file and passphrase: the archive tells the rest': async (world) => {
+    const saved = contents(world);
+    for (const part of [world.web, world.app]) part.stopNow();
+    world.db.stop();
+    for (const gone of [path.dirname(world.db.dataDirectory), world.files, world.server.stateFolder, path.join(world.server.folder, 'backup.settings.js')]) fs.rmSync(gone, { recursive: true });
+    const words = ['restore', 'latest', '--in-place', '--repository', world.storage.repository('web1'), '--key-file', path.join(world.folder, 'key'), '--passphrase-file', path.join(world.folder, 'passphrase')];
+    const said = restored(await world.server.run(words));
+    assert.match(said, /no command of an archive is run: web, app, idle[^]*started postgres/);
+    assert.deepEqual(contents(world), saved);
+    assert.equal(fs.statSync(path.dirname(world.db.dataDirectory)).mode & 0o777, 0o755);
+    assert.deepEqual([world.web.running(), world.app.running()], [false, false]);
+    assert.ok(fs.existsSync('/var/lib/cold-backup/last-restore.txt'));
+    world.db.stop();
+  },
+
+  // rename(2) is the only step of a swap, so these are all the moments there are: before each one, and after the last.
+  'killed before each rename of the swap, alone or with its guard: within 15 s the old contents run, whole, and a second restore works': async (world) => {
+    const saved = damage(world), { numbers, start: startKilled } = await underStrace(world), [aside, place, ...others] = numbers;
+    await settled(world);
+    assert.deepEqual(contents(world), saved);
+    assert.equal(others.length, 2, 'four renames for two places');
+    damage(world);
+    const damaged = contents(world), dies = async (run: Running) => assert.equal((await run.ended).code, 137, run.out() + run.err());
+    for (const number of [aside!, ...others]) {
+      await dies(startKilled(number));
+      await settled(world);
+      assert.deepEqual(contents(world), damaged, `killed before rename ${number}`);
+    }
+    const heldRun = startKilled(place!, wrap(world, 'borg', holdIn('extract')));
+    await held(world);
+    process.kill(JSON.parse(fs.readFileSync(path.join(world.server.stateFolder, 'guard.json'), 'utf8')).pid, 'SIGKILL');
+    letGo(world);
+    await dies(heldRun);
+    const ledger = JSON.parse(fs.readFileSync(path.join(world.server.stateFolder, 'ledger.json'), 'utf8'));
+    assert.equal(ledger.howTo.filter((line: string) => line.startsWith('the old contents of ')).length, 2, 'a person finds the way without us');
+    assert.deepEqual([world.web.running(), answers(world.db), fs.existsSync(world.files)], [false, false, false]);
+    const said = restored(await world.server.run(['recover']));
+    assert.match(said, /was not through: the old contents are in place[^]*services: all 3 are running again/);
+    await settled(world);
+    assert.deepEqual(contents(world), damaged);
+    restored(await inPlace(world));
+    await settled(world);
+    assert.deepEqual(contents(world), saved);
+  },
+
+  ...Object.fromEntries([0, 1, 2].map((third) => [
+    `killed at any moment, part ${third + 1}: within 15 s either the old contents run or the new ones, whole, and the next restore works`,
+    (world: World) => killAt(world, MOMENTS.filter((_, index) => index % 3 === third)),
+  ])),
+
+  'an archive that an intruder wrote runs no command of its own, and nothing of it comes to lie elsewhere': async (world) => {
+    const saved = contents(world), lure = path.join(world.folder, 'lure'), pwned = path.join(world.folder, 'pwned');
+    const newest = world.server.archives().filter((name) => /^web1-[^w]*$/.test(name)).pop();
+    fs.mkdirSync(path.join(lure, 'record'), { recursive: true });
+    fs.mkdirSync(path.join(lure, world.files), { recursive: true });
+    fs.mkdirSync(path.join(world.folder, 'victim'));
+    fs.symlinkSync(path.join(world.folder, 'victim'), path.join(lure, world.files, 'link'));
+    fs.writeFileSync(path.join(lure, 'record/listing'), '');
+    const touch = ['touch', pwned], { server } = world, manifest = JSON.parse(server.borg('extract', '--stdout', `::${newest}`, 'record/manifest.json'));
+    let number = 0;
+    const attempt = async (change: (one: any) => void, files: string[], bare: boolean) => {
+      const one = structuredClone(manifest), name = `web1-2026-01-01T00:00:0${number++}`;
+      change(one);
+      fs.writeFileSync(path.join(lure, 'record/manifest.json'), JSON.stringify(one));
+      execFileSync('borg', ['create', `::${name}`, 'record', ...files], { cwd: lure, env: server.borgEnv(), stdio: 'ignore' });
+      const words = bare ? ['--repository', world.storage.repository('web1'), '--key-file', path.join(world.folder, 'key'), '--passphrase-file', path.join(world.folder, 'passphrase')] : [];
+      const ended = await server.run(['restore', name, '--in-place', ...words]);
+      assert.equal(fs.existsSync(pwned), false, all(ended));
+      assert.deepEqual(fs.readdirSync(path.join(world.folder, 'victim')), [], all(ended));
+      assert.doesNotMatch(all(ended), /this is a bug/);
+      return ended;
+    };
+    const onlyFolder = (one: any) => { one.plan.roots = [{ path: world.files, why: 'folder', strict: false }]; one.plan.clusters = []; };
+    for (const root of ['/etc/../root', 'relative', '/', '/etc', '/usr/bin']) assert.ok([2, 64].includes((await attempt((one) => { onlyFolder(one); one.plan.roots[0].path = root; }, [], false)).code), root);
+    assert.match((await attempt((one) => { onlyFolder(one); one.plan.roots[0].why = 'volume --help'; }, [], false)).err, /cannot be trusted/);
+    // A link, and in a second archive entry a file that borg would write through it.
+    fs.mkdirSync(path.join(lure, 'second', world.files, 'link'), { recursive: true });
+    fs.writeFileSync(path.join(lure, 'second', world.files, 'link', 'stray'), 'through the link');
+    const tar = path.join(world.folder, 'lure.tar');
+    fs.writeFileSync(path.join(lure, 'record/manifest.json'), JSON.stringify((() => { const one = structuredClone(manifest); onlyFolder(one); return one; })()));
+    sh(`cd ${lure} && tar -cf ${tar} record .${world.files} && cd second && tar -rf ${tar} .${world.files}/link/stray`);
+    execFileSync('borg', ['import-tar', '::web1-2026-01-02T00:00:00', tar], { env: server.borgEnv(), stdio: 'ignore' });
+    const through = await server.run(['restore', 'web1-2026-01-02T00:00:00', '--in-place']);
+    assert.match(restored(through, 2), /is a link, and files lie below it/);
+    assert.deepEqual(fs.readdirSync(path.join(world.folder, 'victim')), []);
+    // What it says of parts: its commands are told, its names must look like names. The folder itself does come back.
+    const parts = await attempt((one) => {
+      onlyFolder(one);
+      one.plan.parts = [['own', 'command'], ['service --now x', 'service'], ['container -v', 'container'], ['postgres -x/y', 'postgres']].map(([name, kind], group) => ({ name, kind, group, wasRunning: true, stop: touch, start: touch, running: touch }));
+    }, [world.files.slice(1)], true);
+    assert.match(restored(parts, 1), /no command of an archive is run: own, "service --now x", "container -v", "postgres -x\/y"/);
+    assert.equal(fs.readlinkSync(path.join(world.files, 'link')), path.join(world.folder, 'victim'));
+    assert.deepEqual(world.db.fingerprint(), saved.rows);
+    await nothingIsLeft(world);
   },
 });
