@@ -67,11 +67,11 @@ function readManifest(text: string): Manifest {
   const { plan, parents, containers, postgres, host } = manifest ?? {};
   if (manifest?.format !== 1 || !isText(manifest.server) || !isText(manifest.madeAt)) throw bad('its form is not known here');
   if (!all(plan?.roots, (one) => isPath(one.path) && isText(one.why))) throw bad('a path to restore is none');
-  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isText(one.container) && /^\d+(\.\d+)?$/.test(one.version))) throw bad('a cluster is none');
+  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isText(one.container) && isText(one.socketFolder ?? '') && /^\d+(\.\d+)?$/.test(one.version))) throw bad('a cluster is none');
   if (!all(plan.parts, (one) => isText(one.name) && isText(one.kind) && Number.isInteger(one.group)) || !Array.isArray(plan.exclude)) throw bad('a part is none');
   if (!all(parents, (one) => isPath(one.path) && /^[0-7]{3,5}$/.test(one.mode) && Number.isInteger(one.uid) && Number.isInteger(one.gid))) throw bad('a folder is none');
   if (!all(containers, (one) => isText(one.name) && all(one.mounts, (mount) => isText(mount.source) && isText(mount.destination)))) throw bad('a container is none');
-  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases)) || !all(host?.users, () => true)) throw bad('its passport is none');
+  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases)) || !all(host?.users, () => true) || !all(host.groups, () => true) || !all(manifest.proof?.clusters ?? [], () => true)) throw bad('its passport is none');
   return manifest;
 }
 
@@ -100,7 +100,7 @@ function rootsOfPart({ plan, containers }: Manifest, wanted: string): Root[] {
   const cluster = plan.clusters.find((one) => is('postgres', 'cluster') && (one.name === plain || one.dataDirectory === plain));
   const mounts = containers.find((one) => kind === 'container' && one.name === plain)?.mounts ?? [];
   const found = plan.roots.filter((root) => (cluster && root.why === `cluster ${cluster.name}`) || (is('volume') && root.why === `volume ${plain}`)
-    || (is('folder') && root.path === plain) || mounts.some((mount) => mount.source && isBelow(root.path, mount.source)));
+    || (is('folder') && (root.path === plain || root.why === `folder ${plain} leads here`)) || mounts.some((mount) => mount.source && isBelow(root.path, mount.source)));
   if (found.length === 0 && cluster) found.push(...plan.roots.filter((root) => isBelow(cluster.dataDirectory, root.path)));
   if (found.length > 0) return found;
   const known = [...plan.clusters.filter((one) => one.container === '').map((one) => `postgres ${one.name}`), ...plan.roots.filter((one) => /^(volume|folder)/.test(one.why)).map((one) => (one.why === 'folder' ? one.path : one.why))];
@@ -114,7 +114,8 @@ async function partsOf(comeback: Comeback): Promise<{ parts: Part[]; asleep: Par
   const { manifest, pieces, isWhole } = comeback;
   const containers = await findContainers(false), clusters = await findClusters(containers);
   const known = await partsNamed(comeback, containers, clusters);
-  const touches = (file: string) => file !== '' && file !== '/' && pieces.some(({ place }) => [file, realOr(file)].some((one) => isBelow(one, place) || isBelow(place, one)));
+  const places = pieces.flatMap(({ place }) => [place, realOr(place)]);
+  const touches = (file: string) => file !== '' && file !== '/' && [file, realOr(file)].some((one) => places.some((place) => isBelow(one, place) || isBelow(place, one)));
   const mountsIt = (name: string | undefined) => containers.find((one) => one.name === name)?.mounts.some(({ source }) => touches(source)) ?? false;
   const hasFolder = pieces.some((piece) => piece.why.startsWith('folder'));
   const isMeant = (part: Part) => isWhole || (hasFolder && (part.kind === 'service' || part.kind === 'command')) || touches(part.dataDirectory ?? '') || mountsIt(part.container);

@@ -51,8 +51,8 @@ async function begin(settings: Settings, { stateFolder }: InPlace): Promise<void
 
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */
 async function carryOut(comeback: Comeback, script: string, file: string, startedAt: string): Promise<number> {
-  const { archive, stamp, settings, pieces, manifest, how: { stateFolder } } = comeback;
-  const ledger = await openLedger(stateFolder, { run: randomUUID(), server: serverName(settings), archive, startedAt, deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: startedAt });
+  const { archive, stamp, settings, pieces, manifest, how } = comeback, { stateFolder } = how;
+  const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt, deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: startedAt });
   const restore = ledger.restore = { archive, stamp, stagings: [...new Set(pieces.map((piece) => piece.staging))], swaps: [], folders: [], made: [], later: [], state: '' };
   let guardPid = 0, trouble: unknown = null, down: string[] = [];
   try {
@@ -60,12 +60,13 @@ async function carryOut(comeback: Comeback, script: string, file: string, starte
     guardPid = await armGuard(script, stateFolder, file, ledger.run);
     await makeVolumes(pieces);
     await stage(settings, manifest, pieces, ledger.run);
-    Object.assign(restore, swapsOf(pieces, stamp), { later: await partsToCome(comeback), made: missingFolders(comeback) });
+    Object.assign(restore, { later: await partsToCome(comeback), made: missingFolders(comeback) });
     ledger.deadlineAt = new Date(Date.now() + settings.maxDowntimeMinutes * 60_000).toISOString();
-    keepLedger(stateFolder, ledger); // all swaps, before the first one
     // From here services are down.
     await stopParts(comeback.parts, ledger, stateFolder);
     refuseUsedPlaces(comeback);
+    Object.assign(restore, swapsOf(pieces, stamp)); // only now nothing comes or goes any more in the places
+    keepLedger(stateFolder, ledger); // all swaps, before the first one
     makeFolders(comeback, restore.made);
     makeSwaps(restore);
   } catch (error) {

@@ -4,7 +4,7 @@
 //   staged is there, and so is aside   half: the old contents are aside, the place is free
 //   staged has gone, the place is there   done
 //   neither of them is there           nobody knows (a disk is not mounted): nothing is started
-// (When the archive has nothing for a place, staged is '': done when aside is there.) All swaps done is the new state; anything else is
+// (When the archive has nothing for a place, staged is '': done when the place is free.) All swaps done is the new state; anything else is
 // rolled back to the old one. Renames only what the ledger names, removes only stagings; nothing old is ever deleted.
 import fs from 'node:fs';
 import path from 'node:path';
@@ -18,7 +18,7 @@ import type { FolderFacts, Ledger, Restore, Swap } from './ledger.ts';
 export const isThere = (file: string) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
 
 function stateOfSwap({ place, staged, aside }: Swap): 'not begun' | 'half' | 'done' | 'unknown' {
-  if (staged === '') return isThere(aside) ? 'done' : isThere(place) ? 'not begun' : 'unknown';
+  if (staged === '') return isThere(place) && !isThere(aside) ? 'not begun' : 'done';
   if (isThere(staged)) return isThere(aside) ? 'half' : 'not begun';
   return isThere(place) ? 'done' : 'unknown';
 }
@@ -107,16 +107,22 @@ export function noteLater(ledger: Ledger): void {
 
 /** The commands that lead from the new state back to the old one, to be pasted. */
 export function wayBack(stateFolder: string, ledger: Ledger, isOpen: boolean): string[][] {
-  const { swaps, stamp, folders } = ledger.restore!, parts = ledger.parts;
+  const { swaps, stamp, folders } = ledger.restore!, parts = ledger.parts, mounts = mountPoints();
   const away = (aside: string) => aside.replace(`before-restore-${stamp}`, `restored-${stamp}`);
-  const homes = new Set(swaps.filter(({ place, aside }) => path.dirname(aside) !== path.dirname(place)).map(({ aside }) => path.dirname(away(aside))));
+  const opened = new Map(swaps.map(({ place, aside }) => [path.dirname(place), path.dirname(aside)])), isEntry = ({ place }: Swap) => folders.some((one) => one.path === path.dirname(place));
+  const entries = (folder: string, to: string, except: string[]) => ['find', folder, '-mindepth', '1', '-maxdepth', '1', ...except.flatMap((name) => ['-not', '-name', name]), '-exec', 'mv', '-t', to, '--', '{}', '+'];
+  const around = (folder: string) => fs.readdirSync(folder).filter((name) => mounts.some((one) => isBelow(one, path.join(folder, name))));
   return [
     ...(isOpen ? [['rm', ledgerFile(stateFolder)]] : []), // else the guard would start what it finds stopped
     ...parts.filter((part) => part.stop.length > 0).map((part) => part.stop),
-    ...[...homes].map((folder) => ['mkdir', '-p', '-m', '700', folder]),
-    ...[...swaps].reverse().flatMap(({ place, staged, aside }) => [
-      ...(staged ? [['mv', '-T', '--', place, away(aside)]] : []), ...(isThere(aside) ? [['mv', '-T', '--', aside, place]] : [])]),
-    ...folders.flatMap(({ path: folder, before }) => [['chown', `${before.uid}:${before.gid}`, folder], ['chmod', before.mode.toString(8), folder]]),
+    ...[...swaps].reverse().filter((swap) => !isEntry(swap)).flatMap(({ place, aside }) => [
+      ...(path.dirname(aside) === path.dirname(place) ? [] : [['mkdir', '-p', '-m', '700', path.dirname(away(aside))]]),
+      ['mv', '-T', '--', place, away(aside)], ...(isThere(aside) ? [['mv', '-T', '--', aside, place]] : [])]),
+    ...folders.filter((one) => opened.has(one.path) && isThere(one.path)).flatMap(({ path: folder, before }) => {
+      const aside = opened.get(folder)!;
+      return [['mkdir', '-p', '-m', '700', away(aside)], entries(folder, away(aside), ['lost+found', '.cold-backup-restore-*', 'before-restore-*', 'restored-*', ...around(folder)]),
+        ...(isThere(aside) ? [entries(aside, folder, around(folder))] : []), ['chown', `${before.uid}:${before.gid}`, folder], ['chmod', before.mode.toString(8), folder]];
+    }),
     ...[...parts].reverse().map((part) => part.start),
   ];
 }

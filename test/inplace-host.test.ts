@@ -1,6 +1,6 @@
 // In place on a real systemd host: a Debian cluster with a tablespace and its own units comes back to a fresh host, where the package's own
 // `main` runs.
-import { after, before, describe } from 'node:test';
+import { after, before, describe, test } from 'node:test';
 import assert from 'node:assert/strict';
 import type { Host } from './host.ts';
 import { cannotRun, daemon, install, remove, scenarios } from './systemd-host.ts';
@@ -27,7 +27,7 @@ describe('in place on a systemd host', { skip: cannotRun }, () => {
   });
   after(() => remove(host));
 
-  scenario('on a fresh host the package\'s own cluster makes way for the one that was saved, with tablespace, WAL and configuration, and Docker gets its volume back', async () => {
+  test('on a fresh host the package\'s own cluster makes way for the one that was saved, with tablespace, WAL and configuration, and Docker gets its volume back', async () => {
     await host.must(`echo "port = 5433" >> /etc/postgresql/15/main/postgresql.conf; systemctl restart postgresql@15-main`);
     await product.expect([], 0);
     await host.must(`cp -a /etc/cold-backup /root/paper; pg_dropcluster --stop 15 main; systemctl stop web
