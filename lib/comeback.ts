@@ -127,7 +127,7 @@ async function partsOf(comeback: Comeback): Promise<{ parts: Part[]; asleep: Par
     if (isNew(part)) parts.push({ ...part, group: 1_000_000 }); // the freshly made `main` of Debian's package, above all
   }
   const ranThen = new Set(manifest.plan.parts.filter((part) => part.wasRunning).map((part) => part.name));
-  return { parts: parts.filter((part) => part.wasRunning), asleep: parts.filter((part) => !part.wasRunning && ranThen.has(part.name)).map(withOwnUnit) };
+  return { parts: parts.filter((part) => part.wasRunning), asleep: parts.filter((part) => !part.wasRunning && part.kind !== 'postgres' && ranThen.has(part.name)).map(withOwnUnit) };
 }
 
 function realOr(file: string): string {
@@ -162,12 +162,17 @@ async function partsNamed({ settings, how, manifest }: Comeback, containers: Con
   return parts;
 }
 
+// Clusters on the host that ran when they were saved and do not run here.
+function clustersToCome({ clusters, parts, pieces }: Pick<Comeback, 'clusters' | 'parts' | 'pieces'>): ArchivedCluster[] {
+  return clusters.filter((one) => one.container === '' && one.pid !== 0
+    && !parts.some((part) => part.dataDirectory === whereIs(pieces, one.dataDirectory, (piece) => piece.place) || part.name === `postgres ${one.name}`));
+}
+
 /** What runs in the new state and did not run here: parts that slept, and clusters that come back. Given what was extracted, or is in its place. */
 export async function partsToCome({ asleep, clusters, parts, pieces, settings }: Comeback): Promise<Part[]> {
   const found = [...asleep];
-  for (const cluster of clusters.filter((one) => one.container === '' && one.pid !== 0)) {
+  for (const cluster of clustersToCome({ clusters, parts, pieces })) {
     const dataDirectory = whereIs(pieces, cluster.dataDirectory, (piece) => piece.place), folder = whereIs(pieces, cluster.dataDirectory, staged);
-    if ([...parts, ...found].some((part) => part.dataDirectory === dataDirectory || part.name === `postgres ${cluster.name}`)) continue;
     const isDebian = /^\d+(\.\d+)?\/[\w.-]+$/.test(cluster.name) && whereIs(pieces, `/etc/postgresql/${cluster.name}`, (piece) => piece.place) !== '';
     const binaries = await programsOf(cluster.version);
     if (!isDebian && binaries === '') warn(`no PostgreSQL ${cluster.version} is here to start ${named(cluster.name)}`);
@@ -189,12 +194,13 @@ async function programsOf(version: string): Promise<string> {
 
 export function showComeback(comeback: Comeback): void {
   const { archive, manifest, pieces, parts, findings, stamp } = comeback;
-  const commands = commandsOfComeback(comeback);
+  const commands = commandsOfComeback(comeback), later = [...comeback.asleep.map((part) => part.name), ...clustersToCome(comeback).map((one) => `postgres ${one.name}`)];
   const swaps = pieces.filter((piece) => !piece.isInner && piece.files > 0).map((piece) => ({ ...swapsFor(piece.place, staged(piece), stamp, []).swaps[0]!, why: piece.why, files: piece.files, bytes: piece.bytes }));
-  if (mode.dryRun && mode.json) return answer(JSON.stringify({ archive, server: manifest.server, madeAt: manifest.madeAt, findings, parts, stagings: [...new Set(pieces.map((one) => one.staging))], swaps, commands, warnings }, null, 1));
+  if (mode.dryRun && mode.json) return answer(JSON.stringify({ archive, server: manifest.server, madeAt: manifest.madeAt, findings, parts, later, stagings: [...new Set(pieces.map((one) => one.staging))], swaps, commands, warnings }, null, 1));
   const text = [`archive ${archive}, of server ${named(manifest.server)}, ${manifest.madeAt}`, ...tableOf(findings), 'comes back:',
     ...swaps.map((one) => `  ${named(one.place)}   (${one.why}; ${count(one.files, 'file')}, ${size(one.bytes)}; ${isThere(one.place) ? `what is there goes to ${named(one.aside)}` : 'nothing is there now'})`),
     'stop, in this order:', ...(parts.length > 0 ? parts.map((part) => `  ${part.name}`) : ['  nothing']),
+    ...(later.length > 0 ? [`start afterwards, though it does not run now: ${later.map(named).join(', ')}`] : []),
     'commands, in this order:', ...commands.map(({ step, argv }) => `  ${step.padEnd(8)} ${pasteable(argv)}`), ...(mode.dryRun ? ['dry run: nothing above was executed, nothing was written'] : [])].join('\n');
   (mode.dryRun ? answer : sayBlock)(text);
 }

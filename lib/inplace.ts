@@ -75,7 +75,7 @@ async function carryOut(comeback: Comeback, script: string, file: string, starte
   try {
     settleRestore(ledger);
     keepLedgerIfPossible(stateFolder, ledger);
-    if (ledger.restore.state === 'new' && hasSystemd()) await change(['systemctl', 'daemon-reload'], { unlimited: true }); // units and generators of what came back
+    if (ledger.restore.state === 'new' && hasSystemd() && pieces.some((piece) => /^\/(etc|usr|lib)\//.test(piece.place))) await change(['systemctl', 'daemon-reload'], { unlimited: true }); // units and generators of what came back
     down = await startParts(ledger, stateFolder);
   } catch (error) { // a disk has gone: the guard goes on
     sayError(error);
@@ -172,18 +172,21 @@ async function checkDatabases(here: Cluster, recorded: Manifest['postgres'][numb
   const wrong: string[] = [];
   const present = (await queryCluster(here, 'template1', 'select datname from pg_database where datallowconn')).out.split('\n').filter((name) => name !== '' && !/=|:\/\//.test(name)); // psql would take these for addresses
   let same = 0;
-  for (const { name, rows = {}, connectable } of recorded.filter((one) => one.connectable && !/=|:\/\//.test(one.name))) {
+  for (const { name, rows = {} } of recorded.filter((one) => one.connectable && !/=|:\/\//.test(one.name))) {
     const of = `database ${named(name)} of ${named(here.name)}`;
-    if (!present.includes(name) && connectable) { wrong.push(`${of} is missing`); continue; }
-    const { code, out, said } = await queryCluster(here, name, `select jsonb_build_object('libraries', ${databaseQuestions.libraries}, 'rows', ${databaseQuestions.rows})`);
-    if (code !== 0) { wrong.push(`${of} ${code === 2 ? 'does not open' : 'does not answer'}: ${said.trim().split('\n').pop()}`); continue; }
-    const facts: { libraries: string[]; rows: Record<string, number | null> } = JSON.parse(out);
+    if (!present.includes(name)) { wrong.push(`${of} is missing`); continue; }
+    const { code, out, said } = await queryCluster(here, name, `select jsonb_build_object('rows', ${databaseQuestions.rows}, 'tables', ${databaseQuestions.estimatedRows}, 'libraries',
+      (select coalesce(jsonb_agg(distinct probin), '[]') from pg_proc where probin is not null and oid >= 16384))`); // those of extensions: the server has its own
+    const why = said.trim().split('\n').pop() ?? '';
+    if (code === 1 && /lock timeout|statement timeout/.test(why)) { warn(`${of} is in use, and was not looked through: ${why}`); continue; }
+    if (code !== 0) { wrong.push(`${of} ${code === 2 ? 'does not open' : 'cannot be read'}: ${why}`); continue; }
+    const facts: { libraries: string[]; tables: Record<string, number>; rows: Record<string, number | null> } = JSON.parse(out);
     const loads = facts.libraries.map((library) => `load '${library.replaceAll("'", "''")}'`);
     const loaded = loads.length > 0 ? await queryCluster(here, name, loads.join('; ')) : { code: 0, said: '' };
     if (loaded.code !== 0) wrong.push(`${of} misses a library: ${loaded.said.trim().split('\n').pop()}`);
     for (const [table, then] of Object.entries(rows)) {
-      const now = facts.rows[table];
-      if (now === undefined) wrong.push(`${of} has no table ${table}, which had ${then} rows`);
+      const now = facts.rows[table] ?? null; // null: not counted
+      if (facts.tables[table] === undefined) wrong.push(`${of} has no table ${table}, which had ${then} rows`);
       else if (now === null || then === null || now === then) same++;
       else if (now < then / 2) warn(`${of}: ${table} has ${now} rows, and had ${then} a while before the copy`);
       else say(`${of}: ${table} has ${now} rows, and had ${then} a while before the copy`);
