@@ -17,14 +17,15 @@ import { guard, recover } from './lib/guard.ts';
 import { takeBackup } from './lib/run.ts';
 import { borgItself, list } from './lib/list.ts';
 import { find, restoreTo } from './lib/restore.ts';
+import { drill, sweepDrills } from './lib/drill.ts';
 import { status } from './lib/status.ts';
 import { setup } from './lib/setup.ts';
 import { doctor } from './lib/doctor.ts';
 
-const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'recover', 'borg'];
-const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links'];
-const OPTIONS_OF: Record<string, string[]> = { 'dry-run': [''], now: [''], yes: ['setup'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'],
-  ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find']])) }; // all others go everywhere
+const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'drill', 'recover', 'borg'];
+const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'full'];
+const OPTIONS_OF: Record<string, string[]> = { 'dry-run': [''], now: [''], yes: ['setup'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], full: ['drill'],
+  ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find', 'drill']])) }; // all others go everywhere
 const VALUES = ['settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
 
 type Options = { command: string; words: string[]; values: Record<string, string>; flags: Record<string, boolean> };
@@ -63,7 +64,7 @@ function readOptions(argv: string[]): Options {
   if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
   if (command === 'restore' && (words.length === 0 || !found.to)) throw new Problem('restore needs an archive and a folder', { exitCode: 64, hint: 'node backup.js restore latest --to /srv/back' });
   if (command === 'find' && !words[0]) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
-  const most: Record<string, number> = { list: 2, find: 1, restore: Infinity, borg: Infinity, guard: Infinity };
+  const most: Record<string, number> = { list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity };
   if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
     color: found.colour && !process.env.NO_COLOR && Boolean(process.stderr.isTTY) });
@@ -73,11 +74,11 @@ function readOptions(argv: string[]): Options {
 /** Given the command line without node and script, does what it says. Returns the exit code. */
 async function command(argv: string[]): Promise<number> {
   const { command: name, words, values, flags } = readOptions(argv);
-  if (['setup', 'doctor', 'list', 'find', 'restore'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
+  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]!), file = values.settings!;
   if (flags.help) return said(HELP.trimEnd());
   if (flags.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
-  if (name === 'recover') return recover(...everyStateFolder(script, file));
+  if (name === 'recover') return recoverAll(script, file);
   if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
   const loaded = values.repository ? bareMachine(values) : loadSettings(settings, script, file);
   const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
@@ -88,6 +89,7 @@ async function command(argv: string[]): Promise<number> {
   if (name === 'list') return list(loaded.settings, server, words);
   if (name === 'find') return find(loaded.settings, server, words);
   if (name === 'restore') return restoreTo(loaded.settings, server, words, values.to!, flags['mend-links']!);
+  if (name === 'drill') return drill(loaded.settings, server, words, flags.full!);
   if (name === 'borg') return borgItself(loaded.settings, words);
   return takeBackup(loaded, script);
 }
@@ -126,7 +128,14 @@ function everyStateFolder(script: string, file: string): [string[], Settings | n
   return [[...new Set(folders.filter((folder) => folder.startsWith('/')))], loaded?.settings ?? null];
 }
 
+async function recoverAll(script: string, file: string): Promise<number> {
+  const [folders, known] = everyStateFolder(script, file), code = await recover(folders, known);
+  if (known) await sweepDrills(known); // after what people wait for
+  return code;
+}
+
 async function main(): Promise<void> {
+  process.exitCode = 2; // should all work ever end without an answer, it was not good
   for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {}); // a closed terminal or pipe must not kill us
   let code: number;
   try {

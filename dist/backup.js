@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 2d391e260745de2f8c03f597521dd22319982b134230b37481cf23b14a3d3a92
+// Checksum of all but the settings: 395ae18b57a6fec451b4daceb58e0394e11b874f2c34daed68b705d7b5dd6fd0
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -21,6 +21,7 @@
 //   ==== SHELL ====            Running other programs through zx, safely under root's cron.
 //   ==== PROCESSES ====        Who runs on this machine, read from /proc: no exit code of a stop command is believed.
 //   ==== HISTORY ====          What has happened on this server: history.jsonl in the state folder, one JSON object a run.
+//   ==== CERTIFICATE ====      The certificate: what a drill found, in the history, in the archives that follow, and in words.
 //   ==== RULES ====            What each setting may be, and what it is when it is not written: TABLE, one line a setting.
 //   ==== CHECK ====            Reading the settings: from the block in this script, from backup.settings.js beside it.
 //   ==== WINDOW ====           The hours of the night: when a run may stop things, and by when everything runs again.
@@ -43,6 +44,8 @@
 //   ==== SANDBOX ====          The sandbox: a PostgreSQL on files that came out of an archive, locked in.
 //   ==== JUDGE ====            The judge: would these files work on this machine? It compares an archive's passport with what is here, before anything is touched, and says of each difference what it would break and the command that mends it.
 //   ==== COMING BACK ====      Coming back: `restore ...
+//   ==== CHECKS ====           What a drill looks at in a copy.
+//   ==== DRILL ====            The drill: a restore, rehearsed.
 //   ==== STATUS ====           Is there a good recent backup? Answers from the state folder alone.
 //   ==== DOCTOR ====           The doctor: everything that can be checked while all runs.
 //   ==== SETUP ====            Setup: make what is missing (ssh key, passphrase, known host, repository with its key.
@@ -146,6 +149,7 @@ async function takeBackup(loaded, script) {
   if (lock === null && readLedgerQuietly(settings.stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now', { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
   if (lock === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
   await bringBackLeftovers(settings);
+  await sweepDrills(settings); // a killed one may have left a disk full of files
   if (!mode.now && !isInWindow(settings.window, new Date())) {
     const { from, until, timeZone } = settings.window;
     throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
@@ -805,6 +809,8 @@ function startOfProcess(pid) {
   }
 }
 
+/** A file in the data directory of every copy that a drill or the judge runs, a label on its container: no run takes those for the server's own. */
+const SANDBOX_MARK = 'cold-backup-sandbox';
 const RUN_MARK = 'COLD_BACKUP_RUN'; // in the environment of every borg we start, and so of its ssh
 
 /** Every process that can be seen: pid, program name, folder of the program, and its working directory as device:inode. */
@@ -933,6 +939,45 @@ function remember(stateFolder, line) {
 /** The last run with a cold pass that counted, if there is one: the measure for tonight. */
 function lastGoodRun(stateFolder) {
   return readHistory(stateFolder).filter((line) => line.kind === 'run' && /^(good|warning)$/.test(line.outcome)).pop();
+}
+
+// =========================================================================================================
+// ==== CERTIFICATE ====
+// The certificate: what a drill found, in the history, in the archives that follow, and in words. `status` and `doctor` ask for the last one.
+// Only reckons and words; the drill writes it into the history.
+
+/** The last drill in the history, or null. */
+function lastDrill(history) {
+  return history.filter((line) => line.kind === 'drill' && line.certificate).pop()?.certificate ?? null;
+}
+
+/**
+ * What is to be said of the drills of a server. Given its state folder and after how many days one is too old (0 = no drills here), returns the last
+ * certificate and a warning, '' when all is well: a new server has as many days from its first good backup.
+ */
+function drillFacts(stateFolder, maxAgeDays, now = Date.now()) {
+  const history = readHistory(stateFolder), last = lastDrill(history);
+  const ageDays = last ? (now - Date.parse(last.madeAt)) / 86_400_000 : null;
+  const first = history.find((line) => line.kind === 'run' && line.exitCode < 2);
+  const overdue = maxAgeDays > 0 && (ageDays ?? (first ? (now - Date.parse(first.endedAt)) / 86_400_000 : 0)) > maxAgeDays;
+  const warning = last && !last.proven && maxAgeDays > 0 ? `the last drill did not prove ${last.archive}: ${failedChecks(last)}`
+    : !overdue ? '' : last ? `the last drill is ${span(ageDays * 86_400)} old` : `no drill yet, and the first backup is more than ${maxAgeDays} days old`;
+  return { last, ageDays, warning };
+}
+
+const failedChecks = ({ checks }) => checks.filter((one) => one.ok === false).map((one) => one.check).join(', ');
+
+/** The certificate as a person reads it. */
+function certificateText(one) {
+  const line = ({ check, ok, seconds, detail }) => `  ${ok === null ? '-   ' : ok ? 'ok  ' : 'FAIL'} ${check.padEnd(26)} ${span(seconds).padStart(8)}  ${detail.replaceAll('\n', `\n${' '.repeat(43)}`)}`;
+  const clusters = [...new Set(one.checks.map(({ cluster }) => cluster))];
+  return [
+    '',
+    `${one.proven ? 'PROVEN' : 'NOT PROVEN'}: ${one.archive}${one.proven ? ' came back and works' : `: ${failedChecks(one) || 'it could not be rehearsed'}`}`,
+    `  rehearsed ${one.madeAt.slice(0, 19)}Z on ${one.where}${one.full ? ', in full' : ''}`,
+    ...clusters.flatMap((name) => [...(name ? [`  postgres ${named(name)}`] : []), ...one.checks.filter(({ cluster }) => cluster === name).map(line)]),
+    `  extracted ${size(one.extractedBytes)} in ${span(one.extractSeconds)}; a restore of the whole archive would take about ${span(one.restoreSeconds)} here; the drill took ${span(one.drillSeconds)}`,
+  ].join('\n');
 }
 
 // =========================================================================================================
@@ -1527,9 +1572,11 @@ async function lostUnits(before, rebooted) {
 const DATABASES = new Set(['postgres', 'postmaster', 'mysqld', 'mariadbd', 'mongod', 'redis-server', 'valkey-server']);
 const DOCKER_GRACE_SECONDS = 10; // what `docker stop` waits when a container does not say otherwise
 
-/** Every container of this host, running or not. [] when Docker is not installed or does not answer and nobody asked for it. */
+const notOfARehearsal = (field) => `{{if not (.Label "${SANDBOX_MARK}")}}{{.${field}}}{{end}}`;
+
+/** Every container of this host, running or not, but for those of rehearsals. [] when Docker is not installed or does not answer and nobody asked for it. */
 async function findContainers(needed) {
-  const list = await look(['docker', 'ps', '--all', '--quiet', '--no-trunc']);
+  const list = await look(['docker', 'ps', '--all', '--no-trunc', `--format=${notOfARehearsal('ID')}`]);
   if (list.code !== 0) {
     if (!needed) return [];
     throw new Problem('Docker does not answer', { ran: list.argv, said: list.said, hint: 'look at `systemctl status docker`' });
@@ -1633,7 +1680,7 @@ async function containerState(name) {
 
 /** Names of the running containers. */
 async function runningContainers() {
-  const { code, out } = await look(['docker', 'ps', '--format={{.Names}}', '--filter=status=running']);
+  const { code, out } = await look(['docker', 'ps', `--format=${notOfARehearsal('Names')}`, '--filter=status=running']);
   return code === 0 ? out.split('\n').filter((name) => name !== '') : [];
 }
 
@@ -1780,10 +1827,10 @@ function rootsOf(cluster) {
   return [...new Set(roots.filter((root) => root !== '' && fs.existsSync(root)).map((root) => fs.realpathSync(root)))];
 }
 
-/** The postmasters that run: the process whose working directory is a data directory and whose number stands in postmaster.pid. */
+/** The postmasters that run, but for those of rehearsals: the process whose working directory is a data directory and whose number stands in postmaster.pid. */
 function runningPostmasters() {
   return processes().filter(({ pid, program }) => {
-    if (!SERVER_PROGRAMS.has(program)) return false;
+    if (!SERVER_PROGRAMS.has(program) || fs.existsSync(`/proc/${pid}/cwd/${SANDBOX_MARK}`)) return false; // a rehearsal
     const [own] = pidFile(`/proc/${pid}/cwd`);
     const inside = /^NSpid:.*?(\d+)\s*$/m.exec(procFile(pid, 'status'))?.[1]; // its number as its own container counts
     return own !== undefined && own === inside;
@@ -2024,6 +2071,17 @@ const databaseQuestions = {
   dictionaries: rowsOf(`select dictname as name, dictinitoption as options from pg_ts_dict where oid >= 16384`),
 };
 
+/**
+ * For each table its file and how many rows the server has seen inserted and deleted: what shows later whether somebody touched it. To be asked BEFORE rows are counted: what is
+ * written in between then shows as touched, and never the other way round.
+ */
+const activityQuestion = {
+  activity: mapOf(`select oid::regclass, concat_ws(' ', pg_relation_filenode(oid), pg_stat_get_tuples_inserted(oid), pg_stat_get_tuples_deleted(oid))
+    from pg_class where relkind in ('r', 'm') and relpersistence <> 't' and oid >= 16384`),
+};
+
+const quotedName = (name) => `"${name.replaceAll('"', '""')}"`;
+
 // The files of a cluster as we see them: in a container below /proc/PID/root (proc(5)).
 const rootOf = (cluster) => (cluster.container && cluster.pid ? `/proc/${cluster.pid}/root` : '');
 // The words before a command that is to look around where the cluster lives.
@@ -2042,7 +2100,7 @@ async function queryCluster(cluster, database, sql, seconds = 60, more = {}) {
   if (cluster.port === '') return { argv: [], code: 2, out: '', said: 'its port is not known', timedOut: false }; // psql would ask whoever has port 5432
   const env = {
     PGCONNECT_TIMEOUT: '5', PGAPPNAME: 'cold-backup', PGCLIENTENCODING: 'UTF8',
-    PGOPTIONS: Object.entries({ search_path: 'pg_catalog', statement_timeout: `${seconds}s`, lock_timeout: '2s', default_transaction_read_only: 'on', jit: 'off', ...more }).map(([name, value]) => `-c ${name}=${value}`).join(' '),
+    PGOPTIONS: Object.entries({ search_path: 'pg_catalog', statement_timeout: `${seconds}s`, lock_timeout: '2s', default_transaction_read_only: 'on', jit: 'off', ...more }).filter(([, value]) => value !== undefined).map(([name, value]) => `-c ${name}=${value}`).join(' '),
   };
   const own = path.join(cluster.binaries, 'psql');
   const psql = [fs.existsSync(rootOf(cluster) + own) ? own : 'psql', // one from PATH will do: a newer psql speaks to older servers
@@ -2144,11 +2202,11 @@ async function databasesOf(cluster, rows) {
   };
   const complete = async (row) => {
     if (!row.connectable) return { ...row, orderFingerprint: '' };
-    const facts = await askCluster(cluster, row.name, databaseQuestions);
+    const facts = { ...await askCluster(cluster, row.name, activityQuestion), ...await askCluster(cluster, row.name, databaseQuestions) }; // in this order
     const own = await orderOf(row.name, [row.encoding, row.provider, row.collate, row.ctype, row.locale, row.rules]);
     for (const one of facts.collations ?? []) {
       const { schema, name, provider, locale, rules, deterministic } = one;
-      const quoted = [schema, name].map((word) => `"${word.replaceAll('"', '""')}"`).join('.');
+      const quoted = [schema, name].map(quotedName).join('.');
       if (provider === 'd') Object.assign(one, { provider: row.provider, locale: row.locale ?? row.collate, recorded: row.recorded, actual: row.actual, orderFingerprint: own });
       else one.orderFingerprint = await orderOf(row.name, [row.encoding, provider, locale, rules, deterministic], quoted);
     }
@@ -2546,8 +2604,8 @@ async function readFromArchive(settings, archive, file) {
  * The archives of this server ('' = of any), oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
  * twin's comment, so that one listing answers everything. Names that are not ours are left out.
  */
-async function listArchives(settings, server) {
-  const done = await askBorg(settings, ['list', '--json', '--consider-checkpoints', '--format', '{comment}{end}']);
+async function listArchives(settings, server, more = []) {
+  const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}']);
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
   const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d`;
   const ours = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-(${stamp})(-warm\\.checkpoint)?$`);
@@ -2845,9 +2903,9 @@ const ELSEWHERE = '/var/lib/cold-backup/elsewhere'; // links to ledgers in other
 
 const ledgerFile = (stateFolder) => path.join(stateFolder, 'ledger.json');
 
-/** Take the lock of a state folder. Returns the open file that holds it (the kernel lets go when this process ends, however it ends), or null. */
-function takeLock(stateFolder, waitSeconds) {
-  const file = path.join(stateFolder, 'lock');
+/** Take a lock of a state folder: that of runs, or another one by its name. Returns the open file that holds it (the kernel lets go when this process ends, however it ends), or null. */
+function takeLock(stateFolder, waitSeconds, name = 'lock') {
+  const file = path.join(stateFolder, name);
   let fd;
   try {
     fd = fs.openSync(file, fs.constants.O_CREAT | fs.constants.O_RDWR, 0o600);
@@ -3138,6 +3196,9 @@ function servicesNow(ledger, down) {
 // the settings in force. With it an archive explains itself, to a person and to `restore`, with borg, key and passphrase alone.
 // Changes only `record/` and `proven/` in the state folder.
 
+/** A folder above a saved path: borg keeps none of these, and PostgreSQL does not start below a folder it may not enter. */
+// drill: the last one, of an earlier archive
+
 const KEPT_HISTORY_LINES = 500;
 
 /** Where the record is made. */
@@ -3155,7 +3216,7 @@ function prepareRecord(loaded, script, plan, passport) {
   return {
     format: 1, server: plan.server, archive: plan.archive, madeAt: plan.madeAt,
     script: { version: VERSION, state: editedOrAsBuilt(text), node: process.version, file: script },
-    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...socketsOf(plan)]), proof: null,
+    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...socketsOf(plan)]), proof: null, drill: lastDrill(readHistory(loaded.settings.stateFolder)),
   };
 }
 
@@ -3599,7 +3660,6 @@ async function borgItself(settings, words) {
 // on the command line, which beats postgresql.auto.conf. A container's cluster gets the same from Docker, in the image it ran in.
 // Its process 1 lives as long as our end of a pipe: however we end, everything inside is gone with us, and all its mounts.
 
-const SANDBOX_MARK = 'cold-backup-sandbox'; // a file in the data directory of every copy, a label on every container: no run takes them for the server's own
 const OWN_USER = 1_999_000_000; // nobody's number, on no machine
 const PORT = '5432';
 
@@ -3660,7 +3720,7 @@ async function openSandbox(folder, places, programs) {
   const seen = [...(programs.image || /^\/usr(\/|$)/.test(home) ? [] : [{ from: home, at: home }]), ...places].sort((one, other) => one.at.length - other.at.length);
   const name = path.basename(folder);
   const argv = programs.image
-    ? ['docker', 'run', '--rm', '--interactive', '--name', name, '--label', SANDBOX_MARK, '--network', 'none', '--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--security-opt', 'no-new-privileges',
+    ? ['docker', 'run', '--rm', '--interactive', '--name', name, '--label', `${SANDBOX_MARK}=yes`, '--network', 'none', '--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--security-opt', 'no-new-privileges',
       '--user', `${user}:${user}`, ...[{ from: own, at: '/own' }, { from: path.join(own, 'passwd'), at: '/etc/passwd' }, ...seen].flatMap(({ from, at }) => ['--mount', `type=bind,"source=${from}","target=${at}"`]),
       '--entrypoint', 'sh', programs.image, '-c', 'exec 3<&0; echo ready; cat <&3 > /dev/null & wait $!']
     : ['unshare', ...(isRoot ? [] : ['--user', '--map-current-user']), '--mount', '--net', '--pid', '--ipc', '--uts', '--fork', '--kill-child', '--', 'sh', '-c', ENTER, 'sh',
@@ -3693,7 +3753,6 @@ async function readyOrNot(child, argv) {
     child.once('error', (error) => { said += error.message; resolve(false); });
     child.once('exit', () => resolve(false));
   });
-  child.unref();
   if (!isReady) throw new Problem('a copy of PostgreSQL cannot be locked in here, so it is not started', { ran: argv.slice(0, 12), said: lastLines(said, 3), hint: 'rehearse it on another machine, where root may make namespaces: `node backup.js drill` runs on the operator\'s computer, too' });
 }
 
@@ -3711,7 +3770,7 @@ const KEPT = { 'wal_level setting': 'wal_level', 'max_connections setting': 'max
 
 /**
  * Start the cluster in a data directory of the sandbox and wait until it answers. Given its path inside, the path on this host, and names of roles of which one should be
- * its superuser, returns it as a running cluster: queryCluster() and its like ask it. Throws Problem with what the server says.
+ * its superuser, returns it as a running cluster, `owner` being that role: queryCluster() and its like ask it. Throws Problem with what the server says.
  */
 async function startInside(sandbox, programs, dataDirectory, onHost, roles) {
   const control = await look([...sandbox.words, path.join(programs.binaries, 'pg_controldata'), '-D', dataDirectory]);
@@ -3731,7 +3790,7 @@ async function startInside(sandbox, programs, dataDirectory, onHost, roles) {
   if (done.code !== 0) throw new Problem('PostgreSQL does not start on the copy', { ran: ['pg_ctl', 'start', '-D', dataDirectory], said: said() || done.said });
   for (const role of roles) {
     useRole(cluster, role);
-    if ((await queryCluster(cluster, await homeOf(cluster), 'select current_setting(\'is_superuser\')')).out.trim() === 'on') return cluster;
+    if ((await queryCluster(cluster, await homeOf(cluster), 'select current_setting(\'is_superuser\')')).out.trim() === 'on') return { ...cluster, owner: role };
   }
   throw new Problem('PostgreSQL runs on the copy, but none of its superusers is known', { said: said(), hint: `tried: ${roles.map(named).join(', ')}` });
 }
@@ -3844,18 +3903,19 @@ function extractCommands(archive, wanted, volumes) {
 }
 
 /** Extract with a progress line. What borg warns of is a warning. Throws Problem when it failed: the folder then holds what came until then. */
-async function extract(settings, argv, target, title, bytes) {
+async function extract(settings, argv, target, title, bytes, mark = {}) {
   const began = Date.now();
-  let shownAt = 0;
+  let shownAt = 0, underWay = '';
   const onErrorLine = (line) => {
+    underWay = /"info": \["((?:[^"\\]|\\.)*)"\]/.exec(line)?.[1] ?? underWay;
     const percent = /"type": "progress_percent".*"current": (\d+).*"total": (\d+)/.exec(line) ?? /"current": (\d+), "total": (\d+)/.exec(line);
     if (!percent || Date.now() - shownAt < 250) return;
     shownAt = Date.now();
     const done = Number(percent[1]) / Number(percent[2]) || 0, seconds = (Date.now() - began) / 1000;
     sayLive(`${title}: ${Math.round(done * 100)} % of ${size(bytes)}${done > 0.02 ? `, about ${span(seconds / done - seconds)} left` : ''}`);
   };
-  const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' }, onErrorLine });
-  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed; what came until then is in ${named(target)}`, done);
+  const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${underWay ? ` at /${underWay}` : ''}; what came until then is in ${named(target)}`, done);
   if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
 }
 
@@ -3917,6 +3977,512 @@ function versionLine({ modifiedAt, bytes, archives }) {
 }
 
 // =========================================================================================================
+// ==== CHECKS ====
+// What a drill looks at in a copy: from the strongest that needs no server (every file as it was listed when cold, page checksums) to the
+// cheapest that does. No single one sees all: a page of zeros passes checksums, amcheck and pg_dump, and only counting sees it; an index
+// whose collation changed its order passes everything but amcheck. All of it runs inside the sandbox, on the copy, and may write there.
+
+/** A cluster out of an archive: `files` holds what was extracted, at full paths below it; `inside` is its data directory as the sandbox sees it. server: once it runs. */
+// damaged: files, to be named once the server answers
+
+const TOLD = 5; // of each kind of damage; the first ones tell where to look
+const DAY = 86_400;
+const good = (detail) => ({ ok: true, detail });
+const unknown = (detail) => ({ ok: null, detail });
+const bad = (lines, damaged = []) => ({ ok: false, detail: [...lines.slice(0, TOLD), ...(lines.length > TOLD ? [`and ${lines.length - TOLD} more`] : [])].join('\n'), damaged });
+
+// ---- while it does not run ----
+
+const FILE_CHECKS = [
+  { check: 'files as listed when cold', look: compareListing },
+  { check: 'control file', look: async ({ onHost, passport }) => {
+    const { state, systemIdentifier } = controlState(onHost);
+    if (!state.startsWith('shut down')) return bad([`the cluster was not shut down: its state is "${state}"`]);
+    return systemIdentifier === passport.systemIdentifier ? good(state) : bad([`this is another cluster: system identifier ${systemIdentifier} instead of ${passport.systemIdentifier}`]);
+  } },
+  { check: 'page checksums', look: async ({ sandbox, programs, inside }) => {
+    const done = await look([...sandbox.words, path.join(programs.binaries, 'pg_checksums'), '--check', '-D', inside], { seconds: DAY });
+    if (done.code === 0) return good(`${/^Blocks scanned:\s+(\d+)/m.exec(done.out)?.[1] ?? 'all'} pages`);
+    if (/not enabled/.test(done.said)) return unknown('this cluster has none: `pg_checksums --enable`, while it is stopped, gives it some');
+    if (/No such file/.test(done.said) && !/verification failed/.test(done.said)) return unknown('pg_checksums is not installed here');
+    const lines = [...done.said.matchAll(/verification failed in file "([^"]+)", block (\d+)/g)].map(([, file, block]) => ({ file: file, block: block }));
+    return lines.length > 0 ? bad(lines.map(({ file, block }) => `${named(file)}, page ${block}`), lines.map(({ file }) => file)) : bad([lastLines(done.said, 3)]);
+  } },
+];
+
+// The listing was written when all was stopped; ctime and owners are this copy's own, and sockets are in no archive.
+async function compareListing({ passport, files, listing }) {
+  const roots = passport.roots, [was, is] = ['was', 'is'].map((name) => `${listing}.${name}`);
+  const there = roots.map((root) => files + root).filter((root) => fs.existsSync(root));
+  const raw = fs.openSync(`${listing}.found`, 'w', 0o600);
+  const done = await look(['find', ...there, '-printf', '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0'], { stdout: raw, seconds: DAY }).finally(() => fs.closeSync(raw));
+  if (done.code !== 0) throw failure('the extracted files cannot be listed', done);
+  const total = { bytes: 0, files: 0 };
+  const write = async (from, to, place) => {
+    const out = fs.openSync(to, 'w', 0o600);
+    let lines = [];
+    await eachRecord(from, (record) => {
+      const [type = '', mode, , , bytes, changed, , ...rest] = record.split('\t'), file = rest.join('\t').slice(place.length);
+      if (type === 's' || !roots.some((root) => isBelow(Buffer.from(file, 'latin1').toString(), root))) return;
+      if (place && type === 'f') Object.assign(total, { bytes: total.bytes + Number(bytes), files: total.files + 1 });
+      lines.push(`${file}\t${type}\t${type === 'l' ? '' : mode}\t${type === 'f' ? `${bytes} bytes, changed ${changed}` : ''}\0`);
+      if (lines.length > 1000) fs.writeSync(out, Buffer.from(lines.splice(0).join(''), 'latin1'));
+    });
+    fs.writeSync(out, Buffer.from(lines.join(''), 'latin1'));
+    fs.closeSync(out);
+    const sorted = await look(['sort', '--zero-terminated', '--unique', `--output=${to}`, to], { seconds: DAY });
+    if (sorted.code !== 0) throw failure('the listings cannot be compared', sorted);
+  };
+  await write(listing, was, '');
+  await write(`${listing}.found`, is, files);
+  const differing = await look(['comm', '--zero-terminated', '-3', was, is], { seconds: DAY, keepBytes: 1 << 20 });
+  if (differing.code !== 0) throw failure('the listings cannot be compared', differing);
+  const facts = new Map();
+  for (const record of differing.out.split('\0').filter((one) => one !== '')) {
+    const isHere = record.startsWith('\t'), [file = '', ...rest] = record.replace(/^\t/, '').split('\t');
+    facts.set(file, { ...facts.get(file), [isHere ? 'is' : 'was']: rest.join(' ').trim() });
+  }
+  if (facts.size === 0) return good(`${count(total.files, 'file')}, ${size(total.bytes)}`);
+  return bad([...facts].map(([file, one]) => `${named(file)}: ${one.was === undefined ? 'was not there' : one.is === undefined ? 'is missing' : `was ${one.was}, is ${one.is}`}`), [...facts.keys()]);
+}
+
+// ---- once it runs ----
+
+const SERVER_CHECKS = [
+  { check: 'databases open', look: async (copy) => {
+    const gone = copy.passport.databases.filter((one) => one.connectable).map((one) => one.name), done = await inEach(copy, 'select 1');
+    const shut = [...done].filter(([, one]) => one.code !== 0).map(([name, { said }]) => `${named(name)}: ${lastLines(said, 2)}`);
+    const missing = gone.filter((name) => !done.has(name));
+    return shut.length > 0 ? bad(shut) : good(`${done.size} of ${done.size}${missing.length > 0 ? `; gone since the passport: ${missing.map(named).join(', ')}` : ''}`);
+  } },
+  { check: 'libraries load', look: async (copy) => {
+    const lines = warningsOf(await inEach(copy, LOAD_ALL, WRITES), 'MISSING');
+    return lines.length > 0 ? bad(lines) : good('every library that a function needs');
+  } },
+  { check: 'collations', look: compareCollations },
+  { check: 'amcheck', look: runAmcheck },
+  { check: 'row counts', look: compareRows },
+  { check: 'heap against index', look: compareHeapAndIndex },
+  { check: 'your queries', look: askQueries },
+  { check: 'dump', look: async (copy) => {
+    if (!copy.full) return unknown('only with --full');
+    const done = await inEach(copy, (name) => look([...copy.sandbox.words, 'sh', '-c', 'exec "$@" > /dev/null', 'sh', program(copy, 'pg_dump'), '-h', '/own', '-p', copy.server.port, '-U', copy.server.owner, '-d', name], { seconds: DAY }));
+    const failed = [...done].filter(([, one]) => one.code !== 0).map(([name, { said }]) => `${named(name)}: ${lastLines(said, 2)}`);
+    return failed.length > 0 ? bad(failed) : good(`${count(done.size, 'database')}, from begin to end`);
+  } },
+];
+
+const WRITES = { default_transaction_read_only: 'off', session_replication_role: 'replica', client_min_messages: 'warning' }; // replica: no trigger of the cluster's fires
+const program = ({ programs }, name) => (programs.image || fs.existsSync(path.join(programs.binaries, name)) ? path.join(programs.binaries, name) : name);
+
+/** Ask every database that may be opened, two at a time: SQL, or something else. Returns how each ended, by name. */
+async function inEach(copy, ask, more = {}) {
+  const server = copy.server, list = await queryCluster(server, await homeOf(server), 'select jsonb_agg(datname order by datname) from pg_database where datallowconn and datconnlimit <> -2', DAY);
+  if (list.code !== 0) throw new Problem('the copy does not name its databases', { said: list.said });
+  const names = JSON.parse(list.out), found = new Map();
+  const one = async (name) => found.set(name, await (typeof ask === 'string' ? queryCluster(server, name, ask, DAY, { ...QUIET, ...more }) : ask(name)));
+  for (let i = 0; i < names.length; i += 2) await Promise.all(names.slice(i, i + 2).map(one));
+  return new Map(names.map((name) => [name, found.get(name)]));
+}
+
+const QUIET = { session_preload_libraries: '', local_preload_libraries: '', lock_timeout: '0' };
+
+// What a DO block had to say, and what kept it from its work.
+function warningsOf(ends, word) {
+  return [...ends].flatMap(([database, { code, said }]) => [
+    ...[...said.matchAll(new RegExp(`^WARNING:  ${word} (.*)$`, 'gm'))].map(([, what]) => `${named(database)}: ${what}`), ...(code === 0 ? [] : [`${named(database)}: ${lastLines(said, 2)}`])]);
+}
+
+const LOAD_ALL = `do $$ declare one text; begin for one in select distinct probin from pg_proc where probin is not null loop
+  begin execute 'load ' || quote_literal(one); exception when others then raise warning 'MISSING %', replace(one || ': ' || sqlerrm, chr(10), ' '); end; end loop; end $$`;
+
+// Equal version numbers do not mean an equal order, nor other ones another: what strings really sort like decides, and amcheck after it.
+async function compareCollations(copy) {
+  const server = copy.server, wrong = [], renamed = [];
+  let compared = 0;
+  for (const was of copy.passport.databases.filter((one) => one.connectable && one.collations)) {
+    const is = await askCluster(server, was.name, { collations: databaseQuestions.collations });
+    for (const { schema, name, indexes, partitionedTables, orderFingerprint: before } of was.collations) {
+      const here = is.collations?.find((one) => one.schema === schema && one.name === name), affected = [...indexes, ...partitionedTables].join(', ');
+      if (!here || affected === '') continue;
+      const after = await orderFingerprint(server, was.name, name === 'default' ? undefined : `${quotedName(schema)}.${quotedName(name)}`);
+      compared++;
+      if (before && after !== before) wrong.push(`${named(was.name)}: collation ${name} sorts otherwise than it did: REINDEX ${affected}`);
+      else if (here.recorded !== here.actual && here.actual) renamed.push(`${named(was.name)}: collation ${name} is of version ${here.actual}, was ${here.recorded}: REINDEX ${affected}, then REFRESH`);
+    }
+  }
+  if (wrong.length > 0) return bad(wrong);
+  return renamed.length > 0 ? unknown(`sample strings still sort alike, but\n${renamed.slice(0, TOLD).join('\n')}`) : good(`${count(compared, 'collation')} that indexes use sort as they did`);
+}
+
+// Like pg_amcheck --heapallindexed, but for every version, and where only the extension is installed. One statement a database; what fails is named.
+const AMCHECK = (schema) => `do $$ declare one record; bad record; more text; begin
+  if to_regproc('${schema}.verify_heapam') is not null then
+    for one in select c.oid, c.oid::regclass as name from pg_class c join pg_am a on a.oid = relam where amname = 'heap' and relkind in ('r', 'm', 't') and relpersistence <> 't' loop
+      begin
+        for bad in execute format('select * from ${schema}.verify_heapam(%L::regclass)', one.oid) loop
+          raise warning 'DAMAGED table %, page %, row %: %', one.name, bad.blkno, bad.offnum, replace(bad.msg, chr(10), ' ');
+        end loop;
+      exception when others then raise warning 'DAMAGED table %: %', one.name, replace(sqlerrm, chr(10), ' '); end;
+    end loop;
+  end if;
+  for one in select x.oid, x.oid::regclass as name, indrelid::regclass as tab, amname from pg_index join pg_class x on x.oid = indexrelid join pg_am a on a.oid = x.relam
+      where amname in ('btree', 'gin') and indisvalid and indisready and x.relkind = 'i' and x.relpersistence <> 't' loop
+    begin
+      if one.amname = 'btree' then execute format('select ${schema}.bt_index_check(%L::regclass, true)', one.oid);
+      elsif to_regproc('${schema}.gin_index_check') is not null then execute format('select ${schema}.gin_index_check(%L::regclass)', one.oid); end if;
+    exception when others then
+      get stacked diagnostics more = pg_exception_detail;
+      raise warning 'DAMAGED index % of table %: %', one.name, one.tab, replace(sqlerrm || ' ' || more, chr(10), ' ');
+    end;
+  end loop; end $$`;
+
+async function runAmcheck(copy) {
+  const made = await inEach(copy, async (name) => {
+    await queryCluster(copy.server, name, 'create extension if not exists amcheck', DAY, { ...QUIET, ...WRITES, search_path: 'public' });
+    const { out } = await queryCluster(copy.server, name, `select quote_ident(nspname) from pg_extension e join pg_namespace n on n.oid = extnamespace where extname = 'amcheck'`, DAY, QUIET);
+    return out.trim() === '' ? { argv: [], code: 3, out: '', said: '', timedOut: false } : queryCluster(copy.server, name, AMCHECK(out.trim()), DAY, { ...QUIET, ...WRITES });
+  });
+  if ([...made.values()].every((one) => one.code === 3)) return unknown('the extension amcheck is not installed here (Debian: it comes with postgresql-NN; others: postgresql-contrib)');
+  const lines = warningsOf(made, 'DAMAGED');
+  return lines.length > 0 ? bad(lines) : good(`tables and indexes of ${count(made.size, 'database')}`);
+}
+
+// ---- counting ----
+
+const COUNTABLE = "relkind in ('r', 'm') and relpersistence <> 't' and relispopulated and c.oid >= 16384";
+const HAS_INDEX = `exists (select from pg_index join pg_class x on x.oid = indexrelid join pg_am a on a.oid = x.relam where indrelid = c.oid and amname = 'btree' and indisvalid and indpred is null)`;
+const BY_HEAP = { ...QUIET, enable_indexscan: 'off', enable_indexonlyscan: 'off', enable_bitmapscan: 'off' };
+const BY_INDEX = { ...QUIET, enable_seqscan: 'off', enable_bitmapscan: 'off' };
+const countAll = (which) => `select ${mapOf(`select c.oid::regclass, substring(query_to_xml('select count(*) n from only ' || c.oid::regclass, false, true, '')::text from '<n>(\\d+)</n>')::bigint
+  from pg_class c where ${COUNTABLE} and ${which}`)}`;
+
+/** Given a database, counts the rows of its tables. Returns them by name; a table that cannot be read is told in `broken`. */
+async function countRows(server, database, which, scan) {
+  const all = await queryCluster(server, database, countAll(which), DAY, scan);
+  if (all.code === 0) return { rows: JSON.parse(all.out), broken: [] };
+  const list = await queryCluster(server, database, `select coalesce(jsonb_agg(c.oid::regclass::text), '[]') from pg_class c where ${COUNTABLE} and ${which}`, DAY, QUIET);
+  const rows = {}, broken = [];
+  for (const name of list.code === 0 ? JSON.parse(list.out) : []) { // one by one: which is it?
+    const { code, out, said } = await queryCluster(server, database, `select count(*) from only ${name}`, DAY, scan);
+    if (code === 0) rows[name] = Number(out);
+    else broken.push(`${named(database)}: table ${name} cannot be read: ${lastLines(said, 1)}`);
+  }
+  return { rows, broken: broken.length > 0 || list.code === 0 ? broken : [`${named(database)}: ${lastLines(all.said, 2)}`] };
+}
+
+/**
+ * Given what the passport counted and the server's own statistics of inserted and deleted rows then and now, returns the fewest and most rows that there can be. Statistics survive a
+ * clean stop: a table that nobody touched since has exactly as many. One that was rewritten (VACUUM FULL, TRUNCATE) can have any number.
+ */
+function rowsExpected(rows, then, now) {
+  const [file, inserted = NaN, deleted = NaN] = (then ?? '').split(' ').map(Number), [fileNow, insertedNow = NaN, deletedNow = NaN] = (now ?? '').split(' ').map(Number);
+  if (then && now && file !== fileNow) return { least: 0, most: Infinity };
+  const more = insertedNow - inserted, less = deletedNow - deleted;
+  if (more >= 0 && less >= 0) return { least: rows - less, most: rows + more };
+  return { least: Math.ceil(rows * 0.8), most: Infinity }; // no statistics, or begun anew: then only a loss that no evening explains
+}
+
+async function compareRows(copy) {
+  const server = copy.server, wrong = [], gone = [], tracks = copy.passport.settings?.track_counts !== 'off';
+  let tables = 0, exact = 0, total = 0;
+  for (const was of copy.passport.databases.filter((one) => one.connectable && one.rows)) {
+    const { rows: is, broken } = await countRows(server, was.name, 'true', BY_HEAP);
+    const activity = (await askCluster(server, was.name, activityQuestion)).activity ?? {};
+    wrong.push(...broken);
+    for (const [name, rows] of Object.entries(was.rows)) {
+      if (rows === null || broken.some((line) => line.includes(` table ${name} `))) continue;
+      if (is[name] === undefined) {
+        gone.push(name);
+        continue;
+      }
+      const { least, most } = rowsExpected(rows, tracks ? was.activity?.[name] : undefined, activity[name]);
+      tables++;
+      total += is[name];
+      if (least === most) exact++;
+      if (is[name] < least || is[name] > most) wrong.push(`${named(was.name)}: table ${name} has ${is[name]} rows, ${least === most ? `not ${rows}` : `fewer than the ${least} that there must be`}`);
+    }
+  }
+  if (wrong.length > 0) return bad(wrong);
+  return good(`${count(total, 'row')} in ${count(tables, 'table')}, ${exact} of them untouched since the passport and exactly as then${gone.length > 0 ? `; gone since: ${gone.slice(0, TOLD).join(', ')}` : ''}`);
+}
+
+async function compareHeapAndIndex(copy) {
+  const wrong = [];
+  let tables = 0;
+  for (const name of (await inEach(copy, 'select 1')).keys()) {
+    const [heap, index] = [await countRows(copy.server, name, HAS_INDEX, BY_HEAP), await countRows(copy.server, name, HAS_INDEX, BY_INDEX)];
+    wrong.push(...new Set([...heap.broken, ...index.broken]));
+    for (const [table, rows] of Object.entries(index.rows)) {
+      tables++;
+      if (heap.rows[table] !== undefined && heap.rows[table] !== rows) wrong.push(`${named(name)}: table ${table} has ${heap.rows[table]} rows, but its index knows ${rows}`);
+    }
+  }
+  return wrong.length > 0 ? bad(wrong) : good(`${count(tables, 'table')} counted both ways`);
+}
+
+async function askQueries({ queries, server }) {
+  const wrong = [];
+  for (const { database, sql, expect } of queries) {
+    const { code, out, said } = await queryCluster(server, database, sql, DAY, { ...QUIET, search_path: undefined });
+    const answer = out.replace(/\n$/, ''), wanted = expect === true ? 't' : expect === false ? 'f' : String(expect);
+    if (code !== 0 || answer !== wanted) wrong.push(`${sql}: ${code === 0 ? `the answer is ${named(answer.slice(0, 100))}, not ${named(wanted)}` : lastLines(said, 2)}`);
+  }
+  return wrong.length > 0 ? bad(wrong) : queries.length > 0 ? good(count(queries.length, 'right answer')) : unknown('none: `drill.queries` in the settings');
+}
+
+/** Given files of a copy that runs, returns what they are: 'base/5/16384: table public.orders of database shop'. */
+async function nameFiles(copy, files) {
+  const found = [];
+  for (const file of [...new Set(files)].slice(0, TOLD)) {
+    const [, oid, node] = /\/(?:base|PG_\d+_\d+)\/(\d+)\/(\d+)(?:[._][^/]*)?$/.exec(file) ?? [];
+    if (!oid || !node) continue;
+    const database = (await queryCluster(copy.server, await homeOf(copy.server), `select datname from pg_database where oid = ${oid}`)).out.trim();
+    const { out } = await queryCluster(copy.server, database, `select case relkind when 'i' then 'index ' when 't' then 'TOAST table ' else 'table ' end || c.oid::regclass || coalesce(' of table ' || indrelid::regclass, '')
+      from pg_class c left join pg_index on indexrelid = c.oid where pg_relation_filenode(c.oid) = ${node}`);
+    if (out.trim()) found.push(`${named(path.basename(file))} is ${out.trim()} in database ${named(database)}`);
+  }
+  return found;
+}
+
+// =========================================================================================================
+// ==== DRILL ====
+// The drill: a restore, rehearsed. Extracts the clusters of an archive into a scratch folder, starts each in the sandbox, checks it, measures, and
+// throws it away. Changes the scratch folder (which it removes, whatever happens; what a killed drill left, the next run, drill or `recover`
+// removes) and adds a line to the history. The running clusters are never touched, and a nightly run neither waits for it nor sees it: it has its own
+// lock, its own borg cache, reads without borg's lock, and everything it starts is nice to others.
+
+const SCRATCH = 'cold-backup-drill-'; // and the drill's id
+const LOCK = 'drill.lock';
+const NICELY = ['nice', '-n', '19', 'ionice', '-c', '3'];
+
+const scratchOf = (settings) => settings.drill.folder || path.join(settings.stateFolder, 'drill');
+
+/** Remove what drills left that were killed: processes, containers, files. Does nothing while one is under way. */
+async function sweepDrills(settings) {
+  const scratch = scratchOf(settings), left = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder).filter((name) => name.startsWith(SCRATCH)) : []);
+  if (left(scratch).length === 0) return;
+  const lock = takeLock(settings.stateFolder, 0, LOCK);
+  if (lock === null) return;
+  for (const name of left(scratch)) await removeScratch(path.join(scratch, name));
+  fs.closeSync(lock);
+}
+
+async function removeScratch(folder) {
+  await endRun(path.basename(folder).slice(SCRATCH.length), ['SIGKILL']); // a borg that still extracts
+  if ((await look(['docker', 'ps', '--all', '--quiet', `--filter=label=${SANDBOX_MARK}`, `--filter=name=${path.basename(folder)}`])).out.trim()) await look(['docker', 'rm', '--force', path.basename(folder)]);
+  fs.rmSync(folder, { recursive: true, force: true, maxRetries: 3 });
+}
+
+/** `drill [ARCHIVE|latest]`: rehearse a restore. Returns 0 proven, 1 with warnings, 2 not proven. Throws Problem: 75 another drill is under way. */
+async function drill(settings, server, [name = 'latest'], full) {
+  checkSecretFiles(settings);
+  fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
+  await sweepDrills(settings);
+  const lock = takeLock(settings.stateFolder, 1, LOCK);
+  if (lock === null) throw new Problem('another drill is under way', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
+  const startedAt = new Date(), id = randomUUID(), scratch = scratchOf(settings);
+  openTranscript(path.join(settings.stateFolder, 'log'), `${startedAt.toISOString().slice(0, 19)}-drill`);
+  fs.mkdirSync(scratch, { recursive: true, mode: 0o711 });
+  const folder = path.join(fs.realpathSync(scratch), `${SCRATCH}${id}`);
+  fs.mkdirSync(folder, { mode: 0o711 }); // the sandbox's user has to pass
+  let certificate = null, trouble = null;
+  try {
+    certificate = await rehearse(settings, { ...settings, stateFolder: folder }, server, name, id, folder, full, startedAt);
+  } catch (error) {
+    trouble = error;
+  }
+  await removeScratch(folder);
+  return endDrill(settings, certificate, trouble, startedAt, server);
+}
+
+async function rehearse(settings, borg, server, name, id, folder, full, startedAt) {
+  const [archives] = await Promise.all([patiently(() => listArchives(borg, server, ['--bypass-lock'])), borgVersion()]);
+  const archive = archiveMeant(archives, name), extracted = { bytes: 0, seconds: 0 };
+  await extractFrom({ id, folder, borg, archive }, ['record'], 'record', 0);
+  const manifest = JSON.parse(fs.readFileSync(path.join(folder, 'files/record/manifest.json'), 'utf8'));
+  const one = { settings, borg, id, folder, archive, manifest, full, checks: [], extracted };
+  const all = await bytesBelow(path.join(folder, 'files/record/listing'), ['/']);
+  for (const cluster of manifest.postgres) await rehearseCluster(one, cluster);
+  if (manifest.postgres.length === 0 || full) await readBack(one, all.bytes);
+  for (const { cluster, ...query } of settings.drill.queries) {
+    if (!manifest.postgres.some((known) => isNamed(known, cluster))) one.checks.push({ cluster, check: 'your queries', ok: false, seconds: 0, detail: `no cluster ${named(cluster)} in this archive: ${query.sql}` });
+  }
+  const { bytes, seconds } = one.extracted;
+  return { archive, server: manifest.server, proven: one.checks.length > 0 && one.checks.every((check) => check.ok !== false), madeAt: startedAt.toISOString(), where: os.hostname(), full, checks: one.checks, extractedBytes: bytes,
+    extractSeconds: seconds, restoreSeconds: Math.round(10 * seconds * (bytes > 0 ? Math.max(1, all.bytes / bytes) : 1)) / 10, drillSeconds: (Date.now() - startedAt.getTime()) / 1000 };
+}
+
+// borg without its lock may look at the repository in the very moment in which a run completes an archive.
+async function patiently(ask) {
+  for (let attempt = 1; ; attempt++) {
+    const began = Date.now();
+    try {
+      return await ask();
+    } catch (error) {
+      goOn();
+      if (attempt === 3 || Date.now() - began > 15_000 || !(error instanceof Problem) || /passphrase|key ?file|integrity/i.test(`${error.facts.said} ${error.facts.hint}`)) throw error;
+      say(`the repository was busy: ${error.message}; once more`);
+      await look(['sleep', '2']);
+    }
+  }
+}
+
+const isNamed = ({ name, dataDirectory }, wanted) => [name, `postgres ${name}`, dataDirectory, name.replace(/^container /, '')].includes(wanted);
+
+async function rehearseCluster(one, passport) {
+  const cluster = passport.name, step = async (check, work) => {
+    const began = Date.now();
+    say(`${cluster}: ${check}`);
+    const verdict = await work().catch((error) => {
+      goOn();
+      if (!(error instanceof Problem)) throw error;
+      return { ok: false, detail: [error.message, ...(error.facts.said ? [lastLines(error.facts.said, 4)] : []), ...(error.facts.hint ? [error.facts.hint] : [])].join('\n') };
+    });
+    goOn();
+    one.checks.push({ cluster, check, ok: verdict.ok, seconds: (Date.now() - began) / 1000, detail: verdict.detail });
+    return verdict;
+  };
+  const files = path.join(one.folder, 'files'), copy = { passport, sandbox: { folder: '', words: [], end: async () => {} }, programs: { version: '', binaries: '', image: '' }, files, onHost: files + passport.dataDirectory,
+    inside: passport.insideDataDirectory || passport.dataDirectory, listing: path.join(files, 'record/listing'), queries: one.settings.drill.queries.filter((query) => isNamed(passport, query.cluster)), full: one.full, server: null };
+  const begun = await step('extract', async () => {
+    const programs = await findPrograms(passport, one.manifest);
+    if (!programs) throw new Problem(`no PostgreSQL ${named(passport.version)} here to start it with`, { hint: packagesMissing(passport, one.manifest) });
+    copy.programs = programs;
+    return extractCluster(one, copy);
+  });
+  if (begun.ok === false) return removeFiles(one);
+  try {
+    const damaged = [];
+    const first = await step(FILE_CHECKS[0].check, () => FILE_CHECKS[0].look(copy));
+    damaged.push(...first.damaged ?? []);
+    await lockIn(one, copy);
+    for (const { check, look: judge } of FILE_CHECKS.slice(1)) damaged.push(...(await step(check, () => judge(copy))).damaged ?? []);
+    const started = await step('starts', async () => {
+      copy.server = await startInside(copy.sandbox, copy.programs, copy.inside, copy.onHost, superusers(passport));
+      return { ok: true, detail: `PostgreSQL ${passport.version}, ${copy.programs.image ? `in image ${copy.programs.image}` : 'with this host\'s own programs'}` };
+    });
+    if (started.ok) for (const { check, look: judge } of SERVER_CHECKS) await step(check, () => judge(copy));
+    if (started.ok && damaged.length > 0) one.checks.find((check) => check.cluster === cluster && check.ok === false).detail += (await nameFiles(copy, damaged)).map((line) => `\n${line}`).join('');
+  } finally {
+    await copy.sandbox.end();
+    removeFiles(one);
+  }
+}
+
+function removeFiles({ folder }) {
+  for (const name of ['own', 'root', ...fs.readdirSync(path.join(folder, 'files')).map((top) => `files/${top}`)]) if (name !== 'files/record') fs.rmSync(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 });
+}
+
+// Roles out of the archive; the one that initdb made comes first.
+function superusers({ roles = [], owner }) {
+  const known = roles.filter((role) => role.rolsuper && role.rolcanlogin).sort((a, b) => Number(a.oid) - Number(b.oid)).map((role) => String(role.rolname));
+  return [...new Set([...known, owner, 'postgres'])].filter((role) => role !== '').slice(0, 10);
+}
+
+function packagesMissing({ version, container }, { packages, containers, postgres }) {
+  const box = containers.find((one) => one.name === container);
+  if (box) return `docker pull ${box.imageDigests[0] ?? box.image}`;
+  const own = postgres.find((one) => one.version === version)?.packages ?? packages;
+  const names = Object.keys(own.needed).filter((name) => name.startsWith('postgresql-') && name.includes(version)).map((name) => name.split(':')[0]);
+  return `apt-get install ${[...new Set([`postgresql-${version}`, ...names])].filter((name) => /^[\w.+-]+$/.test(name)).join(' ')}`;
+}
+
+/** Extract the files of a cluster. Given that what runs it is here, refuses without room, or when borg cannot read everything. */
+async function extractCluster(one, { passport, listing }) {
+  const roots = passport.roots.filter((root) => path.isAbsolute(root) && path.normalize(root) === root && root !== '/');
+  if (roots.length === 0 || !roots.some((root) => isBelow(passport.dataDirectory, root))) throw new Problem('the record of this archive does not name its files');
+  const { bytes, files } = await bytesBelow(listing, roots);
+  const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 512e6; // WAL, temporary files, catalogs that are vacuumed
+  if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`, { hint: '`drill.folder` may name a larger disk' });
+  const seconds = await extractFrom(one, roots.map((root) => root.slice(1)), `extracting ${passport.name}`, bytes);
+  one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
+  return { ok: true, detail: `${count(files, 'file')}, ${size(bytes)}, ${size(bytes / Math.max(seconds, 0.1))}/s` };
+}
+
+async function extractFrom(one, paths, title, bytes) {
+  const target = path.join(one.folder, 'files'), began = Date.now();
+  fs.mkdirSync(target, { recursive: true, mode: 0o711 });
+  await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', `::${one.archive}`, ...paths.map(asPattern)], target, title, bytes, markOfRun(one.id)));
+  return (Date.now() - began) / 1000;
+}
+
+/** How many files lie below these paths, and how large they are, by the listing in the archive. */
+async function bytesBelow(listing, roots) {
+  const found = { files: 0, bytes: 0 };
+  await eachRecord(listing, (record) => {
+    const [type, , , , bytes, , , ...file] = record.split('\t');
+    if (type === 'd' || !roots.some((root) => isBelow(Buffer.from(file.join('\t'), 'latin1').toString(), root))) return;
+    found.files++;
+    found.bytes += Number(bytes);
+  });
+  return found;
+}
+
+// The copy belongs to the sandbox's user from here, and nothing of it may lead out: what is locked in finds there only what came with it, at the old paths.
+async function lockIn(one, copy) {
+  const { passport, files } = copy, roots = passport.roots.filter((root) => fs.statSync(files + root, { throwIfNoEntry: false })?.isDirectory() && !isBelow(root, '/etc'));
+  for (const root of roots) if (fs.realpathSync(files + root) !== files + root) throw new Problem(`${named(root)} is a link in this archive, or lies below one: its record cannot be trusted`);
+  const mounts = one.manifest.containers.find((box) => box.name === passport.container)?.mounts ?? [];
+  const inside = (root) => {
+    const mount = mounts.filter((single) => isBelow(root, single.source)).sort((a, b) => b.source.length - a.source.length)[0];
+    return mount ? path.normalize(mount.destination + root.slice(mount.source.length)) : root;
+  };
+  const places = roots.map((root) => ({ from: files + root, at: inside(root) })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
+  const system = places.find(({ at }) => !path.isAbsolute(at) || /^\/(|(bin|sbin|lib\w*|etc|proc|dev|sys|own|tmp)(\/.*)?|usr|usr\/(bin|sbin|lib\w*|local\/s?bin)(\/.*)?)$/.test(at) && !/^\/tmp\/./.test(at));
+  if (system) throw new Problem(`${named(system.at)} is a folder of the system, no place for a cluster: the record of this archive cannot be trusted`);
+  for (const name of ['standby.signal', 'recovery.signal']) fs.rmSync(path.join(copy.onHost, name), { force: true }); // a standby's copy comes up by itself, and follows nobody
+  fs.writeFileSync(path.join(copy.onHost, SANDBOX_MARK), '', { flag: 'wx' });
+  copy.sandbox = await openSandbox(one.folder, places, copy.programs);
+  const user = fs.statSync(path.join(one.folder, 'own'));
+  const owned = await look(['chown', '--recursive', '--no-dereference', `${user.uid}:${user.gid}`, ...places.map(({ from }) => from)], { seconds: 3600 });
+  if (owned.code !== 0) throw failure('the copy cannot be given to the user of the sandbox', owned);
+  const opened = await look(['chmod', 'u=rwx,go=', ...places.map(({ from }) => from)]); // PostgreSQL insists
+  if (opened.code !== 0) throw failure('the copy cannot be closed to others', opened);
+}
+
+/** Read everything in the archive back, without writing it anywhere: every chunk comes over the line, is decrypted and verified by borg. */
+async function readBack(one, bytes) {
+  const began = Date.now();
+  say('reading everything back');
+  let verdict;
+  try {
+    await patiently(() => extract(one.borg, [...NICELY, 'borg', '--log-json', '--progress', 'extract', '--bypass-lock', '--dry-run', `::${one.archive}`], one.folder, 'reading everything back', bytes, markOfRun(one.id)));
+    verdict = { ok: true, detail: `${size(bytes)}, every chunk came and was whole` };
+    if (one.extracted.bytes === 0) one.extracted = { bytes, seconds: (Date.now() - began) / 1000 };
+  } catch (error) {
+    goOn();
+    if (!(error instanceof Problem)) throw error;
+    verdict = { ok: false, detail: `${error.message}\n${lastLines(error.facts.said ?? '', 3)}` };
+  }
+  one.checks.push({ cluster: '', check: 'everything read back', ok: verdict.ok, seconds: (Date.now() - began) / 1000, detail: verdict.detail });
+}
+
+/** Tell how it ended: certificate, history, messages. Returns the exit code. */
+async function endDrill(settings, certificate, trouble, startedAt, server) {
+  const asked = trouble instanceof Problem ? trouble.facts.exitCode ?? 2 : 2;
+  if (trouble) sayError(trouble);
+  if (certificate) (certificate.proven ? sayBlock : (text) => answerUnlessJson(text))(certificateText(certificate));
+  const exitCode = !certificate ? asked : !certificate.proven ? 2 : warnings.length > 0 ? 1 : 0;
+  const error = trouble instanceof Error ? trouble.message : certificate && !certificate.proven ? `not proven: ${failedChecks(certificate)}` : '';
+  const line = { kind: 'drill', startedAt: startedAt.toISOString(), endedAt: new Date().toISOString(), outcome: exitCode === 0 ? 'good' : exitCode === 1 ? 'warning' : 'failed', exitCode, server: certificate?.server ?? server,
+    archive: certificate?.archive ?? '', downSeconds: 0, startSeconds: 0, parts: [], warm: null, cold: null, snapshot: '', warnings: [...warnings], error, ...(certificate ? { certificate } : {}) };
+  if (exitCode < 128) { // a drill that was called off says nothing about an archive
+    try {
+      remember(settings.stateFolder, line);
+    } catch (full) {
+      warn(`the history cannot be written: ${full.message}`);
+    }
+    if (exitCode >= 2) await tell(settings, { server: line.server, outcome: 'failed', subject: `failed: ${line.server}: drill of ${line.archive || 'the newest archive'}: ${error}`, body: certificate ? certificateText(certificate) : error, logTail: '', line });
+  }
+  if (mode.json && certificate) answer(JSON.stringify(certificate, null, 1));
+  else if (mode.json) answer(JSON.stringify({ archive: line.archive, proven: false, checks: [], restoreSeconds: null, exitCode, error }));
+  return exitCode;
+}
+
+const answerUnlessJson = (text) => (mode.json ? sayBlock(text) : answer(text)); // not proven: shown with --quiet, too
+
+// =========================================================================================================
 // ==== STATUS ====
 // Is there a good recent backup? Answers from the state folder alone, so it works without the network; a monitoring plugin, too.
 // Only reads.
@@ -3933,10 +4499,12 @@ function status(settings) {
     disorder = error.message;
   }
   const isRecent = ageHours !== null && ageHours <= settings.maxAgeHours;
-  const outcome = left ? 'down' : !isRecent || disorder ? 'failed' : last.outcome === 'good' ? 'good' : 'warning';
-  const warnings = [...(disorder ? [disorder] : []), ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : [])];
-  const next = left ? 'node backup.js recover' : isRecent ? '' : 'node backup.js doctor';
-  const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, drill: null, warnings, next };
+  const { last: certificate, ageDays, warning: aboutDrills } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
+  const outcome = left ? 'down' : !isRecent || disorder ? 'failed' : last.outcome === 'good' && !aboutDrills ? 'good' : 'warning';
+  const warnings = [...(disorder ? [disorder] : []), ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : []), ...(aboutDrills ? [aboutDrills] : [])];
+  const next = left ? 'node backup.js recover' : !isRecent ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : '';
+  const drill = certificate && { archive: certificate.archive, proven: certificate.proven, madeAt: certificate.madeAt, ageDays, restoreSeconds: certificate.restoreSeconds };
+  const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, drill, warnings, next };
   const words = left ? `the run of ${left.startedAt} left something stopped` : good ? `${good.archive}, ${span(ageHours * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet';
   const mark = outcome === 'good' ? 'OK' : outcome === 'warning' ? 'WARNING' : 'CRITICAL';
   answer(mode.json ? JSON.stringify(facts) : [`${mark}: ${facts.server}: ${words}`, ...warnings.map((one) => `  ${one}`), ...(next ? [`  next: ${next}`] : [])].join('\n'));
@@ -4018,6 +4586,9 @@ async function everyCheck({ settings, file }, script) {
   add('unsaved', warnings.length === 0, warnings.join('; ') || 'nothing found here is left out', 'name it in `stop`, `folders` or `volumes`');
   checks.push(...await checkServer(settings));
   add('schedule', await isScheduled(script), 'a crontab line or a timer that starts this script', 'node backup.js setup --schedule cron    (or systemd)');
+  const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
+  add('last drill', settings.drill.maxAgeDays === 0 ? null : last ? warning === '' : warning === '' ? null : false,
+    warning || (last ? `${last.archive} was proven ${Math.floor(ageDays)} days ago; a restore takes about ${span(last.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'no drills here, say the settings' : 'none yet'), 'node backup.js drill');
   const sheet = sheetFile(settings);
   const isHere = fs.existsSync(sheet);
   add('key exported', isHere || fs.existsSync(sheetMark(settings)), isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made, and is not here any more', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
@@ -4225,10 +4796,10 @@ async function installTimers(settings, script, file) {
 // ==== MAIN PROGRAM ====
 // The command line: which command, with which options. Nothing is done here; each command is a chapter of its own.
 
-const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'recover', 'borg'];
-const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links'];
-const OPTIONS_OF = { 'dry-run': [''], now: [''], yes: ['setup'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'],
-  ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find']])) }; // all others go everywhere
+const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'drill', 'recover', 'borg'];
+const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'full'];
+const OPTIONS_OF = { 'dry-run': [''], now: [''], yes: ['setup'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], full: ['drill'],
+  ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find', 'drill']])) }; // all others go everywhere
 const VALUES = ['settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
 
 // minimist takes `--dry-run false` and `--no-dry-run` for "no dry run": a slip like that must not begin a real one.
@@ -4265,7 +4836,7 @@ function readOptions(argv) {
   if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
   if (command === 'restore' && (words.length === 0 || !found.to)) throw new Problem('restore needs an archive and a folder', { exitCode: 64, hint: 'node backup.js restore latest --to /srv/back' });
   if (command === 'find' && !words[0]) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
-  const most = { list: 2, find: 1, restore: Infinity, borg: Infinity, guard: Infinity };
+  const most = { list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity };
   if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
     color: found.colour && !process.env.NO_COLOR && Boolean(process.stderr.isTTY) });
@@ -4275,11 +4846,11 @@ function readOptions(argv) {
 /** Given the command line without node and script, does what it says. Returns the exit code. */
 async function command(argv) {
   const { command: name, words, values, flags } = readOptions(argv);
-  if (['setup', 'doctor', 'list', 'find', 'restore'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
+  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]), file = values.settings;
   if (flags.help) return said(HELP.trimEnd());
   if (flags.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
-  if (name === 'recover') return recover(...everyStateFolder(script, file));
+  if (name === 'recover') return recoverAll(script, file);
   if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
   const loaded = values.repository ? bareMachine(values) : loadSettings(settings, script, file);
   const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
@@ -4290,6 +4861,7 @@ async function command(argv) {
   if (name === 'list') return list(loaded.settings, server, words);
   if (name === 'find') return find(loaded.settings, server, words);
   if (name === 'restore') return restoreTo(loaded.settings, server, words, values.to, flags['mend-links']);
+  if (name === 'drill') return drill(loaded.settings, server, words, flags.full);
   if (name === 'borg') return borgItself(loaded.settings, words);
   return takeBackup(loaded, script);
 }
@@ -4328,7 +4900,14 @@ function everyStateFolder(script, file) {
   return [[...new Set(folders.filter((folder) => folder.startsWith('/')))], loaded?.settings ?? null];
 }
 
+async function recoverAll(script, file) {
+  const [folders, known] = everyStateFolder(script, file), code = await recover(folders, known);
+  if (known) await sweepDrills(known); // after what people wait for
+  return code;
+}
+
 async function main() {
+  process.exitCode = 2; // should all work ever end without an answer, it was not good
   for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {}); // a closed terminal or pipe must not kill us
   let code;
   try {

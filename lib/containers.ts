@@ -4,7 +4,7 @@
 // made anew in the meantime is found again.
 import { Problem, warn } from './say.ts';
 import { failure, look } from './shell.ts';
-import { pidNamespace, procFile, processes } from './processes.ts';
+import { SANDBOX_MARK, pidNamespace, procFile, processes } from './processes.ts';
 import type { Process } from './processes.ts';
 import type { Part, State } from './units.ts';
 
@@ -30,9 +30,11 @@ export type Container = {
 const DATABASES = new Set(['postgres', 'postmaster', 'mysqld', 'mariadbd', 'mongod', 'redis-server', 'valkey-server']);
 const DOCKER_GRACE_SECONDS = 10; // what `docker stop` waits when a container does not say otherwise
 
-/** Every container of this host, running or not. [] when Docker is not installed or does not answer and nobody asked for it. */
+const notOfARehearsal = (field: string) => `{{if not (.Label "${SANDBOX_MARK}")}}{{.${field}}}{{end}}`;
+
+/** Every container of this host, running or not, but for those of rehearsals. [] when Docker is not installed or does not answer and nobody asked for it. */
 export async function findContainers(needed: boolean): Promise<Container[]> {
-  const list = await look(['docker', 'ps', '--all', '--quiet', '--no-trunc']);
+  const list = await look(['docker', 'ps', '--all', '--no-trunc', `--format=${notOfARehearsal('ID')}`]);
   if (list.code !== 0) {
     if (!needed) return [];
     throw new Problem('Docker does not answer', { ran: list.argv, said: list.said, hint: 'look at `systemctl status docker`' });
@@ -136,7 +138,7 @@ export async function containerState(name: string): Promise<{ state: State; heal
 
 /** Names of the running containers. */
 export async function runningContainers(): Promise<string[]> {
-  const { code, out } = await look(['docker', 'ps', '--format={{.Names}}', '--filter=status=running']);
+  const { code, out } = await look(['docker', 'ps', `--format=${notOfARehearsal('Names')}`, '--filter=status=running']);
   return code === 0 ? out.split('\n').filter((name) => name !== '') : [];
 }
 

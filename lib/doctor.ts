@@ -2,7 +2,8 @@
 // Changes nothing anywhere: it looks, connects, and asks. What cannot be known here is said to be unknown, never taken for good.
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, answer, lastLines, mode, named, warnings } from './say.ts';
+import { Problem, answer, lastLines, mode, named, span, warnings } from './say.ts';
+import { drillFacts } from './certificate.ts';
 import { failure, look } from './shell.ts';
 import { checkSecretFiles } from './check.ts';
 import type { Loaded } from './check.ts';
@@ -74,6 +75,9 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   add('unsaved', warnings.length === 0, warnings.join('; ') || 'nothing found here is left out', 'name it in `stop`, `folders` or `volumes`');
   checks.push(...await checkServer(settings));
   add('schedule', await isScheduled(script), 'a crontab line or a timer that starts this script', 'node backup.js setup --schedule cron    (or systemd)');
+  const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
+  add('last drill', settings.drill.maxAgeDays === 0 ? null : last ? warning === '' : warning === '' ? null : false,
+    warning || (last ? `${last.archive} was proven ${Math.floor(ageDays!)} days ago; a restore takes about ${span(last.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'no drills here, say the settings' : 'none yet'), 'node backup.js drill');
   const sheet = sheetFile(settings);
   const isHere = fs.existsSync(sheet);
   add('key exported', isHere || fs.existsSync(sheetMark(settings)), isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made, and is not here any more', 'run `node backup.js setup`, print the sheet, and keep it away from this server');

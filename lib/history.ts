@@ -2,6 +2,7 @@
 // Changes that one file. A line that cannot be read (a power cut while it was written) is passed over, never repaired.
 import fs from 'node:fs';
 import path from 'node:path';
+import type { Certificate } from './certificate.ts';
 
 /** What one `borg create` did. */
 export type Pass = { files: number; originalBytes: number; compressedBytes: number; deduplicatedBytes: number; seconds: number };
@@ -23,6 +24,7 @@ export type HistoryLine = {
   snapshot: string;
   warnings: string[];
   error: string;
+  certificate?: Certificate; // of a drill
 };
 
 const historyFile = (stateFolder: string) => path.join(stateFolder, 'history.jsonl');

@@ -33,9 +33,9 @@ const ELSEWHERE = '/var/lib/cold-backup/elsewhere'; // links to ledgers in other
 
 export const ledgerFile = (stateFolder: string) => path.join(stateFolder, 'ledger.json');
 
-/** Take the lock of a state folder. Returns the open file that holds it (the kernel lets go when this process ends, however it ends), or null. */
-export function takeLock(stateFolder: string, waitSeconds: number): number | null {
-  const file = path.join(stateFolder, 'lock');
+/** Take a lock of a state folder: that of runs, or another one by its name. Returns the open file that holds it (the kernel lets go when this process ends, however it ends), or null. */
+export function takeLock(stateFolder: string, waitSeconds: number, name = 'lock'): number | null {
+  const file = path.join(stateFolder, name);
   let fd: number;
   try {
     fd = fs.openSync(file, fs.constants.O_CREAT | fs.constants.O_RDWR, 0o600);

@@ -8,7 +8,7 @@ import { look } from './shell.ts';
 import { Problem, lastLines, say, warn } from './say.ts';
 import { controlState } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
-import { askCluster, clusterQuestions, databaseQuestions, homeOf, orderFingerprint, placeOf, rootOf } from './questions.ts';
+import { activityQuestion, askCluster, clusterQuestions, databaseQuestions, homeOf, orderFingerprint, placeOf, quotedName, rootOf } from './questions.ts';
 import type { AnyFacts, Texts } from './questions.ts';
 
 export type UsedCollation = {
@@ -19,7 +19,7 @@ export type DatabaseFacts = {
   extensions: { name: string; version: string; schema: string }[]; libraries: string[]; collations: UsedCollation[];
   relations: Record<string, number>; rows: Record<string, number | null>; estimatedRows: Record<string, number>;
   sequences: { name: string; last: string | null }[]; unlogged: string[]; invalidIndexes: string[]; largeObjects: number;
-  publications: AnyFacts[]; foreignServers: AnyFacts[]; eventTriggers: string[]; dictionaries: AnyFacts[];
+  activity: Texts; publications: AnyFacts[]; foreignServers: AnyFacts[]; eventTriggers: string[]; dictionaries: AnyFacts[];
 };
 export type DatabasePassport = {
   name: string; owner: string; encoding: string; collate: string; ctype: string; provider: string; locale: string | null;
@@ -62,11 +62,11 @@ async function databasesOf(cluster: Cluster, rows: DatabasePassport[]): Promise<
   };
   const complete = async (row: DatabasePassport): Promise<DatabasePassport> => {
     if (!row.connectable) return { ...row, orderFingerprint: '' };
-    const facts = await askCluster(cluster, row.name, databaseQuestions);
+    const facts = { ...await askCluster(cluster, row.name, activityQuestion), ...await askCluster(cluster, row.name, databaseQuestions) }; // in this order
     const own = await orderOf(row.name, [row.encoding, row.provider, row.collate, row.ctype, row.locale, row.rules]);
     for (const one of facts.collations ?? []) {
       const { schema, name, provider, locale, rules, deterministic } = one;
-      const quoted = [schema, name].map((word) => `"${word.replaceAll('"', '""')}"`).join('.');
+      const quoted = [schema, name].map(quotedName).join('.');
       if (provider === 'd') Object.assign(one, { provider: row.provider, locale: row.locale ?? row.collate, recorded: row.recorded, actual: row.actual, orderFingerprint: own });
       else one.orderFingerprint = await orderOf(row.name, [row.encoding, provider, locale, rules, deterministic], quoted);
     }

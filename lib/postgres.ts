@@ -7,7 +7,7 @@ import { connect } from 'node:net';
 import path from 'node:path';
 import { Problem, warn } from './say.ts';
 import { hasSystemd, look, outlivingUs } from './shell.ts';
-import { deviceAndInode, ownerOf, procFile, processes } from './processes.ts';
+import { SANDBOX_MARK, deviceAndInode, ownerOf, procFile, processes } from './processes.ts';
 import { hostPathOf } from './containers.ts';
 import type { Container } from './containers.ts';
 import { describeUnits } from './units.ts';
@@ -131,10 +131,10 @@ function rootsOf(cluster: Cluster): string[] {
   return [...new Set(roots.filter((root) => root !== '' && fs.existsSync(root)).map((root) => fs.realpathSync(root)))];
 }
 
-/** The postmasters that run: the process whose working directory is a data directory and whose number stands in postmaster.pid. */
+/** The postmasters that run, but for those of rehearsals: the process whose working directory is a data directory and whose number stands in postmaster.pid. */
 function runningPostmasters(): { pid: number; folder: string }[] {
   return processes().filter(({ pid, program }) => {
-    if (!SERVER_PROGRAMS.has(program)) return false;
+    if (!SERVER_PROGRAMS.has(program) || fs.existsSync(`/proc/${pid}/cwd/${SANDBOX_MARK}`)) return false; // a rehearsal
     const [own] = pidFile(`/proc/${pid}/cwd`);
     const inside = /^NSpid:.*?(\d+)\s*$/m.exec(procFile(pid, 'status'))?.[1]; // its number as its own container counts
     return own !== undefined && own === inside;

@@ -16,6 +16,8 @@ export function startOfProcess(pid: number): string {
 
 export type Process = { pid: number; program: string; folder: string; cwd: string };
 
+/** A file in the data directory of every copy that a drill or the judge runs, a label on its container: no run takes those for the server's own. */
+export const SANDBOX_MARK = 'cold-backup-sandbox';
 const RUN_MARK = 'COLD_BACKUP_RUN'; // in the environment of every borg we start, and so of its ssh
 
 /** Every process that can be seen: pid, program name, folder of the program, and its working directory as device:inode. */

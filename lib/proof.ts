@@ -75,7 +75,7 @@ const CONTROL_FILE = '/global/pg_control';
 const pathIn = (record: string) => Buffer.from(record.split('\t').slice(7).join('\t'), 'latin1').toString();
 
 /** Each NUL-ended record of a file, byte for byte (latin1), without ever holding the whole of it. */
-async function eachRecord(file: string, onRecord: (record: string) => void, onPiece: (piece: Buffer) => void = () => {}): Promise<void> {
+export async function eachRecord(file: string, onRecord: (record: string) => void, onPiece: (piece: Buffer) => void = () => {}): Promise<void> {
   let rest = '';
   for await (const piece of fs.createReadStream(file, { highWaterMark: 1 << 20 })) {
     onPiece(piece);

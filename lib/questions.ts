@@ -20,7 +20,7 @@ const COUNTING_SECONDS = 30; // for one database; from then on only what the pla
 // A SELECT as one JSON value: its rows as objects, its single column as a list, its two columns as names and values.
 const rowsOf = (select: string) => `(select coalesce(jsonb_agg(x), '[]') from (${select}) x)`;
 const listOf = (select: string) => `(select coalesce(jsonb_agg(v), '[]') from (${select}) x(v))`;
-const mapOf = (select: string) => `(select coalesce(jsonb_object_agg(k, v), '{}') from (${select}) x(k, v))`;
+export const mapOf = (select: string) => `(select coalesce(jsonb_object_agg(k, v), '{}') from (${select}) x(k, v))`;
 
 // Settings worth telling: all that somebody set, what was fixed when server and cluster were made, what another machine must at least match.
 const TOLD_SETTINGS = `source not in ('default', 'client', 'session') and name !~ '^transaction_' or category = 'Preset Options' or name ~ '^(wal_level`
@@ -100,6 +100,17 @@ export const databaseQuestions: Texts = {
   dictionaries: rowsOf(`select dictname as name, dictinitoption as options from pg_ts_dict where oid >= 16384`),
 };
 
+/**
+ * For each table its file and how many rows the server has seen inserted and deleted: what shows later whether somebody touched it. To be asked BEFORE rows are counted: what is
+ * written in between then shows as touched, and never the other way round.
+ */
+export const activityQuestion: Texts = {
+  activity: mapOf(`select oid::regclass, concat_ws(' ', pg_relation_filenode(oid), pg_stat_get_tuples_inserted(oid), pg_stat_get_tuples_deleted(oid))
+    from pg_class where relkind in ('r', 'm') and relpersistence <> 't' and oid >= 16384`),
+};
+
+export const quotedName = (name: string) => `"${name.replaceAll('"', '""')}"`;
+
 // The files of a cluster as we see them: in a container below /proc/PID/root (proc(5)).
 export const rootOf = (cluster: Cluster) => (cluster.container && cluster.pid ? `/proc/${cluster.pid}/root` : '');
 // The words before a command that is to look around where the cluster lives.
@@ -114,11 +125,11 @@ export const useRole = (cluster: Cluster, role: string) => roleThatWorks.set(clu
  * `more`: settings of the session beside the usual ones. Returns how psql ended, `out` being the bare values (-A -t); code 2 = no connection, 1 = SQL failed. Never waits: for no password (-w),
  * not long for a lock. Throws nothing for what psql does.
  */
-export async function queryCluster(cluster: Cluster, database: string, sql: string, seconds = 60, more: Texts = {}): Promise<Done> {
+export async function queryCluster(cluster: Cluster, database: string, sql: string, seconds = 60, more: Record<string, string | undefined> = {}): Promise<Done> {
   if (cluster.port === '') return { argv: [], code: 2, out: '', said: 'its port is not known', timedOut: false }; // psql would ask whoever has port 5432
   const env = {
     PGCONNECT_TIMEOUT: '5', PGAPPNAME: 'cold-backup', PGCLIENTENCODING: 'UTF8',
-    PGOPTIONS: Object.entries({ search_path: 'pg_catalog', statement_timeout: `${seconds}s`, lock_timeout: '2s', default_transaction_read_only: 'on', jit: 'off', ...more }).map(([name, value]) => `-c ${name}=${value}`).join(' '),
+    PGOPTIONS: Object.entries({ search_path: 'pg_catalog', statement_timeout: `${seconds}s`, lock_timeout: '2s', default_transaction_read_only: 'on', jit: 'off', ...more }).filter(([, value]) => value !== undefined).map(([name, value]) => `-c ${name}=${value}`).join(' '),
   };
   const own = path.join(cluster.binaries, 'psql');
   const psql = [fs.existsSync(rootOf(cluster) + own) ? own : 'psql', // one from PATH will do: a newer psql speaks to older servers

@@ -8,6 +8,8 @@ import { VERSION, editedOrAsBuilt } from './about.ts';
 import { pasteable } from './say.ts';
 import { readHistory } from './history.ts';
 import type { HistoryLine } from './history.ts';
+import { lastDrill } from './certificate.ts';
+import type { Certificate } from './certificate.ts';
 import type { Loaded } from './check.ts';
 import type { Passport } from './passport.ts';
 import type { Plan } from './plan.ts';
@@ -16,7 +18,7 @@ import type { Proof } from './proof.ts';
 /** A folder above a saved path: borg keeps none of these, and PostgreSQL does not start below a folder it may not enter. */
 export type Parent = { path: string; mode: string; uid: number; gid: number };
 export type Manifest = { format: 1; server: string; archive: string; madeAt: string; script: { version: string; state: string; node: string; file: string } }
-  & Passport & { plan: Plan; parents: Parent[]; proof: Proof | null };
+  & Passport & { plan: Plan; parents: Parent[]; proof: Proof | null; drill: Certificate | null }; // drill: the last one, of an earlier archive
 
 const KEPT_HISTORY_LINES = 500;
 
@@ -35,7 +37,7 @@ export function prepareRecord(loaded: Loaded, script: string, plan: Plan, passpo
   return {
     format: 1, server: plan.server, archive: plan.archive, madeAt: plan.madeAt,
     script: { version: VERSION, state: editedOrAsBuilt(text), node: process.version, file: script },
-    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...socketsOf(plan)]), proof: null,
+    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...socketsOf(plan)]), proof: null, drill: lastDrill(readHistory(loaded.settings.stateFolder)),
   };
 }
 

@@ -69,7 +69,7 @@ async function measure(settings: Settings, archive: string, wanted: string[]): P
   return { ...listed, missing: wanted.filter((root) => !seen.has(root)) };
 }
 
-const asPattern = (file: string) => `pp:${file.replace(/^\//, '')}`;
+export const asPattern = (file: string) => `pp:${file.replace(/^\//, '')}`;
 
 function refuseWithoutRoom(target: string, { bytes, files }: Listed): void {
   let place = target;
@@ -103,18 +103,19 @@ function extractCommands(archive: string, wanted: string[], volumes: string[]): 
 }
 
 /** Extract with a progress line. What borg warns of is a warning. Throws Problem when it failed: the folder then holds what came until then. */
-async function extract(settings: Settings, argv: string[], target: string, title: string, bytes: number): Promise<void> {
+export async function extract(settings: Settings, argv: string[], target: string, title: string, bytes: number, mark: Record<string, string> = {}): Promise<void> {
   const began = Date.now();
-  let shownAt = 0;
+  let shownAt = 0, underWay = '';
   const onErrorLine = (line: string) => {
+    underWay = /"info": \["((?:[^"\\]|\\.)*)"\]/.exec(line)?.[1] ?? underWay;
     const percent = /"type": "progress_percent".*"current": (\d+).*"total": (\d+)/.exec(line) ?? /"current": (\d+), "total": (\d+)/.exec(line);
     if (!percent || Date.now() - shownAt < 250) return;
     shownAt = Date.now();
     const done = Number(percent[1]) / Number(percent[2]) || 0, seconds = (Date.now() - began) / 1000;
     sayLive(`${title}: ${Math.round(done * 100)} % of ${size(bytes)}${done > 0.02 ? `, about ${span(seconds / done - seconds)} left` : ''}`);
   };
-  const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' }, onErrorLine });
-  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed; what came until then is in ${named(target)}`, done);
+  const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${underWay ? ` at /${underWay}` : ''}; what came until then is in ${named(target)}`, done);
   if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
 }
 

@@ -14,6 +14,7 @@ import { deadlines, isInWindow, windowEnd } from './window.ts';
 import { passportOf } from './passport.ts';
 import { queryCluster } from './questions.ts';
 import { tryConnection } from './doctor.ts';
+import { sweepDrills } from './drill.ts';
 import { borgVersion, isRemote, readFromArchive, takePass, tryRepository } from './borg.ts';
 import type { PassResult } from './borg.ts';
 import { makePlan, serverName } from './plan.ts';
@@ -44,6 +45,7 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
   if (lock === null && readLedgerQuietly(settings.stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now', { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
   if (lock === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
   await bringBackLeftovers(settings);
+  await sweepDrills(settings); // a killed one may have left a disk full of files
   if (!mode.now && !isInWindow(settings.window, new Date())) {
     const { from, until, timeZone } = settings.window!;
     throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });

@@ -10,6 +10,7 @@ import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { Problem, lastLines, named, sayMore } from './say.ts';
 import { look } from './shell.ts';
+import { SANDBOX_MARK } from './processes.ts';
 import { homeOf, queryCluster, useRole } from './questions.ts';
 import type { Cluster } from './postgres.ts';
 import type { Manifest } from './record.ts';
@@ -21,7 +22,6 @@ export type Place = { from: string; at: string };
 /** words: put before a command, it runs inside as the sandbox's own user. `folder`/own is /own inside, and may be written. */
 export type Sandbox = { folder: string; words: string[]; end: () => Promise<void> };
 
-export const SANDBOX_MARK = 'cold-backup-sandbox'; // a file in the data directory of every copy, a label on every container: no run takes them for the server's own
 const OWN_USER = 1_999_000_000; // nobody's number, on no machine
 const PORT = '5432';
 
@@ -82,7 +82,7 @@ export async function openSandbox(folder: string, places: Place[], programs: Pro
   const seen = [...(programs.image || /^\/usr(\/|$)/.test(home) ? [] : [{ from: home, at: home }]), ...places].sort((one, other) => one.at.length - other.at.length);
   const name = path.basename(folder);
   const argv = programs.image
-    ? ['docker', 'run', '--rm', '--interactive', '--name', name, '--label', SANDBOX_MARK, '--network', 'none', '--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--security-opt', 'no-new-privileges',
+    ? ['docker', 'run', '--rm', '--interactive', '--name', name, '--label', `${SANDBOX_MARK}=yes`, '--network', 'none', '--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--security-opt', 'no-new-privileges',
       '--user', `${user}:${user}`, ...[{ from: own, at: '/own' }, { from: path.join(own, 'passwd'), at: '/etc/passwd' }, ...seen].flatMap(({ from, at }) => ['--mount', `type=bind,"source=${from}","target=${at}"`]),
       '--entrypoint', 'sh', programs.image, '-c', 'exec 3<&0; echo ready; cat <&3 > /dev/null & wait $!']
     : ['unshare', ...(isRoot ? [] : ['--user', '--map-current-user']), '--mount', '--net', '--pid', '--ipc', '--uts', '--fork', '--kill-child', '--', 'sh', '-c', ENTER, 'sh',
@@ -115,7 +115,6 @@ async function readyOrNot(child: ChildProcess, argv: string[]): Promise<void> {
     child.once('error', (error) => { said += error.message; resolve(false); });
     child.once('exit', () => resolve(false));
   });
-  child.unref();
   if (!isReady) throw new Problem('a copy of PostgreSQL cannot be locked in here, so it is not started', { ran: argv.slice(0, 12), said: lastLines(said, 3), hint: 'rehearse it on another machine, where root may make namespaces: `node backup.js drill` runs on the operator\'s computer, too' });
 }
 
@@ -133,7 +132,7 @@ const KEPT: Record<string, string> = { 'wal_level setting': 'wal_level', 'max_co
 
 /**
  * Start the cluster in a data directory of the sandbox and wait until it answers. Given its path inside, the path on this host, and names of roles of which one should be
- * its superuser, returns it as a running cluster: queryCluster() and its like ask it. Throws Problem with what the server says.
+ * its superuser, returns it as a running cluster, `owner` being that role: queryCluster() and its like ask it. Throws Problem with what the server says.
  */
 export async function startInside(sandbox: Sandbox, programs: Programs, dataDirectory: string, onHost: string, roles: string[]): Promise<Cluster> {
   const control = await look([...sandbox.words, path.join(programs.binaries, 'pg_controldata'), '-D', dataDirectory]);
@@ -153,7 +152,7 @@ export async function startInside(sandbox: Sandbox, programs: Programs, dataDire
   if (done.code !== 0) throw new Problem('PostgreSQL does not start on the copy', { ran: ['pg_ctl', 'start', '-D', dataDirectory], said: said() || done.said });
   for (const role of roles) {
     useRole(cluster, role);
-    if ((await queryCluster(cluster, await homeOf(cluster), 'select current_setting(\'is_superuser\')')).out.trim() === 'on') return cluster;
+    if ((await queryCluster(cluster, await homeOf(cluster), 'select current_setting(\'is_superuser\')')).out.trim() === 'on') return { ...cluster, owner: role };
   }
   throw new Problem('PostgreSQL runs on the copy, but none of its superusers is known', { said: said(), hint: `tried: ${roles.map(named).join(', ')}` });
 }

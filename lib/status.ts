@@ -4,6 +4,7 @@ import fs from 'node:fs';
 import { answer, mode, span } from './say.ts';
 import type { Settings } from './settings.ts';
 import { readHistory } from './history.ts';
+import { drillFacts } from './certificate.ts';
 import { serverName } from './plan.ts';
 import { readLedger, takeLock } from './ledger.ts';
 import type { Ledger } from './ledger.ts';
@@ -20,10 +21,12 @@ export function status(settings: Settings): number {
     disorder = error.message;
   }
   const isRecent = ageHours !== null && ageHours <= settings.maxAgeHours;
-  const outcome = left ? 'down' : !isRecent || disorder ? 'failed' : last!.outcome === 'good' ? 'good' : 'warning';
-  const warnings = [...(disorder ? [disorder] : []), ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : [])];
-  const next = left ? 'node backup.js recover' : isRecent ? '' : 'node backup.js doctor';
-  const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, drill: null, warnings, next };
+  const { last: certificate, ageDays, warning: aboutDrills } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
+  const outcome = left ? 'down' : !isRecent || disorder ? 'failed' : last!.outcome === 'good' && !aboutDrills ? 'good' : 'warning';
+  const warnings = [...(disorder ? [disorder] : []), ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : []), ...(aboutDrills ? [aboutDrills] : [])];
+  const next = left ? 'node backup.js recover' : !isRecent ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : '';
+  const drill = certificate && { archive: certificate.archive, proven: certificate.proven, madeAt: certificate.madeAt, ageDays, restoreSeconds: certificate.restoreSeconds };
+  const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, drill, warnings, next };
   const words = left ? `the run of ${left.startedAt} left something stopped` : good ? `${good.archive}, ${span(ageHours! * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet';
   const mark = outcome === 'good' ? 'OK' : outcome === 'warning' ? 'WARNING' : 'CRITICAL';
   answer(mode.json ? JSON.stringify(facts) : [`${mark}: ${facts.server}: ${words}`, ...warnings.map((one) => `  ${one}`), ...(next ? [`  next: ${next}`] : [])].join('\n'));

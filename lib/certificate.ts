@@ -1,0 +1,47 @@
+// The certificate: what a drill found, in the history, in the archives that follow, and in words. `status` and `doctor` ask for the last one.
+// Only reckons and words; the drill writes it into the history.
+import { named, size, span } from './say.ts';
+import { readHistory } from './history.ts';
+import type { HistoryLine } from './history.ts';
+
+/** One thing that a drill looked at. ok: null = it cannot be known here, or there is nothing to look at. */
+export type DrillCheck = { cluster: string; check: string; ok: boolean | null; seconds: number; detail: string };
+/** What a drill found out about an archive. proven: nothing that was looked at is wrong. restoreSeconds: what a restore of the whole archive would take here. */
+export type Certificate = {
+  archive: string; server: string; proven: boolean; madeAt: string; where: string; full: boolean; checks: DrillCheck[];
+  extractSeconds: number; extractedBytes: number; restoreSeconds: number; drillSeconds: number;
+};
+
+/** The last drill in the history, or null. */
+export function lastDrill(history: HistoryLine[]): Certificate | null {
+  return history.filter((line) => line.kind === 'drill' && line.certificate).pop()?.certificate ?? null;
+}
+
+/**
+ * What is to be said of the drills of a server. Given its state folder and after how many days one is too old (0 = no drills here), returns the last
+ * certificate and a warning, '' when all is well: a new server has as many days from its first good backup.
+ */
+export function drillFacts(stateFolder: string, maxAgeDays: number, now = Date.now()): { last: Certificate | null; ageDays: number | null; warning: string } {
+  const history = readHistory(stateFolder), last = lastDrill(history);
+  const ageDays = last ? (now - Date.parse(last.madeAt)) / 86_400_000 : null;
+  const first = history.find((line) => line.kind === 'run' && line.exitCode < 2);
+  const overdue = maxAgeDays > 0 && (ageDays ?? (first ? (now - Date.parse(first.endedAt)) / 86_400_000 : 0)) > maxAgeDays;
+  const warning = last && !last.proven && maxAgeDays > 0 ? `the last drill did not prove ${last.archive}: ${failedChecks(last)}`
+    : !overdue ? '' : last ? `the last drill is ${span(ageDays! * 86_400)} old` : `no drill yet, and the first backup is more than ${maxAgeDays} days old`;
+  return { last, ageDays, warning };
+}
+
+export const failedChecks = ({ checks }: Certificate) => checks.filter((one) => one.ok === false).map((one) => one.check).join(', ');
+
+/** The certificate as a person reads it. */
+export function certificateText(one: Certificate): string {
+  const line = ({ check, ok, seconds, detail }: DrillCheck) => `  ${ok === null ? '-   ' : ok ? 'ok  ' : 'FAIL'} ${check.padEnd(26)} ${span(seconds).padStart(8)}  ${detail.replaceAll('\n', `\n${' '.repeat(43)}`)}`;
+  const clusters = [...new Set(one.checks.map(({ cluster }) => cluster))];
+  return [
+    '',
+    `${one.proven ? 'PROVEN' : 'NOT PROVEN'}: ${one.archive}${one.proven ? ' came back and works' : `: ${failedChecks(one) || 'it could not be rehearsed'}`}`,
+    `  rehearsed ${one.madeAt.slice(0, 19)}Z on ${one.where}${one.full ? ', in full' : ''}`,
+    ...clusters.flatMap((name) => [...(name ? [`  postgres ${named(name)}`] : []), ...one.checks.filter(({ cluster }) => cluster === name).map(line)]),
+    `  extracted ${size(one.extractedBytes)} in ${span(one.extractSeconds)}; a restore of the whole archive would take about ${span(one.restoreSeconds)} here; the drill took ${span(one.drillSeconds)}`,
+  ].join('\n');
+}
