@@ -14,7 +14,7 @@ import type { Programs } from './sandbox.ts';
 import { LOADABLE, askAbilities, startTrial } from './trial.ts';
 import type { Abilities, Order, Trial } from './trial.ts';
 import { collationFindings, listed, ordersOf } from './collations.ts';
-import { finding, install, machineFindings, neededPackages, portFindings, unknown } from './machine.ts';
+import { finding, install, machineFindings, neededPackages, notJudged, portFindings } from './machine.ts';
 
 /** 'refused': it cannot work here. 'after': it works once it is mended afterwards (`sql`, by database). 'note': it works; somebody should know. */
 export type Finding = {
@@ -43,7 +43,7 @@ export async function judge(manifest: Manifest, clusters: PlannedCluster[], opti
     const told = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory), programs = await programsFor(cluster, manifest);
     if (!programs) findings.push(await noPrograms(manifest, cluster));
     else if (told) groups.set(JSON.stringify(programs), { programs, cases: [...groups.get(JSON.stringify(programs))?.cases ?? [], { cluster, told }] });
-    if (!told?.answers) findings.push(unknown(cluster.name, 'its databases', 'the cluster did not answer when it was saved: its extensions, locales and collations are not on record'));
+    if (!told?.answers) findings.push(notJudged(cluster.name, 'its databases', 'the cluster did not answer when it was saved: its extensions, locales and collations are not on record'));
   }
   for (const { programs, cases } of groups.values()) findings.push(...await askPrograms(manifest, programs, cases, options.scratch));
   return findings.sort((one, other) => VERDICTS.indexOf(one.verdict) - VERDICTS.indexOf(other.verdict));
@@ -92,7 +92,7 @@ async function askPrograms(manifest: Manifest, programs: Programs, cases: Case[]
   } catch (error) {
     if (!(error instanceof Problem) || askedToStop()) throw error;
     const why = [error.message, lastLines(error.facts.said ?? '', 2)].filter((one) => one !== '').join(': ');
-    return cases.map(({ cluster }) => unknown(cluster.name, 'extensions, locales and collations', `no empty cluster can be asked: ${why}`));
+    return cases.map(({ cluster }) => notJudged(cluster.name, 'extensions, locales and collations', `no empty cluster can be asked: ${why}`));
   } finally {
     await trial?.end();
   }

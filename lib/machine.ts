@@ -14,7 +14,7 @@ import type { Manifest } from './record.ts';
 import type { Finding, PlannedCluster } from './judge.ts';
 
 export const finding = (cluster: string, about: string, facts: Partial<Finding>): Finding => ({ cluster, about, recorded: '', here: '', breaks: '', verdict: 'refused', mend: [], sql: [], ...facts });
-export const unknown = (cluster: string, about: string, why: string): Finding => finding(cluster, about, { here: 'not judged', breaks: why, verdict: 'note', mend: ['node backup.js drill'] });
+export const notJudged = (cluster: string, about: string, why: string): Finding => finding(cluster, about, { here: 'not judged', breaks: why, verdict: 'note', mend: ['node backup.js drill'] });
 
 /** What differs of the machine as a whole: architecture, users and groups, memory, places. */
 export async function machineFindings(manifest: Manifest, clusters: PlannedCluster[]): Promise<Finding[]> {
