@@ -30,6 +30,7 @@ export type Finding = {
 export type PlannedCluster = Manifest['plan']['clusters'][number];
 type Case = { cluster: PlannedCluster; told: ClusterPassport };
 
+const OTHER_MAJOR = 'files of one major version are nothing to another';
 const VERDICTS = ['refused', 'after', 'note'];
 
 /**
@@ -40,21 +41,32 @@ export async function judge(manifest: Manifest, clusters: PlannedCluster[], opti
   const findings = await machineFindings(manifest, clusters), groups = new Map<string, { programs: Programs; cases: Case[] }>();
   for (const cluster of clusters) {
     findings.push(...await portFindings(manifest, cluster, clusters));
-    const told = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory), programs = await programsFor(cluster, manifest);
+    const told = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory), box = await containerHere(cluster), programs = await programsFor(cluster, manifest, box);
     if (!programs) findings.push(await noPrograms(manifest, cluster));
-    else if (told) groups.set(JSON.stringify(programs), { programs, cases: [...groups.get(JSON.stringify(programs))?.cases ?? [], { cluster, told }] });
+    else if (cluster.container && !box) findings.push(noContainer(manifest, cluster));
+    if (programs && told) groups.set(JSON.stringify(programs), { programs, cases: [...groups.get(JSON.stringify(programs))?.cases ?? [], { cluster, told }] });
     if (!told?.answers) findings.push(notJudged(cluster.name, 'its databases', 'the cluster did not answer when it was saved: its extensions, locales and collations are not on record'));
   }
   for (const { programs, cases } of groups.values()) findings.push(...await askPrograms(manifest, programs, cases, options.scratch));
   return findings.sort((one, other) => VERDICTS.indexOf(one.verdict) - VERDICTS.indexOf(other.verdict));
 }
 
+// The image of the cluster's container, if that is here.
+async function containerHere({ container }: PlannedCluster): Promise<string> {
+  return /^[a-zA-Z0-9][\w.-]*$/.test(container) ? (await look(['docker', 'inspect', '--type=container', '--format={{.Image}}', container])).out.trim() : '';
+}
+
 // A container that is here runs in its own image, whatever image the archive speaks of.
-async function programsFor(cluster: PlannedCluster, manifest: Manifest): Promise<Programs | null> {
+async function programsFor(cluster: PlannedCluster, manifest: Manifest, image: string): Promise<Programs | null> {
+  if (image) return { version: cluster.version, binaries: cluster.binaries, image };
   const programs = await findPrograms(cluster, manifest);
-  if (!/^[a-zA-Z0-9][\w.-]*$/.test(cluster.container)) return cluster.container ? null : programs;
-  const image = (await look(['docker', 'inspect', '--type=container', '--format={{.Image}}', cluster.container])).out.trim();
-  return image ? { version: cluster.version, binaries: cluster.binaries, image } : programs?.image ? programs : null;
+  return cluster.container && !programs?.image ? null : programs;
+}
+
+function noContainer(manifest: Manifest, { name, container }: PlannedCluster): Finding {
+  const box = manifest.containers.find((one) => one.name === container);
+  const compose = box?.composeService ? [pasteable(['docker', 'compose', ...box.composeFiles.flatMap((file) => ['--file', file]), '--project-name', box.composeProject, 'up', '--no-start', box.composeService])] : [];
+  return finding(name, `container ${container}`, { recorded: box?.image ?? '', here: 'missing', breaks: 'its files come back, but nothing runs on them', verdict: 'after', mend: compose.length > 0 ? compose : ['# make the container again, with the mounts that record/manifest.json of the archive tells'] });
 }
 
 async function noPrograms(manifest: Manifest, cluster: PlannedCluster): Promise<Finding> {
@@ -68,14 +80,15 @@ async function noPrograms(manifest: Manifest, cluster: PlannedCluster): Promise<
   const here = ['/usr/lib/postgresql', '/usr'].flatMap((folder) => (fs.existsSync(folder) ? fs.readdirSync(folder) : [])).flatMap((name) => /^(?:pgsql-)?(\d\d)$/.exec(name)?.[1] ?? []);
   const [packages] = neededPackages(manifest, cluster);
   return finding(cluster.name, 'PostgreSQL', { recorded: cluster.version, here: here.join(', ') || 'none', mend: await install(packages, cluster.version),
-    breaks: `files of one major version are nothing to another${fs.existsSync('/etc/debian_version') ? `; Debian makes and starts a cluster ${cluster.version}/main of its own with the packages, which the restore moves aside` : ''}` });
+    breaks: `${OTHER_MAJOR}${fs.existsSync('/etc/debian_version') ? `; Debian makes and starts a cluster ${cluster.version}/main of its own with the packages, which the restore moves aside` : ''}` });
 }
 
 /** Everything that only the programs themselves can say, of all clusters that run by them, from one empty cluster. */
 async function askPrograms(manifest: Manifest, programs: Programs, cases: Case[], scratch: string): Promise<Finding[]> {
-  let trial: Trial | undefined;
+  let trial: Trial | null = null;
   try {
     trial = await startTrial(programs, scratch);
+    if (!trial) return cases.map(({ told }) => finding(told.name, 'PostgreSQL', { recorded: told.version, here: `no ${path.join(programs.binaries, 'initdb')}${programs.image ? ' in the image of the container here' : ''}`, breaks: OTHER_MAJOR }));
     const abilities = await askAbilities(trial, {
       extensions: [...new Set(cases.flatMap(({ told }) => extensionsOf(told).map((one) => one.name)))],
       libraries: [...new Set(cases.flatMap(({ told }) => librariesOf(told).map((one) => one.library)))],
@@ -106,7 +119,7 @@ const COMPILED: Texts = { 'pg_control version number': 'pg_control_version', 'Ca
 function compiledFindings(told: ClusterPassport, abilities: Abilities): Finding[] {
   const found: Finding[] = [], number = Math.floor(abilities.number / 10000);
   const recordedMinor = /^PostgreSQL \d+\.(\d+)/.exec(told.serverVersion ?? '')?.[1];
-  if (String(number) !== told.version) return [finding(told.name, 'PostgreSQL', { recorded: told.version, here: String(number), breaks: 'files of one major version are nothing to another' })];
+  if (String(number) !== told.version) return [finding(told.name, 'PostgreSQL', { recorded: told.version, here: String(number), breaks: OTHER_MAJOR })];
   for (const [label, name] of Object.entries(COMPILED)) {
     const plain = (value: unknown) => String(value).replace('by value', 'true').replace('by reference', 'false');
     const recorded = told.controlData[label] ?? told.controlData[name], here = abilities.control[name];

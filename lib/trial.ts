@@ -27,8 +27,8 @@ export const sqlText = (text: string) => `'${text.replaceAll("'", "''")}'`;
 export const sqlName = (name: string) => `"${name.replaceAll('"', '""')}"`;
 const sqlData = (data: unknown) => `${sqlText(JSON.stringify(data))}::jsonb`;
 
-/** Make an empty cluster below FOLDER and start it, locked in. Throws Problem when these programs, or this machine, do not let us. */
-export async function startTrial(programs: Programs, folder: string): Promise<Trial> {
+/** Make an empty cluster below FOLDER and start it, locked in. Returns null when there is no such program. Throws Problem when it, or this machine, does not let us. */
+export async function startTrial(programs: Programs, folder: string): Promise<Trial | null> {
   const sandbox = await openSandbox(fs.mkdtempSync(path.join(folder, 'cold-backup-judge-')), programs.image || !fs.existsSync('/opt') ? [] : [{ from: '/opt', at: '/opt' }], programs); // libraries may need others from there
   const end = async () => {
     await sandbox.end();
@@ -36,6 +36,10 @@ export async function startTrial(programs: Programs, folder: string): Promise<Tr
   };
   try {
     const made = await look([...sandbox.words, path.join(programs.binaries, 'initdb'), '-D', '/own/empty', '--username=postgres', '--auth=trust', '--encoding=UTF8', '--locale=C', '--no-sync']);
+    if (made.code === 126 || made.code === 127) {
+      await end();
+      return null;
+    }
     if (made.code !== 0) throw failure(`PostgreSQL ${programs.version} cannot make an empty cluster here`, made);
     const [cluster, system] = await Promise.all([startInside(sandbox, programs, '/own/empty', path.join(sandbox.folder, 'own/empty'), ['postgres']), systemInside(sandbox)]);
     return { cluster, version: Number(programs.version), system, end };
@@ -51,7 +55,6 @@ async function systemInside({ words }: Sandbox): Promise<Texts> {
 
 /** Ask what the programs are, which extensions they know, which libraries load, which values settings take, which files of dictionaries are there. */
 export async function askAbilities({ cluster }: Trial, wanted: Wanted): Promise<Abilities> {
-  const failing = (list: string, statement: string) => `(select coalesce(jsonb_object_agg(x, pg_temp.failure(${statement})), '{}') from jsonb_array_elements_text(${list}) x)`;
   const done = await queryCluster(cluster, 'postgres', `
     create function pg_temp.failure(text) returns text language plpgsql as $$begin execute $1; return ''; exception when others then return sqlerrm; end$$;
     create function pg_temp.told(text) returns jsonb language plpgsql as $$declare r jsonb; begin execute $1 into r; return jsonb_build_object('is', r);
@@ -67,7 +70,8 @@ export async function askAbilities({ cluster }: Trial, wanted: Wanted): Promise<
         from jsonb_array_elements(${sqlData(wanted.settings)}) x),
       'files', (select coalesce(jsonb_object_agg(f->>0, exists(select from jsonb_array_elements_text(f) n where pg_stat_file(folder || '/tsearch_data/' || n, true) is not null)), '{}')
         from share, jsonb_array_elements(${sqlData(wanted.files)}) f),
-      'libraries', ${failing(sqlData(wanted.libraries.filter((one) => LOADABLE.test(one))), `format('load %L', x)`)})`, 60, WRITABLE);
+      'libraries', (select coalesce(jsonb_object_agg(x, pg_temp.failure(format('load %L', x))), '{}') from jsonb_array_elements_text(${sqlData(wanted.libraries.filter((one) => LOADABLE.test(one)))}) x
+        where x not in (select probin from pg_proc where probin is not null)))`, 60, WRITABLE); // those every cluster has: small images lack some, and initdb needs the others
   if (done.code !== 0) throw failure('an empty cluster does not tell what it can', { ...done, argv: done.argv.slice(0, 8) });
   return JSON.parse(done.out);
 }
