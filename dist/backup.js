@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 395ae18b57a6fec451b4daceb58e0394e11b874f2c34daed68b705d7b5dd6fd0
+// Checksum of all but the settings: 2ff6dcbe31928c70323346107cd258bab4fba6bdf5f12549954381cdad5ad516
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3983,6 +3983,7 @@ function versionLine({ modifiedAt, bytes, archives }) {
 // whose collation changed its order passes everything but amcheck. All of it runs inside the sandbox, on the copy, and may write there.
 
 /** A cluster out of an archive: `files` holds what was extracted, at full paths below it; `inside` is its data directory as the sandbox sees it. server: once it runs. */
+// once it runs: what it is, its databases, rows by database
 // damaged: files, to be named once the server answers
 
 const TOLD = 5; // of each kind of damage; the first ones tell where to look
@@ -4050,7 +4051,11 @@ async function compareListing({ passport, files, listing }) {
 
 const SERVER_CHECKS = [
   { check: 'databases open', look: async (copy) => {
-    const gone = copy.passport.databases.filter((one) => one.connectable).map((one) => one.name), done = await inEach(copy, 'select 1');
+    const gone = copy.passport.databases.filter((one) => one.connectable).map((one) => one.name);
+    const list = await queryCluster(copy.server, await homeOf(copy.server), 'select jsonb_agg(datname order by datname) from pg_database where datallowconn and datconnlimit <> -2', DAY);
+    if (list.code !== 0) throw new Problem('the copy does not name its databases', { said: list.said });
+    copy.databases = JSON.parse(list.out);
+    const done = await inEach(copy, 'select 1');
     const shut = [...done].filter(([, one]) => one.code !== 0).map(([name, { said }]) => `${named(name)}: ${lastLines(said, 2)}`);
     const missing = gone.filter((name) => !done.has(name));
     return shut.length > 0 ? bad(shut) : good(`${done.size} of ${done.size}${missing.length > 0 ? `; gone since the passport: ${missing.map(named).join(', ')}` : ''}`);
@@ -4077,10 +4082,8 @@ const program = ({ programs }, name) => (programs.image || fs.existsSync(path.jo
 
 /** Ask every database that may be opened, two at a time: SQL, or something else. Returns how each ended, by name. */
 async function inEach(copy, ask, more = {}) {
-  const server = copy.server, list = await queryCluster(server, await homeOf(server), 'select jsonb_agg(datname order by datname) from pg_database where datallowconn and datconnlimit <> -2', DAY);
-  if (list.code !== 0) throw new Problem('the copy does not name its databases', { said: list.said });
-  const names = JSON.parse(list.out), found = new Map();
-  const one = async (name) => found.set(name, await (typeof ask === 'string' ? queryCluster(server, name, ask, DAY, { ...QUIET, ...more }) : ask(name)));
+  const names = copy.databases, found = new Map();
+  const one = async (name) => found.set(name, await (typeof ask === 'string' ? queryCluster(copy.server, name, ask, DAY, { ...QUIET, ...more }) : ask(name)));
   for (let i = 0; i < names.length; i += 2) await Promise.all(names.slice(i, i + 2).map(one));
   return new Map(names.map((name) => [name, found.get(name)]));
 }
@@ -4116,11 +4119,14 @@ async function compareCollations(copy) {
 }
 
 // Like pg_amcheck --heapallindexed, but for every version, and where only the extension is installed. One statement a database; what fails is named.
-const AMCHECK = (schema) => `do $$ declare one record; bad record; more text; begin
-  if to_regproc('${schema}.verify_heapam') is not null then
+const AMCHECK = `do $$ declare one record; bad record; more text; home text; begin
+  begin create extension if not exists amcheck schema public; exception when others then null; end;
+  select quote_ident(nspname) into home from pg_extension e join pg_namespace n on n.oid = extnamespace where extname = 'amcheck';
+  if home is null then raise warning 'LACKING'; return; end if;
+  if to_regproc(home || '.verify_heapam') is not null then
     for one in select c.oid, c.oid::regclass as name from pg_class c join pg_am a on a.oid = relam where amname = 'heap' and relkind in ('r', 'm', 't') and relpersistence <> 't' loop
       begin
-        for bad in execute format('select * from ${schema}.verify_heapam(%L::regclass)', one.oid) loop
+        for bad in execute format('select * from %s.verify_heapam(%L::regclass)', home, one.oid) loop
           raise warning 'DAMAGED table %, page %, row %: %', one.name, bad.blkno, bad.offnum, replace(bad.msg, chr(10), ' ');
         end loop;
       exception when others then raise warning 'DAMAGED table %: %', one.name, replace(sqlerrm, chr(10), ' '); end;
@@ -4129,8 +4135,8 @@ const AMCHECK = (schema) => `do $$ declare one record; bad record; more text; be
   for one in select x.oid, x.oid::regclass as name, indrelid::regclass as tab, amname from pg_index join pg_class x on x.oid = indexrelid join pg_am a on a.oid = x.relam
       where amname in ('btree', 'gin') and indisvalid and indisready and x.relkind = 'i' and x.relpersistence <> 't' loop
     begin
-      if one.amname = 'btree' then execute format('select ${schema}.bt_index_check(%L::regclass, true)', one.oid);
-      elsif to_regproc('${schema}.gin_index_check') is not null then execute format('select ${schema}.gin_index_check(%L::regclass)', one.oid); end if;
+      if one.amname = 'btree' then execute format('select %s.bt_index_check(%L::regclass, true)', home, one.oid);
+      elsif to_regproc(home || '.gin_index_check') is not null then execute format('select %s.gin_index_check(%L::regclass)', home, one.oid); end if;
     exception when others then
       get stacked diagnostics more = pg_exception_detail;
       raise warning 'DAMAGED index % of table %: %', one.name, one.tab, replace(sqlerrm || ' ' || more, chr(10), ' ');
@@ -4138,12 +4144,8 @@ const AMCHECK = (schema) => `do $$ declare one record; bad record; more text; be
   end loop; end $$`;
 
 async function runAmcheck(copy) {
-  const made = await inEach(copy, async (name) => {
-    await queryCluster(copy.server, name, 'create extension if not exists amcheck', DAY, { ...QUIET, ...WRITES, search_path: 'public' });
-    const { out } = await queryCluster(copy.server, name, `select quote_ident(nspname) from pg_extension e join pg_namespace n on n.oid = extnamespace where extname = 'amcheck'`, DAY, QUIET);
-    return out.trim() === '' ? { argv: [], code: 3, out: '', said: '', timedOut: false } : queryCluster(copy.server, name, AMCHECK(out.trim()), DAY, { ...QUIET, ...WRITES });
-  });
-  if ([...made.values()].every((one) => one.code === 3)) return unknown('the extension amcheck is not installed here (Debian: it comes with postgresql-NN; others: postgresql-contrib)');
+  const made = await inEach(copy, AMCHECK, WRITES);
+  if ([...made.values()].every(({ said }) => /^WARNING:  LACKING$/m.test(said))) return unknown('the extension amcheck is not installed here (Debian: it comes with postgresql-NN; others: postgresql-contrib)');
   const lines = warningsOf(made, 'DAMAGED');
   return lines.length > 0 ? bad(lines) : good(`tables and indexes of ${count(made.size, 'database')}`);
 }
@@ -4184,12 +4186,14 @@ function rowsExpected(rows, then, now) {
 }
 
 async function compareRows(copy) {
-  const server = copy.server, wrong = [], gone = [], tracks = copy.passport.settings?.track_counts !== 'off';
+  const server = copy.server, wrong = [], gone = [], tracks = copy.passport.settings?.track_counts !== 'off' && copy.passport.recovery?.inRecovery !== true; // a standby counts nothing
   let tables = 0, exact = 0, total = 0;
-  for (const was of copy.passport.databases.filter((one) => one.connectable && one.rows)) {
-    const { rows: is, broken } = await countRows(server, was.name, 'true', BY_HEAP);
-    const activity = (await askCluster(server, was.name, activityQuestion)).activity ?? {};
-    wrong.push(...broken);
+  for (const name of copy.databases) {
+    copy.counted.set(name, await countRows(server, name, 'true', BY_HEAP));
+    wrong.push(...copy.counted.get(name).broken);
+  }
+  for (const was of copy.passport.databases.filter((one) => one.rows && copy.counted.has(one.name))) {
+    const { rows: is, broken } = copy.counted.get(was.name), activity = (await askCluster(server, was.name, activityQuestion)).activity ?? {};
     for (const [name, rows] of Object.entries(was.rows)) {
       if (rows === null || broken.some((line) => line.includes(` table ${name} `))) continue;
       if (is[name] === undefined) {
@@ -4210,9 +4214,9 @@ async function compareRows(copy) {
 async function compareHeapAndIndex(copy) {
   const wrong = [];
   let tables = 0;
-  for (const name of (await inEach(copy, 'select 1')).keys()) {
-    const [heap, index] = [await countRows(copy.server, name, HAS_INDEX, BY_HEAP), await countRows(copy.server, name, HAS_INDEX, BY_INDEX)];
-    wrong.push(...new Set([...heap.broken, ...index.broken]));
+  for (const [name, heap] of copy.counted) {
+    const index = await countRows(copy.server, name, HAS_INDEX, BY_INDEX);
+    wrong.push(...index.broken);
     for (const [table, rows] of Object.entries(index.rows)) {
       tables++;
       if (heap.rows[table] !== undefined && heap.rows[table] !== rows) wrong.push(`${named(name)}: table ${table} has ${heap.rows[table]} rows, but its index knows ${rows}`);
@@ -4254,7 +4258,7 @@ async function nameFiles(copy, files) {
 
 const SCRATCH = 'cold-backup-drill-'; // and the drill's id
 const LOCK = 'drill.lock';
-const NICELY = ['nice', '-n', '19', 'ionice', '-c', '3'];
+const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
 
 const scratchOf = (settings) => settings.drill.folder || path.join(settings.stateFolder, 'drill');
 
@@ -4344,7 +4348,7 @@ async function rehearseCluster(one, passport) {
     return verdict;
   };
   const files = path.join(one.folder, 'files'), copy = { passport, sandbox: { folder: '', words: [], end: async () => {} }, programs: { version: '', binaries: '', image: '' }, files, onHost: files + passport.dataDirectory,
-    inside: passport.insideDataDirectory || passport.dataDirectory, listing: path.join(files, 'record/listing'), queries: one.settings.drill.queries.filter((query) => isNamed(passport, query.cluster)), full: one.full, server: null };
+    inside: passport.insideDataDirectory || passport.dataDirectory, listing: path.join(files, 'record/listing'), queries: one.settings.drill.queries.filter((query) => isNamed(passport, query.cluster)), full: one.full, server: null, databases: [], counted: new Map() };
   const begun = await step('extract', async () => {
     const programs = await findPrograms(passport, one.manifest);
     if (!programs) throw new Problem(`no PostgreSQL ${named(passport.version)} here to start it with`, { hint: packagesMissing(passport, one.manifest) });
@@ -4390,7 +4394,8 @@ function packagesMissing({ version, container }, { packages, containers, postgre
 
 /** Extract the files of a cluster. Given that what runs it is here, refuses without room, or when borg cannot read everything. */
 async function extractCluster(one, { passport, listing }) {
-  const roots = passport.roots.filter((root) => path.isAbsolute(root) && path.normalize(root) === root && root !== '/');
+  const whole = passport.roots.filter((root) => path.isAbsolute(root) && path.normalize(root) === root && root !== '/');
+  const roots = whole.filter((root) => !whole.some((other) => other !== root && isBelow(root, other))); // pg_wal lies below the data directory, most often
   if (roots.length === 0 || !roots.some((root) => isBelow(passport.dataDirectory, root))) throw new Problem('the record of this archive does not name its files');
   const { bytes, files } = await bytesBelow(listing, roots);
   const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 512e6; // WAL, temporary files, catalogs that are vacuumed
@@ -4741,12 +4746,14 @@ async function writeSheet(settings) {
 
 const commandLine = (script, file, words) => `${pasteable([process.execPath, script])}${file === script ? '' : ` --settings ${pasteable([file])}`} ${words}`;
 
+// A drill touches nothing that runs, so it has its own day and hour: away from the night's.
 // cron knows only the machine's own time: the window's start is turned into it, as it is tonight.
 function installCron(settings, script, file) {
   const begin = startOfWindow(settings);
   const line = (when, words) => `${when} root ${commandLine(script, file, words).replaceAll('%', '\\%')}`;
   fs.writeFileSync('/etc/cron.d/cold-backup', ['# cold-backup: the nightly run, and what brings services back after a power cut', 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
-    line(`${begin.getMinutes()} ${begin.getHours()} * * *`, '--quiet'), line('@reboot', 'recover --quiet'), line('*/5 * * * *', 'recover --quiet'), ''].join('\n'), { mode: 0o644 });
+    line(`${begin.getMinutes()} ${begin.getHours()} * * *`, '--quiet'), line('@reboot', 'recover --quiet'), line('*/5 * * * *', 'recover --quiet'),
+    ...(settings.drill.maxAgeDays > 0 ? [line('0 12 * * 0', 'drill --quiet')] : []), ''].join('\n'), { mode: 0o644 });
   say('wrote /etc/cron.d/cold-backup');
 }
 
@@ -4782,14 +4789,16 @@ async function installTimers(settings, script, file) {
     'cold-backup.timer': timer([`OnCalendar=${at}`]), // not Persistent: a missed night must not stop services in the morning
     'cold-backup-recover.service': service('start what an interrupted run left stopped', 'recover --quiet', ['SuccessExitStatus=75']),
     'cold-backup-recover.timer': timer(['OnBootSec=20s', 'OnUnitActiveSec=5min', 'AccuracySec=1s']),
+    ...(settings.drill.maxAgeDays > 0 ? { 'cold-backup-drill.service': service('rehearse a restore', 'drill --quiet', ['Nice=19', 'IOSchedulingClass=idle', 'TimeoutStartSec=infinity', 'SuccessExitStatus=75']),
+      'cold-backup-drill.timer': timer(['OnCalendar=Sun *-*-* 12:00:00', 'RandomizedDelaySec=15min']) } : {}),
   };
   fs.rmSync('/etc/cron.d/cold-backup', { force: true }); // one schedule at a time
   for (const [name, text] of Object.entries(files)) fs.writeFileSync(path.join('/etc/systemd/system', name), text, { mode: 0o644 });
-  for (const argv of [['systemctl', 'daemon-reload'], ['systemctl', 'enable', '--now', 'cold-backup.timer', 'cold-backup-recover.timer']]) {
+  for (const argv of [['systemctl', 'daemon-reload'], ['systemctl', 'enable', '--now', ...Object.keys(files).filter((name) => name.endsWith('.timer'))]]) {
     const done = await change(argv);
     if (done.code !== 0) throw failure('the timers cannot be installed', done);
   }
-  say('installed cold-backup.timer and cold-backup-recover.timer');
+  say(`installed ${Object.keys(files).filter((name) => name.endsWith('.timer')).join(', ')}`);
 }
 
 // =========================================================================================================

@@ -17,7 +17,9 @@ import type { DrillQuery } from './settings.ts';
 import type { Programs, Sandbox } from './sandbox.ts';
 
 /** A cluster out of an archive: `files` holds what was extracted, at full paths below it; `inside` is its data directory as the sandbox sees it. server: once it runs. */
-export type Copy = { passport: ClusterPassport; sandbox: Sandbox; programs: Programs; files: string; onHost: string; inside: string; listing: string; queries: DrillQuery[]; full: boolean; server: Cluster | null };
+export type Copy = { passport: ClusterPassport; sandbox: Sandbox; programs: Programs; files: string; onHost: string; inside: string; listing: string; queries: DrillQuery[]; full: boolean;
+  server: Cluster | null; databases: string[]; counted: Map<string, Counted> }; // once it runs: what it is, its databases, rows by database
+type Counted = { rows: Record<string, number>; broken: string[] };
 export type Verdict = { ok: boolean | null; detail: string; damaged?: string[] }; // damaged: files, to be named once the server answers
 export type CheckStep = { check: string; look: (copy: Copy) => Promise<Verdict> };
 
@@ -86,7 +88,11 @@ async function compareListing({ passport, files, listing }: Copy): Promise<Verdi
 
 export const SERVER_CHECKS: CheckStep[] = [
   { check: 'databases open', look: async (copy) => {
-    const gone = copy.passport.databases.filter((one) => one.connectable).map((one) => one.name), done = await inEach(copy, 'select 1');
+    const gone = copy.passport.databases.filter((one) => one.connectable).map((one) => one.name);
+    const list = await queryCluster(copy.server!, await homeOf(copy.server!), 'select jsonb_agg(datname order by datname) from pg_database where datallowconn and datconnlimit <> -2', DAY);
+    if (list.code !== 0) throw new Problem('the copy does not name its databases', { said: list.said });
+    copy.databases = JSON.parse(list.out);
+    const done = await inEach(copy, 'select 1');
     const shut = [...done].filter(([, one]) => one.code !== 0).map(([name, { said }]) => `${named(name)}: ${lastLines(said, 2)}`);
     const missing = gone.filter((name) => !done.has(name));
     return shut.length > 0 ? bad(shut) : good(`${done.size} of ${done.size}${missing.length > 0 ? `; gone since the passport: ${missing.map(named).join(', ')}` : ''}`);
@@ -113,10 +119,8 @@ const program = ({ programs }: Copy, name: string) => (programs.image || fs.exis
 
 /** Ask every database that may be opened, two at a time: SQL, or something else. Returns how each ended, by name. */
 async function inEach(copy: Copy, ask: string | ((database: string) => Promise<Done>), more: Texts = {}): Promise<Map<string, Done>> {
-  const server = copy.server!, list = await queryCluster(server, await homeOf(server), 'select jsonb_agg(datname order by datname) from pg_database where datallowconn and datconnlimit <> -2', DAY);
-  if (list.code !== 0) throw new Problem('the copy does not name its databases', { said: list.said });
-  const names: string[] = JSON.parse(list.out), found = new Map<string, Done>();
-  const one = async (name: string) => found.set(name, await (typeof ask === 'string' ? queryCluster(server, name, ask, DAY, { ...QUIET, ...more }) : ask(name)));
+  const names = copy.databases, found = new Map<string, Done>();
+  const one = async (name: string) => found.set(name, await (typeof ask === 'string' ? queryCluster(copy.server!, name, ask, DAY, { ...QUIET, ...more }) : ask(name)));
   for (let i = 0; i < names.length; i += 2) await Promise.all(names.slice(i, i + 2).map(one));
   return new Map(names.map((name) => [name, found.get(name)!]));
 }
@@ -152,11 +156,14 @@ async function compareCollations(copy: Copy): Promise<Verdict> {
 }
 
 // Like pg_amcheck --heapallindexed, but for every version, and where only the extension is installed. One statement a database; what fails is named.
-const AMCHECK = (schema: string) => `do $$ declare one record; bad record; more text; begin
-  if to_regproc('${schema}.verify_heapam') is not null then
+const AMCHECK = `do $$ declare one record; bad record; more text; home text; begin
+  begin create extension if not exists amcheck schema public; exception when others then null; end;
+  select quote_ident(nspname) into home from pg_extension e join pg_namespace n on n.oid = extnamespace where extname = 'amcheck';
+  if home is null then raise warning 'LACKING'; return; end if;
+  if to_regproc(home || '.verify_heapam') is not null then
     for one in select c.oid, c.oid::regclass as name from pg_class c join pg_am a on a.oid = relam where amname = 'heap' and relkind in ('r', 'm', 't') and relpersistence <> 't' loop
       begin
-        for bad in execute format('select * from ${schema}.verify_heapam(%L::regclass)', one.oid) loop
+        for bad in execute format('select * from %s.verify_heapam(%L::regclass)', home, one.oid) loop
           raise warning 'DAMAGED table %, page %, row %: %', one.name, bad.blkno, bad.offnum, replace(bad.msg, chr(10), ' ');
         end loop;
       exception when others then raise warning 'DAMAGED table %: %', one.name, replace(sqlerrm, chr(10), ' '); end;
@@ -165,8 +172,8 @@ const AMCHECK = (schema: string) => `do $$ declare one record; bad record; more 
   for one in select x.oid, x.oid::regclass as name, indrelid::regclass as tab, amname from pg_index join pg_class x on x.oid = indexrelid join pg_am a on a.oid = x.relam
       where amname in ('btree', 'gin') and indisvalid and indisready and x.relkind = 'i' and x.relpersistence <> 't' loop
     begin
-      if one.amname = 'btree' then execute format('select ${schema}.bt_index_check(%L::regclass, true)', one.oid);
-      elsif to_regproc('${schema}.gin_index_check') is not null then execute format('select ${schema}.gin_index_check(%L::regclass)', one.oid); end if;
+      if one.amname = 'btree' then execute format('select %s.bt_index_check(%L::regclass, true)', home, one.oid);
+      elsif to_regproc(home || '.gin_index_check') is not null then execute format('select %s.gin_index_check(%L::regclass)', home, one.oid); end if;
     exception when others then
       get stacked diagnostics more = pg_exception_detail;
       raise warning 'DAMAGED index % of table %: %', one.name, one.tab, replace(sqlerrm || ' ' || more, chr(10), ' ');
@@ -174,12 +181,8 @@ const AMCHECK = (schema: string) => `do $$ declare one record; bad record; more 
   end loop; end $$`;
 
 async function runAmcheck(copy: Copy): Promise<Verdict> {
-  const made = await inEach(copy, async (name) => {
-    await queryCluster(copy.server!, name, 'create extension if not exists amcheck', DAY, { ...QUIET, ...WRITES, search_path: 'public' });
-    const { out } = await queryCluster(copy.server!, name, `select quote_ident(nspname) from pg_extension e join pg_namespace n on n.oid = extnamespace where extname = 'amcheck'`, DAY, QUIET);
-    return out.trim() === '' ? { argv: [], code: 3, out: '', said: '', timedOut: false } : queryCluster(copy.server!, name, AMCHECK(out.trim()), DAY, { ...QUIET, ...WRITES });
-  });
-  if ([...made.values()].every((one) => one.code === 3)) return unknown('the extension amcheck is not installed here (Debian: it comes with postgresql-NN; others: postgresql-contrib)');
+  const made = await inEach(copy, AMCHECK, WRITES);
+  if ([...made.values()].every(({ said }) => /^WARNING:  LACKING$/m.test(said))) return unknown('the extension amcheck is not installed here (Debian: it comes with postgresql-NN; others: postgresql-contrib)');
   const lines = warningsOf(made, 'DAMAGED');
   return lines.length > 0 ? bad(lines) : good(`tables and indexes of ${count(made.size, 'database')}`);
 }
@@ -194,7 +197,7 @@ const countAll = (which: string) => `select ${mapOf(`select c.oid::regclass, sub
   from pg_class c where ${COUNTABLE} and ${which}`)}`;
 
 /** Given a database, counts the rows of its tables. Returns them by name; a table that cannot be read is told in `broken`. */
-async function countRows(server: Cluster, database: string, which: string, scan: Texts): Promise<{ rows: Record<string, number>; broken: string[] }> {
+async function countRows(server: Cluster, database: string, which: string, scan: Texts): Promise<Counted> {
   const all = await queryCluster(server, database, countAll(which), DAY, scan);
   if (all.code === 0) return { rows: JSON.parse(all.out), broken: [] };
   const list = await queryCluster(server, database, `select coalesce(jsonb_agg(c.oid::regclass::text), '[]') from pg_class c where ${COUNTABLE} and ${which}`, DAY, QUIET);
@@ -220,12 +223,14 @@ export function rowsExpected(rows: number, then: string | undefined, now: string
 }
 
 async function compareRows(copy: Copy): Promise<Verdict> {
-  const server = copy.server!, wrong: string[] = [], gone: string[] = [], tracks = copy.passport.settings?.track_counts !== 'off';
+  const server = copy.server!, wrong: string[] = [], gone: string[] = [], tracks = copy.passport.settings?.track_counts !== 'off' && copy.passport.recovery?.inRecovery !== true; // a standby counts nothing
   let tables = 0, exact = 0, total = 0;
-  for (const was of copy.passport.databases.filter((one) => one.connectable && one.rows)) {
-    const { rows: is, broken } = await countRows(server, was.name, 'true', BY_HEAP);
-    const activity: Record<string, string> = (await askCluster(server, was.name, activityQuestion)).activity ?? {};
-    wrong.push(...broken);
+  for (const name of copy.databases) {
+    copy.counted.set(name, await countRows(server, name, 'true', BY_HEAP));
+    wrong.push(...copy.counted.get(name)!.broken);
+  }
+  for (const was of copy.passport.databases.filter((one) => one.rows && copy.counted.has(one.name))) {
+    const { rows: is, broken } = copy.counted.get(was.name)!, activity: Record<string, string> = (await askCluster(server, was.name, activityQuestion)).activity ?? {};
     for (const [name, rows] of Object.entries(was.rows!)) {
       if (rows === null || broken.some((line) => line.includes(` table ${name} `))) continue;
       if (is[name] === undefined) {
@@ -246,9 +251,9 @@ async function compareRows(copy: Copy): Promise<Verdict> {
 async function compareHeapAndIndex(copy: Copy): Promise<Verdict> {
   const wrong: string[] = [];
   let tables = 0;
-  for (const name of (await inEach(copy, 'select 1')).keys()) {
-    const [heap, index] = [await countRows(copy.server!, name, HAS_INDEX, BY_HEAP), await countRows(copy.server!, name, HAS_INDEX, BY_INDEX)];
-    wrong.push(...new Set([...heap.broken, ...index.broken]));
+  for (const [name, heap] of copy.counted) {
+    const index = await countRows(copy.server!, name, HAS_INDEX, BY_INDEX);
+    wrong.push(...index.broken);
     for (const [table, rows] of Object.entries(index.rows)) {
       tables++;
       if (heap.rows[table] !== undefined && heap.rows[table] !== rows) wrong.push(`${named(name)}: table ${table} has ${heap.rows[table]} rows, but its index knows ${rows}`);

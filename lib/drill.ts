@@ -31,7 +31,7 @@ import type { Copy, Verdict } from './checks.ts';
 
 const SCRATCH = 'cold-backup-drill-'; // and the drill's id
 const LOCK = 'drill.lock';
-const NICELY = ['nice', '-n', '19', 'ionice', '-c', '3'];
+const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
 
 type Drill = { settings: Settings; borg: Settings; id: string; folder: string; archive: string; manifest: Manifest; full: boolean; checks: DrillCheck[]; extracted: { bytes: number; seconds: number } };
 
@@ -123,7 +123,7 @@ async function rehearseCluster(one: Drill, passport: ClusterPassport): Promise<v
     return verdict;
   };
   const files = path.join(one.folder, 'files'), copy: Copy = { passport, sandbox: { folder: '', words: [], end: async () => {} }, programs: { version: '', binaries: '', image: '' }, files, onHost: files + passport.dataDirectory,
-    inside: passport.insideDataDirectory || passport.dataDirectory, listing: path.join(files, 'record/listing'), queries: one.settings.drill.queries.filter((query) => isNamed(passport, query.cluster)), full: one.full, server: null };
+    inside: passport.insideDataDirectory || passport.dataDirectory, listing: path.join(files, 'record/listing'), queries: one.settings.drill.queries.filter((query) => isNamed(passport, query.cluster)), full: one.full, server: null, databases: [], counted: new Map() };
   const begun = await step('extract', async () => {
     const programs = await findPrograms(passport, one.manifest);
     if (!programs) throw new Problem(`no PostgreSQL ${named(passport.version)} here to start it with`, { hint: packagesMissing(passport, one.manifest) });
@@ -169,10 +169,11 @@ function packagesMissing({ version, container }: ClusterPassport, { packages, co
 
 /** Extract the files of a cluster. Given that what runs it is here, refuses without room, or when borg cannot read everything. */
 async function extractCluster(one: Drill, { passport, listing }: Copy): Promise<Verdict> {
-  const roots = passport.roots.filter((root) => path.isAbsolute(root) && path.normalize(root) === root && root !== '/');
+  const whole = passport.roots.filter((root) => path.isAbsolute(root) && path.normalize(root) === root && root !== '/');
+  const roots = whole.filter((root) => !whole.some((other) => other !== root && isBelow(root, other))); // pg_wal lies below the data directory, most often
   if (roots.length === 0 || !roots.some((root) => isBelow(passport.dataDirectory, root))) throw new Problem('the record of this archive does not name its files');
   const { bytes, files } = await bytesBelow(listing, roots);
-  const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 512e6; // WAL, temporary files, catalogs that are vacuumed
+  const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
   if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`, { hint: '`drill.folder` may name a larger disk' });
   const seconds = await extractFrom(one, roots.map((root) => root.slice(1)), `extracting ${passport.name}`, bytes);
   one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };

@@ -1,0 +1,127 @@
+// A copy under drill believes that it is the real cluster. It must not archive, subscribe, run jobs, listen or write through its links: shown with a
+// cluster that would do all of that the moment it is let loose. And: every PostgreSQL from 12 to 18, and one in a container.
+import './alone.ts';
+import { after, before, describe, test } from 'node:test';
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { makeCluster } from './cluster.ts';
+import type { MajorVersion, TestCluster } from './cluster.ts';
+import { startEngine } from './engine.ts';
+import { freePort, startStorage } from './storage.ts';
+import type { Storage } from './storage.ts';
+import { makeServer, testFolder, waitFor } from './script.ts';
+
+const isRoot = process.getuid?.() === 0;
+if (!isRoot && process.env.COLD_BACKUP_NO_SKIP) throw new Error('these drills need root');
+
+describe('a drill, locked in', { skip: isRoot ? false : 'needs root', concurrency: 3 }, () => {
+  const top = testFolder('locked');
+  let storage: Storage;
+  const clusters: TestCluster[] = [];
+  before(async () => { storage = await startStorage(path.join(top, 'storage')); });
+  after(() => {
+    for (const one of clusters) one.destroy();
+    storage?.destroy();
+  });
+  const failed = (certificate: any) => certificate.checks.filter((one: any) => one.ok === false);
+  const contents = (folder: string) => execFileSync('find', [folder, '-printf', '%P %s %T@ %C@\\n'], { encoding: 'utf8' });
+
+  test('a copy with archive_command, a subscription, pg_cron and settings and links that point elsewhere reaches nothing and nobody', async () => {
+    const archive = path.join(top, 'archive'), outside = path.join(top, 'outside'), port = await freePort();
+    for (const folder of [archive, outside]) fs.mkdirSync(folder, { mode: 0o777 });
+    for (const folder of [archive, outside]) fs.chmodSync(folder, 0o777);
+    const publisher = await makeCluster({ folder: path.join(top, 'publisher'), version: '15-debian', port: 5491, settings: { wal_level: 'logical', fsync: 'off' }, sql: 'create table news (n int primary key); create publication p for table news' });
+    clusters.push(publisher);
+    const live = await makeCluster({ folder: path.join(top, 'live'), version: '15-debian', port, tablespace: true, walElsewhere: true, initdb: ['--wal-segsize=1'], sql: `create table news (n int primary key); create extension pg_cron`,
+      settings: { wal_level: 'logical', archive_mode: 'on', archive_command: `cp %p ${archive}/%f && pwd >> ${archive}/who`, shared_preload_libraries: 'pg_cron', 'cron.database_name': 'postgres', listen_addresses: '127.0.0.1',
+        external_pid_file: `${outside}/live.pid`, data_directory: path.join(top, 'live/data'), logging_collector: 'on', log_directory: outside, log_filename: 'live.log', log_statement: 'all', fsync: 'off', min_wal_size: '2MB', max_wal_size: '8MB' } });
+    clusters.push(live);
+    live.sql('postgres', `select cron.schedule('* * * * *', $$copy (select now()) to program 'cat >> ${outside}/cron'$$)`);
+    live.sql('postgres', `alter system set archive_command = 'touch ${outside}/from-auto-conf; cp %p ${archive}/%f && pwd >> ${archive}/who'`);
+    live.sql('postgres', `create subscription s connection 'host=${publisher.socketFolder} port=5491 user=postgres dbname=postgres' publication p`);
+    fs.symlinkSync(outside, path.join(live.dataDirectory, 'a_link_that_leads_out'));
+    const rows = () => live.sql('postgres', 'select count(*) from news');
+    publisher.sql('postgres', 'insert into news select generate_series(1, 100)');
+    await waitFor('it subscribes', () => rows() === '100');
+
+    const queries = Object.entries({
+      "select string_agg(distinct backend_type, ' ') from pg_stat_activity where backend_type !~ '^(client backend|checkpointer|background writer|walwriter|parallel worker)$'": '',
+      "select current_setting('archive_mode') || ' ' || current_setting('shared_preload_libraries') || ' ' || current_setting('listen_addresses')": 'off  ',
+      'select count(*) from pg_stat_subscription where pid is not null': 0,
+      "select count(*) from regexp_split_to_table(rtrim(pg_read_file('/proc/net/dev', 0, 9999), E'\\n'), E'\\n')": 3, // two lines of heading, and lo
+      [`select count(*) from pg_ls_dir('${outside}', true, false)`]: 0,
+      "select count(*) from pg_ls_dir('a_link_that_leads_out', true, false)": 0,
+      "select count(*) from pg_ls_dir('/', true, false) d where d in ('var', 'home', 'root', 'srv', 'run')": 0,
+      "select current_setting('data_directory') = (select setting from pg_settings where name = 'data_directory') and count(*) = 100 from news": true,
+    }).map(([sql, expect]) => ({ cluster: live.dataDirectory, database: 'postgres', sql, expect }));
+    const server = await makeServer(path.join(top, 'server'), 'web1', storage, { stop: [`postgres ${live.dataDirectory}`], warmPass: false, drill: { queries } });
+    const ended = await server.run();
+    assert.equal(ended.code, 1, ended.out + ended.err); // the publisher is not saved
+    const slot = () => publisher.sql('postgres', "select slot_name, active_pid from pg_replication_slots") + publisher.sql('postgres', 'select count(*), min(pid) from pg_stat_replication');
+    await waitFor('the live one subscribes again', () => /\d$/.test(publisher.sql('postgres', 'select active_pid from pg_replication_slots')));
+    live.sql('postgres', "select cron.unschedule(1)"); // the live one's job would run in every minute
+    const state = () => ({ slot: slot(), archive: contents(archive), cron: fs.existsSync(`${outside}/cron`) ? fs.readFileSync(`${outside}/cron`, 'utf8') : '', pid: fs.readFileSync(`${outside}/live.pid`, 'utf8'), files: fs.readdirSync(outside) });
+    const before = state();
+    const drill = await server.run(['drill', '--json']);
+    assert.deepEqual(failed(JSON.parse(drill.out)), [], drill.err);
+    assert.equal(drill.code, 0, drill.out + drill.err);
+    assert.deepEqual(state(), before);
+    assert.doesNotMatch(fs.readFileSync(`${outside}/live.log`, 'utf8'), /pg_sleep|verify_heapam|pg_ls_dir/, 'the drill asked its copy, not the live cluster');
+    publisher.sql('postgres', 'insert into news select generate_series(101, 200)');
+    await waitFor('the real subscriber has every row', () => rows() === '200');
+    assert.ok(!fs.existsSync(`${archive}/who`) || !fs.readFileSync(`${archive}/who`, 'utf8').includes('drill'));
+  });
+
+  test('clusters of PostgreSQL 12 to 18 in one archive: each is proven', async () => {
+    const versions: MajorVersion[] = ['12', '13', '14', '15-debian', '16', '17', '18'];
+    for (const [index, version] of versions.entries()) {
+      clusters.push(await makeCluster({ folder: path.join(top, `v${version}`), version, port: 5600 + index, initdb: ['--wal-segsize=1', '--data-checksums'], settings: { fsync: 'off', min_wal_size: '2MB', max_wal_size: '4MB' }, superuser: `boss ${version}`,
+        sql: 'create table t (n int primary key, words text[]); insert into t select g, array[md5(g::text)] from generate_series(1, 3000) g; create index on t using gin (words); delete from t where n % 10 = 0' }));
+    }
+    const own = clusters.filter((one) => one.port >= 5600);
+    const server = await makeServer(path.join(top, 'all'), 'all', storage, { stop: [own.map((one) => `postgres ${one.dataDirectory}`)], warmPass: false });
+    const ended = await server.run();
+    assert.ok(ended.code <= 1, ended.out + ended.err);
+    const drill = await server.run(['drill', '--json']), certificate = JSON.parse(drill.out);
+    assert.deepEqual(failed(certificate), [], drill.err);
+    assert.equal(certificate.proven, true);
+    for (const one of own) {
+      const found = Object.fromEntries(certificate.checks.filter((check: any) => check.cluster === one.dataDirectory).map((check: any) => [check.check, check]));
+      assert.match(found['row counts'].detail, /^2700 rows in 1 table, 1 of them untouched/, one.dataDirectory);
+      assert.equal(found.amcheck.ok, true, one.dataDirectory);
+      assert.match(found['heap against index'].detail, /1 table/);
+    }
+  });
+
+  test('a cluster in a container is rehearsed in its own image, and the container goes on', async () => {
+    const engine = await startEngine(['postgres']);
+    try {
+      engine.docker(['run', '--detach', '--name', 'shop-db', '--network', 'none', '--volume', 'shop_data:/var/lib/postgresql/data', 'postgres']);
+      const sql = (text: string) => engine.docker(['exec', '--user', '999', 'shop-db', 'psql', '-U', 'postgres', '-XqAtc', text]);
+      await waitFor('the container answers', () => { try { return sql('select 1') === '1'; } catch { return false; } });
+      sql('create table orders (n int primary key); insert into orders select generate_series(1, 500)');
+      const server = await makeServer(path.join(top, 'dock'), 'dock1', storage, { stop: ['container shop-db'], volumes: ['*'], warmPass: false });
+      const ended = await server.run([], { env: engine.env });
+      assert.ok(ended.code <= 1, ended.out + ended.err);
+      const pid = () => engine.docker(['inspect', '--format', '{{.State.Pid}} {{.RestartCount}}', 'shop-db']), before = pid();
+      const drill = await server.run(['drill', '--json'], { env: engine.env }), certificate = JSON.parse(drill.out);
+      assert.deepEqual(failed(certificate), [], drill.err);
+      assert.equal(certificate.proven, true, drill.err);
+      const found = Object.fromEntries(certificate.checks.map((check: any) => [check.check, check]));
+      assert.match(found.starts.detail, /in image sha256:/);
+      assert.match(found['row counts'].detail, /^500 rows in 1 table/);
+      assert.equal(pid(), before);
+      assert.equal(engine.docker(['ps', '--all', '--format', '{{.Names}}']), 'shop-db', 'no other container is left');
+      assert.equal(engine.docker(['volume', 'ls', '--quiet']), 'shop_data', 'and no volume');
+      // A night beside it sees nothing of a drill's container either.
+      const under = server.start(['drill'], { env: engine.env });
+      await waitFor('the drill has its container', () => engine.docker(['ps', '--format', '{{.Names}}']).includes('cold-backup-drill'), 60);
+      assert.match((await server.run(['--dry-run', '--json'], { env: engine.env })).out, /"parts": \[\s*\{\s*"name": "container shop-db"[^\]]*\}\s*\]/);
+      assert.equal((await under.ended).code, 0);
+    } finally {
+      engine.destroy();
+    }
+  });
+});
