@@ -103,7 +103,8 @@ function cure(told: ClusterPassport, { database, name, indexes, recorded, order 
 /** One command for each database. */
 function psqlCommands(psql: string[], sql: Finding['sql']): string[] {
   const databases = [...new Set(sql.map((one) => one.database))];
-  return databases.map((database) => pasteable([...psql, '-d', database, ...sql.filter((one) => one.database === database).flatMap(({ text }) => ['-c', text])]));
+  const asWord = (name: string) => (/=|:\/\//.test(name) ? `dbname='${name.replace(/['\\]/g, '\\$&')}'` : name); // psql would take it for a connection string
+  return databases.map((database) => pasteable([...psql, '-d', asWord(database), ...sql.filter((one) => one.database === database).flatMap(({ text }) => ['-c', text])]));
 }
 
 /** At most five names, and how many more. */

@@ -5,6 +5,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { failure, look } from './shell.ts';
+import { SANDBOX_MARK } from './processes.ts';
 import { orderFingerprint, queryCluster } from './questions.ts';
 import type { AnyFacts, Texts } from './questions.ts';
 import type { Cluster } from './postgres.ts';
@@ -41,6 +42,7 @@ export async function startTrial(programs: Programs, folder: string): Promise<Tr
       return null;
     }
     if (made.code !== 0) throw failure(`PostgreSQL ${programs.version} cannot make an empty cluster here`, made);
+    fs.writeFileSync(path.join(sandbox.folder, 'own/empty', SANDBOX_MARK), '');
     const [cluster, system] = await Promise.all([startInside(sandbox, programs, '/own/empty', path.join(sandbox.folder, 'own/empty'), ['postgres']), systemInside(sandbox)]);
     return { cluster, version: Number(programs.version), system, end };
   } catch (error) {
