@@ -97,10 +97,10 @@ export async function askOrders(trial: Trial, name: string, database: Sorting, c
   if (told.code !== 0) throw failure('an empty database does not tell how it sorts', { ...told, argv: told.argv.slice(0, 8) });
   const facts = JSON.parse(told.out);
   orders.set('', { failed: '', version: facts.own, fingerprint });
-  for (const [i, key] of keys.entries()) {
+  await Promise.all(keys.map(async (key, i) => {
     const { failed, version = null } = facts.collations[`c${i}`];
     orders.set(key, { failed, version, fingerprint: failed ? '' : await orderFingerprint(cluster, name, `public.c${i}`) });
-  }
+  }));
   return orders;
 }
 
