@@ -37,6 +37,7 @@ const CHAPTERS = [
   { file: 'lib/ledger.ts', title: 'LEDGER' },
   { file: 'lib/swap.ts', title: 'SWAP' },
   { file: 'lib/pause.ts', title: 'PAUSE' },
+  { file: 'lib/runbook.ts', title: 'RESTORE.MD' },
   { file: 'lib/record.ts', title: 'RECORD' },
   { file: 'lib/commands.ts', title: 'COMMANDS' },
   { file: 'lib/outcome.ts', title: 'OUTCOME' },

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 2ff6dcbe31928c70323346107cd258bab4fba6bdf5f12549954381cdad5ad516
+// Checksum of all but the settings: 1f0bc0d87b96c40bdaee078d738a613b4f1265e9488e377f351d1b9deae4c828
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -36,11 +36,12 @@
 //   ==== PROOF ====            The proof that what is copied is cold, taken before the cold pass and again after it.
 //   ==== LEDGER ====           The ledger: what a run has stopped, on disk before each stop.
 //   ==== PAUSE ====            The pause: stop the parts, each seen stopped, and start them again, each seen running.
+//   ==== RESTORE.MD ====       RESTORE.md: how to bring back this very archive by hand, with borg.
 //   ==== RECORD ====           The record that travels in every archive: manifest.json (plan, passport, proof), RESTORE.md.
 //   ==== COMMANDS ====         The commands of a night: the borg calls of its three passes, and the dry run.
 //   ==== OUTCOME ====          How a night ended, in words: the summary that closes a run.
 //   ==== GUARD ====            The guard: a second process that outlives the run, whatever kills it, and `recover`.
-//   ==== LIST ====             What is in the repository: the archives, the files in one; and borg itself.
+//   ==== LIST ====             What is in the repository: the archives, the files in one, the versions of a file in all.
 //   ==== SANDBOX ====          The sandbox: a PostgreSQL on files that came out of an archive, locked in.
 //   ==== JUDGE ====            The judge: would these files work on this machine? It compares an archive's passport with what is here, before anything is touched, and says of each difference what it would break and the command that mends it.
 //   ==== COMING BACK ====      Coming back: `restore ...
@@ -2479,11 +2480,11 @@ function parseLine(line) {
   }
 }
 
-/** Ask borg something that changes nothing in the repository. Returns how it ended. */
+/** Ask borg something that changes nothing in the repository. Returns how it ended. It need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it. */
 async function askBorg(settings, words, options = {}) {
   const [command, ...rest] = words;
   const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', PATIENT_LOCK_WAIT]), command, ...rest],
-    { seconds: 3600, ...options, env: { ...borgEnvironment(settings), ...options.env } });
+    { seconds: 3600, ...options, env: { ...borgEnvironment(settings), BORG_SELFTEST: 'disabled', ...options.env } });
   goOn(); // it may have ended because we were asked to stop
   return done;
 }
@@ -2624,6 +2625,7 @@ async function listArchives(settings, server, more = []) {
       originalBytes: facts.originalBytes ?? null,
       deduplicatedBytes: facts.deduplicatedBytes ?? null,
       downSeconds: facts.downSeconds ?? null,
+      files: facts.files ?? null,
     };
   });
 }
@@ -3191,6 +3193,242 @@ function servicesNow(ledger, down) {
 }
 
 // =========================================================================================================
+// ==== RESTORE.MD ====
+// RESTORE.md: how to bring back this very archive by hand, with borg, the key file and the passphrase alone, for somebody who has never seen this
+// script. Facts of the night are filled in, nothing is told that this archive does not need, and every block can be pasted as it stands: a test
+// does it, on a fresh machine. Only makes text; names in it are quoted for the shell.
+
+// Folders that a running machine cannot do without: they are not swapped, but laid aside to be compared.
+const SYSTEM = /^\/(|etc|usr(\/.*)?|var|var\/(lib|log|cache|spool|mail)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
+const LOCKED = '-c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0';
+
+const q = (...words) => pasteable(words);
+const block = (lines) => ['```sh', ...lines, '```'].join('\n');
+const strict = (lines) => block(['( set -e', ...lines, ')']); // pasted or not, it ends at the first command that fails
+const outermost = (places) => [...new Set(places)].filter((one, _, all) => !all.some((other) => other !== one && isBelow(one, other)));
+const stored = (places) => q(...places.map((one) => `pp:${one.slice(1)}`));
+
+/** Given the manifest of an archive, returns its RESTORE.md. */
+function restoreText(manifest) {
+  const clusters = manifest.plan.clusters.filter((one) => one.container === '');
+  const places = placesOf(manifest, clusters);
+  const parts = [...reach(manifest), ...software(manifest, clusters), ...owners(manifest, places), ...makeRoom(manifest, clusters, places), ...extraction(manifest, places),
+    ...containersAgain(manifest), ...checks(manifest, clusters), ...start(manifest, clusters), ...goingBack(places), ...onlyAPart(manifest, clusters, places)];
+  let number = 0; // of those chapters that this archive needs
+  return parts.map((one) => one.replace(/^## \d+/, () => `## ${++number}`)).join('\n\n') + '\n';
+}
+
+function placesOf({ plan }, clusters) {
+  const byNumber = plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path);
+  const all = [...clusters.flatMap((one) => one.roots), ...plan.roots.map((root) => root.path).filter((one) => !byNumber.includes(one))];
+  return { byName: outermost(all.filter((one) => !SYSTEM.test(one))).sort(), byNumber: outermost(byNumber), system: outermost(all.filter((one) => SYSTEM.test(one))) };
+}
+
+function reach({ archive, server, madeAt, plan, host }) {
+  const isRemote = !plan.repository.startsWith('/');
+  return [`# Restore ${archive}`,
+    `Everything that server \`${server}\` saved on ${madeAt}, with all services stopped. It ran ${host.osRelease.PRETTY_NAME ?? os.type()} on ${host.architecture}; the new machine must have the same architecture.\n` +
+    'Read on to the end before you begin. Paste the blocks into one root shell (bash), one after the other; go on when a block has ended without an error. For one folder, or only a look: do the first chapter, then "Only a part".',
+    '## 1. Reach the repository',
+    `You need the key file and the passphrase (both are on the recovery sheet; \`borg key import --paper\` makes the file from it)${isRemote ? ' and an ssh key that the storage lets in (its keeper adds one)' : ''}. Change these lines to where they are:`,
+    block([`export BORG_REPO=${q(plan.repository)}`, 'export BORG_KEY_FILE=/root/borg_key', ...(isRemote ? [`export BORG_RSH='ssh -i /root/.ssh/id_ed25519'`] : []), 'read -rs -p "passphrase: " BORG_PASSPHRASE']),
+    block(['export BORG_PASSPHRASE BORG_RELOCATED_REPO_ACCESS_IS_OK=yes LC_ALL=C.UTF-8', `export ARCHIVE=${q(archive)} AWAY="before-$(date +%Y%m%d-%H%M%S)"   # old contents are moved aside under this name`,
+      'command -v borg >/dev/null || { apt-get update && apt-get install --yes borgbackup; }   # 1.2 or 1.4', 'mkdir -p /root/restore && cd /root/restore && borg extract "::$ARCHIVE" record && ls record']),
+    '`record/manifest.json` holds all that is known of the old machine, `record/backup.js` and `record/backup.settings.js` the script that made this archive and its settings.'];
+}
+
+function software(manifest, clusters) {
+  const { packages, containers } = manifest, isDebian = Object.keys(packages.all).some((name) => name === 'dpkg');
+  const names = [...(clusters.length > 0 ? Object.keys(packages.needed).filter((name) => !/^(libc6|libicu\d*|tzdata|nodejs|borgbackup)/.test(name)) : []),
+    ...(containers.length > 0 ? Object.keys(packages.all).filter((name) => /^(docker\.io|docker-ce|docker-compose.*|containerd(\.io)?)$/.test(name)) : [])];
+  if (names.length === 0) return [];
+  const exact = names.map((name) => `${name.split(':')[0]}=${packages.all[name]}`);
+  const pgdg = exact.some((one) => one.includes('pgdg'));
+  const versions = [...new Set(clusters.map((one) => one.version))].join(', ');
+  return ['## 2. The same software', ...(versions ? [`Files of PostgreSQL fit the same major version only (here: ${versions}), and every extension has to be there, in the same version or a newer one. A newer minor version is good.`] : []),
+    isDebian ? strict([`missing=; for package in ${q(...exact)}; do`, `  [ "$(dpkg-query -Wf '\${db:Status-Status}' "\${package%%=*}" 2>/dev/null)" = installed ] || missing="$missing $package"; done`,
+      'if [ -n "$missing" ]; then', '  apt-get update', ...(pgdg ? ['  apt-get install --yes postgresql-common ca-certificates && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y   # it came from there'] : []),
+      '  for package in $missing; do apt-get install --yes "$package" || apt-get install --yes "${package%%=*}"; done   # the same version, or the newest', 'fi'])
+      : `It had these packages: ${exact.join(', ')}.`,
+    ...(isDebian && !pgdg && versions ? ['If this Debian has no such package any more: `apt-get install postgresql-common && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y`, and the block again.'] : []),
+    ...(packages.unowned.length > 0 ? [`In no package, so bring them from elsewhere: ${packages.unowned.map((one) => `\`${one}\``).join(', ')}`] : []), ...locales(manifest)];
+}
+
+// Of a locale as PostgreSQL names it ('de_DE.UTF-8', 'de_DE@euro'): what `locale -a` calls it, and its line in /etc/locale.gen.
+function locales({ postgres }) {
+  const databases = postgres.filter((one) => one.container === '').flatMap((one) => one.databases), collations = databases.flatMap((one) => one.collations ?? []);
+  const settings = postgres.filter((one) => one.container === '').flatMap((one) => Object.entries(one.settings ?? {}).filter(([name]) => /^lc_/.test(name)).map(([, value]) => value));
+  const used = new Set([...databases.flatMap((one) => [one.collate, one.ctype]), ...collations.filter((one) => one.provider === 'c').map((one) => one.locale ?? ''), ...settings]);
+  const lines = [...used].filter((one) => /^[a-z]{2,3}_[A-Z]{2}/.test(one)).sort().map((name) => {
+    const [, base = '', codeset = '', variant = ''] = /^([^.@]*)\.?([^@]*)(@.*)?$/.exec(name) ?? [];
+    const charset = codeset === '' ? (variant === '@euro' ? 'ISO-8859-15' : 'ISO-8859-1') : codeset.toUpperCase().replace(/^UTF-?8$/, 'UTF-8').replace(/^ISO-?8859-?(\d+)$/, 'ISO-8859-$1');
+    const full = `${base}${codeset ? `.${charset}` : ''}${variant}`, listed = `${base}${codeset ? `.${codeset.toLowerCase().replaceAll('-', '')}` : ''}${variant}`;
+    return `locale -a | grep -qxF ${q(listed)} || { echo ${q(`${full} ${charset}`)} >> /etc/locale.gen && locale-gen; }`;
+  });
+  return lines.length === 0 ? [] : ['A database whose locale is missing lets nobody in:', block(lines)];
+}
+
+// Files of the host come back to the user of that name; numbers may differ.
+function owners({ host }, { byName }) {
+  const users = host.users.filter((one) => one.id !== 0 && one.name), groups = host.groups.filter((one) => one.id !== 0 && one.name);
+  const lines = [...groups.map((one) => `getent group ${q(one.name)} >/dev/null || groupadd --gid ${one.id} ${q(one.name)} || groupadd ${q(one.name)}`),
+    ...users.map((one) => {
+      const group = (groups.find((other) => other.id === one.group) ?? groups.find((other) => other.name === one.name))?.name, rest = `--no-create-home ${one.home ? `--home-dir ${q(one.home)} ` : ''}${one.shell ? `--shell ${q(one.shell)} ` : ''}${group ? `--gid ${q(group)} ` : ''}`;
+      return `getent passwd ${q(one.name)} >/dev/null || useradd --uid ${one.id} ${rest}${q(one.name)} || useradd ${rest}${q(one.name)}`;
+    })];
+  if (byName.length === 0 || lines.length === 0) return [];
+  return ['## 3. The owners of the files', 'By name; the number may be another one here.', block(lines)];
+}
+
+// What lies in the way is moved, never deleted. Below /etc it would be found by programs (Debian takes a folder below /etc/postgresql for a cluster): it goes to /root.
+const asidePath = (place) => (isBelow(place, '/etc') ? `/root/$AWAY${pasteable([place])}` : `${pasteable([place])}.$AWAY`);
+
+function makeRoom({ plan, parents, host }, clusters, { byName, byNumber, system }) {
+  const stops = plan.parts.filter((part) => part.wasRunning).map((part) => `${q(...part.stop)} || true`);
+  const debian = clusters.filter((one) => one.configFolder && !plan.parts.some((part) => part.wasRunning && part.dataDirectory === one.dataDirectory)).map((one) => `systemctl stop ${q(`postgresql@${one.name.replace('/', '-')}`)} || true`);
+  const user = (uid) => host.users.find((one) => one.id === uid)?.name || String(uid), group = (gid) => host.groups.find((one) => one.id === gid)?.name || String(gid);
+  const needed = parents.filter((one) => !byName.some((place) => isBelow(one.path, place))).filter((one) => !byNumber.some((volume) => isBelow(volume, one.path)) || byName.some((place) => isBelow(place, one.path)));
+  return ['## 4. Stop what runs here, and make room', 'What does not exist here yet cannot be stopped: that is no error.', block([...stops, ...debian].concat(stops.length + debian.length === 0 ? ['true   # nothing was stopped for this backup'] : [])),
+    'These come back. What lies there now is moved aside, nothing is deleted:', [...byName, ...byNumber].map((one) => `- \`${one}\``).join('\n'),
+    strict([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # no PostgreSQL may run there`),
+      'aside() {', '  [ -e "$1" ] || [ -L "$1" ] || return 0', '  if mountpoint -q "$1"; then mkdir "$1/.$AWAY"; find "$1" -mindepth 1 -maxdepth 1 ! -name ".$AWAY" ! -name lost+found -exec mv -t "$1/.$AWAY" {} +; return; fi',
+      '  [ ! -e "$2" ]; mkdir -p "${2%/*}"; mv -T "$1" "$2"', '}', ...[...byName, ...byNumber].map((one) => `aside ${q(one)} ${asidePath(one)}`)]),
+    ...(needed.length > 0 ? ['The folders above them are not in the archive, and borg would make them so that nobody but root can enter:',
+      block(needed.map((one) => `[ -d ${q(one.path)} ] || install -d -m ${one.mode} -o ${q(user(one.uid))} -g ${q(group(one.gid))} ${q(one.path)}`))] : []),
+    ...(system.length > 0 ? [`${system.map((one) => `\`${one}\``).join(', ')} cannot be moved aside on a machine that runs. Extract it elsewhere and take what you need: \`mkdir /root/old && cd /root/old && borg extract "::$ARCHIVE" ${stored(system)}\``] : [])];
+}
+
+function extraction({ containers, plan }, { byName, byNumber }) {
+  const mounts = containers.flatMap((one) => one.mounts);
+  const volumes = byNumber.flatMap((place) => mounts.filter((one) => one.type === 'volume' && one.source === place).map((one) => ({ place, name: String(one.name) })).slice(0, 1));
+  const named = [...new Set(plan.roots.filter((root) => byNumber.includes(root.path) && root.path.endsWith('/_data')).map((root) => root.why.slice('volume '.length)))].filter((one) => !volumes.some(({ name }) => name === one) && !one.includes('/'));
+  const make = [...volumes.map(({ name }) => name), ...named];
+  return ['## 5. Extract', ...(make.length > 0 ? ['Docker has to know its volumes before they are filled:', block(make.map((name) => `docker volume inspect ${q(name)} >/dev/null 2>&1 || docker volume create ${q(name)}`))] : []),
+    strict(['cd /', ...(byName.length > 0 ? [`borg extract --sparse "::$ARCHIVE" ${stored(byName)}${byNumber.some((one) => byName.some((place) => isBelow(one, place))) ? byNumber.map((one) => ` --exclude ${stored([one])}`).join('') : ''}`] : []),
+      ...(byNumber.length > 0 ? [`borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored(byNumber)}   # files in volumes belong to numbers, not names`] : [])]),
+    'It takes long, and says nothing unless `--progress` is added after `extract`.'];
+}
+
+function containersAgain({ containers, plan }) {
+  if (containers.length === 0) return [];
+  const isSaved = (file) => plan.roots.some((root) => isBelow(file, root.path));
+  const lines = containers.map((one) => `- \`${one.name}\`: image \`${one.image}\` (${one.imageDigests.join(', ') || one.imageId}), restart ${one.restartPolicy || 'no'}${one.user ? `, user ${one.user}` : ''}, ports ${one.ports.join(', ') || 'none'}, `
+    + `mounts ${one.mounts.map((mount) => `${mount.name || mount.source}:${mount.destination}${mount.writable ? '' : ':ro'}`).join(' ') || 'none'}, environment ${one.environmentNames.filter((name) => name !== 'PATH').join(' ') || 'none'}${one.composeProject ? `, project ${one.composeProject} in ${one.composeFolder}` : ''}`);
+  const projects = [...new Set(containers.filter((one) => one.composeProject && one.composeFiles.length > 0).map((one) => JSON.stringify([one.composeProject, one.composeFolder, one.composeFiles])))].map((one) => JSON.parse(one));
+  const ready = projects.filter(([, , files]) => files.every(isSaved)), lost = projects.filter(([, , files]) => !files.every(isSaved));
+  const byHand = containers.filter((one) => !one.composeProject || one.composeFiles.length === 0);
+  return ['## 6. The containers', 'They are no files, so they are made again, not started yet. These were (values of the environment are not in the archive, they may be secrets):', lines.join('\n'),
+    ...(ready.length > 0 ? [block(ready.map(([project, folder, files]) => `docker compose --project-name ${q(project)} --project-directory ${q(folder)} ${files.map((file) => `--file ${q(file)}`).join(' ')} create`))] : []),
+    ...lost.map(([project, , files]) => `The files of project ${project} are not in this archive: ${files.join(', ')}. Bring them, and run \`docker compose create\` in their folder.`),
+    ...(byHand.length > 0 ? [`Make ${byHand.map((one) => `\`${one.name}\``).join(', ')} with \`docker create --name ...\` as above.`] : []),
+    'An image from a registry is exactly the same with its digest: `docker pull NAME@sha256:...`. A newer major version of a database does not start on the old files.'];
+}
+
+const psqlOf = (one) => ['runuser', '-u', one.owner, '--', 'env', 'PGOPTIONS=-c search_path=pg_catalog', 'psql', '-XqAt', '-h', one.socketFolder || '/var/run/postgresql', '-p', one.port || '5432'];
+
+function checks(manifest, clusters) {
+  const ran = clusters.filter((one) => one.pid !== 0);
+  if (ran.length === 0) return [];
+  const starts = ran.map((one) => (one.configFolder ? `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} start -o ${q(LOCKED)}` : startOf(manifest, one)));
+  const connections = Object.fromEntries(ran.map((one) => [one.name, psqlOf(one)]));
+  return ['## 7. PostgreSQL alone, and is everything there?', 'Nobody can reach it from elsewhere yet, and it sends nothing anywhere. If it does not start, its log says why: `/var/log/postgresql/`.', strict(['systemctl daemon-reload || true', ...starts]),
+    'Every table is counted, and compared with what was counted while everything ran, shortly before the backup: small differences are what happened in between.',
+    counting(connections),
+    ...collations(manifest, ran), ...(ran.some((one) => one.configFolder) ? ['Good? Then the clusters are stopped again, to be started as usual:',
+      block(ran.filter((one) => one.configFolder).map((one) => `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} stop`))] : [])];
+}
+
+// Counts every table that the manifest counted. connections: by cluster, the words that run psql there.
+const counting = (connections) => block([`python3 - <<'END'`, 'import json, subprocess, sys', `connections = ${JSON.stringify(connections)}`, 'bad = same = 0',
+  `for cluster in json.load(open('/root/restore/record/manifest.json'))['postgres']:`,
+  `    for database in cluster['databases'] if cluster['name'] in connections else []:`,
+  `        if not database['connectable']: continue`,
+  `        tables = database.get('rows') or {}`,
+  `        sql = ''.join('select %d, count(*) from only %s;\\n' % (number, name) for number, name in enumerate(tables)) or 'select 1;'`,
+  `        done = subprocess.run(connections[cluster['name']] + ['-d', database['name']], input=sql, capture_output=True, text=True)`,
+  `        here = dict(line.split('|') for line in done.stdout.split() if '|' in line)`,
+  `        if done.stderr: print(cluster['name'], database['name'], done.stderr.strip())`,
+  `        for number, (name, rows) in enumerate(tables.items()):`,
+  `            found = here.get(str(number))`,
+  `            if found is None or (rows and found == '0'): bad += 1`,
+  `            if found is not None and rows in (None, int(found)): same += 1   # None: too large to be counted then`,
+  `            else: print(cluster['name'], database['name'], name, 'recorded', rows, 'here', found)`,
+  `        bad += 0 if done.returncode == 0 else 1`,
+  `print(same, 'tables are as recorded,', bad, 'errors')`, 'sys.exit(1 if bad else 0)', 'END']);
+
+const startOf = ({ plan }, cluster) => q(...plan.parts.find((part) => part.dataDirectory === cluster.dataDirectory)?.start ?? ['true']);
+
+// Indexes lie in the order of libc or ICU: another version may sort otherwise. Only those are rebuilt that this archive has.
+function collations({ postgres, host }, clusters) {
+  const lines = clusters.flatMap((cluster) => {
+    const facts = postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
+    return (['c', 'i']).flatMap((provider) => {
+      const sql = (facts?.databases ?? []).flatMap((one) => {
+        const used = (one.collations ?? []).filter((collation) => collation.provider === provider && !/^(C|POSIX|C\.utf-?8)$/i.test(collation.locale ?? ''));
+        const isOwn = one.provider === provider && Number(cluster.version) >= 15 && one.recorded !== null;
+        const statements = [...used.flatMap((collation) => collation.indexes.map((index) => `REINDEX INDEX ${index};`)),
+          ...used.filter((collation) => collation.name !== 'default' && collation.recorded !== null).map((collation) => `ALTER COLLATION ${[collation.schema, collation.name].map(identifier).join('.')} REFRESH VERSION;`),
+          ...used.flatMap((collation) => collation.partitionedTables.map((table) => `-- rows of ${table} may lie in the wrong partition: look at its bounds`)),
+          ...(isOwn ? [`ALTER DATABASE ${identifier(one.name)} REFRESH COLLATION VERSION;`] : [])];
+        return statements.length === 0 ? [] : [`${q(...psqlOf(cluster))} -v ON_ERROR_STOP=1 -d ${q(one.name)} <<'END'`, ...statements.map((text) => text.replaceAll('\n', ' ')), 'END'];
+      });
+      if (sql.length === 0) return [];
+      const differs = provider === 'c' ? `[ "$(getconf GNU_LIBC_VERSION)" != ${q(host.libc)} ]`
+        : `[ "$(basename "$(readlink -f "$(ldd ${q(path.join(cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, 'postgres'))} | grep -o '/[^ ]*libicui18n[^ ]*')")")" != ${q(facts?.icu ?? '')} ]`;
+      return [`if ${differs}; then`, ...sql, 'fi'];
+    });
+  });
+  return lines.length === 0 ? [] : [`Texts were sorted by ${host.libc}${[...new Set(postgres.map((one) => one.icu))].filter((one) => one).map((one) => ` and ${one}`).join('')}. If these are others here, the indexes that depend on them are built anew (else this does nothing):`, block(lines)];
+}
+
+const identifier = (name) => `"${name.replaceAll('"', '""')}"`;
+
+function start(manifest, clusters) {
+  const { plan } = manifest;
+  const runsAlready = (part) => clusters.some((one) => one.pid !== 0 && !one.configFolder && one.dataDirectory === part.dataDirectory);
+  const parts = [...plan.parts].reverse().filter((part) => part.wasRunning && !runsAlready(part));
+  const lines = [...parts.map((part) => q(...part.start))];
+  if (lines.length === 0) return [];
+  const inContainers = plan.clusters.filter((one) => one.container !== '' && one.pid !== 0);
+  const missing = parts.filter((part) => part.kind === 'service' || part.kind === 'command').map((part) => part.name);
+  return ['## 8. Start, in this order', ...(missing.length > 0 ? [`Programs and units of ${missing.join(', ')} are in this archive only if their files are among the paths above: else install them first.`] : []), block(lines),
+    ...(inContainers.length > 0 ? ['PostgreSQL in containers, as soon as it answers:', counting(Object.fromEntries(inContainers.map((one) => [one.name, ['docker', 'exec', '--interactive', '--user', String(one.uid), one.container, 'sh', '-c',
+      'exec psql -XqAt -U "${POSTGRES_USER:-postgres}" "$@"', 'sh']])))] : []),
+    'Before applications and users come back: archiving, replication slots and subscriptions now work as on the old machine. If that one still runs, there are two of it.',
+    'Is this machine to stay? `mkdir /opt/cold-backup`, `backup.js` and `backup.settings.js` from `/root/restore/record` into it, key and passphrase where those settings say, and `node backup.js setup`.'];
+}
+
+function goingBack({ byName, byNumber }) {
+  const places = [...byName, ...byNumber];
+  if (places.length === 0) return [];
+  return ['## To go back', 'To what was here before: stop as above, then for each path that had old contents (a mount point has them inside, in `.$AWAY`):',
+    ['```', ...places.map((one) => `mv -T ${q(one)} ${q(one)}.restored && mv -T ${asidePath(one)} ${q(one)}`), '```'].join('\n'), 'When all is good for some days, remove the old contents: everything whose name ends with `$AWAY`.'];
+}
+
+function onlyAPart({ plan }, clusters, { byName, byNumber, system }) {
+  const folder = plan.roots.find((root) => root.why === 'folder')?.path ?? [...byName, ...byNumber, ...system][0];
+  const numeric = folder && byNumber.includes(folder) ? '--numeric-ids ' : '';
+  return ['## Only a part', 'One folder or file, into an empty folder; nothing that exists is touched. Paths are written without the first slash, and `borg list "::$ARCHIVE"` shows them:',
+    strict([`mkdir -m 700 "/root/part-$AWAY" && cd "/root/part-$AWAY"`, `borg extract --sparse ${numeric}"::$ARCHIVE" ${stored([folder ?? '/record'])}`, 'find . -maxdepth 4 | head -20']),
+    ...clusters.filter((one) => one.configFolder).flatMap((one) => besides(one))];
+}
+
+// A second PostgreSQL beside the first: its links turned to the copy, its own socket, nothing that reaches out, no jobs of its libraries.
+function besides(cluster) {
+  const inside = (place) => `"$L"${q(place)}`, bin = cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, config = inside(cluster.configFolder);
+  const links = [...(cluster.walFolder !== `${cluster.dataDirectory}/pg_wal` ? [{ link: 'pg_wal', to: cluster.walFolder }] : []), ...cluster.tablespaces.filter((one) => one.location).map((one) => ({ link: `pg_tblspc/${one.oid}`, to: one.location }))];
+  const as = `runuser -u ${q(cluster.owner)} --`;
+  const settings = [`config_file=$C/postgresql.conf`, 'data_directory=$D', 'hba_file=$C/pg_hba.conf', 'ident_file=$C/pg_ident.conf', 'external_pid_file=$D/look.pid', 'unix_socket_directories=$L', 'port=5999', 'listen_addresses=', 'archive_mode=off', 'max_logical_replication_workers=0', 'shared_preload_libraries=', 'ssl=off', 'logging_collector=off'];
+  return [`PostgreSQL ${cluster.name} beside whatever runs here, only to look (\`shared_preload_libraries=\` keeps jobs from running; an extension that has to be loaded so needs its name there):`,
+    strict([`L="/var/lib/postgresql/look-$AWAY"; D=${inside(cluster.dataDirectory)}; C=${config}`, 'install -d -m 711 "$L" && cd "$L"', `borg extract --sparse "::$ARCHIVE" ${stored(outermost([...cluster.roots, cluster.configFolder]))}`,
+      'find "$L" -type d -user root -exec chmod go+x {} +   # borg made these for root alone',
+      ...links.map(({ link, to }) => `ln -sfn ${inside(to)} "$D/${link}"   # else it would write into those of the running cluster`), `chown ${q(cluster.owner)} "$L"`,
+      `${as} ${q(path.join(bin, 'pg_ctl'))} start -w -s -l "$L/log" -D "$D" -o "${settings.map((one) => `-c ${one}`).join(' ')}"`,
+      `${as} psql -h "$L" -p 5999 -d postgres -c 'show data_directory' -c '\\l'`,
+      `${as} ${q(path.join(bin, 'pg_ctl'))} stop -s -D "$D"   # leave this line away to go on looking; then remove the folder`])];
+}
+
+// =========================================================================================================
 // ==== RECORD ====
 // The record that travels in every archive: manifest.json (plan, passport, proof), RESTORE.md, the listing, this script and
 // the settings in force. With it an archive explains itself, to a person and to `restore`, with borg, key and passphrase alone.
@@ -3216,7 +3454,7 @@ function prepareRecord(loaded, script, plan, passport) {
   return {
     format: 1, server: plan.server, archive: plan.archive, madeAt: plan.madeAt,
     script: { version: VERSION, state: editedOrAsBuilt(text), node: process.version, file: script },
-    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...socketsOf(plan)]), proof: null, drill: lastDrill(readHistory(loaded.settings.stateFolder)),
+    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...plan.clusters.flatMap((one) => one.roots), ...socketsOf(plan)]), proof: null, drill: lastDrill(readHistory(loaded.settings.stateFolder)),
   };
 }
 
@@ -3254,48 +3492,6 @@ function writeProof(stateFolder, proof, line) {
   const lines = [...readHistory(stateFolder), line].slice(-KEPT_HISTORY_LINES);
   fs.writeFileSync(path.join(folder, 'record', 'history.jsonl'), lines.map((one) => `${JSON.stringify(one)}\n`).join(''), { mode: 0o600 });
   return folder;
-}
-
-const block = (lines) => ['```sh', ...lines, '```'].join('\n');
-
-/** RESTORE.md: how to restore this very archive by hand with borg, key file and passphrase, in commands that can be pasted. */
-function restoreText(manifest) {
-  const { plan, host, packages } = manifest;
-  const onHost = manifest.postgres.filter((cluster) => cluster.container === '');
-  const user = (uid) => host.users.find((one) => one.id === uid)?.name || uid, group = (gid) => host.groups.find((one) => one.id === gid)?.name || gid;
-  const folders = plan.roots.map((root) => `- ${pasteable([root.path])} (${root.why})`);
-  return [
-    `# Restore ${manifest.archive}`,
-    `Everything that server \`${manifest.server}\` saved on ${manifest.madeAt}, with all services stopped. It ran ${host.osRelease.PRETTY_NAME ?? os.type()} on ${host.architecture}.\n` +
-    'You need: borg 1.2 or 1.4, the key file and the passphrase (both are on the recovery sheet), and an ssh key that the storage accepts (`export BORG_RSH="ssh -i FILE"`; its keeper can let in a new one). Everything below is done as root, on a machine of the same architecture.',
-    '## 1. Reach the repository',
-    block(['apt-get install --yes borgbackup', `export BORG_REPO=${pasteable([plan.repository])}`, 'export BORG_KEY_FILE=/root/borg_key   # the key file; `borg key import` makes it from the sheet',
-      'read -rs -p "passphrase: " BORG_PASSPHRASE; export BORG_PASSPHRASE', 'borg list', `borg list ::${manifest.archive} record`]),
-    'If borg says that the repository was at another place before, that is true on a new machine: answer yes.',
-    '## 2. The same software',
-    'Files of PostgreSQL fit the same major version only, and its extensions and locales have to be there. These were:',
-    block([`# ${Object.entries(packages.needed).map(([name, version]) => `${name} ${version}`).join(', ')}`,
-      `apt-get install --yes ${Object.keys(packages.needed).filter((name) => /^(postgresql|postgis|locales)/.test(name)).map((name) => pasteable([name.split(':')[0]])).join(' ') || 'postgresql'}`]),
-    `Locales: ${host.locales.join(', ')}. Check with \`locale -a\`; make missing ones with \`dpkg-reconfigure locales\`.`,
-    ...(packages.unowned.length > 0 ? [`In no package, so copy them from elsewhere: ${packages.unowned.join(', ')}`] : []),
-    '## 3. Stop what runs there, and make room',
-    onHost.length > 0 ? block(onHost.map((cluster) => (cluster.configFolder ? `systemctl stop postgresql@${cluster.name.replace('/', '-')}   # and move its old data directory aside` : `# stop PostgreSQL in ${cluster.dataDirectory}`)))
-      : 'Stop everything that uses the folders below.',
-    ['These paths come back; what lies there now has to be moved away first:', '', ...folders].join('\n'),
-    '## 4. Extract',
-    'The folders above the saved ones are not in the archive: PostgreSQL cannot enter them if borg makes them, so make them first.',
-    block([...manifest.parents.map((one) => `[ -d ${pasteable([one.path])} ] || install -d -m ${one.mode} -o ${user(one.uid)} -g ${group(one.gid)} ${pasteable([one.path])}`),
-      `cd / && borg extract --progress --sparse ${manifest.containers.length > 0 && onHost.length === 0 ? '--numeric-ids ' : ''}::${manifest.archive} --exclude record`]),
-    ...(manifest.containers.length > 0 ? ['Files of container volumes belong to numbers, not names: `borg extract --numeric-ids` gives them back as they were; for clusters on the host leave it out.'] : []),
-    'Only a part of it, or a look first? Extract into an empty folder; paths are written without the first slash:',
-    block(['mkdir /srv/look && cd /srv/look', `borg --umask 0022 extract --sparse ::${manifest.archive} ${pasteable([(plan.roots[0]?.path ?? '/record').slice(1)])}`]),
-    ...(onHost.length > 0 ? ['A data directory that was extracted elsewhere still leads to the old places: before PostgreSQL is started on it, turn the link `pg_wal` and every link in `pg_tblspc` to the extracted folders. Else it would write into those of the running cluster.'] : []),
-    '## 5. Start',
-    block([...plan.parts.filter((part) => part.wasRunning).map((part) => pasteable(part.start)).reverse(), ...(plan.parts.length === 0 ? ['# nothing was stopped for this backup'] : [])]),
-    '## 6. Check',
-    'Row counts, sizes, extensions and collations of every database are in `record/manifest.json`. A collation version that differs from `recorded` there means: REINDEX the indexes it names, then `ALTER DATABASE ... REFRESH COLLATION VERSION`.',
-    ...manifest.containers.map((one) => `Container \`${one.name}\` was made from image \`${one.image}\` (${one.imageDigests.join(', ') || one.imageId}), project \`${one.composeProject || '-'}\`, files ${one.composeFiles.join(', ') || '-'}.`),
-  ].join('\n\n') + '\n';
 }
 
 // =========================================================================================================
@@ -3595,14 +3791,25 @@ async function recoverIn(stateFolder, settings) {
 
 // =========================================================================================================
 // ==== LIST ====
-// What is in the repository: the archives, the files in one; and borg itself, for everything this script does not do.
-// `list` only reads. `borg` does whatever it is told.
+// What is in the repository: the archives, the files in one, the versions of a file in all; and borg itself, for everything this script
+// does not do. `list` and `find` only read. `borg` does whatever it is told.
 
-/** `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of one. Returns the exit code. */
+const MOST_VERSIONS = 30_000; // of files that `find` keeps in mind, about 1 kB each
+
+/** What was asked of borg. When it failed, a borg that is missing or too old is the better story; asking that first would cost every look a start of it. */
+async function orWrongBorg(asked) {
+  try {
+    return await asked;
+  } catch (error) {
+    await borgVersion();
+    throw error;
+  }
+}
+
+/** `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of one. Returns 0, or 1 with warnings. */
 async function list(settings, server, words) {
-  await borgVersion();
-  const archives = await listArchives(settings, server);
-  if (words.length > 0) return listFiles(settings, archiveMeant(archives, words[0]), words[1]);
+  const archives = await orWrongBorg(listArchives(settings, server));
+  if (words.length > 0) return listFiles(settings, archiveMeant(archives, words[0], 'look'), words[1]);
   if (mode.json) answer(JSON.stringify(archives, null, 1));
   else if (archives.length === 0) answer('no archives yet');
   else answer(archives.map(archiveLine).join('\n'));
@@ -3614,31 +3821,106 @@ function archiveLine(one) {
   return `${one.archive.padEnd(40)} ${one.kind.padEnd(8)}${facts}`;
 }
 
-/** Given the archives and a name or 'latest', returns the archive's name: 'latest' is the newest proven one. Throws Problem when there is none. */
-function archiveMeant(archives, name) {
+/**
+ * Given the archives and a name or 'latest', returns the archive's name: 'latest' is the newest proven one. An unproven one is warned of; a copy of
+ * the running system may be looked at, and is never restored from. Throws Problem when there is none.
+ */
+function archiveMeant(archives, name, use = 'restore') {
   if (name === 'latest') {
     const newest = archives.filter((one) => one.kind === 'proven').pop();
-    if (!newest) throw new Problem('there is no proven archive yet', { hint: '`node backup.js list` shows what there is' });
+    if (!newest) throw new Problem('there is no proven archive yet', { hint: '`node backup.js list` shows what there is; an unproven one has to be named in full' });
     return newest.archive;
   }
   const found = archives.find((one) => one.archive === name);
   if (!found) throw new Problem(`there is no archive ${named(name)}`, { hint: '`node backup.js list` shows what there is' });
-  if (found.kind !== 'proven') warn(`${name} is ${found.kind === 'warm' ? 'a copy of the running system' : 'not proven'}: it does not count as a backup`);
+  if (found.kind === 'warm' && use === 'restore') {
+    throw new Problem(`${name} is a copy of the running system: its files do not belong together, and a database in it is worthless`,
+      { hint: `use \`latest\`; if it must be this one: node backup.js borg extract ${pasteable([`::${name}`])} PATH` });
+  }
+  if (found.kind === 'unproven') warn(`${name} is not proven: it does not count as a backup`);
   return found.archive;
 }
 
+/** A path as it was on the server, as a pattern of borg's: itself and everything below it. */
+const asPattern = (file) => `pp:${file.replace(/^\//, '')}`;
+
 // borg's own lines are not shown: a line end in a file's name would look like another file.
 async function listFiles(settings, archive, file) {
+  const wanted = path.resolve('/', file ?? '/');
   let shown = 0;
   const show = (line) => {
-    if (mode.json) return process.stdout.write(`${shown++ === 0 ? '[' : ',\n'}${line}`);
-    const one = JSON.parse(line), link = one.source ? ` ${one.type === 'l' ? '->' : '='} ${one.source}` : '';
-    return process.stdout.write(`${one.mode} ${one.user.padEnd(8)} ${one.group.padEnd(8)} ${String(one.size).padStart(12)} ${one.mtime.slice(0, 19)} ${printable(`${one.path}${link}`.replace(/[\t\n]/g, (sign) => (sign === '\n' ? '\\n' : '\\t')))}\n`);
+    const before = shown++ === 0 ? '[' : ',\n';
+    if (mode.json) return process.stdout.write(`${before}${line}`);
+    const one = JSON.parse(line), link = one.source ? ` ${one.type === 'l' ? '->' : '='} ${named(one.type === 'l' ? one.source : `/${one.source}`)}` : '';
+    return process.stdout.write(`${one.mode} ${String(one.user).padEnd(8)} ${String(one.group).padEnd(8)} ${String(one.size).padStart(12)} ${one.mtime.slice(0, 19)} ${named(`/${one.path}`)}${link}\n`);
   };
-  const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...(file ? [`pp:${file.replace(/^\//, '')}`] : [])], { onLine: show, keepBytes: 0 });
-  if (done.code !== 0) throw borgFailure(`${archive} cannot be listed`, done);
+  const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...(wanted === '/' ? [] : [asPattern(wanted)])], { onLine: show, keepBytes: 0 });
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
+  if (shown === 0 && wanted !== '/') throw notInArchive(archive, [wanted]);
   if (mode.json) answer(shown === 0 ? '[]' : ']');
-  return 0;
+  return warnings.length > 0 ? 1 : 0;
+}
+
+function notInArchive(archive, missing) {
+  return new Problem(`not in ${archive}: ${missing.map(named).join(', ')}`, { hint: `node backup.js find ${pasteable([path.basename(missing[0])])}` });
+}
+
+// runs: in the archives from the one number to the other, 0 is the newest
+
+/** `find PATTERN`: which archives hold the files whose path contains the text (or matches the glob), newest first. Returns 0, or 1 when none does. */
+async function find(settings, server, [pattern = '']) {
+  const archives = (await orWrongBorg(listArchives(settings, server))).filter((one) => one.kind !== 'warm').reverse();
+  const found = new Map(), began = Date.now();
+  let left = archives.reduce((sum, one) => sum + 1 + (one.files ?? 0) * 1e-5, 0); // at a guess: borg starts in 1 s and lists 100,000 files in another
+  let kept = 0, toldAt = Date.now();
+  say(`searching ${count(archives.length, 'archive')}, newest first: about ${span(left)}`);
+  for (const [index, { archive }] of archives.entries()) {
+    const onLine = (line) => { kept += noteVersion(found, index, JSON.parse(line), kept < MOST_VERSIONS); };
+    const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...findPatterns(pattern)], { onLine, keepBytes: 0 });
+    if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be searched`, done);
+    left = (Date.now() - began) / 1000 / (index + 1) * (archives.length - index - 1);
+    if (sayLive(`${index + 1} of ${archives.length} archives, about ${span(left)} left`) || Date.now() - toldAt < 60_000) continue;
+    toldAt = Date.now();
+    say(`searched ${index + 1} of ${archives.length} archives, about ${span(left)} left`);
+  }
+  if (kept > MOST_VERSIONS) warn(`more than ${MOST_VERSIONS} versions of files match, and not all are shown: write more of the path`);
+  if (found.size === 0) say(`no archive holds ${named(pattern)}`);
+  tellVersions(found, archives.map((one) => one.archive));
+  return found.size === 0 || warnings.length > 0 ? 1 : 0;
+}
+
+function findPatterns(pattern) {
+  const plain = pattern.replace(/^\//, ''), fromRoot = pattern.startsWith('/');
+  if (/[*?[]/.test(plain)) return [`fm:${plain}`, ...(fromRoot ? [] : [`fm:*/${plain}`])];
+  return [`re:${fromRoot ? '^' : ''}${plain.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}`];
+}
+
+// Returns 1 for a version that was not known; of those it remembers only while there is room.
+function noteVersion(found, index, one, hasRoom) {
+  if (one.type === 'd') return 0;
+  const file = `/${one.path}`, modifiedAt = `${one.mtime.slice(0, 19)}Z`;
+  const known = found.get(file)?.find((version) => version.modifiedAt === modifiedAt && version.bytes === one.size);
+  const last = known?.runs[known.runs.length - 1];
+  if (last && last[1] >= index - 1) last[1] = index;
+  else if (known) known.runs.push([index, index]);
+  else if (hasRoom) found.set(file, [...found.get(file) ?? [], { modifiedAt, bytes: one.size, runs: [[index, index]] }]);
+  return known ? 0 : 1;
+}
+
+function tellVersions(found, archives) {
+  const holding = ({ runs }) => runs.flatMap(([from, to]) => archives.slice(from, to + 1));
+  const sign = (index) => (index === 0 ? '[' : ',');
+  let index = 0;
+  for (const [file, versions] of found) { // one by one: all of it as one text could be too much
+    if (mode.json) answer(`${sign(index++)}${JSON.stringify({ path: file, versions: versions.map((one) => ({ modifiedAt: one.modifiedAt, bytes: one.bytes, archives: holding(one) })) })}`);
+    else answer([named(file), ...versions.map((one) => versionLine(one, holding(one)))].join('\n'));
+  }
+  if (mode.json) answer(index === 0 ? '[]' : ']');
+}
+
+function versionLine({ modifiedAt, bytes }, archives) {
+  const more = archives.length > 1 ? ` and ${archives.length - 1} more, the oldest ${archives[archives.length - 1]}` : '';
+  return `  changed ${modifiedAt}  ${size(bytes).padStart(8)}  in ${archives[0]}${more}`;
 }
 
 /** `borg ARGS...`: borg on this terminal, with this server's repository, key and passphrase. Returns its exit code. */
@@ -3761,7 +4043,7 @@ const FORCED = {
   listen_addresses: '', unix_socket_directories: '/own', port: PORT, config_file: '/own/conf', hba_file: '/own/hba', ident_file: '/own/ident', external_pid_file: '/own/pid',
   archive_mode: 'off', archive_command: '', restore_command: '', archive_cleanup_command: '', recovery_end_command: '', primary_conninfo: '', primary_slot_name: '',
   shared_preload_libraries: '', max_logical_replication_workers: '0', max_wal_senders: '0', autovacuum: 'off', ssl: 'off', huge_pages: 'off', shared_buffers: '128MB',
-  logging_collector: 'off', log_destination: 'stderr', log_statement: 'none', jit: 'off', fsync: 'off',
+  logging_collector: 'off', log_destination: 'stderr', log_statement: 'none', lc_messages: 'C', jit: 'off', fsync: 'off',
 };
 const FORCED_SINCE = [[15, { archive_library: '' }], [17, { event_triggers: 'off', summarize_wal: 'off', sync_replication_slots: 'off' }]];
 // These must be as they were, or the server refuses its own files (manual, "Hot Standby" and "Replication Slots").
@@ -3773,26 +4055,40 @@ const KEPT = { 'wal_level setting': 'wal_level', 'max_connections setting': 'max
  * its superuser, returns it as a running cluster, `owner` being that role: queryCluster() and its like ask it. Throws Problem with what the server says.
  */
 async function startInside(sandbox, programs, dataDirectory, onHost, roles) {
-  const control = await look([...sandbox.words, path.join(programs.binaries, 'pg_controldata'), '-D', dataDirectory]);
+  const facts = await look([...sandbox.words, path.join(programs.binaries, 'pg_controldata'), '-D', dataDirectory]);
   const kept = Object.entries(KEPT).flatMap(([told, name]) => {
-    const value = new RegExp(`^${told}:\\s+(\\w+)$`, 'm').exec(control.out)?.[1];
+    const value = new RegExp(`^${told}:\\s+(\\w+)$`, 'm').exec(facts.out)?.[1];
     return value ? [[name, value]] : [];
   });
   if (kept.length === 0) kept.push(['wal_level', 'logical'], ['max_prepared_transactions', '1000'], ['max_connections', '1000'], ['max_worker_processes', '100']); // no pg_controldata here: more than it can have had
   const slots = fs.existsSync(path.join(onHost, 'pg_replslot')) ? fs.readdirSync(path.join(onHost, 'pg_replslot')).length : 0;
   const newer = FORCED_SINCE.filter(([since]) => Number(programs.version) >= since).map(([, settings]) => settings);
   const settings = { ...FORCED, ...Object.assign({}, ...newer), ...Object.fromEntries(kept), max_replication_slots: String(slots + 10), data_directory: dataDirectory };
-  const options = Object.entries(settings).map(([name, value]) => `-c ${name}='${value.replaceAll("'", `'\\''`)}'`).join(' '); // pg_ctl gives them to a shell
+  const options = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]);
   const cluster = { name: `copy of ${dataDirectory}`, dataDirectory: onHost, version: programs.version, owner: '', uid: OWN_USER, gid: OWN_USER, pid: 1, port: PORT, socketFolder: '/own',
     binaries: programs.binaries, container: '', insideDataDirectory: dataDirectory, configFolder: '', roots: [], tablespaces: [], walFolder: '', words: sandbox.words };
-  const done = await look([...sandbox.words, path.join(programs.binaries, 'pg_ctl'), 'start', '-D', dataDirectory, '-w', '-t', '3600', '-s', '-l', '/own/log', '-o', options], { seconds: 3700 });
   const log = path.join(sandbox.folder, 'own/log'), said = () => (fs.existsSync(log) ? lastLines(fs.readFileSync(log, 'utf8'), 4) : '');
-  if (done.code !== 0) throw new Problem('PostgreSQL does not start on the copy', { ran: ['pg_ctl', 'start', '-D', dataDirectory], said: said() || done.said });
-  for (const role of roles) {
+  const control = (...words) => look([...sandbox.words, path.join(programs.binaries, 'pg_ctl'), ...words, '-D', dataDirectory, '-w', '-t', '3600', '-s'], { seconds: 3700 });
+  const begin = async () => {
+    const done = await control('start', '-l', '/own/log', '-o', options.map((word) => `'${word.replaceAll("'", `'\\''`)}'`).join(' ')); // pg_ctl gives them to a shell
+    if (done.code !== 0) throw new Problem('PostgreSQL does not start on the copy', { ran: ['pg_ctl', 'start', '-D', dataDirectory], said: said() || done.said });
+  };
+  const asSuperuser = async (role) => {
     useRole(cluster, role);
-    if ((await queryCluster(cluster, await homeOf(cluster), 'select current_setting(\'is_superuser\')')).out.trim() === 'on') return { ...cluster, owner: role };
+    return (await queryCluster(cluster, await homeOf(cluster), 'select current_setting(\'is_superuser\')')).out.trim() === 'on' ? { ...cluster, owner: role } : null;
+  };
+  await begin();
+  for (const role of roles) {
+    const found = await asSuperuser(role);
+    if (found) return found;
   }
-  throw new Problem('PostgreSQL runs on the copy, but none of its superusers is known', { said: said(), hint: `tried: ${roles.map(named).join(', ')}` });
+  await control('stop', '-m', 'fast'); // who is it? In single-user mode nobody is asked for a name
+  const alone = await look([...sandbox.words, 'sh', '-c', 'echo "$1" | { shift; exec "$@"; }', 'sh', 'select rolname from pg_roles where rolsuper and rolcanlogin order by oid limit 1',
+    path.join(programs.binaries, 'postgres'), '--single', '-D', dataDirectory, ...options, 'template1'], { seconds: 3600 });
+  await begin();
+  const found = await asSuperuser(/rolname = "(.*)"\t\(typeid/.exec(alone.out)?.[1] ?? '');
+  if (!found) throw new Problem('PostgreSQL runs on the copy, but no superuser of it may log in', { said: said(), hint: `tried: ${roles.map(named).join(', ')}` });
+  return found;
 }
 
 // =========================================================================================================
@@ -3809,9 +4105,10 @@ async function judge(manifest, clusters, options) {
 
 // =========================================================================================================
 // ==== COMING BACK ====
-// Coming back: `restore ... --to FOLDER` lays an archive, or part of it, into an empty folder; `find` tells which archives hold a file.
-// Writes only below that folder, which must be empty: nothing that exists is ever overwritten. Stops nothing, starts nothing.
-// What an archive says of itself (its manifest) is used for owners and modes of folders below FOLDER, and for nothing else.
+// Coming back: `restore ... --to FOLDER` lays an archive, or part of it, into an empty folder.
+// Writes only below that folder, which must be empty: nothing that exists is ever overwritten. Stops nothing, starts nothing. What would be
+// written elsewhere (an archive can be made so) is refused before anything is written. What an archive says of itself (its manifest) is used
+// for owners and modes of folders below FOLDER, and for nothing else.
 
 /**
  * `restore ARCHIVE|latest [PATH ...] --to FOLDER`. Given the words, the folder and whether links are to be mended, extracts whole paths
@@ -3820,19 +4117,15 @@ async function judge(manifest, clusters, options) {
  */
 async function restoreTo(settings, server, words, to, mendLinks) {
   const [name = '', ...paths] = words;
-  const wanted = paths.map((one) => path.resolve('/', one));
+  const wanted = paths.map((one) => path.resolve('/', one)).filter((one, _, all) => !all.includes('/') && one !== '/');
   const target = path.resolve(to);
-  await borgVersion();
   refuseUsedFolder(target);
-  const archive = archiveMeant(await listArchives(settings, server), name);
-  const manifest = JSON.parse(await readFromArchive(settings, archive, 'record/manifest.json'));
-  const listed = await measure(settings, archive, wanted);
-  if (listed.missing.length > 0) throw new Problem(`not in ${archive}: ${listed.missing.map(named).join(', ')}`, { hint: `node backup.js find ${pasteable([path.basename(listed.missing[0])])}` });
+  const { archive, manifest, listed } = await lookAt(settings, server, name, wanted);
   refuseWithoutRoom(target, listed);
-  const volumes = manifest.plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path);
+  warnOfLinks(wanted, listed);
   fs.mkdirSync(target, { recursive: true, mode: 0o700 });
   makeParents(target, manifest, wanted);
-  for (const { argv, title } of extractCommands(archive, wanted, volumes)) await extract(settings, argv, target, title, listed.bytes);
+  for (const { argv, title } of extractCommands(archive, manifest, wanted, listed.above)) await extract(settings, argv, target, title);
   if (mendLinks) {
     fs.chmodSync(target, 0o711); // PostgreSQL's user has to pass
     mendClusterLinks(target, manifest);
@@ -3848,6 +4141,46 @@ async function restoreTo(settings, server, words, to, mendLinks) {
 const below = (target, file) => path.join(target, path.resolve('/', file)); // never above the folder, whatever the archive says
 const hasLinks = (cluster) => cluster.tablespaces.length > 0 || path.basename(cluster.walFolder) !== 'pg_wal' || path.dirname(cluster.walFolder) !== cluster.dataDirectory;
 
+/**
+ * Everything that has to be known before a restore, given the archive's name or 'latest' and paths (none: all): the archive, its manifest, what the
+ * paths are. A start of borg over ssh takes a second or more, so the looks are made side by side; what `latest` will turn out to be is guessed
+ * from the history meanwhile. Throws Problem when it is not there, must not be restored from, or would write outside the folder it is extracted to.
+ */
+async function lookAt(settings, server, name, wanted) {
+  const looks = (archive) => Promise.allSettled([readManifest(settings, archive), measure(settings, archive, wanted)]);
+  const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
+  const [archives, guessed] = await Promise.all([orWrongBorg(listArchives(settings, server)), guess ? looks(guess) : null]);
+  const archive = archiveMeant(archives, name);
+  const [manifest, listed] = archive === guess && guessed ? guessed : await looks(archive);
+  if (manifest.status === 'rejected') throw manifest.reason;
+  if (listed.status === 'rejected') throw listed.reason;
+  for (const root of manifest.value.plan.roots) { // volumes are extracted in a pass of their own, whatever the order in the archive
+    const link = [...listed.value.links.keys()].find((one) => one !== root.path && isBelow(root.path, one));
+    if (link) throw unsafe(archive, `${named(root.path)} lies below ${named(link)}, a link`);
+  }
+  return { archive, manifest: manifest.value, listed: listed.value };
+}
+
+/** The manifest of an archive: on its own server from the state folder when it is still there. Throws Problem when it cannot be had or is none. */
+async function readManifest(settings, archive) {
+  const isText = (one) => typeof one === 'string' && one.startsWith('/');
+  const isCluster = (one) => isText(one.dataDirectory) && isText(one.walFolder) && one.tablespaces.every((space) => [space.oid, space.location].every((word) => typeof word === 'string'));
+  const parse = (text) => {
+    try {
+      const one = JSON.parse(text);
+      const isSound = one.archive === archive && one.plan.roots.every((root) => isText(root.path) && typeof root.why === 'string') && one.plan.clusters.every(isCluster)
+        && one.parents.every((parent) => isText(parent.path) && /^[0-7]{4}$/.test(parent.mode) && [parent.uid, parent.gid].every(Number.isInteger));
+      return isSound ? one : null;
+    } catch {
+      return null;
+    }
+  };
+  const own = path.join(recordFolder(settings.stateFolder), 'manifest.json');
+  const manifest = (fs.existsSync(own) && parse(fs.readFileSync(own, 'utf8'))) || parse(await readFromArchive(settings, archive, 'record/manifest.json'));
+  if (!manifest) throw new Problem(`the record of ${archive} cannot be understood`, { hint: `node backup.js borg extract --stdout ::${archive} record/manifest.json` });
+  return manifest;
+}
+
 function refuseUsedFolder(target) {
   const facts = fs.lstatSync(target, { throwIfNoEntry: false });
   if (facts && (!facts.isDirectory() || fs.readdirSync(target).length > 0)) {
@@ -3855,26 +4188,87 @@ function refuseUsedFolder(target) {
   }
 }
 
-/** Given an archive and paths (none: all of it), returns how many files and bytes they are, and which of the paths it does not hold. */
-async function measure(settings, archive, wanted) {
-  const listed = { files: 0, bytes: 0, missing: [] }, seen = new Set();
+/** Given an archive and paths (none: all of it), returns what they are. Throws Problem when a path is not there, or when extracting them is not safe. */
+async function measure(settings, archive, wanted, more = []) {
+  const listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set(), parents = new Set(foldersAbove(wanted));
+  const why = watchEntries(listed.links);
+  let trouble = '';
   const onLine = (line) => {
-    const one = JSON.parse(line);
-    listed.files++;
+    if (trouble) return;
+    const one = parseEntry(line), file = `/${one?.path}`;
+    trouble = one ? why(one) : 'a line of its listing cannot be read';
+    if (!one || trouble) return;
+    const roots = wanted.filter((root) => isBelow(file, root));
+    roots.forEach((root) => seen.add(root));
+    if (roots.length === 0 && parents.has(file)) return void listed.above.push(file);
+    listed.entries++;
+    listed.files += one.type === 'd' ? 0 : 1;
     listed.bytes += one.type === '-' ? one.size : 0;
-    for (const root of wanted) if (isBelow(`/${one.path}`, root)) seen.add(root);
   };
-  const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...wanted.map(asPattern)], { onLine, keepBytes: 0 });
+  const done = await askBorg(settings, ['list', ...more, '--json-lines', '--format', '{size}{path}', `::${archive}`, ...[...parents].map(asExactly), ...wanted.map(asPattern)], { onLine, keepBytes: 0 });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
-  return { ...listed, missing: wanted.filter((root) => !seen.has(root)) };
+  if (trouble) throw unsafe(archive, trouble);
+  const missing = wanted.filter((root) => !seen.has(root)), link = listed.above.find((one) => listed.links.has(one));
+  if (missing.length > 0 && link) throw new Problem(`not in ${archive}: ${named(missing[0])}`, { hint: `${named(link)} is a link to ${named(listed.links.get(link))}: name the path below that` });
+  if (missing.length > 0) throw notInArchive(archive, missing);
+  return listed;
 }
 
-const asPattern = (file) => `pp:${file.replace(/^\//, '')}`;
+const foldersAbove = (files) => files.flatMap((file) => file.split('/').slice(2).map((_, index) => file.split('/').slice(0, index + 2).join('/')));
+const asExactly = (file) => `re:^${file.slice(1).replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}\\Z`; // borg 1.2 complains of every pf: that it never matched
 
-function refuseWithoutRoom(target, { bytes, files }) {
+function parseEntry(line) {
+  try {
+    const one = JSON.parse(line);
+    return typeof one.path === 'string' ? one : null;
+  } catch {
+    return null;
+  }
+}
+
+const unsafe = (archive, why) => new Problem(`${archive} is not safe to extract: ${why}. Files would be written outside the folder, so nothing was`,
+  { hint: 'restore only the paths you need, if you trust them; if nobody made such links on the server, somebody made this archive to harm you' });
+
+/**
+ * borg writes through a link that the archive itself holds, follows `..` in names, and makes hard links to files outside (tried with 1.2.4). Returns
+ * a function that is given every entry in the archive's order and says what is unsafe about it, '' when nothing is. Remembers only links, in `links`.
+ */
+function watchEntries(links) {
+  const isOdd = (file) => /(^|\/)\.{0,2}(\/|$)/.test(file); // begins with /, or has an empty part, . or ..
+  let folder = '', link = ''; // of the last entry: most entries lie in the same folder
+  const linkAbove = (file) => {
+    const own = path.posix.dirname(file);
+    if (own !== folder) {
+      folder = own;
+      link = links.size === 0 ? '' : foldersAbove([`/${file}`]).find((one) => links.has(one)) ?? '';
+    }
+    return link;
+  };
+  return (one) => {
+    const isHardLink = one.type !== 'l' && Boolean(one.source);
+    if (isOdd(one.path) || (isHardLink && isOdd(one.source))) return `${named(one.path)} leads out of it`;
+    const above = linkAbove(one.path) || (isHardLink ? linkAbove(`${one.source}/.`) : '');
+    if (above) return `${named(`/${one.path}`)} lies below ${named(above)}, a link`;
+    if (one.type === 'l') {
+      links.set(`/${one.path}`, one.source);
+      folder = ''; // what was said of this folder may not hold any more
+    }
+    return '';
+  };
+}
+
+// A link comes back as a link: who names one usually wants what it leads to.
+function warnOfLinks(wanted, { links }) {
+  for (const one of wanted) {
+    const to = links.get(one);
+    if (to && !wanted.includes(path.resolve(path.dirname(one), to))) warn(`${named(one)} is a link to ${named(to)}: only the link is restored; name what it leads to as well`);
+  }
+}
+
+function refuseWithoutRoom(target, { bytes, entries }) {
   let place = target;
   while (!fs.existsSync(place)) place = path.dirname(place);
-  const free = freeBytes(place), needed = bytes + files * 4096 + 64e6;
+  const free = freeBytes(place), needed = bytes + entries * 4096 + 64e6;
   if (free < needed) throw new Problem(`${named(place)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'restore to another disk, or only the paths you need' });
 }
 
@@ -3889,30 +4283,39 @@ function makeParents(target, manifest, wanted) {
   }
 }
 
-// A cluster on the host belongs to the user of that name here; what lies in a container's volume belongs to a number, whoever has it here.
-function extractCommands(archive, wanted, volumes) {
-  const command = (more, paths) => ['borg', '--log-json', '--progress', 'extract', '--sparse', ...more, `::${archive}`, ...paths.map(asPattern)];
-  if (volumes.length === 0) return [{ title: 'restore', argv: command([], wanted) }];
+/**
+ * The borg commands that extract paths (none: all) and the folders of the archive above them. A cluster on the host belongs to the user of that
+ * name here; what lies in a container's volume belongs to a number, whoever has it here: so there may be two.
+ */
+function extractCommands(archive, manifest, wanted, above) {
+  const volumes = manifest.plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path);
+  const command = (more, patterns) => ['borg', '--log-json', '--progress', 'extract', '--sparse', ...more, `::${archive}`, ...patterns];
   const isVolume = (file) => volumes.some((volume) => isBelow(file, volume));
-  const byName = wanted.filter((file) => !isVolume(file));
-  const numbered = wanted.length === 0 ? volumes : [...wanted.filter(isVolume), ...volumes.filter((volume) => byName.some((file) => isBelow(volume, file)))];
+  const patterns = (isMeant, whole) => [...above.filter(isMeant).map(asExactly), ...whole.map(asPattern)];
+  const byName = patterns((file) => !isVolume(file), wanted.filter((file) => !isVolume(file)));
+  const nested = volumes.filter((volume) => wanted.length === 0 || wanted.some((file) => !isVolume(file) && isBelow(volume, file)));
+  const numbered = patterns(isVolume, [...wanted.filter(isVolume), ...nested]);
+  if (numbered.length === 0) return [{ title: 'restore', argv: command([], byName) }];
   return [
     ...(wanted.length === 0 || byName.length > 0 ? [{ title: 'restore by name', argv: command(volumes.flatMap((volume) => ['--exclude', asPattern(volume)]), byName) }] : []),
-    ...(numbered.length > 0 ? [{ title: 'restore by number', argv: command(['--numeric-ids'], numbered) }] : []),
+    { title: 'restore by number', argv: command(['--numeric-ids'], numbered) },
   ];
 }
 
 /** Extract with a progress line. What borg warns of is a warning. Throws Problem when it failed: the folder then holds what came until then. */
-async function extract(settings, argv, target, title, bytes, mark = {}) {
+async function extract(settings, argv, target, title, mark = {}) {
   const began = Date.now();
-  let shownAt = 0, underWay = '';
+  let shownAt = 0, toldAt = began, underWay = '';
   const onErrorLine = (line) => {
     underWay = /"info": \["((?:[^"\\]|\\.)*)"\]/.exec(line)?.[1] ?? underWay;
     const percent = /"type": "progress_percent".*"current": (\d+).*"total": (\d+)/.exec(line) ?? /"current": (\d+), "total": (\d+)/.exec(line);
-    if (!percent || Date.now() - shownAt < 250) return;
+    if (!percent || percent[2] === '0' || Date.now() - shownAt < 250) return;
     shownAt = Date.now();
-    const done = Number(percent[1]) / Number(percent[2]) || 0, seconds = (Date.now() - began) / 1000;
-    sayLive(`${title}: ${Math.round(done * 100)} % of ${size(bytes)}${done > 0.02 ? `, about ${span(seconds / done - seconds)} left` : ''}`);
+    const done = Number(percent[1]) / Number(percent[2]), seconds = (shownAt - began) / 1000;
+    const words = `${title}: ${Math.round(done * 100)} % of ${size(Number(percent[2]))}${done > 0.02 ? `, about ${span(seconds / done - seconds)} left` : ''}`;
+    if (sayLive(words) || shownAt - toldAt < 300_000) return;
+    toldAt = shownAt;
+    say(words);
   };
   const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${underWay ? ` at /${underWay}` : ''}; what came until then is in ${named(target)}`, done);
@@ -3936,44 +4339,6 @@ function mendClusterLinks(target, manifest) {
       say(`mended the link ${named(link)}`);
     }
   }
-}
-
-/** `find PATTERN`: which archives hold the files whose path contains the text (or matches the glob), newest first. Returns 0, or 1 when none does. */
-async function find(settings, server, [pattern = '']) {
-  await borgVersion();
-  const archives = (await listArchives(settings, server)).filter((one) => one.kind !== 'warm').reverse();
-  const plain = pattern.replace(/^\//, ''), isGlob = /[*?[]/.test(plain);
-  const patterns = isGlob ? [`fm:${plain}`, ...(pattern.startsWith('/') ? [] : [`fm:*/${plain}`])]
-    : [`re:${pattern.startsWith('/') ? '^' : ''}${plain.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}`];
-  const found = new Map();
-  const began = Date.now();
-  for (const [index, { archive }] of archives.entries()) {
-    const onLine = (line) => noteVersion(found, archive, JSON.parse(line));
-    const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...patterns], { onLine, keepBytes: 0 });
-    if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be searched`, done);
-    const left = (Date.now() - began) / 1000 / (index + 1) * (archives.length - index - 1);
-    if (index === 0 && archives.length > 1) say(`searching ${count(archives.length, 'archive')}, about ${span(left)} more`);
-    else sayLive(`${index + 1} of ${archives.length} archives, about ${span(left)} left`);
-  }
-  if (mode.json) answer(JSON.stringify([...found].map(([file, versions]) => ({ path: file, versions })), null, 1));
-  else for (const [file, versions] of found) answer([printable(file.replaceAll('\n', '\\n')), ...versions.map(versionLine)].join('\n'));
-  if (found.size === 0) say(`no archive holds ${named(pattern)}`);
-  return found.size > 0 ? 0 : 1;
-}
-
-function noteVersion(found, archive, one) {
-  if (one.type === 'd') return;
-  const file = `/${one.path}`, modifiedAt = `${one.mtime.slice(0, 19)}Z`;
-  const versions = found.get(file) ?? [];
-  const known = versions.find((version) => version.modifiedAt === modifiedAt && version.bytes === one.size);
-  if (known) known.archives.push(archive);
-  else versions.push({ modifiedAt, bytes: one.size, archives: [archive] });
-  found.set(file, versions);
-}
-
-function versionLine({ modifiedAt, bytes, archives }) {
-  const more = archives.length > 1 ? ` and ${archives.length - 1} more, the oldest ${archives[archives.length - 1]}` : '';
-  return `  changed ${modifiedAt}  ${size(bytes).padStart(8)}  in ${archives[0]}${more}`;
 }
 
 // =========================================================================================================
@@ -4088,7 +4453,7 @@ async function inEach(copy, ask, more = {}) {
   return new Map(names.map((name) => [name, found.get(name)]));
 }
 
-const QUIET = { session_preload_libraries: '', local_preload_libraries: '', lock_timeout: '0' };
+const QUIET = { session_preload_libraries: '', local_preload_libraries: '', lock_timeout: '0', lc_messages: 'C' };
 
 // What a DO block had to say, and what kept it from its work.
 function warningsOf(ends, word) {
@@ -4097,7 +4462,8 @@ function warningsOf(ends, word) {
 }
 
 const LOAD_ALL = `do $$ declare one text; begin for one in select distinct probin from pg_proc where probin is not null loop
-  begin execute 'load ' || quote_literal(one); exception when others then raise warning 'MISSING %', replace(one || ': ' || sqlerrm, chr(10), ' '); end; end loop; end $$`;
+  begin execute 'load ' || quote_literal(one); exception when others then
+    if sqlerrm ~ '^(could not|incompatible)' then raise warning 'MISSING %', replace(one || ': ' || sqlerrm, chr(10), ' '); end if; end; end loop; end $$`; // some only want to be preloaded, which here they never are
 
 // Equal version numbers do not mean an equal order, nor other ones another: what strings really sort like decides, and amcheck after it.
 async function compareCollations(copy) {
@@ -4301,9 +4667,13 @@ async function drill(settings, server, [name = 'latest'], full) {
 }
 
 async function rehearse(settings, borg, server, name, id, folder, full, startedAt) {
-  const [archives] = await Promise.all([patiently(() => listArchives(borg, server, ['--bypass-lock'])), borgVersion()]);
+  const check = (archive) => patiently(() => measure(borg, archive, [], ['--bypass-lock'])); // refuses an archive with which borg would write elsewhere
+  const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name; // each start of borg takes a second: these go side by side
+  const [archives, guessed] = await Promise.all([patiently(() => listArchives(borg, server, ['--bypass-lock'])), guess ? Promise.allSettled([check(guess)]) : [], borgVersion()]);
   const archive = archiveMeant(archives, name), extracted = { bytes: 0, seconds: 0 };
-  await extractFrom({ id, folder, borg, archive }, ['record'], 'record', 0);
+  if (archive !== guess) await check(archive);
+  else if (guessed[0]?.status === 'rejected') throw guessed[0].reason;
+  await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
   const manifest = JSON.parse(fs.readFileSync(path.join(folder, 'files/record/manifest.json'), 'utf8'));
   const one = { settings, borg, id, folder, archive, manifest, full, checks: [], extracted };
   const all = await bytesBelow(path.join(folder, 'files/record/listing'), ['/']);
@@ -4398,17 +4768,17 @@ async function extractCluster(one, { passport, listing }) {
   const roots = whole.filter((root) => !whole.some((other) => other !== root && isBelow(root, other))); // pg_wal lies below the data directory, most often
   if (roots.length === 0 || !roots.some((root) => isBelow(passport.dataDirectory, root))) throw new Problem('the record of this archive does not name its files');
   const { bytes, files } = await bytesBelow(listing, roots);
-  const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 512e6; // WAL, temporary files, catalogs that are vacuumed
+  const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
   if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`, { hint: '`drill.folder` may name a larger disk' });
-  const seconds = await extractFrom(one, roots.map((root) => root.slice(1)), `extracting ${passport.name}`, bytes);
+  const seconds = await extractFrom(one, roots.map((root) => root.slice(1)), `extracting ${passport.name}`);
   one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
   return { ok: true, detail: `${count(files, 'file')}, ${size(bytes)}, ${size(bytes / Math.max(seconds, 0.1))}/s` };
 }
 
-async function extractFrom(one, paths, title, bytes) {
+async function extractFrom(one, paths, title) {
   const target = path.join(one.folder, 'files'), began = Date.now();
   fs.mkdirSync(target, { recursive: true, mode: 0o711 });
-  await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', `::${one.archive}`, ...paths.map(asPattern)], target, title, bytes, markOfRun(one.id)));
+  await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', `::${one.archive}`, ...paths.map(asPattern)], target, title, markOfRun(one.id)));
   return (Date.now() - began) / 1000;
 }
 
@@ -4452,7 +4822,7 @@ async function readBack(one, bytes) {
   say('reading everything back');
   let verdict;
   try {
-    await patiently(() => extract(one.borg, [...NICELY, 'borg', '--log-json', '--progress', 'extract', '--bypass-lock', '--dry-run', `::${one.archive}`], one.folder, 'reading everything back', bytes, markOfRun(one.id)));
+    await patiently(() => extract(one.borg, [...NICELY, 'borg', '--log-json', '--progress', 'extract', '--bypass-lock', '--dry-run', `::${one.archive}`], one.folder, 'reading everything back', markOfRun(one.id)));
     verdict = { ok: true, detail: `${size(bytes)}, every chunk came and was whole` };
     if (one.extracted.bytes === 0) one.extracted = { bytes, seconds: (Date.now() - began) / 1000 };
   } catch (error) {

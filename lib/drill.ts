@@ -9,7 +9,7 @@ import { randomUUID } from 'node:crypto';
 import { Problem, answer, count, lastLines, mode, named, openTranscript, say, sayBlock, sayError, size, warn, warnings } from './say.ts';
 import { failure, freeBytes, goOn, look } from './shell.ts';
 import { SANDBOX_MARK, endRun, markOfRun } from './processes.ts';
-import { remember } from './history.ts';
+import { lastGoodRun, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import { checkSecretFiles } from './check.ts';
 import type { Settings } from './settings.ts';
@@ -18,8 +18,8 @@ import { borgVersion, listArchives } from './borg.ts';
 import { eachRecord } from './proof.ts';
 import { isBelow } from './plan.ts';
 import { takeLock } from './ledger.ts';
-import { archiveMeant } from './list.ts';
-import { asPattern, extract } from './restore.ts';
+import { archiveMeant, asPattern } from './list.ts';
+import { extract, measure } from './restore.ts';
 import type { Manifest } from './record.ts';
 import type { ClusterPassport } from './passport.ts';
 import { findPrograms, openSandbox, startInside } from './sandbox.ts';
@@ -76,9 +76,13 @@ export async function drill(settings: Settings, server: string, [name = 'latest'
 }
 
 async function rehearse(settings: Settings, borg: Settings, server: string, name: string, id: string, folder: string, full: boolean, startedAt: Date): Promise<Certificate> {
-  const [archives] = await Promise.all([patiently(() => listArchives(borg, server, ['--bypass-lock'])), borgVersion()]);
+  const check = (archive: string) => patiently(() => measure(borg, archive, [], ['--bypass-lock'])); // refuses an archive with which borg would write elsewhere
+  const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name; // each start of borg takes a second: these go side by side
+  const [archives, guessed] = await Promise.all([patiently(() => listArchives(borg, server, ['--bypass-lock'])), guess ? Promise.allSettled([check(guess)]) : [], borgVersion()]);
   const archive = archiveMeant(archives, name), extracted = { bytes: 0, seconds: 0 };
-  await extractFrom({ id, folder, borg, archive }, ['record'], 'record', 0);
+  if (archive !== guess) await check(archive);
+  else if (guessed[0]?.status === 'rejected') throw guessed[0].reason;
+  await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
   const manifest: Manifest = JSON.parse(fs.readFileSync(path.join(folder, 'files/record/manifest.json'), 'utf8'));
   const one: Drill = { settings, borg, id, folder, archive, manifest, full, checks: [], extracted };
   const all = await bytesBelow(path.join(folder, 'files/record/listing'), ['/']);
@@ -175,15 +179,15 @@ async function extractCluster(one: Drill, { passport, listing }: Copy): Promise<
   const { bytes, files } = await bytesBelow(listing, roots);
   const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
   if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`, { hint: '`drill.folder` may name a larger disk' });
-  const seconds = await extractFrom(one, roots.map((root) => root.slice(1)), `extracting ${passport.name}`, bytes);
+  const seconds = await extractFrom(one, roots.map((root) => root.slice(1)), `extracting ${passport.name}`);
   one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
   return { ok: true, detail: `${count(files, 'file')}, ${size(bytes)}, ${size(bytes / Math.max(seconds, 0.1))}/s` };
 }
 
-async function extractFrom(one: Pick<Drill, 'id' | 'folder' | 'borg' | 'archive'>, paths: string[], title: string, bytes: number): Promise<number> {
+async function extractFrom(one: Pick<Drill, 'id' | 'folder' | 'borg' | 'archive'>, paths: string[], title: string): Promise<number> {
   const target = path.join(one.folder, 'files'), began = Date.now();
   fs.mkdirSync(target, { recursive: true, mode: 0o711 });
-  await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', `::${one.archive}`, ...paths.map(asPattern)], target, title, bytes, markOfRun(one.id)));
+  await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', `::${one.archive}`, ...paths.map(asPattern)], target, title, markOfRun(one.id)));
   return (Date.now() - began) / 1000;
 }
 
@@ -227,7 +231,7 @@ async function readBack(one: Drill, bytes: number): Promise<void> {
   say('reading everything back');
   let verdict: Verdict;
   try {
-    await patiently(() => extract(one.borg, [...NICELY, 'borg', '--log-json', '--progress', 'extract', '--bypass-lock', '--dry-run', `::${one.archive}`], one.folder, 'reading everything back', bytes, markOfRun(one.id)));
+    await patiently(() => extract(one.borg, [...NICELY, 'borg', '--log-json', '--progress', 'extract', '--bypass-lock', '--dry-run', `::${one.archive}`], one.folder, 'reading everything back', markOfRun(one.id)));
     verdict = { ok: true, detail: `${size(bytes)}, every chunk came and was whole` };
     if (one.extracted.bytes === 0) one.extracted = { bytes, seconds: (Date.now() - began) / 1000 };
   } catch (error) {

@@ -1,17 +1,29 @@
-// What is in the repository: the archives, the files in one; and borg itself, for everything this script does not do.
-// `list` only reads. `borg` does whatever it is told.
+// What is in the repository: the archives, the files in one, the versions of a file in all; and borg itself, for everything this script
+// does not do. `list` and `find` only read. `borg` does whatever it is told.
 import { spawn } from 'node:child_process';
 import { constants } from 'node:os';
-import { Problem, answer, mode, named, printable, size, span, warn } from './say.ts';
+import path from 'node:path';
+import { Problem, answer, count, mode, named, pasteable, say, sayLive, size, span, warn, warnings } from './say.ts';
 import type { Settings } from './settings.ts';
-import { askBorg, borgEnvironment, borgFailure, borgVersion, listArchives } from './borg.ts';
+import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned, borgVersion, listArchives } from './borg.ts';
 import type { ArchiveFacts } from './borg.ts';
 
-/** `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of one. Returns the exit code. */
+const MOST_VERSIONS = 30_000; // of files that `find` keeps in mind, about 1 kB each
+
+/** What was asked of borg. When it failed, a borg that is missing or too old is the better story; asking that first would cost every look a start of it. */
+export async function orWrongBorg<T>(asked: Promise<T>): Promise<T> {
+  try {
+    return await asked;
+  } catch (error) {
+    await borgVersion();
+    throw error;
+  }
+}
+
+/** `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of one. Returns 0, or 1 with warnings. */
 export async function list(settings: Settings, server: string, words: string[]): Promise<number> {
-  await borgVersion();
-  const archives = await listArchives(settings, server);
-  if (words.length > 0) return listFiles(settings, archiveMeant(archives, words[0]!), words[1]);
+  const archives = await orWrongBorg(listArchives(settings, server));
+  if (words.length > 0) return listFiles(settings, archiveMeant(archives, words[0]!, 'look'), words[1]);
   if (mode.json) answer(JSON.stringify(archives, null, 1));
   else if (archives.length === 0) answer('no archives yet');
   else answer(archives.map(archiveLine).join('\n'));
@@ -23,31 +35,106 @@ function archiveLine(one: ArchiveFacts): string {
   return `${one.archive.padEnd(40)} ${one.kind.padEnd(8)}${facts}`;
 }
 
-/** Given the archives and a name or 'latest', returns the archive's name: 'latest' is the newest proven one. Throws Problem when there is none. */
-export function archiveMeant(archives: ArchiveFacts[], name: string): string {
+/**
+ * Given the archives and a name or 'latest', returns the archive's name: 'latest' is the newest proven one. An unproven one is warned of; a copy of
+ * the running system may be looked at, and is never restored from. Throws Problem when there is none.
+ */
+export function archiveMeant(archives: ArchiveFacts[], name: string, use: 'look' | 'restore' = 'restore'): string {
   if (name === 'latest') {
     const newest = archives.filter((one) => one.kind === 'proven').pop();
-    if (!newest) throw new Problem('there is no proven archive yet', { hint: '`node backup.js list` shows what there is' });
+    if (!newest) throw new Problem('there is no proven archive yet', { hint: '`node backup.js list` shows what there is; an unproven one has to be named in full' });
     return newest.archive;
   }
   const found = archives.find((one) => one.archive === name);
   if (!found) throw new Problem(`there is no archive ${named(name)}`, { hint: '`node backup.js list` shows what there is' });
-  if (found.kind !== 'proven') warn(`${name} is ${found.kind === 'warm' ? 'a copy of the running system' : 'not proven'}: it does not count as a backup`);
+  if (found.kind === 'warm' && use === 'restore') {
+    throw new Problem(`${name} is a copy of the running system: its files do not belong together, and a database in it is worthless`,
+      { hint: `use \`latest\`; if it must be this one: node backup.js borg extract ${pasteable([`::${name}`])} PATH` });
+  }
+  if (found.kind === 'unproven') warn(`${name} is not proven: it does not count as a backup`);
   return found.archive;
 }
 
+/** A path as it was on the server, as a pattern of borg's: itself and everything below it. */
+export const asPattern = (file: string) => `pp:${file.replace(/^\//, '')}`;
+
 // borg's own lines are not shown: a line end in a file's name would look like another file.
 async function listFiles(settings: Settings, archive: string, file: string | undefined): Promise<number> {
+  const wanted = path.resolve('/', file ?? '/');
   let shown = 0;
   const show = (line: string) => {
-    if (mode.json) return process.stdout.write(`${shown++ === 0 ? '[' : ',\n'}${line}`);
-    const one = JSON.parse(line), link = one.source ? ` ${one.type === 'l' ? '->' : '='} ${one.source}` : '';
-    return process.stdout.write(`${one.mode} ${one.user.padEnd(8)} ${one.group.padEnd(8)} ${String(one.size).padStart(12)} ${one.mtime.slice(0, 19)} ${printable(`${one.path}${link}`.replace(/[\t\n]/g, (sign) => (sign === '\n' ? '\\n' : '\\t')))}\n`);
+    const before = shown++ === 0 ? '[' : ',\n';
+    if (mode.json) return process.stdout.write(`${before}${line}`);
+    const one = JSON.parse(line), link = one.source ? ` ${one.type === 'l' ? '->' : '='} ${named(one.type === 'l' ? one.source : `/${one.source}`)}` : '';
+    return process.stdout.write(`${one.mode} ${String(one.user).padEnd(8)} ${String(one.group).padEnd(8)} ${String(one.size).padStart(12)} ${one.mtime.slice(0, 19)} ${named(`/${one.path}`)}${link}\n`);
   };
-  const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...(file ? [`pp:${file.replace(/^\//, '')}`] : [])], { onLine: show, keepBytes: 0 });
-  if (done.code !== 0) throw borgFailure(`${archive} cannot be listed`, done);
+  const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...(wanted === '/' ? [] : [asPattern(wanted)])], { onLine: show, keepBytes: 0 });
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
+  if (shown === 0 && wanted !== '/') throw notInArchive(archive, [wanted]);
   if (mode.json) answer(shown === 0 ? '[]' : ']');
-  return 0;
+  return warnings.length > 0 ? 1 : 0;
+}
+
+export function notInArchive(archive: string, missing: string[]): Problem {
+  return new Problem(`not in ${archive}: ${missing.map(named).join(', ')}`, { hint: `node backup.js find ${pasteable([path.basename(missing[0]!)])}` });
+}
+
+type Version = { modifiedAt: string; bytes: number; runs: [number, number][] }; // runs: in the archives from the one number to the other, 0 is the newest
+
+/** `find PATTERN`: which archives hold the files whose path contains the text (or matches the glob), newest first. Returns 0, or 1 when none does. */
+export async function find(settings: Settings, server: string, [pattern = '']: string[]): Promise<number> {
+  const archives = (await orWrongBorg(listArchives(settings, server))).filter((one) => one.kind !== 'warm').reverse();
+  const found = new Map<string, Version[]>(), began = Date.now();
+  let left = archives.reduce((sum, one) => sum + 1 + (one.files ?? 0) * 1e-5, 0); // at a guess: borg starts in 1 s and lists 100,000 files in another
+  let kept = 0, toldAt = Date.now();
+  say(`searching ${count(archives.length, 'archive')}, newest first: about ${span(left)}`);
+  for (const [index, { archive }] of archives.entries()) {
+    const onLine = (line: string) => { kept += noteVersion(found, index, JSON.parse(line), kept < MOST_VERSIONS); };
+    const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...findPatterns(pattern)], { onLine, keepBytes: 0 });
+    if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be searched`, done);
+    left = (Date.now() - began) / 1000 / (index + 1) * (archives.length - index - 1);
+    if (sayLive(`${index + 1} of ${archives.length} archives, about ${span(left)} left`) || Date.now() - toldAt < 60_000) continue;
+    toldAt = Date.now();
+    say(`searched ${index + 1} of ${archives.length} archives, about ${span(left)} left`);
+  }
+  if (kept > MOST_VERSIONS) warn(`more than ${MOST_VERSIONS} versions of files match, and not all are shown: write more of the path`);
+  if (found.size === 0) say(`no archive holds ${named(pattern)}`);
+  tellVersions(found, archives.map((one) => one.archive));
+  return found.size === 0 || warnings.length > 0 ? 1 : 0;
+}
+
+function findPatterns(pattern: string): string[] {
+  const plain = pattern.replace(/^\//, ''), fromRoot = pattern.startsWith('/');
+  if (/[*?[]/.test(plain)) return [`fm:${plain}`, ...(fromRoot ? [] : [`fm:*/${plain}`])];
+  return [`re:${fromRoot ? '^' : ''}${plain.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}`];
+}
+
+// Returns 1 for a version that was not known; of those it remembers only while there is room.
+function noteVersion(found: Map<string, Version[]>, index: number, one: any, hasRoom: boolean): 0 | 1 {
+  if (one.type === 'd') return 0;
+  const file = `/${one.path}`, modifiedAt = `${one.mtime.slice(0, 19)}Z`;
+  const known = found.get(file)?.find((version) => version.modifiedAt === modifiedAt && version.bytes === one.size);
+  const last = known?.runs[known.runs.length - 1];
+  if (last && last[1] >= index - 1) last[1] = index;
+  else if (known) known.runs.push([index, index]);
+  else if (hasRoom) found.set(file, [...found.get(file) ?? [], { modifiedAt, bytes: one.size, runs: [[index, index]] }]);
+  return known ? 0 : 1;
+}
+
+function tellVersions(found: Map<string, Version[]>, archives: string[]): void {
+  const holding = ({ runs }: Version) => runs.flatMap(([from, to]) => archives.slice(from, to + 1));
+  const sign = (index: number) => (index === 0 ? '[' : ',');
+  let index = 0;
+  for (const [file, versions] of found) { // one by one: all of it as one text could be too much
+    if (mode.json) answer(`${sign(index++)}${JSON.stringify({ path: file, versions: versions.map((one) => ({ modifiedAt: one.modifiedAt, bytes: one.bytes, archives: holding(one) })) })}`);
+    else answer([named(file), ...versions.map((one) => versionLine(one, holding(one)))].join('\n'));
+  }
+  if (mode.json) answer(index === 0 ? '[]' : ']');
+}
+
+function versionLine({ modifiedAt, bytes }: Version, archives: string[]): string {
+  const more = archives.length > 1 ? ` and ${archives.length - 1} more, the oldest ${archives[archives.length - 1]}` : '';
+  return `  changed ${modifiedAt}  ${size(bytes).padStart(8)}  in ${archives[0]}${more}`;
 }
 
 /** `borg ARGS...`: borg on this terminal, with this server's repository, key and passphrase. Returns its exit code. */

@@ -1,17 +1,22 @@
-// Coming back: `restore ... --to FOLDER` lays an archive, or part of it, into an empty folder; `find` tells which archives hold a file.
-// Writes only below that folder, which must be empty: nothing that exists is ever overwritten. Stops nothing, starts nothing.
-// What an archive says of itself (its manifest) is used for owners and modes of folders below FOLDER, and for nothing else.
+// Coming back: `restore ... --to FOLDER` lays an archive, or part of it, into an empty folder.
+// Writes only below that folder, which must be empty: nothing that exists is ever overwritten. Stops nothing, starts nothing. What would be
+// written elsewhere (an archive can be made so) is refused before anything is written. What an archive says of itself (its manifest) is used
+// for owners and modes of folders below FOLDER, and for nothing else.
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, answer, count, mode, named, pasteable, printable, say, sayBlock, sayLive, size, span, warn, warnings } from './say.ts';
+import { Problem, answer, count, mode, named, say, sayBlock, sayLive, size, span, warn, warnings } from './say.ts';
 import { change, freeBytes } from './shell.ts';
+import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
-import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned, borgVersion, listArchives, readFromArchive } from './borg.ts';
+import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned, listArchives, readFromArchive } from './borg.ts';
 import { isBelow } from './plan.ts';
+import { recordFolder } from './record.ts';
 import type { Manifest } from './record.ts';
-import { archiveMeant } from './list.ts';
+import { archiveMeant, asPattern, notInArchive, orWrongBorg } from './list.ts';
 
-type Listed = { files: number; bytes: number; missing: string[] };
+/** What paths of an archive are: files (folders do not count) and bytes; the folders of the archive above those paths; links, with what they lead to. */
+export type Listed = { files: number; entries: number; bytes: number; above: string[]; links: Map<string, string> };
+export type Looked = { archive: string; manifest: Manifest; listed: Listed };
 
 /**
  * `restore ARCHIVE|latest [PATH ...] --to FOLDER`. Given the words, the folder and whether links are to be mended, extracts whole paths
@@ -20,19 +25,15 @@ type Listed = { files: number; bytes: number; missing: string[] };
  */
 export async function restoreTo(settings: Settings, server: string, words: string[], to: string, mendLinks: boolean): Promise<number> {
   const [name = '', ...paths] = words;
-  const wanted = paths.map((one) => path.resolve('/', one));
+  const wanted = paths.map((one) => path.resolve('/', one)).filter((one, _, all) => !all.includes('/') && one !== '/');
   const target = path.resolve(to);
-  await borgVersion();
   refuseUsedFolder(target);
-  const archive = archiveMeant(await listArchives(settings, server), name);
-  const manifest: Manifest = JSON.parse(await readFromArchive(settings, archive, 'record/manifest.json'));
-  const listed = await measure(settings, archive, wanted);
-  if (listed.missing.length > 0) throw new Problem(`not in ${archive}: ${listed.missing.map(named).join(', ')}`, { hint: `node backup.js find ${pasteable([path.basename(listed.missing[0]!)])}` });
+  const { archive, manifest, listed } = await lookAt(settings, server, name, wanted);
   refuseWithoutRoom(target, listed);
-  const volumes = manifest.plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path);
+  warnOfLinks(wanted, listed);
   fs.mkdirSync(target, { recursive: true, mode: 0o700 });
   makeParents(target, manifest, wanted);
-  for (const { argv, title } of extractCommands(archive, wanted, volumes)) await extract(settings, argv, target, title, listed.bytes);
+  for (const { argv, title } of extractCommands(archive, manifest, wanted, listed.above)) await extract(settings, argv, target, title);
   if (mendLinks) {
     fs.chmodSync(target, 0o711); // PostgreSQL's user has to pass
     mendClusterLinks(target, manifest);
@@ -48,6 +49,46 @@ export async function restoreTo(settings: Settings, server: string, words: strin
 const below = (target: string, file: string) => path.join(target, path.resolve('/', file)); // never above the folder, whatever the archive says
 const hasLinks = (cluster: Manifest['plan']['clusters'][number]) => cluster.tablespaces.length > 0 || path.basename(cluster.walFolder) !== 'pg_wal' || path.dirname(cluster.walFolder) !== cluster.dataDirectory;
 
+/**
+ * Everything that has to be known before a restore, given the archive's name or 'latest' and paths (none: all): the archive, its manifest, what the
+ * paths are. A start of borg over ssh takes a second or more, so the looks are made side by side; what `latest` will turn out to be is guessed
+ * from the history meanwhile. Throws Problem when it is not there, must not be restored from, or would write outside the folder it is extracted to.
+ */
+export async function lookAt(settings: Settings, server: string, name: string, wanted: string[]): Promise<Looked> {
+  const looks = (archive: string) => Promise.allSettled([readManifest(settings, archive), measure(settings, archive, wanted)]);
+  const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
+  const [archives, guessed] = await Promise.all([orWrongBorg(listArchives(settings, server)), guess ? looks(guess) : null]);
+  const archive = archiveMeant(archives, name);
+  const [manifest, listed] = archive === guess && guessed ? guessed : await looks(archive);
+  if (manifest.status === 'rejected') throw manifest.reason;
+  if (listed.status === 'rejected') throw listed.reason;
+  for (const root of manifest.value.plan.roots) { // volumes are extracted in a pass of their own, whatever the order in the archive
+    const link = [...listed.value.links.keys()].find((one) => one !== root.path && isBelow(root.path, one));
+    if (link) throw unsafe(archive, `${named(root.path)} lies below ${named(link)}, a link`);
+  }
+  return { archive, manifest: manifest.value, listed: listed.value };
+}
+
+/** The manifest of an archive: on its own server from the state folder when it is still there. Throws Problem when it cannot be had or is none. */
+async function readManifest(settings: Settings, archive: string): Promise<Manifest> {
+  const isText = (one: unknown) => typeof one === 'string' && one.startsWith('/');
+  const isCluster = (one: any) => isText(one.dataDirectory) && isText(one.walFolder) && one.tablespaces.every((space: any) => [space.oid, space.location].every((word) => typeof word === 'string'));
+  const parse = (text: string): Manifest | null => {
+    try {
+      const one = JSON.parse(text);
+      const isSound = one.archive === archive && one.plan.roots.every((root: any) => isText(root.path) && typeof root.why === 'string') && one.plan.clusters.every(isCluster)
+        && one.parents.every((parent: any) => isText(parent.path) && /^[0-7]{4}$/.test(parent.mode) && [parent.uid, parent.gid].every(Number.isInteger));
+      return isSound ? one : null;
+    } catch {
+      return null;
+    }
+  };
+  const own = path.join(recordFolder(settings.stateFolder), 'manifest.json');
+  const manifest = (fs.existsSync(own) && parse(fs.readFileSync(own, 'utf8'))) || parse(await readFromArchive(settings, archive, 'record/manifest.json'));
+  if (!manifest) throw new Problem(`the record of ${archive} cannot be understood`, { hint: `node backup.js borg extract --stdout ::${archive} record/manifest.json` });
+  return manifest;
+}
+
 function refuseUsedFolder(target: string): void {
   const facts = fs.lstatSync(target, { throwIfNoEntry: false });
   if (facts && (!facts.isDirectory() || fs.readdirSync(target).length > 0)) {
@@ -55,26 +96,87 @@ function refuseUsedFolder(target: string): void {
   }
 }
 
-/** Given an archive and paths (none: all of it), returns how many files and bytes they are, and which of the paths it does not hold. */
-async function measure(settings: Settings, archive: string, wanted: string[]): Promise<Listed> {
-  const listed: Listed = { files: 0, bytes: 0, missing: [] }, seen = new Set<string>();
+/** Given an archive and paths (none: all of it), returns what they are. Throws Problem when a path is not there, or when extracting them is not safe. */
+export async function measure(settings: Settings, archive: string, wanted: string[], more: string[] = []): Promise<Listed> {
+  const listed: Listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set<string>(), parents = new Set(foldersAbove(wanted));
+  const why = watchEntries(listed.links);
+  let trouble = '';
   const onLine = (line: string) => {
-    const one = JSON.parse(line);
-    listed.files++;
+    if (trouble) return;
+    const one = parseEntry(line), file = `/${one?.path}`;
+    trouble = one ? why(one) : 'a line of its listing cannot be read';
+    if (!one || trouble) return;
+    const roots = wanted.filter((root) => isBelow(file, root));
+    roots.forEach((root) => seen.add(root));
+    if (roots.length === 0 && parents.has(file)) return void listed.above.push(file);
+    listed.entries++;
+    listed.files += one.type === 'd' ? 0 : 1;
     listed.bytes += one.type === '-' ? one.size : 0;
-    for (const root of wanted) if (isBelow(`/${one.path}`, root)) seen.add(root);
   };
-  const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...wanted.map(asPattern)], { onLine, keepBytes: 0 });
+  const done = await askBorg(settings, ['list', ...more, '--json-lines', '--format', '{size}{path}', `::${archive}`, ...[...parents].map(asExactly), ...wanted.map(asPattern)], { onLine, keepBytes: 0 });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
-  return { ...listed, missing: wanted.filter((root) => !seen.has(root)) };
+  if (trouble) throw unsafe(archive, trouble);
+  const missing = wanted.filter((root) => !seen.has(root)), link = listed.above.find((one) => listed.links.has(one));
+  if (missing.length > 0 && link) throw new Problem(`not in ${archive}: ${named(missing[0]!)}`, { hint: `${named(link)} is a link to ${named(listed.links.get(link)!)}: name the path below that` });
+  if (missing.length > 0) throw notInArchive(archive, missing);
+  return listed;
 }
 
-export const asPattern = (file: string) => `pp:${file.replace(/^\//, '')}`;
+const foldersAbove = (files: string[]) => files.flatMap((file) => file.split('/').slice(2).map((_, index) => file.split('/').slice(0, index + 2).join('/')));
+const asExactly = (file: string) => `re:^${file.slice(1).replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}\\Z`; // borg 1.2 complains of every pf: that it never matched
 
-function refuseWithoutRoom(target: string, { bytes, files }: Listed): void {
+function parseEntry(line: string): { type: string; path: string; size: number; source: string } | null {
+  try {
+    const one = JSON.parse(line);
+    return typeof one.path === 'string' ? one : null;
+  } catch {
+    return null;
+  }
+}
+
+const unsafe = (archive: string, why: string) => new Problem(`${archive} is not safe to extract: ${why}. Files would be written outside the folder, so nothing was`,
+  { hint: 'restore only the paths you need, if you trust them; if nobody made such links on the server, somebody made this archive to harm you' });
+
+/**
+ * borg writes through a link that the archive itself holds, follows `..` in names, and makes hard links to files outside (tried with 1.2.4). Returns
+ * a function that is given every entry in the archive's order and says what is unsafe about it, '' when nothing is. Remembers only links, in `links`.
+ */
+function watchEntries(links: Map<string, string>): (one: { type: string; path: string; source: string }) => string {
+  const isOdd = (file: string) => /(^|\/)\.{0,2}(\/|$)/.test(file); // begins with /, or has an empty part, . or ..
+  let folder = '', link = ''; // of the last entry: most entries lie in the same folder
+  const linkAbove = (file: string): string => {
+    const own = path.posix.dirname(file);
+    if (own !== folder) {
+      folder = own;
+      link = links.size === 0 ? '' : foldersAbove([`/${file}`]).find((one) => links.has(one)) ?? '';
+    }
+    return link;
+  };
+  return (one) => {
+    const isHardLink = one.type !== 'l' && Boolean(one.source);
+    if (isOdd(one.path) || (isHardLink && isOdd(one.source))) return `${named(one.path)} leads out of it`;
+    const above = linkAbove(one.path) || (isHardLink ? linkAbove(`${one.source}/.`) : '');
+    if (above) return `${named(`/${one.path}`)} lies below ${named(above)}, a link`;
+    if (one.type === 'l') {
+      links.set(`/${one.path}`, one.source);
+      folder = ''; // what was said of this folder may not hold any more
+    }
+    return '';
+  };
+}
+
+// A link comes back as a link: who names one usually wants what it leads to.
+function warnOfLinks(wanted: string[], { links }: Listed): void {
+  for (const one of wanted) {
+    const to = links.get(one);
+    if (to && !wanted.includes(path.resolve(path.dirname(one), to))) warn(`${named(one)} is a link to ${named(to)}: only the link is restored; name what it leads to as well`);
+  }
+}
+
+function refuseWithoutRoom(target: string, { bytes, entries }: Listed): void {
   let place = target;
   while (!fs.existsSync(place)) place = path.dirname(place);
-  const free = freeBytes(place), needed = bytes + files * 4096 + 64e6;
+  const free = freeBytes(place), needed = bytes + entries * 4096 + 64e6;
   if (free < needed) throw new Problem(`${named(place)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'restore to another disk, or only the paths you need' });
 }
 
@@ -89,30 +191,39 @@ function makeParents(target: string, manifest: Manifest, wanted: string[]): void
   }
 }
 
-// A cluster on the host belongs to the user of that name here; what lies in a container's volume belongs to a number, whoever has it here.
-function extractCommands(archive: string, wanted: string[], volumes: string[]): { title: string; argv: string[] }[] {
-  const command = (more: string[], paths: string[]) => ['borg', '--log-json', '--progress', 'extract', '--sparse', ...more, `::${archive}`, ...paths.map(asPattern)];
-  if (volumes.length === 0) return [{ title: 'restore', argv: command([], wanted) }];
+/**
+ * The borg commands that extract paths (none: all) and the folders of the archive above them. A cluster on the host belongs to the user of that
+ * name here; what lies in a container's volume belongs to a number, whoever has it here: so there may be two.
+ */
+export function extractCommands(archive: string, manifest: Manifest, wanted: string[], above: string[]): { title: string; argv: string[] }[] {
+  const volumes = manifest.plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path);
+  const command = (more: string[], patterns: string[]) => ['borg', '--log-json', '--progress', 'extract', '--sparse', ...more, `::${archive}`, ...patterns];
   const isVolume = (file: string) => volumes.some((volume) => isBelow(file, volume));
-  const byName = wanted.filter((file) => !isVolume(file));
-  const numbered = wanted.length === 0 ? volumes : [...wanted.filter(isVolume), ...volumes.filter((volume) => byName.some((file) => isBelow(volume, file)))];
+  const patterns = (isMeant: (file: string) => boolean, whole: string[]) => [...above.filter(isMeant).map(asExactly), ...whole.map(asPattern)];
+  const byName = patterns((file) => !isVolume(file), wanted.filter((file) => !isVolume(file)));
+  const nested = volumes.filter((volume) => wanted.length === 0 || wanted.some((file) => !isVolume(file) && isBelow(volume, file)));
+  const numbered = patterns(isVolume, [...wanted.filter(isVolume), ...nested]);
+  if (numbered.length === 0) return [{ title: 'restore', argv: command([], byName) }];
   return [
     ...(wanted.length === 0 || byName.length > 0 ? [{ title: 'restore by name', argv: command(volumes.flatMap((volume) => ['--exclude', asPattern(volume)]), byName) }] : []),
-    ...(numbered.length > 0 ? [{ title: 'restore by number', argv: command(['--numeric-ids'], numbered) }] : []),
+    { title: 'restore by number', argv: command(['--numeric-ids'], numbered) },
   ];
 }
 
 /** Extract with a progress line. What borg warns of is a warning. Throws Problem when it failed: the folder then holds what came until then. */
-export async function extract(settings: Settings, argv: string[], target: string, title: string, bytes: number, mark: Record<string, string> = {}): Promise<void> {
+export async function extract(settings: Settings, argv: string[], target: string, title: string, mark: Record<string, string> = {}): Promise<void> {
   const began = Date.now();
-  let shownAt = 0, underWay = '';
+  let shownAt = 0, toldAt = began, underWay = '';
   const onErrorLine = (line: string) => {
     underWay = /"info": \["((?:[^"\\]|\\.)*)"\]/.exec(line)?.[1] ?? underWay;
     const percent = /"type": "progress_percent".*"current": (\d+).*"total": (\d+)/.exec(line) ?? /"current": (\d+), "total": (\d+)/.exec(line);
-    if (!percent || Date.now() - shownAt < 250) return;
+    if (!percent || percent[2] === '0' || Date.now() - shownAt < 250) return;
     shownAt = Date.now();
-    const done = Number(percent[1]) / Number(percent[2]) || 0, seconds = (Date.now() - began) / 1000;
-    sayLive(`${title}: ${Math.round(done * 100)} % of ${size(bytes)}${done > 0.02 ? `, about ${span(seconds / done - seconds)} left` : ''}`);
+    const done = Number(percent[1]) / Number(percent[2]), seconds = (shownAt - began) / 1000;
+    const words = `${title}: ${Math.round(done * 100)} % of ${size(Number(percent[2]))}${done > 0.02 ? `, about ${span(seconds / done - seconds)} left` : ''}`;
+    if (sayLive(words) || shownAt - toldAt < 300_000) return;
+    toldAt = shownAt;
+    say(words);
   };
   const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${underWay ? ` at /${underWay}` : ''}; what came until then is in ${named(target)}`, done);
@@ -136,44 +247,4 @@ function mendClusterLinks(target: string, manifest: Manifest): void {
       say(`mended the link ${named(link)}`);
     }
   }
-}
-
-type Version = { modifiedAt: string; bytes: number; archives: string[] };
-
-/** `find PATTERN`: which archives hold the files whose path contains the text (or matches the glob), newest first. Returns 0, or 1 when none does. */
-export async function find(settings: Settings, server: string, [pattern = '']: string[]): Promise<number> {
-  await borgVersion();
-  const archives = (await listArchives(settings, server)).filter((one) => one.kind !== 'warm').reverse();
-  const plain = pattern.replace(/^\//, ''), isGlob = /[*?[]/.test(plain);
-  const patterns = isGlob ? [`fm:${plain}`, ...(pattern.startsWith('/') ? [] : [`fm:*/${plain}`])]
-    : [`re:${pattern.startsWith('/') ? '^' : ''}${plain.replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}`];
-  const found = new Map<string, Version[]>();
-  const began = Date.now();
-  for (const [index, { archive }] of archives.entries()) {
-    const onLine = (line: string) => noteVersion(found, archive, JSON.parse(line));
-    const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...patterns], { onLine, keepBytes: 0 });
-    if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be searched`, done);
-    const left = (Date.now() - began) / 1000 / (index + 1) * (archives.length - index - 1);
-    if (index === 0 && archives.length > 1) say(`searching ${count(archives.length, 'archive')}, about ${span(left)} more`);
-    else sayLive(`${index + 1} of ${archives.length} archives, about ${span(left)} left`);
-  }
-  if (mode.json) answer(JSON.stringify([...found].map(([file, versions]) => ({ path: file, versions })), null, 1));
-  else for (const [file, versions] of found) answer([printable(file.replaceAll('\n', '\\n')), ...versions.map(versionLine)].join('\n'));
-  if (found.size === 0) say(`no archive holds ${named(pattern)}`);
-  return found.size > 0 ? 0 : 1;
-}
-
-function noteVersion(found: Map<string, Version[]>, archive: string, one: any): void {
-  if (one.type === 'd') return;
-  const file = `/${one.path}`, modifiedAt = `${one.mtime.slice(0, 19)}Z`;
-  const versions = found.get(file) ?? [];
-  const known = versions.find((version) => version.modifiedAt === modifiedAt && version.bytes === one.size);
-  if (known) known.archives.push(archive);
-  else versions.push({ modifiedAt, bytes: one.size, archives: [archive] });
-  found.set(file, versions);
-}
-
-function versionLine({ modifiedAt, bytes, archives }: Version): string {
-  const more = archives.length > 1 ? ` and ${archives.length - 1} more, the oldest ${archives[archives.length - 1]}` : '';
-  return `  changed ${modifiedAt}  ${size(bytes).padStart(8)}  in ${archives[0]}${more}`;
 }

@@ -123,7 +123,7 @@ const FORCED: Record<string, string> = {
   listen_addresses: '', unix_socket_directories: '/own', port: PORT, config_file: '/own/conf', hba_file: '/own/hba', ident_file: '/own/ident', external_pid_file: '/own/pid',
   archive_mode: 'off', archive_command: '', restore_command: '', archive_cleanup_command: '', recovery_end_command: '', primary_conninfo: '', primary_slot_name: '',
   shared_preload_libraries: '', max_logical_replication_workers: '0', max_wal_senders: '0', autovacuum: 'off', ssl: 'off', huge_pages: 'off', shared_buffers: '128MB',
-  logging_collector: 'off', log_destination: 'stderr', log_statement: 'none', jit: 'off', fsync: 'off',
+  logging_collector: 'off', log_destination: 'stderr', log_statement: 'none', lc_messages: 'C', jit: 'off', fsync: 'off',
 };
 const FORCED_SINCE: [number, Record<string, string>][] = [[15, { archive_library: '' }], [17, { event_triggers: 'off', summarize_wal: 'off', sync_replication_slots: 'off' }]];
 // These must be as they were, or the server refuses its own files (manual, "Hot Standby" and "Replication Slots").
@@ -135,24 +135,38 @@ const KEPT: Record<string, string> = { 'wal_level setting': 'wal_level', 'max_co
  * its superuser, returns it as a running cluster, `owner` being that role: queryCluster() and its like ask it. Throws Problem with what the server says.
  */
 export async function startInside(sandbox: Sandbox, programs: Programs, dataDirectory: string, onHost: string, roles: string[]): Promise<Cluster> {
-  const control = await look([...sandbox.words, path.join(programs.binaries, 'pg_controldata'), '-D', dataDirectory]);
+  const facts = await look([...sandbox.words, path.join(programs.binaries, 'pg_controldata'), '-D', dataDirectory]);
   const kept = Object.entries(KEPT).flatMap(([told, name]): [string, string][] => {
-    const value = new RegExp(`^${told}:\\s+(\\w+)$`, 'm').exec(control.out)?.[1];
+    const value = new RegExp(`^${told}:\\s+(\\w+)$`, 'm').exec(facts.out)?.[1];
     return value ? [[name, value]] : [];
   });
   if (kept.length === 0) kept.push(['wal_level', 'logical'], ['max_prepared_transactions', '1000'], ['max_connections', '1000'], ['max_worker_processes', '100']); // no pg_controldata here: more than it can have had
   const slots = fs.existsSync(path.join(onHost, 'pg_replslot')) ? fs.readdirSync(path.join(onHost, 'pg_replslot')).length : 0;
   const newer = FORCED_SINCE.filter(([since]) => Number(programs.version) >= since).map(([, settings]) => settings);
   const settings: Record<string, string> = { ...FORCED, ...Object.assign({}, ...newer), ...Object.fromEntries(kept), max_replication_slots: String(slots + 10), data_directory: dataDirectory };
-  const options = Object.entries(settings).map(([name, value]) => `-c ${name}='${value.replaceAll("'", `'\\''`)}'`).join(' '); // pg_ctl gives them to a shell
+  const options = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]);
   const cluster: Cluster = { name: `copy of ${dataDirectory}`, dataDirectory: onHost, version: programs.version, owner: '', uid: OWN_USER, gid: OWN_USER, pid: 1, port: PORT, socketFolder: '/own',
     binaries: programs.binaries, container: '', insideDataDirectory: dataDirectory, configFolder: '', roots: [], tablespaces: [], walFolder: '', words: sandbox.words };
-  const done = await look([...sandbox.words, path.join(programs.binaries, 'pg_ctl'), 'start', '-D', dataDirectory, '-w', '-t', '3600', '-s', '-l', '/own/log', '-o', options], { seconds: 3700 });
   const log = path.join(sandbox.folder, 'own/log'), said = () => (fs.existsSync(log) ? lastLines(fs.readFileSync(log, 'utf8'), 4) : '');
-  if (done.code !== 0) throw new Problem('PostgreSQL does not start on the copy', { ran: ['pg_ctl', 'start', '-D', dataDirectory], said: said() || done.said });
-  for (const role of roles) {
+  const control = (...words: string[]) => look([...sandbox.words, path.join(programs.binaries, 'pg_ctl'), ...words, '-D', dataDirectory, '-w', '-t', '3600', '-s'], { seconds: 3700 });
+  const begin = async () => {
+    const done = await control('start', '-l', '/own/log', '-o', options.map((word) => `'${word.replaceAll("'", `'\\''`)}'`).join(' ')); // pg_ctl gives them to a shell
+    if (done.code !== 0) throw new Problem('PostgreSQL does not start on the copy', { ran: ['pg_ctl', 'start', '-D', dataDirectory], said: said() || done.said });
+  };
+  const asSuperuser = async (role: string): Promise<Cluster | null> => {
     useRole(cluster, role);
-    if ((await queryCluster(cluster, await homeOf(cluster), 'select current_setting(\'is_superuser\')')).out.trim() === 'on') return { ...cluster, owner: role };
+    return (await queryCluster(cluster, await homeOf(cluster), 'select current_setting(\'is_superuser\')')).out.trim() === 'on' ? { ...cluster, owner: role } : null;
+  };
+  await begin();
+  for (const role of roles) {
+    const found = await asSuperuser(role);
+    if (found) return found;
   }
-  throw new Problem('PostgreSQL runs on the copy, but none of its superusers is known', { said: said(), hint: `tried: ${roles.map(named).join(', ')}` });
+  await control('stop', '-m', 'fast'); // who is it? In single-user mode nobody is asked for a name
+  const alone = await look([...sandbox.words, 'sh', '-c', 'echo "$1" | { shift; exec "$@"; }', 'sh', 'select rolname from pg_roles where rolsuper and rolcanlogin order by oid limit 1',
+    path.join(programs.binaries, 'postgres'), '--single', '-D', dataDirectory, ...options, 'template1'], { seconds: 3600 });
+  await begin();
+  const found = await asSuperuser(/rolname = "(.*)"\t\(typeid/.exec(alone.out)?.[1] ?? '');
+  if (!found) throw new Problem('PostgreSQL runs on the copy, but no superuser of it may log in', { said: said(), hint: `tried: ${roles.map(named).join(', ')}` });
+  return found;
 }

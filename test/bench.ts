@@ -1,5 +1,6 @@
-// `npm run bench [RUNS]`: what the script costs beside what it calls, as ratios measured in one run. Medians; the raw numbers go
-// to bench/. On 1 GB of PostgreSQL 15, with the storage on this machine: no line limits either side.
+// `npm run bench [RUNS [GB]]`: what the script costs beside what it calls, as ratios measured in one run. Medians; the raw numbers go
+// to bench/. Nights on 1 GB of PostgreSQL 15, a restore of GB (5) of it; the storage is on this machine: no line limits either side.
+// `npm run bench restore [RUNS [GB]]`: only the restore.
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
@@ -11,7 +12,8 @@ import { startStorage } from './storage.ts';
 import { makeHardCluster, watchMemory } from './night.ts';
 import type { TestCluster } from './cluster.ts';
 
-const RUNS = Number(process.argv[2] ?? 3);
+const [only, numbers] = process.argv[2] === 'restore' ? ['restore', process.argv.slice(3)] : ['', process.argv.slice(2)];
+const RUNS = Number(numbers[0] ?? 3), GIGABYTES = Number(numbers[1] ?? 5);
 const raw: Record<string, number[]> = {};
 const median = (name: string): number => {
   const sorted = [...raw[name]!].sort((one, other) => one - other), middle = (sorted.length - 1) / 2;
@@ -48,6 +50,7 @@ async function bareBorg(cluster: TestCluster, server: Server, name: string): Pro
 }
 
 async function bench(folder: string): Promise<void> {
+  fs.mkdirSync(folder);
   const cluster = await makeHardCluster(path.join(folder, 'cluster')), storage = await startStorage(path.join(folder, 'storage'));
   try {
     cluster.fillTo(1e9);
@@ -80,6 +83,36 @@ async function bench(folder: string): Promise<void> {
   }
 }
 
+/** `restore --to` of a whole server against bare `borg extract` of the same archive into an empty folder, by turns. */
+async function benchRestore(folder: string): Promise<void> {
+  fs.mkdirSync(folder);
+  const cluster = await makeHardCluster(path.join(folder, 'cluster')), storage = await startStorage(path.join(folder, 'storage'));
+  try {
+    cluster.fillTo(GIGABYTES * 1e9);
+    const server = await makeServer(path.join(folder, 'server'), 'web1', storage, { stop: [`postgres ${cluster.dataDirectory}`], warmPass: false });
+    await measure('a night, for the restore', [process.execPath, server.script]);
+    const { archive, cold } = server.history().pop(), to = path.join(folder, 'back');
+    const turns = [
+      () => measure('bare borg extract', ['borg', 'extract', `::${archive}`], { env: server.borgEnv(), cwd: to }),
+      () => measure('restore --to', [process.execPath, server.script, 'restore', 'latest', '--to', to, '--mend-links'], { memory: true }),
+    ];
+    for (let run = 0; run < 2 * RUNS; run++) {
+      for (const turn of run % 2 === 0 ? turns : [...turns].reverse()) {
+        fs.rmSync(to, { recursive: true, force: true });
+        fs.mkdirSync(to);
+        execFileSync('sync');
+        await turn();
+      }
+    }
+    const [bare, own] = ['bare borg extract', 'restore --to'].map((name) => median(name)) as [number, number];
+    const pairs = raw['restore --to']!.map((seconds, run) => seconds / raw['bare borg extract']![run]!).map((ratio) => ratio.toFixed(3));
+    console.log(`\nrestore --to, ${(cold.originalBytes / 1e9).toFixed(1)} GB in ${cold.files} files, ${2 * RUNS} runs each, medians: ${own.toFixed(1)} s, bare borg extract ${bare.toFixed(1)} s, ratio ${(own / bare).toFixed(3)} (pairs: ${pairs.join(', ')}); memory of the script ${median('restore --to, memory').toFixed(0)} MB`);
+  } finally {
+    cluster.destroy();
+    storage.destroy();
+  }
+}
+
 function report(firstBare: number): void {
   const seconds = (name: string) => `${median(name).toFixed(median(name) < 1 ? 3 : 1)} s`;
   const memory = (name: string) => (raw[`${name}, memory`] ? `${median(`${name}, memory`).toFixed(0)} MB` : '');
@@ -96,6 +129,9 @@ function report(firstBare: number): void {
   console.log(`\n1 GB of PostgreSQL 15, 1 % of the rows changed a day, ${RUNS} runs, medians; Node ${process.version}, ${execFileSync('borg', ['--version'], { encoding: 'utf8' }).trim()}, ${os.cpus().length} cores.`);
   console.log(`"${night}" is borg info + stop + create + start + extract of one file, by hand.\n`);
   console.log(['| what | takes | ratio | memory of the script |', '|---|---|---|---|', ...rows.map((row) => `| ${row.join(' | ')} |`)].join('\n'));
+}
+
+function keepRaw(): void {
   fs.mkdirSync(path.join(repositoryRoot, 'bench'), { recursive: true });
   fs.writeFileSync(path.join(repositoryRoot, 'bench', `${new Date().toISOString().slice(0, 19)}.json`), `${JSON.stringify(raw, null, 1)}\n`);
 }
@@ -106,4 +142,4 @@ if (process.getuid?.() === 0 && !process.env.COLD_BACKUP_ALONE) { // other datab
 }
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'cold-backup-bench-'));
 fs.chmodSync(folder, 0o755); // PostgreSQL's user has to pass
-bench(folder).finally(() => fs.rmSync(folder, { recursive: true, force: true })).then(() => process.exit(0));
+(only ? Promise.resolve() : bench(path.join(folder, 'nights'))).then(() => benchRestore(path.join(folder, 'restore'))).then(keepRaw).finally(() => fs.rmSync(folder, { recursive: true, force: true })).then(() => process.exit(0));

