@@ -73,9 +73,10 @@ export const databaseQuestions: Texts = {
   libraries: listOf(`select distinct probin from pg_proc where probin is not null`),
   // Indexes and partition bounds lie in the order of a collation: when its version changes, these need REINDEX.
   collations: rowsOf(`with used(oid, index, partitioned) as (
-      select o, indexrelid::regclass::text, null from pg_index, unnest(indcollation::oid[]) o where indrelid >= 16384 and o <> 0
+      select o, i.oid::regclass::text, null from pg_index x join pg_class i on i.oid = indexrelid and i.relkind = 'i' and i.relpersistence <> 't', unnest(indcollation::oid[]) o
+        where indrelid >= 16384 and o <> 0
       union select o, null, partrelid::regclass::text from pg_partitioned_table, unnest(partcollation::oid[]) o where o <> 0)
-    select collnamespace::regnamespace as schema, collname as name, collprovider as provider,
+    select (select nspname from pg_namespace n where n.oid = collnamespace) as schema, collname as name, collprovider as provider,
       coalesce(to_jsonb(c)->>'colllocale', to_jsonb(c)->>'colliculocale', to_jsonb(c)->>'collcollate') as locale, to_jsonb(c)->>'collicurules' as rules,
       collisdeterministic as deterministic, collversion as recorded, pg_collation_actual_version(c.oid) as actual, indexes, "partitionedTables"
     from (select oid, array_remove(array_agg(index), null) as indexes, array_remove(array_agg(partitioned), null) as "partitionedTables"
