@@ -61,7 +61,7 @@ const CHAPTERS = [
   null, // here the operator's part begins
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
-const MOST_LINES = { readable: 6700, operator: 1000 };
+const MOST_LINES = { readable: 6900, operator: 1000 };
 const OLDEST_NODE = 'node18';
 
 const output = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../dist/backup.js', import.meta.url)));

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 37edc1bac037ebfc6fdba947a8ed2e608e5281334cc0ac6e7154796821a76bc8
+// Checksum of all but the settings: 8c430a136d9bd07e0579abb7824f883a3f72fcb0eb8156a9fe1159ca36e5bdbd
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -44,6 +44,9 @@
 //   ==== GUARD ====            The guard: a second process that outlives the run, whatever kills it, and `recover`.
 //   ==== LIST ====             What is in the repository: the archives, the files in one, the versions of a file in all.
 //   ==== SANDBOX ====          The sandbox: a PostgreSQL on files that came out of an archive, locked in.
+//   ==== EMPTY CLUSTER ====    The empty cluster: PostgreSQL itself is asked what it can do here.
+//   ==== COLLATIONS ====       Collations: does this machine sort texts as the saved one did? Indexes on text lie in the order of the C library or of ICU; where another version of them sorts two words the other way round, an index no longer finds what is there, and PostgreSQL says at most a warning (before 15 not even that for a database's own collation).
+//   ==== MACHINE ====          This machine beside the saved one, as far as files and processes tell: architecture.
 //   ==== JUDGE ====            The judge: would these files work on this machine? It compares an archive's passport with what is here, before anything is touched, and says of each difference what it would break and the command that mends it.
 //   ==== COMING BACK ====      Coming back: `restore ...
 //   ==== PLACES ====           Where things come back to: which roots of an archive are meant, where they lie on this machine.
@@ -121,8 +124,10 @@ const spawnSync = (...given) => require('node:child_process').spawnSync(...given
 const createHash = (...given) => require('node:crypto').createHash(...given);
 const randomBytes = (...given) => require('node:crypto').randomBytes(...given);
 const randomUUID = (...given) => require('node:crypto').randomUUID(...given);
+const lookup = (...given) => require('node:dns/promises').lookup(...given);
 const fs = require('node:fs');
 const connect = (...given) => require('node:net').connect(...given);
+const createServer = (...given) => require('node:net').createServer(...given);
 const os = require('node:os');
 const constants = require('node:os').constants;
 const hostname = (...given) => require('node:os').hostname(...given);
@@ -2068,9 +2073,10 @@ const databaseQuestions = {
   libraries: listOf(`select distinct probin from pg_proc where probin is not null`),
   // Indexes and partition bounds lie in the order of a collation: when its version changes, these need REINDEX.
   collations: rowsOf(`with used(oid, index, partitioned) as (
-      select o, indexrelid::regclass::text, null from pg_index, unnest(indcollation::oid[]) o where indrelid >= 16384 and o <> 0
+      select o, i.oid::regclass::text, null from pg_index x join pg_class i on i.oid = indexrelid and i.relkind = 'i' and i.relpersistence <> 't', unnest(indcollation::oid[]) o
+        where indrelid >= 16384 and o <> 0
       union select o, null, partrelid::regclass::text from pg_partitioned_table, unnest(partcollation::oid[]) o where o <> 0)
-    select collnamespace::regnamespace as schema, collname as name, collprovider as provider,
+    select (select nspname from pg_namespace n where n.oid = collnamespace) as schema, collname as name, collprovider as provider,
       coalesce(to_jsonb(c)->>'colllocale', to_jsonb(c)->>'colliculocale', to_jsonb(c)->>'collcollate') as locale, to_jsonb(c)->>'collicurules' as rules,
       collisdeterministic as deterministic, collversion as recorded, pg_collation_actual_version(c.oid) as actual, indexes, "partitionedTables"
     from (select oid, array_remove(array_agg(index), null) as indexes, array_remove(array_agg(partitioned), null) as "partitionedTables"
@@ -4342,15 +4348,589 @@ async function startInside(sandbox, programs, dataDirectory, onHost, roles) {
 }
 
 // =========================================================================================================
+// ==== EMPTY CLUSTER ====
+// The empty cluster: PostgreSQL itself is asked what it can do here. A new cluster of the same programs is made in the sandbox, gets the
+// locales, collations, libraries and settings of the saved one to try, tells how it sorts, and is thrown away. No list of ours knows better
+// than CREATE DATABASE whether a locale is good. Changes nothing outside its scratch folder.
+// Every name here stands in an archive and may be made to harm: it goes in as a quoted word or as data, never as SQL.
+
+const WRITABLE = { default_transaction_read_only: 'off' }; // it is ours, and empty
+const sqlText = (text) => `'${text.replaceAll("'", "''")}'`;
+const sqlName = (name) => `"${name.replaceAll('"', '""')}"`;
+const sqlData = (data) => `${sqlText(JSON.stringify(data))}::jsonb`;
+
+/** Make an empty cluster below FOLDER and start it, locked in. Returns null when there is no such program. Throws Problem when it, or this machine, does not let us. */
+async function startTrial(programs, folder) {
+  const sandbox = await openSandbox(fs.mkdtempSync(path.join(folder, 'cold-backup-judge-')), programs.image || !fs.existsSync('/opt') ? [] : [{ from: '/opt', at: '/opt' }], programs); // libraries may need others from there
+  const end = async () => {
+    await sandbox.end();
+    fs.rmSync(sandbox.folder, { recursive: true, force: true });
+  };
+  try {
+    const made = await look([...sandbox.words, path.join(programs.binaries, 'initdb'), '-D', '/own/empty', '--username=postgres', '--auth=trust', '--encoding=UTF8', '--locale=C', '--no-sync']);
+    if (made.code === 126 || made.code === 127) {
+      await end();
+      return null;
+    }
+    if (made.code !== 0) throw failure(`PostgreSQL ${programs.version} cannot make an empty cluster here`, made);
+    fs.writeFileSync(path.join(sandbox.folder, 'own/empty', SANDBOX_MARK), '');
+    const [cluster, system] = await Promise.all([startInside(sandbox, programs, '/own/empty', path.join(sandbox.folder, 'own/empty'), ['postgres']), systemInside(sandbox)]);
+    return { cluster, version: Number(programs.version), system, end };
+  } catch (error) {
+    await end();
+    throw error;
+  }
+}
+
+async function systemInside({ words }) {
+  return { libc: (await look([...words, 'getconf', 'GNU_LIBC_VERSION'])).out.trim() };
+}
+
+/** Ask what the programs are, which extensions they know, which libraries load, which values settings take, which files of dictionaries are there. */
+async function askAbilities({ cluster }, wanted) {
+  const done = await queryCluster(cluster, 'postgres', `
+    create function pg_temp.failure(text) returns text language plpgsql as $$begin execute $1; return ''; exception when others then return sqlerrm; end$$;
+    create function pg_temp.told(text) returns jsonb language plpgsql as $$declare r jsonb; begin execute $1 into r; return jsonb_build_object('is', r);
+      exception when others then return jsonb_build_object('failed', sqlerrm); end$$;
+    with share(folder) as materialized (select setting from pg_config where name = 'SHAREDIR')
+    select jsonb_build_object('share', (select folder from share), 'version', current_setting('server_version'), 'number', current_setting('server_version_num')::int,
+      'control', (select to_jsonb(s) || to_jsonb(i) from pg_control_system() s, pg_control_init() i),
+      'extensions', (select coalesce(jsonb_object_agg(x, jsonb_build_object(
+          'control', pg_temp.told(format('select to_jsonb(pg_read_file(%L, 0, 100000, true))', folder || '/extension/' || x || '.control')),
+          'known', pg_temp.told(format('select jsonb_agg(distinct v) from pg_extension_update_paths(%L) p, unnest(array[source, target]) v', x)))), '{}')
+        from share, jsonb_array_elements_text(${sqlData(wanted.extensions.filter((one) => /^[^/\\]+$/.test(one)))}) x),
+      'settings', (select coalesce(jsonb_object_agg((x->>0) || '=' || (x->>1), pg_temp.failure(format('select set_config(%L, %L, false)', regexp_replace(x->>0, '^log_timezone$', 'timezone'), x->>1))), '{}')
+        from jsonb_array_elements(${sqlData(wanted.settings)}) x),
+      'files', (select coalesce(jsonb_object_agg(f->>0, exists(select from jsonb_array_elements_text(f) n where pg_stat_file(folder || '/tsearch_data/' || n, true) is not null)), '{}')
+        from share, jsonb_array_elements(${sqlData(wanted.files)}) f),
+      'libraries', (select coalesce(jsonb_object_agg(x, pg_temp.failure(format('load %L', x))), '{}') from jsonb_array_elements_text(${sqlData(wanted.libraries.filter((one) => LOADABLE.test(one)))}) x
+        where x not in (select probin from pg_proc where probin is not null)))`, 60, WRITABLE); // those every cluster has: small images lack some, and initdb needs the others
+  if (done.code !== 0) throw failure('an empty cluster does not tell what it can', { ...done, argv: done.argv.slice(0, 8) });
+  return JSON.parse(done.out);
+}
+
+/** A library that may be loaded to see whether it can be: one of PostgreSQL's own folder. */
+const LOADABLE = /^(\$libdir\/(plugins\/)?)?[\w+-][\w.+-]*$/;
+
+/** Make a database of this definition and see how it sorts; then the collations, by key, in it. Returns their orders: of the database under ''. */
+async function askOrders(trial, name, database, collations) {
+  const { cluster } = trial, orders = new Map();
+  const made = await queryCluster(cluster, 'postgres', createDatabase(trial.version, name, database), 60, WRITABLE);
+  if (made.code !== 0) return orders.set('', { failed: made.said.trim() || 'it cannot be made', version: null, fingerprint: '' });
+  const keys = [...collations.keys()], list = keys.map((key, i) => [`c${i}`, collationOptions(collations.get(key))]);
+  const [fingerprint, told] = await Promise.all([orderFingerprint(cluster, name), queryCluster(cluster, name, `
+    create function pg_temp.order_of(name text, options text) returns jsonb language plpgsql as $$begin
+      execute format('create collation public.%I (%s)', name, options);
+      return jsonb_build_object('failed', '', 'version', (select pg_collation_actual_version(oid) from pg_collation where collname = name));
+      exception when others then return jsonb_build_object('failed', sqlerrm); end$$;
+    select jsonb_build_object('own', ${trial.version >= 15 ? '(select pg_database_collation_actual_version(oid) from pg_database where datname = current_database())' : 'null'},
+      'collations', (select jsonb_object_agg(x->>0, pg_temp.order_of(x->>0, x->>1)) from jsonb_array_elements(${sqlData(list)}) x))`, 60, WRITABLE)]);
+  if (told.code !== 0) throw failure('an empty database does not tell how it sorts', { ...told, argv: told.argv.slice(0, 8) });
+  const facts = JSON.parse(told.out);
+  orders.set('', { failed: '', version: facts.own, fingerprint });
+  await Promise.all(keys.map(async (key, i) => {
+    const { failed, version = null } = facts.collations[`c${i}`];
+    orders.set(key, { failed, version, fingerprint: failed ? '' : await orderFingerprint(cluster, name, `public.c${i}`) });
+  }));
+  return orders;
+}
+
+function createDatabase(version, name, { provider, encoding, collate, ctype, locale, rules }) {
+  const words = { i: 'icu', b: 'builtin' }[provider];
+  return [`create database ${sqlName(name)} template template0 encoding ${sqlText(encoding)} lc_collate ${sqlText(collate)} lc_ctype ${sqlText(ctype)}`,
+    ...(version >= 15 ? [`locale_provider ${words ?? 'libc'}`] : []), ...(words && locale !== null ? [`${words}_locale ${sqlText(locale)}`] : []),
+    ...(rules !== null ? [`icu_rules ${sqlText(rules)}`] : [])].join(' ');
+}
+
+// These become part of a CREATE COLLATION: each value is a quoted word.
+function collationOptions({ provider, locale, rules, deterministic }) {
+  return [`provider = ${{ i: 'icu', b: 'builtin' }[provider] ?? 'libc'}`, `locale = ${sqlText(locale ?? '')}`, ...(rules !== null ? [`rules = ${sqlText(rules)}`] : []),
+    ...(deterministic === false ? ['deterministic = false'] : [])].join(', ');
+}
+
+// =========================================================================================================
+// ==== COLLATIONS ====
+// Collations: does this machine sort texts as the saved one did? Indexes on text lie in the order of the C library or of ICU; where another
+// version of them sorts two words the other way round, an index no longer finds what is there, and PostgreSQL says at most a warning (before
+// 15 not even that for a database's own collation). So versions are compared, and what they do not tell, the order of some 16,000 words.
+// The cure is always the same: build the indexes anew, then tell PostgreSQL the new version. Changes nothing.
+
+const PROVIDERS = { c: 'libc', i: 'ICU', b: 'builtin' };
+const sortingOf = ({ provider, encoding, collate, ctype, locale, rules }) => ({ provider, encoding, collate, ctype, locale, rules, deterministic: null });
+const keyOf = (sorting) => JSON.stringify(Object.values(sorting));
+
+function usesOf(database) {
+  const { recorded, actual } = database, collations = database.collations ?? [];
+  const own = collations.find((one) => one.schema === 'pg_catalog' && one.name === 'default');
+  return [
+    { database, name: '', sorting: sortingOf(database), recorded, actual, fingerprint: database.orderFingerprint, indexes: own?.indexes ?? [], partitioned: own?.partitionedTables ?? [] },
+    ...collations.filter((one) => one !== own).map((one) => ({
+      database, name: `${sqlName(one.schema)}.${sqlName(one.name)}`, recorded: one.recorded, actual: one.actual, fingerprint: one.orderFingerprint,
+      indexes: one.indexes, partitioned: one.partitionedTables,
+      sorting: { provider: one.provider, encoding: database.encoding, collate: '', ctype: '', locale: one.locale, rules: one.rules, deterministic: one.deterministic },
+    })),
+  ];
+}
+
+/** Ask the empty cluster how each database and collation of a passport sorts here, once for each definition. */
+async function ordersOf(trial, told, known) {
+  const definitions = new Map();
+  for (const { name, sorting, database } of told.databases.flatMap(usesOf)) {
+    const own = sortingOf(database), key = keyOf(own);
+    if (!definitions.has(key)) definitions.set(key, { database: own, collations: new Map() });
+    if (name !== '' && !known.has(key + keyOf(sorting))) definitions.get(key).collations.set(keyOf(sorting), sorting);
+  }
+  await Promise.all([...definitions].map(async ([key, { database, collations }], i) => {
+    if (known.has(key) && collations.size === 0) return;
+    for (const [one, order] of await askOrders(trial, `d${known.size}_${i}`, database, collations)) known.set(key + one, order);
+  }));
+}
+
+/**
+ * What of a cluster's collations is not as it was. Given its passport, how they sort here, and the C library there and here: it stands in
+ * where PostgreSQL notes no version. Returns findings: a locale that is not here, indexes to build anew, versions to refresh.
+ */
+function collationFindings(told, orders, libc, psql, missingLocale) {
+  const groups = new Map();
+  for (const use of told.databases.flatMap(usesOf)) {
+    const { name, sorting, database, recorded, actual, fingerprint } = use;
+    const order = orders.get(keyOf(sortingOf(database)) + (name === '' ? '' : keyOf(sorting)));
+    if (!order) continue; // its database cannot even be made here, and that is told
+    const byLibc = sorting.provider === 'c' && Number(told.version) < (name === '' ? 15 : 13) && !/^(C|POSIX)(\.|$)/i.test(localeOf(sorting)); // these sort by number, in every version
+    const there = recorded ?? actual ?? (byLibc && libc.there && libc.here ? libc.there : null), here = order.version ?? (byLibc ? libc.here : null);
+    const otherOrder = fingerprint !== '' && order.fingerprint !== '' && fingerprint !== order.fingerprint;
+    if (!order.failed && !otherOrder && (there === null || there === here)) continue;
+    const key = JSON.stringify([sorting.provider, localeOf(sorting), sorting.rules, there, order.failed ? 'failed' : here, otherOrder]);
+    groups.set(key, [...groups.get(key) ?? [], { ...use, order, there, here, otherOrder }]);
+  }
+  return [...groups.values()].map((uses) => (uses[0].order.failed ? missing(told, uses, missingLocale) : changed(told, uses, psql)));
+}
+
+const localeOf = ({ locale, collate }) => locale || collate;
+
+function missing(told, uses, missingLocale) {
+  const { sorting, order } = uses[0];
+  const whole = uses.filter((one) => one.name === '').map((one) => one.database), parts = uses.filter((one) => one.name !== '');
+  const breaks = [...(whole.length > 0 ? [`${listed(whole.map((one) => one.name))} cannot be opened`] : []), ...parts.map((one) => `indexes of ${one.database.name} cannot be used: ${listed(one.indexes)}`)];
+  return { cluster: told.name, about: `locale ${localeOf(sorting)}`, recorded: `${PROVIDERS[sorting.provider] ?? sorting.provider} locale`, here: order.failed.replace(/^ERROR: +/, '').split('\n')[0],
+    breaks: breaks.join('; '), verdict: parts.length > 0 || whole.some((one) => one.connectable) ? 'refused' : 'note', mend: sorting.provider === 'c' ? missingLocale(localeOf(sorting)) : [], sql: [] };
+}
+
+function changed(told, uses, psql) {
+  const { sorting, there, here, otherOrder } = uses[0];
+  const sql = [...new Map(uses.flatMap((use) => cure(told, use)).map((one) => [JSON.stringify(one), one])).values()];
+  const indexes = uses.flatMap((use) => use.indexes.map((one) => `${use.database.name}: ${one}`)), partitioned = uses.flatMap((use) => use.partitioned.map((one) => `${use.database.name}: ${one}`));
+  const breaks = [
+    otherOrder ? 'texts sort in another order' : 'texts may sort in another order (16,000 short ones do not)',
+    ...(indexes.length > 0 ? [`until built anew, ${indexes.length} ${indexes.length === 1 ? 'index' : 'indexes'} may miss rows: ${listed(indexes)}`] : []),
+    ...(partitioned.length > 0 ? [`rows may lie in the wrong partition, which only a dump and reload cures: ${listed(partitioned)}`] : []),
+    ...(uses.some((use) => use.recorded !== null && use.actual !== null && use.recorded !== use.actual) ? ['it was so on the saved server already'] : []),
+  ];
+  const sign = (version, which) => `${version ?? 'no version'}${otherOrder ? `, order ${(which === 'order' ? uses[0].order.fingerprint : uses[0].fingerprint).slice(0, 8)}` : ''}`;
+  return { cluster: told.name, about: `collation ${localeOf(sorting)} (${PROVIDERS[sorting.provider] ?? sorting.provider})`, recorded: sign(there, 'fingerprint'), here: sign(here, 'order'),
+    breaks: breaks.join('; '), verdict: sql.length > 0 || partitioned.length > 0 ? 'after' : 'note', mend: psqlCommands(psql, sql), sql };
+}
+
+// A name as PostgreSQL writes it (regclass): schema.index, each plain or quoted. Anything else in its place is not run.
+const QUOTED_NAME = /^(?:"(?:[^"]|"")+"|[a-z_\u0080-\uffff][\w$\u0080-\uffff]*)\.(?:"(?:[^"]|"")+"|[a-z_\u0080-\uffff][\w$\u0080-\uffff]*)$/;
+
+/** REINDEX, then REFRESH, which PostgreSQL only does from a version to another (ALTER COLLATION; for databases since 15). */
+function cure(told, { database, name, indexes, recorded, order }) {
+  const at = database.connectable ? database.name : 'postgres';
+  const reindex = indexes.every((one) => QUOTED_NAME.test(one)) ? indexes.map((one) => `reindex index ${one}`) : [`reindex database ${sqlName(database.name)}`];
+  const canRefresh = recorded !== null && order.version !== null && recorded !== order.version && (name !== '' || Number(told.version) >= 15);
+  const refresh = name === '' ? `alter database ${sqlName(database.name)} refresh collation version` : `alter collation ${name} refresh version`;
+  return [...reindex, ...(canRefresh ? [refresh] : [])].map((text) => ({ database: at, text }));
+}
+
+/** One command for each database. */
+function psqlCommands(psql, sql) {
+  const databases = [...new Set(sql.map((one) => one.database))];
+  const asWord = (name) => (/=|:\/\//.test(name) ? `dbname='${name.replace(/['\\]/g, '\\$&')}'` : name); // psql would take it for a connection string
+  return databases.map((database) => pasteable([...psql, '-d', asWord(database), ...sql.filter((one) => one.database === database).flatMap(({ text }) => ['-c', text])]));
+}
+
+/** At most five names, and how many more. */
+function listed(names) {
+  return names.slice(0, 5).join(', ') + (names.length > 5 ? ` and ${names.length - 5} more` : '');
+}
+
+// =========================================================================================================
+// ==== MACHINE ====
+// This machine beside the saved one, as far as files and processes tell: architecture, users and groups, ports, memory, places for the folders,
+// packages to install. Only looks. What PostgreSQL itself has to answer is the judge's.
+
+const finding = (cluster, about, facts) => ({ cluster, about, recorded: '', here: '', breaks: '', verdict: 'refused', mend: [], sql: [], ...facts });
+const notJudged = (cluster, about, why) => finding(cluster, about, { here: 'not judged', breaks: why, verdict: 'note', mend: ['node backup.js drill'] });
+
+/** What differs of the machine as a whole: architecture, users and groups, memory, places. */
+async function machineFindings(manifest, clusters) {
+  const { architecture } = manifest.host;
+  const found = architecture === os.arch() || clusters.length === 0 ? [] : [finding('', 'architecture', { recorded: architecture, here: os.arch(), breaks: 'PostgreSQL\'s files are those of one kind of processor', mend: ['# restore on a machine of that architecture'] })];
+  const memory = clusters.flatMap((cluster) => {
+    const told = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
+    return told ? memoryFindings(told) : [];
+  });
+  return [...found, ...await ownerFindings(manifest, clusters), ...memory, ...clusters.flatMap(placeFindings)];
+}
+
+const ACCOUNT = /^[a-z_][\w.-]*\$?$/i; // what may stand in a command
+
+/** The users and groups of the saved files by name: borg gives a file to the name, and where there is none, to the number, whoever has it. */
+async function ownerFindings({ host, plan }, clusters) {
+  if (plan.roots.every((root) => root.why.startsWith('volume '))) return []; // those go by number, here as there
+  const known = async (database, facts) => {
+    const words = facts.flatMap(({ id, name }) => [String(id), name]).filter((one) => ACCOUNT.test(one) || /^\d+$/.test(one));
+    const { out } = words.length > 0 ? await look(['getent', database, ...words]) : { out: '' };
+    return new Map(out.split('\n').flatMap((line) => { const [name = '', , id = ''] = line.split(':'); return [[name, id], [id, name]]; }));
+  };
+  const owners = clusters.filter((one) => one.container === '').map((one) => ({ id: one.uid, name: one.owner }));
+  const [users, groups] = await Promise.all([known('passwd', [...host.users, ...owners]), known('group', host.groups)]);
+  const missing = (kind, here, { id, name, group }, verdict) => {
+    const holder = here.get(String(id));
+    if (id === 0 || (name ? here.has(name) : !holder || plan.clusters.some((one) => one.container !== ''))) return [];
+    const ownGroup = host.groups.find((one) => one.id === group)?.name || name;
+    const add = kind === 'user' ? ['useradd', ...(holder ? [] : ['--uid', String(id)]), '--gid', ownGroup, '--no-create-home', '--shell', '/usr/sbin/nologin', name] : ['groupadd', ...(holder ? [] : ['--gid', String(id)]), name];
+    const first = kind === 'user' && !groups.has(ownGroup) ? [pasteable(['groupadd', ...(holder ? [] : ['--gid', String(group ?? id)]), ownGroup])] : [];
+    const breaks = verdict === 'refused' ? 'PostgreSQL runs as this user' : holder ? `what belonged to ${name || id} would belong to ${kind} ${holder} here, who could read and change it` : 'its files would belong to a bare number';
+    return [finding('', `${kind} ${name || id}`, { recorded: String(id), here: holder ? `${id} is ${holder}` : 'missing', breaks, verdict, mend: ACCOUNT.test(name) && ACCOUNT.test(ownGroup) ? [...first, pasteable(add)] : [] })];
+  };
+  const isOwner = ({ name }) => owners.some((one) => one.name === name);
+  return [...[...new Map(owners.map((one) => [one.name, one])).values()].flatMap((one) => missing('user', users, host.users.find((user) => user.id === one.id && user.name === one.name) ?? one, 'refused')),
+    ...host.users.filter((one) => !isOwner(one)).flatMap((one) => missing('user', users, one, 'note')),
+    ...host.groups.filter((one) => !host.users.some((user) => user.name === one.name && !users.has(user.name))).flatMap((one) => missing('group', groups, one, 'note'))];
+}
+
+const meminfo = (name) => Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(fs.readFileSync('/proc/meminfo', 'utf8'))?.[1] ?? 0);
+const inBytes = (text = '') => {
+  const [, number, unit = ''] = /^(\d+)\s*(B|kB|MB|GB|TB)?$/.exec(text) ?? [];
+  return Number(number ?? 0) * ({ B: 1, kB: 2 ** 10, MB: 2 ** 20, GB: 2 ** 30, TB: 2 ** 40 }[unit] ?? 1);
+};
+
+/** Shared memory that this machine cannot have: PostgreSQL does not start. */
+function memoryFindings({ name, settings = {}, container }) {
+  const needed = inBytes(settings.shared_memory_size ?? settings.shared_buffers), all = (meminfo('MemTotal') + meminfo('SwapTotal')) * 1024;
+  const pages = Number(settings.shared_memory_size_in_huge_pages ?? Math.ceil(needed / 1024 / (meminfo('Hugepagesize') || 2048)));
+  const change = container ? '# lower shared_buffers in its configuration' : '# lower shared_buffers in its postgresql.conf after the restore, or give the machine more memory';
+  const canMap = fs.readFileSync('/proc/sys/vm/overcommit_memory', 'utf8').trim() === '1' || needed <= all; // proc(5): the kernel refuses one mapping larger than everything there is
+  if (settings.huge_pages === 'on' && pages > meminfo('HugePages_Total')) {
+    return [finding(name, 'huge pages', { recorded: `huge_pages = on, ${pages} pages`, here: String(meminfo('HugePages_Total')), breaks: 'PostgreSQL does not start', mend: [`sysctl --write vm.nr_hugepages=${pages}`] })];
+  }
+  return canMap ? [] : [finding(name, 'memory', { recorded: `${size(needed)} shared`, here: `${size(all)} in all`, breaks: 'PostgreSQL does not start', mend: [change] })];
+}
+
+/** Places where the folders of a cluster cannot be made. */
+function placeFindings({ name, container, dataDirectory, walFolder, tablespaces }) {
+  const places = container ? [dataDirectory] : [dataDirectory, walFolder, ...tablespaces.map((one) => one.location)];
+  return [...new Set(places)].filter((place) => path.isAbsolute(place)).flatMap((place) => {
+    let above = place;
+    while (!fs.existsSync(above)) above = path.dirname(above);
+    const facts = fs.statSync(above);
+    let why = facts.isDirectory() ? '' : `${named(above)} is no folder`;
+    try {
+      fs.accessSync(above, fs.constants.W_OK);
+    } catch (error) {
+      why ||= `${named(above)} cannot be written: ${error instanceof Error ? error.message.replace(/, access.*/, '') : error}`;
+    }
+    return why ? [finding(name, `place ${named(place)}`, { recorded: 'a folder', here: why, breaks: 'it cannot be put back' })] : [];
+  });
+}
+
+const NOT_FOR_POSTGRES = /^(libc6|glibc.*|musl|libicu.*|icu-libs|locales|locales-all|tzdata|borgbackup2?|nodejs|postgresql-common)(:.*)?$/;
+
+/** The packages of the saved server that a cluster's programs and extensions came from, and those of them that are not among `installed`. */
+function neededPackages(manifest, { version }, installed = new Set()) {
+  const names = Object.keys(manifest.packages.needed).filter((name) => !NOT_FOR_POSTGRES.test(name)).map((name) => name.split(':')[0])
+    .filter((name) => /^[a-z0-9][a-z0-9+.-]+$/.test(name) && (!/postgresql-?(\w+-)?\d\d/.test(name) || name.includes(version)));
+  const all = names.some((name) => name.includes('postgresql')) ? names : [`postgresql-${version}`, ...names];
+  return [all, all.filter((name) => !installed.has(name))];
+}
+
+/** The commands that install packages here; with PostgreSQL's own package source where the distribution has not this version. */
+async function install(packages, version) {
+  if (fs.existsSync('/usr/bin/dnf')) return [pasteable(['dnf', 'install', ...packages])];
+  const isKnown = (await look(['apt-cache', 'show', '--no-all-versions', `postgresql-${version}`])).code === 0;
+  return ['apt-get update', ...(isKnown ? [] : ['apt-get install --yes postgresql-common', '/usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y']), pasteable(['apt-get', 'install', '--yes', ...packages])];
+}
+
+/** Who else has a cluster's port or socket. Clusters that lie where these will come back are stopped by the restore and do not count. */
+async function portFindings({ postgres }, cluster, all) {
+  const { port, name } = cluster;
+  if (cluster.container || !/^\d{1,5}$/.test(port)) return [];
+  const settings = postgres.find((one) => one.dataDirectory === cluster.dataDirectory)?.settings ?? {};
+  const places = new Set(all.map((one) => deviceAndInode(one.dataDirectory)).filter((one) => one !== '')), everyone = processes();
+  const isOurs = (pid) => everyone.some((one) => one.pid === pid && places.has(one.cwd));
+  const found = (here, breaks, verdict) => finding(name, `port ${port}`, { recorded: 'its own', here, breaks, verdict, mend: [`ss --listening --processes --numeric '( sport = :${port} )'   # who it is; stop it, or give it another port`] });
+  for (const folder of (settings.unix_socket_directories ?? cluster.socketFolder).split(',').map((one) => one.trim().replace(/^"(.*)"$/, '$1')).filter((one) => one.startsWith('/'))) {
+    const lock = path.join(folder, `.s.PGSQL.${port}.lock`), pid = fs.existsSync(lock) ? Math.abs(parseInt(fs.readFileSync(lock, 'utf8'))) : 0;
+    const alive = everyone.find((one) => one.pid === pid);
+    if (alive && /^(postgres|postmaster|edb-postgres)$/.test(alive.program) && !isOurs(pid)) return [found(`${alive.program} (process ${pid}) has its socket in ${named(folder)}`, 'PostgreSQL does not start', 'refused')];
+  }
+  const listeners = listenersOf(Number(port)).filter((inode) => !everyone.some(({ pid, cwd }) => places.has(cwd) && holds(pid, inode)));
+  if (listeners.length === 0) return [];
+  const holder = everyone.find(({ pid }) => listeners.some((inode) => holds(pid, inode)));
+  const wanted = (settings.listen_addresses ?? 'localhost').split(',').map((one) => one.trim()).filter((one) => one !== '');
+  const addresses = (await Promise.all(wanted.map(async (one) => (one === '*' ? ['0.0.0.0', '::'] : (await lookup(one, { all: true }).catch(() => [])).map(({ address }) => address))))).flat();
+  const free = await Promise.all(addresses.map((address) => canListen(Number(port), address)));
+  if (free.every((one) => one)) return [];
+  const here = holder ? `${holder.program} (process ${holder.pid}) listens on it` : 'somebody listens on it';
+  return [free.some((one) => one) ? found(here, 'PostgreSQL starts, but not on every address', 'note') : found(here, 'PostgreSQL does not start', 'refused')];
+}
+
+// The inodes of the sockets that listen on a TCP port (proc(5), /proc/net/tcp: state 0A).
+function listenersOf(port) {
+  const text = ['tcp', 'tcp6'].map((one) => { try { return fs.readFileSync(`/proc/net/${one}`, 'utf8'); } catch { return ''; } }).join('');
+  const hex = port.toString(16).toUpperCase().padStart(4, '0');
+  return text.split('\n').map((line) => line.trim().split(/\s+/)).filter((fields) => fields[1]?.endsWith(`:${hex}`) && fields[3] === '0A').map((fields) => fields[9]);
+}
+
+function holds(pid, inode) {
+  try {
+    return fs.readdirSync(`/proc/${pid}/fd`).some((fd) => { try { return fs.readlinkSync(`/proc/${pid}/fd/${fd}`) === `socket:[${inode}]`; } catch { return false; } });
+  } catch {
+    return false;
+  }
+}
+
+// Tried for a moment, and only where somebody else listens on the same port: addresses overlap in more ways than one wants to know.
+function canListen(port, host) {
+  return new Promise((resolve) => {
+    const server = createServer();
+    server.once('error', () => resolve(false));
+    server.listen({ port, host, ipv6Only: true }, () => server.close(() => resolve(true)));
+  });
+}
+
+// =========================================================================================================
 // ==== JUDGE ====
 // The judge: would these files work on this machine? It compares an archive's passport with what is here, before anything is touched,
-// and says of each difference what it would break and the command that mends it. It only looks; its questions to PostgreSQL are asked of
+// and says of each difference what it would break and the command that mends it. It only looks; what the programs can do it asks of
 // an empty cluster of the same version, made in the sandbox and thrown away.
+// Names out of an archive appear in the commands it prints, always quoted; it runs none of them.
 
-/** Given an archive's manifest, the clusters that are meant, and a folder for the empty cluster, returns what differs; [] = all is as it was. */
+const OTHER_MAJOR = 'files of one major version are nothing to another';
+const VERDICTS = ['refused', 'after', 'note'];
+
+/**
+ * Given an archive's manifest, the clusters that are meant, and a folder for the empty cluster, returns what differs, the worst first; [] = all is
+ * as it was. What could not be judged is a 'note'. Throws only when somebody asked to stop.
+ */
 async function judge(manifest, clusters, options) {
-  void manifest, clusters, options;
-  return [];
+  const findings = await machineFindings(manifest, clusters), groups = new Map();
+  for (const cluster of clusters) {
+    findings.push(...await portFindings(manifest, cluster, clusters));
+    const told = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory), box = await containerHere(cluster), programs = await programsFor(cluster, manifest, box);
+    if (!programs) findings.push(await noPrograms(manifest, cluster));
+    else if (cluster.container && !box) findings.push(noContainer(manifest, cluster));
+    if (programs && told) groups.set(JSON.stringify(programs), { programs, cases: [...groups.get(JSON.stringify(programs))?.cases ?? [], { cluster, told }] });
+    if (!told?.answers) findings.push(notJudged(cluster.name, 'its databases', 'the cluster did not answer when it was saved: its extensions, locales and collations are not on record'));
+  }
+  for (const { programs, cases } of groups.values()) findings.push(...await askPrograms(manifest, programs, cases, options.scratch));
+  return findings.sort((one, other) => VERDICTS.indexOf(one.verdict) - VERDICTS.indexOf(other.verdict));
+}
+
+// The image of the cluster's container, if that is here.
+async function containerHere({ container }) {
+  return /^[a-zA-Z0-9][\w.-]*$/.test(container) ? (await look(['docker', 'inspect', '--type=container', '--format={{.Image}}', container])).out.trim() : '';
+}
+
+// A container that is here runs in its own image, whatever image the archive speaks of.
+async function programsFor(cluster, manifest, image) {
+  if (image) return { version: cluster.version, binaries: cluster.binaries, image };
+  const programs = await findPrograms(cluster, manifest);
+  return cluster.container && !programs?.image ? null : programs;
+}
+
+function noContainer(manifest, { name, container }) {
+  const box = manifest.containers.find((one) => one.name === container);
+  const compose = box?.composeService ? [pasteable(['docker', 'compose', ...box.composeFiles.flatMap((file) => ['--file', file]), '--project-name', box.composeProject, 'up', '--no-start', box.composeService])] : [];
+  return finding(name, `container ${container}`, { recorded: box?.image ?? '', here: 'missing', breaks: 'its files come back, but nothing runs on them', verdict: 'after', mend: compose.length > 0 ? compose : ['# make the container again, with the mounts that record/manifest.json of the archive tells'] });
+}
+
+async function noPrograms(manifest, cluster) {
+  const box = manifest.containers.find((one) => one.name === cluster.container);
+  if (cluster.container) {
+    const name = box?.imageDigests[0] ?? '', docker = (await look(['docker', 'version'])).code;
+    return finding(cluster.name, 'image', { recorded: name || box?.image || '', here: docker === 0 ? 'missing' : docker === 127 ? 'no Docker' : 'Docker does not answer', breaks: 'the container cannot be started',
+      mend: [...(docker === 127 ? ['apt-get install --yes docker.io'] : []), ...(name ? [pasteable(['docker', 'pull', name])] : ['# this image was made on the saved server: build it again as there, or bring it with `docker save`']),
+        ...(name && box?.image ? [pasteable(['docker', 'tag', name, box.image])] : [])] });
+  }
+  const here = ['/usr/lib/postgresql', '/usr'].flatMap((folder) => (fs.existsSync(folder) ? fs.readdirSync(folder) : [])).flatMap((name) => /^(?:pgsql-)?(\d\d)$/.exec(name)?.[1] ?? []);
+  const [packages] = neededPackages(manifest, cluster);
+  return finding(cluster.name, 'PostgreSQL', { recorded: cluster.version, here: here.join(', ') || 'none', mend: await install(packages, cluster.version),
+    breaks: `${OTHER_MAJOR}${fs.existsSync('/etc/debian_version') ? `; Debian makes and starts a cluster ${cluster.version}/main of its own with the packages, which the restore moves aside` : ''}` });
+}
+
+/** Everything that only the programs themselves can say, of all clusters that run by them, from one empty cluster. */
+async function askPrograms(manifest, programs, cases, scratch) {
+  let trial = null;
+  try {
+    trial = await startTrial(programs, scratch);
+    if (!trial) return cases.map(({ told }) => finding(told.name, 'PostgreSQL', { recorded: told.version, here: `no ${path.join(programs.binaries, 'initdb')}${programs.image ? ' in the image of the container here' : ''}`, breaks: OTHER_MAJOR }));
+    const abilities = await askAbilities(trial, {
+      extensions: [...new Set(cases.flatMap(({ told }) => extensionsOf(told).map((one) => one.name)))],
+      libraries: [...new Set(cases.flatMap(({ told }) => librariesOf(told).map((one) => one.library)))],
+      settings: cases.flatMap(({ told }) => placeSettings(told)), files: cases.flatMap(({ told }) => dictionaryFiles(told).map((one) => one.names)),
+    });
+    const orders = new Map(), libc = trial.system.libc ?? '';
+    for (const { told } of cases) await ordersOf(trial, told, orders);
+    const files = new Map();
+    for (const { cluster, told } of cases) files.set(told, await withMeans(manifest, cluster, told, [...libraryFindings(cluster, told, abilities), ...extensionFindings(told, abilities), ...dictionaryFindings(cluster, told, abilities)]));
+    return cases.flatMap(({ cluster, told }) => [
+      ...compiledFindings(told, abilities), ...files.get(told), ...settingFindings(cluster, told, abilities),
+      ...collationFindings(told, orders, { there: (told.system ?? manifest.host).libc, here: libc }, psqlWords(cluster, told), (locale) => makeLocale(locale, cluster)),
+    ]);
+  } catch (error) {
+    if (!(error instanceof Problem) || askedToStop()) throw error;
+    const why = [error.message, lastLines(error.facts.said ?? '', 2)].filter((one) => one !== '').join(': ');
+    return cases.map(({ cluster }) => notJudged(cluster.name, 'extensions, locales and collations', `no empty cluster can be asked: ${why}`));
+  } finally {
+    await trial?.end();
+  }
+}
+
+// What is fixed when PostgreSQL is compiled, as pg_controldata and as pg_control_system() and pg_control_init() call it: the server refuses files that differ in any.
+const COMPILED = { 'pg_control version number': 'pg_control_version', 'Catalog version number': 'catalog_version_no', 'Maximum data alignment': 'max_data_alignment', 'Database block size': 'database_block_size',
+  'Blocks per segment of large relation': 'blocks_per_segment', 'WAL block size': 'wal_block_size', 'Maximum length of identifiers': 'max_identifier_length', 'Maximum columns in an index': 'max_index_columns',
+  'Maximum size of a TOAST chunk': 'max_toast_chunk_size', 'Size of a large-object chunk': 'large_object_chunk_size', 'Float8 argument passing': 'float8_pass_by_value' };
+
+function compiledFindings(told, abilities) {
+  const found = [], number = Math.floor(abilities.number / 10000);
+  const recordedMinor = /^PostgreSQL \d+\.(\d+)/.exec(told.serverVersion ?? '')?.[1];
+  if (String(number) !== told.version) return [finding(told.name, 'PostgreSQL', { recorded: told.version, here: String(number), breaks: OTHER_MAJOR })];
+  for (const [label, name] of Object.entries(COMPILED)) {
+    const plain = (value) => String(value).replace('by value', 'true').replace('by reference', 'false');
+    const recorded = told.controlData[label] ?? told.controlData[name], here = abilities.control[name];
+    if (recorded === undefined || here === undefined || plain(recorded) === plain(here)) continue;
+    found.push(finding(told.name, label.toLowerCase(), { recorded: String(recorded), here: String(here), breaks: 'this PostgreSQL is compiled otherwise and refuses the files', mend: ['# install the same build of PostgreSQL'] }));
+  }
+  if (recordedMinor && Number(recordedMinor) > abilities.number % 10000) {
+    found.push(finding(told.name, 'minor version', { recorded: `${told.version}.${recordedMinor}`, here: abilities.version, breaks: 'it works, without the repairs made since', verdict: 'note', mend: [`apt-get install --only-upgrade postgresql-${told.version}`] }));
+  }
+  return found;
+}
+
+const PRELOADED = { shared_preload_libraries: 'PostgreSQL does not start', session_preload_libraries: 'nobody can connect', local_preload_libraries: 'nobody can connect' };
+const preloads = (text) => text.split(',').map((one) => one.trim().replace(/^"(.*)"$/, '$1')).filter((one) => one !== '');
+
+/** The libraries a cluster loads: at its start, at each connection, for its functions, for its slots. The same one may be here more than once. */
+function librariesOf(told) {
+  const inPlugins = (name, library) => (name === 'local_preload_libraries' && !library.includes('/') ? `$libdir/plugins/${library}` : library);
+  const preloaded = Object.entries(PRELOADED).flatMap(([name, breaks]) => preloads(told.preloadLibraries?.[name] ?? '').map((one) => ({ library: inPlugins(name, one), breaks: `${breaks} (${name})`, verdict: 'refused' })));
+  const byRole = (told.roleSettings ?? []).flatMap(({ role, database, settings }) => Object.keys(PRELOADED).flatMap((name) => preloads(settings?.[name] ?? '')
+    .map((one) => ({ library: inPlugins(name, one), breaks: `${[role && `role ${role}`, database && `database ${database}`].filter(Boolean).join(' in ')} cannot connect (${name})`, verdict: 'refused' }))));
+  const used = new Map();
+  for (const { name, libraries } of told.databases) for (const one of libraries ?? []) used.set(one, [...used.get(one) ?? [], name]);
+  const slots = (told.slots ?? []).flatMap(({ slot_name: name, plugin }) => (plugin ? [{ library: plugin, breaks: `nobody can read slot ${name}`, verdict: 'note' }] : []));
+  const archiver = told.settings?.archive_library ? [{ library: told.settings.archive_library, breaks: 'WAL is not archived', verdict: 'note' }] : [];
+  return [...preloaded, ...byRole, ...[...used].map(([library, names]) => ({ library, breaks: `functions and indexes that use it fail in ${listed(names)}`, verdict: 'refused' })), ...slots, ...archiver];
+}
+
+// LOAD may fail because a library wants to be loaded at the start (pg_cron); then it is here. Only what says that it is not, or does not fit, counts.
+const NOT_LOADED = /^(could not access file|could not load library|incompatible library)/;
+
+function libraryFindings(cluster, told, abilities) {
+  const elsewhere = (told.settings?.dynamic_library_path ?? '').split(':').filter((one) => one.startsWith('/'));
+  const isThere = (library) => [library, ...elsewhere.map((folder) => path.join(folder, library))].some((file) => fs.existsSync(file) || fs.existsSync(`${file}.so`));
+  return librariesOf(told).flatMap(({ library, breaks, verdict }) => {
+    const failed = LOADABLE.test(library) ? abilities.libraries[library] ?? '' : 'missing';
+    if (LOADABLE.test(library) ? !NOT_LOADED.test(failed) : cluster.container) return [];
+    if (isThere(library)) return [];
+    const here = failed === 'missing' || /^could not access file.*No such file/.test(failed) ? 'missing' : failed;
+    return [finding(told.name, `library ${library}`, { recorded: 'in use', here, breaks, verdict })];
+  });
+}
+
+function extensionsOf(told) {
+  const found = new Map();
+  for (const database of told.databases) {
+    for (const { name, version } of database.extensions ?? []) {
+      const key = JSON.stringify([name, version]);
+      found.set(key, { name, version, databases: [...found.get(key)?.databases ?? [], database.name] });
+    }
+  }
+  return [...found.values()];
+}
+
+// Whether the first version is the newer one: '3.10.1' is newer than '3.9'.
+function isNewer(one, other) {
+  const [mine, theirs] = [one, other].map((version) => version.split(/[.-]/).map((part) => parseInt(part) || 0));
+  const at = mine.findIndex((part, i) => part !== (theirs[i] ?? 0));
+  return at >= 0 && mine[at] > (theirs[at] ?? 0);
+}
+
+/** An extension's objects are in the database; from here come its library (judged on its own) and its scripts, which tell what version the library is of. */
+function extensionFindings(told, abilities) {
+  return extensionsOf(told).flatMap(({ name, version, databases }) => {
+    const { control, known } = abilities.extensions[name] ?? {};
+    if (!control || !known) return [];
+    if (known.failed !== undefined) {
+      return [finding(told.name, `extension ${name}`, { recorded: version, here: 'no control file', verdict: 'note', breaks: `what ${listed(databases)} hold of it works as far as its library does; it cannot be updated, and no dump with it restored here` })];
+    }
+    const own = /^\s*default_version\s*=\s*'([^']+)'/m.exec(control.is ?? '')?.[1], versions = [...known.is ?? [], ...(own ? [own] : [])];
+    if (versions.length === 0 || versions.includes(version)) return [];
+    const here = own ?? versions.reduce((best, one) => (isNewer(one, best) ? one : best));
+    if (!isNewer(version, here)) return [finding(told.name, `extension ${name}`, { recorded: version, here, verdict: 'note', breaks: `no script leads from ${version} to ${here}: after ALTER EXTENSION ... UPDATE is asked for, ${listed(databases)} may need it made anew` })];
+    const hasLibrary = /^\s*module_pathname/m.test(control.is ?? '');
+    return [finding(told.name, `extension ${name}`, { recorded: version, here: `${here}, older`, verdict: hasLibrary ? 'refused' : 'note',
+      breaks: hasLibrary ? `functions that came after ${here} are not in the library here, and fail in ${listed(databases)}` : `what ${listed(databases)} hold of it works; no dump with it can be restored here` })];
+  });
+}
+
+const DICTIONARY_FILES = { dictfile: ['dict', 'ths'], afffile: ['affix'], stopwords: ['stop'], synonyms: ['syn'], rules: ['rules'] };
+
+/** The files that dictionaries of text search read, each under the names it may have. */
+function dictionaryFiles(told) {
+  return told.databases.flatMap(({ name: database, dictionaries }) => (dictionaries ?? []).flatMap(({ name: dictionary, options }) => [...String(options ?? '').matchAll(/(\w+)\s*=\s*'([a-z0-9_]+)'/gi)]
+    .flatMap(([, option, file]) => (DICTIONARY_FILES[option.toLowerCase()] ? [{ database, dictionary, names: DICTIONARY_FILES[option.toLowerCase()].map((kind) => `${file}.${kind}`) }] : []))));
+}
+
+function dictionaryFindings(cluster, told, abilities) {
+  const isThere = (names) => abilities.files[names[0]] || (!cluster.container && names.some((name) => fs.existsSync(path.join(abilities.share, 'tsearch_data', name)))); // Debian's lead out of the sandbox
+  return dictionaryFiles(told).filter(({ names }) => !isThere(names)).map(({ database, dictionary, names }) => finding(told.name, `dictionary ${dictionary}`, { recorded: names[0], here: 'missing', verdict: 'after',
+    breaks: `text search with it fails in ${database}`, mend: [`# copy ${path.join(abilities.share, 'tsearch_data', names[0])} from the saved server or its backup`] }));
+}
+
+// How to bring what is missing: the packages of the saved server that are not here, or, when all are, these same ones anew.
+async function withMeans(manifest, cluster, told, findings) {
+  if (findings.length === 0) return [];
+  const digest = manifest.containers.find((one) => one.name === cluster.container)?.imageDigests[0];
+  const [all, missing] = neededPackages(manifest, cluster, new Set((await look(['dpkg-query', '--show', '--showformat', '${db:Status-Abbrev}\t${Package}\n'])).out.split('\n').flatMap((line) => (line.startsWith('ii') ? [line.split('\t')[1]] : []))));
+  const packages = missing.length > 0 ? await install(missing, cluster.version) : [pasteable(['apt-get', 'install', '--reinstall', '--yes', ...all])];
+  const unowned = (told.packages ?? manifest.packages).unowned;
+  const means = ({ about }) => {
+    const file = unowned.find((one) => path.basename(one) === `${path.basename(about.replace(/^library /, ''))}.so`);
+    if (file) return [`# it came in no package: copy ${pasteable([file])} from the saved server or its backup`];
+    return cluster.container ? [digest ? pasteable(['docker', 'pull', digest]) : '# make the container from the image it had'] : packages;
+  };
+  return findings.map((one) => ({ ...one, mend: one.mend.length > 0 ? one.mend : means(one) }));
+}
+
+/** The settings whose values are names of something on the machine: PostgreSQL does not start with one it does not know. */
+function placeSettings(told) {
+  return Object.entries(told.settings ?? {}).filter(([name]) => /^(lc_(messages|monetary|numeric|time)|timezone|log_timezone)$/i.test(name));
+}
+
+function settingFindings(cluster, told, abilities) {
+  return placeSettings(told).filter(([name, value]) => abilities.settings[`${name}=${value}`]).map(([name, value]) => finding(told.name, `setting ${name}`, { recorded: value, here: 'not known here',
+    breaks: 'PostgreSQL does not start', mend: /zone/i.test(name) ? ['apt-get install --yes tzdata', 'apt-get install --yes tzdata-legacy   # Debian 13 and newer keep old names there'] : makeLocale(value, cluster) }));
+}
+
+/** The commands that make a locale here. */
+function makeLocale(locale, cluster) {
+  const [, language, codeset, modifier = ''] = /^([a-z]{2,3}_[A-Z]{2})(?:\.([\w-]+))?(@\w+)?$/.exec(locale) ?? [];
+  if (cluster.container) return ['# the image lacks it: make the container from the image it had'];
+  if (!language) return ['apt-get install --yes locales-all'];
+  if (fs.existsSync('/usr/bin/dnf')) return [`dnf install glibc-langpack-${language.split('_')[0]}`];
+  const charset = !codeset ? 'ISO-8859-1' : /^utf-?8$/i.test(codeset) ? 'UTF-8' : codeset.toUpperCase().replace(/^ISO-?8859-?/, 'ISO-8859-');
+  return ['apt-get install --yes locales', `echo '${language}${codeset ? `.${charset}` : ''}${modifier} ${charset}' >> /etc/locale.gen && locale-gen`];
+}
+
+/** The words before `-d DATABASE` that ask this cluster, once it runs, as its superuser. */
+function psqlWords(cluster, told) {
+  const superuser = told.roles?.find((one) => one.rolsuper)?.rolname;
+  if (cluster.container) return ['docker', 'exec', '--user', String(cluster.uid), cluster.container, 'psql', ...(superuser ? ['-U', superuser] : [])];
+  return ['runuser', '-u', cluster.owner, '--', 'psql', ...(cluster.socketFolder ? ['-h', cluster.socketFolder] : []), ...(cluster.port ? ['-p', cluster.port] : [])];
 }
 
 // =========================================================================================================
@@ -5212,7 +5792,7 @@ const FILE_CHECKS = [
     const done = await look([...sandbox.words, path.join(programs.binaries, 'pg_checksums'), '--check', '-D', inside], { seconds: DAY });
     if (done.code === 0) return good(`${/^Blocks scanned:\s+(\d+)/m.exec(done.out)?.[1] ?? 'all'} pages`);
     if (/not enabled/.test(done.said)) return unknown('this cluster has none: `pg_checksums --enable`, while it is stopped, gives it some');
-    if (/No such file/.test(done.said) && !/verification failed/.test(done.said)) return unknown('pg_checksums is not installed here');
+    if (done.code === 126 || done.code === 127) return unknown('pg_checksums is not installed here');
     const lines = [...done.said.matchAll(/verification failed in file "([^"]+)", block (\d+)/g)].map(([, file, block]) => ({ file: file, block: block }));
     return lines.length > 0 ? bad(lines.map(({ file, block }) => `${named(file)}, page ${block}`), lines.map(({ file }) => file)) : bad([lastLines(done.said, 3)]);
   } },
@@ -5269,7 +5849,7 @@ const SERVER_CHECKS = [
   } },
   { check: 'libraries load', look: async (copy) => {
     const lines = warningsOf(await inEach(copy, LOAD_ALL, WRITES), 'MISSING');
-    return lines.length > 0 ? bad(lines) : good('every library that a function needs');
+    return lines.length > 0 ? bad(lines) : good('every library that functions of extensions need');
   } },
   { check: 'collations', look: compareCollations },
   { check: 'amcheck', look: runAmcheck },
@@ -5303,7 +5883,7 @@ function warningsOf(ends, word) {
     ...[...said.matchAll(new RegExp(`^WARNING:  ${word} (.*)$`, 'gm'))].map(([, what]) => `${named(database)}: ${what}`), ...(code === 0 ? [] : [`${named(database)}: ${lastLines(said, 2)}`])]);
 }
 
-const LOAD_ALL = `do $$ declare one text; begin for one in select distinct probin from pg_proc where probin is not null loop
+const LOAD_ALL = `do $$ declare one text; begin for one in select distinct probin from pg_proc where probin is not null and oid >= 16384 loop
   begin execute 'load ' || quote_literal(one); exception when others then
     if sqlerrm ~ '^(could not|incompatible)' then raise warning 'MISSING %', replace(one || ': ' || sqlerrm, chr(10), ' '); end if; end; end loop; end $$`; // some only want to be preloaded, which here they never are
 
