@@ -1,6 +1,6 @@
 // `npm run bench [RUNS [GB]]`: what the script costs beside what it calls, as ratios measured in one run. Medians; the raw numbers go
 // to bench/. Nights on 1 GB of PostgreSQL 15, a restore of GB (5) of it; the storage is on this machine: no line limits either side.
-// `npm run bench restore [RUNS [GB]]`: only the restore.
+// `npm run bench restore [RUNS [GB]]`: only restore and drill.
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
@@ -83,6 +83,16 @@ async function bench(folder: string): Promise<void> {
   }
 }
 
+/** What a drill takes beside reading the archive back and what it asks PostgreSQL to check: looking, locking in, starting, comparing listings, cleaning up. */
+async function benchDrill(server: Server): Promise<void> {
+  for (let run = 0; run < RUNS; run++) {
+    await measure('drill', [process.execPath, server.script, 'drill', '--quiet'], { memory: true });
+    const { certificate } = server.history().pop(), checked = certificate.checks.filter(({ check }: { check: string }) => !['files as listed when cold', 'control file', 'starts'].includes(check));
+    (raw['drill, its own part'] ??= []).push(raw.drill!.at(-1)! - checked.reduce((sum: number, one: { seconds: number }) => sum + one.seconds, 0));
+  }
+  console.log(`drill of the same archive: ${median('drill').toFixed(1)} s, of which ${median('drill, its own part').toFixed(1)} s are its own part; memory of the script ${median('drill, memory').toFixed(0)} MB`);
+}
+
 /** `restore --to` of a whole server against bare `borg extract` of the same archive into an empty folder, by turns. */
 async function benchRestore(folder: string): Promise<void> {
   fs.mkdirSync(folder);
@@ -107,6 +117,8 @@ async function benchRestore(folder: string): Promise<void> {
     const [bare, own] = ['bare borg extract', 'restore --to'].map((name) => median(name)) as [number, number];
     const pairs = raw['restore --to']!.map((seconds, run) => seconds / raw['bare borg extract']![run]!).map((ratio) => ratio.toFixed(3));
     console.log(`\nrestore --to, ${(cold.originalBytes / 1e9).toFixed(1)} GB in ${cold.files} files, ${2 * RUNS} runs each, medians: ${own.toFixed(1)} s, bare borg extract ${bare.toFixed(1)} s, ratio ${(own / bare).toFixed(3)} (pairs: ${pairs.join(', ')}); memory of the script ${median('restore --to, memory').toFixed(0)} MB`);
+    fs.rmSync(to, { recursive: true, force: true });
+    await benchDrill(server);
   } finally {
     cluster.destroy();
     storage.destroy();
