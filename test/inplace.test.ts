@@ -70,7 +70,7 @@ async function killAt(world: World, moments: typeof MOMENTS): Promise<void> {
   const saved = damage(world);
   for (const [index, [after, ms]] of moments.entries()) {
     const damaged = contents(world), run = world.server.start(['restore', 'latest', '--in-place']);
-    await waitFor(`the restore says ${after}`, () => after.test(run.out()), 150);
+    await waitFor(`the restore says ${after}`, () => after.test(run.out()), 150).catch((error) => { throw new Error(`${run.out()}${run.err()}`, { cause: error }); });
     await new Promise((done) => { setTimeout(done, ms); });
     run.signal('SIGKILL', index % 2 === 0); // alone, or with its process group
     await run.ended;
