@@ -70,7 +70,8 @@ function soundManifest(text: string): Manifest {
   if (!all(plan.parts, (one) => isText(one.name) && isText(one.kind) && Number.isInteger(one.group)) || !Array.isArray(plan.exclude)) throw bad('a part is none');
   if (!all(parents, (one) => isPath(one.path) && /^[0-7]{3,5}$/.test(one.mode) && Number.isInteger(one.uid) && Number.isInteger(one.gid))) throw bad('a folder is none');
   if (!all(containers, (one) => isText(one.name) && all(one.mounts, (mount) => isText(mount.source) && isText(mount.destination)))) throw bad('a container is none');
-  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases)) || !all(host?.users, () => true) || !all(host.groups, () => true) || !all(manifest.proof?.clusters ?? [], () => true)) throw bad('its passport is none');
+  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases))) throw bad('its passport is none');
+  if (![host?.users, host?.groups, manifest.proof?.clusters ?? []].every((list) => all(list, () => true))) throw bad('its passport is none');
   return manifest;
 }
 
@@ -85,7 +86,8 @@ function rootsMeant(manifest: Manifest, words: string[], own: string[]): Root[] 
   const isOwn = (folder: string) => own.some((file) => isBelow(path.resolve(file), folder));
   const usable = chosen.filter(({ path: file, why }) => why.startsWith('volume ') || !(SYSTEM_FOLDERS.includes(file) || NEVER.test(file) || isOwn(file)));
   for (const one of chosen.filter((root) => !usable.includes(root))) {
-    const text = `${named(one.path)} ${isOwn(one.path) ? 'holds what this restore itself needs' : 'belongs to the system'}, and is not exchanged as a whole`, hint = `node backup.js restore ${manifest.archive} ${one.path} --to FOLDER, and take from there what you need`;
+    const text = `${named(one.path)} ${isOwn(one.path) ? 'holds what this restore itself needs' : 'belongs to the system'}, and is not exchanged as a whole`;
+    const hint = `node backup.js restore ${manifest.archive} ${one.path} --to FOLDER, and take from there what you need`;
     if (names.length > 0) throw new Problem(text, { exitCode: 64, hint });
     warn(`${text}: ${hint}`);
   }
@@ -102,8 +104,10 @@ function rootsOfPart({ plan, containers }: Manifest, wanted: string): Root[] {
     || (is('folder') && (root.path === plain || root.why === `folder ${plain} leads here`)) || mounts.some((mount) => mount.source && isBelow(root.path, mount.source)));
   if (found.length === 0 && cluster) found.push(...plan.roots.filter((root) => isBelow(cluster.dataDirectory, root.path)));
   if (found.length > 0) return found;
-  const known = [...plan.clusters.filter((one) => one.container === '').map((one) => `postgres ${one.name}`), ...plan.roots.filter((one) => /^(volume|folder)/.test(one.why)).map((one) => (one.why === 'folder' ? one.path : one.why))];
-  throw new Problem(`${named(wanted)} is no part of this archive`, { exitCode: 64, hint: `it holds: ${[...new Set(known)].map((one) => (one.includes(' ') ? one : named(one))).join(', ')}. One file of these: node backup.js restore ARCHIVE PATH --to FOLDER` });
+  const known = [...plan.clusters.filter((one) => one.container === '').map((one) => `postgres ${one.name}`),
+    ...plan.roots.filter((one) => /^(volume|folder)/.test(one.why)).map((one) => (one.why === 'folder' ? one.path : one.why))];
+  throw new Problem(`${named(wanted)} is no part of this archive`, { exitCode: 64,
+    hint: `it holds: ${[...new Set(known)].map((one) => (one.includes(' ') ? one : named(one))).join(', ')}. One file of these: node backup.js restore ARCHIVE PATH --to FOLDER` });
 }
 
 // ---- what is stopped and started ----
@@ -195,7 +199,8 @@ export function showComeback(comeback: Comeback): void {
   const { archive, manifest, pieces, parts, findings, stamp } = comeback;
   const commands = commandsOfComeback(comeback), later = [...comeback.asleep.map((part) => part.name), ...clustersToCome(comeback).map((one) => `postgres ${one.name}`)];
   const swaps = pieces.filter((piece) => !piece.isInner && piece.files > 0).map((piece) => ({ ...swapsFor(piece.place, staged(piece), stamp, []).swaps[0]!, why: piece.why, files: piece.files, bytes: piece.bytes }));
-  if (mode.dryRun && mode.json) return answer(JSON.stringify({ archive, server: manifest.server, madeAt: manifest.madeAt, findings, parts, later, stagings: [...new Set(pieces.map((one) => one.staging))], swaps, commands, warnings }, null, 1));
+  const stagings = [...new Set(pieces.map((one) => one.staging))];
+  if (mode.dryRun && mode.json) return answer(JSON.stringify({ archive, server: manifest.server, madeAt: manifest.madeAt, findings, parts, later, stagings, swaps, commands, warnings }, null, 1));
   const text = [`archive ${archive}, of server ${named(manifest.server)}, ${manifest.madeAt}`, ...tableOf(findings), 'comes back:',
     ...swaps.map((one) => `  ${named(one.place)}   (${one.why}; ${count(one.files, 'file')}, ${size(one.bytes)}; ${isThere(one.place) ? `what is there goes to ${named(one.aside)}` : 'nothing is there now'})`),
     'stop, in this order:', ...(parts.length > 0 ? parts.map((part) => `  ${part.name}`) : ['  nothing']),
@@ -209,7 +214,8 @@ function tableOf(findings: Finding[]): string[] {
   if (findings.length === 0) return [];
   const rows = [['', 'about', 'in the archive', 'here', 'what it would break'], ...findings.map((one) => [one.verdict, [one.cluster, one.about].filter((word) => word !== '').join(': '), one.recorded, one.here, one.breaks])];
   const widths = [0, 1, 2, 3].map((column) => Math.min(40, Math.max(...rows.map((row) => row[column]!.length))));
-  return ['what differs:', ...rows.flatMap((row, index) => [`  ${row.map((word, column) => word.padEnd(widths[column] ?? 0)).join('  ').trimEnd()}`, ...(findings[index - 1]?.mend ?? []).map((line) => `            mend: ${line}`)])];
+  const line = (row: string[]) => `  ${row.map((word, column) => word.padEnd(widths[column] ?? 0)).join('  ').trimEnd()}`;
+  return ['what differs:', ...rows.flatMap((row, index) => [line(row), ...(findings[index - 1]?.mend ?? []).map((command) => `            mend: ${command}`)])];
 }
 
 /** Every command of a restore, in order. Of a mount point that stays, the swaps are known only when its entries are there. */

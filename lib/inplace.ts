@@ -36,9 +36,11 @@ export async function restoreInPlace(loaded: Loaded, script: string, words: stri
   await borgVersion();
   const comeback = await workOut(settings, words, how, startedAt);
   showComeback(comeback);
-  if (comeback.findings.some((one) => one.verdict === 'refused')) throw new Problem('this archive cannot work on this machine: see the findings marked "refused"', { hint: 'mend them with the commands above, then begin again; nothing was touched' });
+  if (comeback.findings.some((one) => one.verdict === 'refused')) throw new Problem('this archive cannot work on this machine: see the findings marked "refused"',
+    { hint: 'mend them with the commands above, then begin again; nothing was touched' });
   const noRoom = whyNoRoom(comeback.pieces);
-  if (noRoom.length > 0) throw new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`, { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
+  if (noRoom.length > 0) throw new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`,
+    { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
   if (mode.dryRun) return warnings.length > 0 ? 1 : 0;
   return carryOut(comeback, script, loaded.file, startedAt);
 }
@@ -52,7 +54,8 @@ async function begin(settings: Settings, { stateFolder }: InPlace): Promise<void
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */
 async function carryOut(comeback: Comeback, script: string, file: string, startedAt: string): Promise<number> {
   const { archive, stamp, settings, pieces, manifest, how } = comeback, { stateFolder } = how;
-  const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt, deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: startedAt });
+  const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt,
+    deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: startedAt });
   const restore = ledger.restore = { archive, stamp, stagings: [...new Set(pieces.map((piece) => piece.staging))], swaps: [], folders: [], made: [], later: [], state: '' };
   let guardPid = 0, trouble: unknown = null, down: string[] = [];
   try {
@@ -75,7 +78,8 @@ async function carryOut(comeback: Comeback, script: string, file: string, starte
   try {
     settleRestore(ledger);
     keepLedgerIfPossible(stateFolder, ledger);
-    if (ledger.restore.state === 'new' && hasSystemd() && pieces.some((piece) => /^\/(etc|usr|lib)\//.test(piece.place))) await change(['systemctl', 'daemon-reload'], { unlimited: true }); // units and generators of what came back
+    const hasUnits = pieces.some((piece) => /^\/(etc|usr|lib)\//.test(piece.place)); // or configuration that a generator reads
+    if (ledger.restore.state === 'new' && hasUnits && hasSystemd()) await change(['systemctl', 'daemon-reload'], { unlimited: true });
     down = await startParts(ledger, stateFolder);
   } catch (error) { // a disk has gone: the guard goes on
     sayError(error);
@@ -141,7 +145,9 @@ async function finish(comeback: Comeback, ledger: Ledger, guardPid: number, down
   const asked = trouble instanceof Problem ? trouble.facts.exitCode ?? 2 : 2, isBad = trouble !== null || wrong.length > 0;
   const exitCode = down.length > 0 ? 3 : isBad ? asked : warnings.length > 0 ? 1 : 0, seconds = downSecondsOf(ledger);
   const head = trouble || wrong.length > 0 || down.length > 0 ? colored('31', 'NOT GOOD') : 'restored';
-  sayBlock(['', `${head}: ${restore.state === 'new' ? `${archive} is in place` : 'the old contents are in place'}, down ${span(seconds)}; services: ${services}`, text, ...(warnings.length > 0 ? ['warnings', ...warnings.map((one) => `  ${one}`)] : [])].filter((line, index) => index === 0 || line !== '').join('\n'));
+  const lines = [`${head}: ${restore.state === 'new' ? `${archive} is in place` : 'the old contents are in place'}, down ${span(seconds)}; services: ${services}`, text,
+    ...(warnings.length > 0 ? ['warnings', ...warnings.map((one) => `  ${one}`)] : [])];
+  sayBlock(`\n${lines.filter((line) => line !== '').join('\n')}`);
   if (mode.json) answer(JSON.stringify({ archive, state: restore.state, exitCode, downSeconds: seconds, swaps: restore.swaps, wrong, down, warnings }));
   return exitCode;
 }

@@ -48,7 +48,9 @@ export async function findPieces(roots: Root[], stamp: string): Promise<Piece[]>
     const isInner = around !== undefined && around.place + recorded.slice(around.recorded.length) === place;
     add({ ...facts, place, isInner });
     if (isInner) pieces[pieces.length - 1]!.staging = around.staging;
-    else for (const mount of mounts.filter((one) => one !== place && isBelow(one, place) && !pieces.some((piece) => piece.place === one))) add({ ...facts, volume: '', place: mount, recorded: recorded + mount.slice(place.length), isInner: false });
+    else for (const mount of mounts.filter((one) => one !== place && isBelow(one, place) && !pieces.some((piece) => piece.place === one))) {
+      add({ ...facts, volume: '', place: mount, recorded: recorded + mount.slice(place.length), isInner: false });
+    }
   }
   return pieces;
 }
@@ -66,7 +68,8 @@ async function placeOfVolume(name: string, recorded: string): Promise<{ place: s
   const done = await look(['docker', 'volume', 'inspect', '--format={{json .}}', name]);
   if (done.code === 0) {
     const facts = JSON.parse(done.out);
-    if (Object.keys(facts.Options ?? {}).length > 0) throw new Problem(`volume ${name} is mounted by Docker from elsewhere (${JSON.stringify(facts.Options)})`, { hint: 'restore it with --to, and copy it into a running container' });
+    if (Object.keys(facts.Options ?? {}).length > 0) throw new Problem(`volume ${name} is mounted by Docker from elsewhere (${JSON.stringify(facts.Options)})`,
+      { hint: 'restore it with --to, and copy it into a running container' });
     return { place: fs.existsSync(facts.Mountpoint) ? fs.realpathSync(facts.Mountpoint) : facts.Mountpoint, isMade: true };
   }
   const info = await look(['docker', 'info', '--format={{.DockerRootDir}}']);
@@ -119,7 +122,8 @@ export function whyNoRoom(pieces: Piece[]): string[] {
 
 /** The commands that extract every piece beside its place, and the folder each runs in: one for each file system and kind of owners. The first brings the listing, too. */
 export function extractions(archive: string, pieces: Piece[]): { argv: string[]; cwd: string; bytes: number }[] {
-  const kinds = [...new Set(pieces.map((piece) => piece.staging))].flatMap((cwd) => [false, true].map((byNumber) => ({ cwd, byNumber, own: pieces.filter((piece) => piece.staging === cwd && piece.byNumber === byNumber && piece.files > 0) })));
+  const ownOf = (cwd: string, byNumber: boolean) => pieces.filter((piece) => piece.staging === cwd && piece.byNumber === byNumber && piece.files > 0);
+  const kinds = [...new Set(pieces.map((piece) => piece.staging))].flatMap((cwd) => [false, true].map((byNumber) => ({ cwd, byNumber, own: ownOf(cwd, byNumber) })));
   return kinds.filter(({ own }) => own.length > 0).map(({ cwd, byNumber, own }, index) => {
     const others = pieces.filter((piece) => !own.includes(piece) && own.some((one) => isBelow(piece.recorded, one.recorded)));
     return { cwd, bytes: own.reduce((sum, one) => sum + one.bytes, 0), argv: ['borg', '--log-json', '--progress', 'extract', '--sparse', ...(byNumber ? ['--numeric-ids'] : []),
@@ -162,7 +166,8 @@ async function compareWithListing(manifest: Manifest, pieces: Piece[], folder: s
   for (const file of [told, seen]) await lookOrThrow(['sort', '--zero-terminated', '--unique', `--output=${file}`, file]);
   const { out } = await lookOrThrow(['comm', '--zero-terminated', '-3', told, seen]);
   const differing = [...new Set(out.split('\0').filter((one) => one !== '').map((one) => one.replace(/^\t/, '').split('\t').slice(3).join('\t')))];
-  if (differing.length > 0) throw new Problem(`${count(differing.length, 'file')} came back other than ${differing.length === 1 ? 'it was' : 'they were'} saved: ${differing.slice(0, 10).map(named).join(', ')}`, { hint: 'this archive is damaged, or its record is: restore an older one' });
+  if (differing.length === 0) return;
+  throw new Problem(`not as they were saved: ${count(differing.length, 'file')}: ${differing.slice(0, 10).map(named).join(', ')}`, { hint: 'this archive is damaged, or its record is: restore an older one' });
 }
 
 const latin = (file: string) => Buffer.from(file).toString('latin1');

@@ -44,7 +44,7 @@ const HOLD = 'case " $* " in *" extract --sparse "*) touch "$cd_to/held"; while 
 function paste(said: string, below: RegExp): void {
   const lines = said.slice(below.exec(said)!.index).split('\n').slice(1);
   const commands = lines.slice(0, lines.findIndex((line) => !line.startsWith('  '))).join('\n');
-  execFileSync('bash', ['-c', commands], { stdio: ['ignore', 'ignore', 'inherit'] });
+  execFileSync('bash', ['-c', commands], { stdio: 'ignore' });
 }
 
 /** After a restore that died: all runs again, and nothing is left of it. */
@@ -64,13 +64,13 @@ async function underStrace(world: World) {
 }
 
 /** When to kill: so many milliseconds after the restore has said this. */
-const MOMENTS: [after: RegExp, ms: number][] = [[/guard/, 300], [/borg .*extract/, 700], [/\$ sync/, 0], [/app\.sh stop/, 100], [/stopped postgres/, 0], [/had put everything/, 0], [/pg_ctl start/, 60], [/started web/, 300]];
+const MOMENTS: [after: RegExp, ms: number][] = [[/guard/, 300], [/\$ borg .*extract/, 700], [/\$ sync/, 0], [/\$ \S*app\.sh stop/, 100], [/stopped postgres/, 0], [/had put everything/, 0], [/\$ .*pg_ctl start/, 60], [/started web/, 300]];
 
 async function killAt(world: World, moments: typeof MOMENTS): Promise<void> {
   const saved = damage(world);
   for (const [index, [after, ms]] of moments.entries()) {
     const damaged = contents(world), run = world.server.start(['restore', 'latest', '--in-place']);
-    await waitFor(`the restore says ${after}`, () => after.test(run.out()), 150);
+    await waitFor(`the restore says ${after}`, () => after.test(run.out()), 150).catch((error) => { throw new Error(`${run.out()}${run.err()}`, { cause: error }); });
     await new Promise((done) => { setTimeout(done, ms); });
     run.signal('SIGKILL', index % 2 === 0); // alone, or with its process group
     await run.ended;
