@@ -1,6 +1,5 @@
 // The command line: which command, with which options. Nothing is done here; each command is a chapter of its own.
 import fs from 'node:fs';
-import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import minimist from 'minimist';
 import { settings } from './lib/settings.ts';
@@ -10,7 +9,7 @@ import { Problem, answer, mode, sayError } from './lib/say.ts';
 import { meant } from './lib/rules.ts';
 import { loadSettings, printSettings, settingsAsJson, stateFoldersIn } from './lib/check.ts';
 import type { Loaded } from './lib/check.ts';
-import { listenToSignals } from './lib/shell.ts';
+import { listenToSignals, temporaryFolder } from './lib/shell.ts';
 import { serverName } from './lib/plan.ts';
 import { stateFoldersElsewhere } from './lib/ledger.ts';
 import { guard, recover } from './lib/guard.ts';
@@ -18,13 +17,14 @@ import { takeBackup } from './lib/run.ts';
 import { borgItself, find, list } from './lib/list.ts';
 import { restoreTo } from './lib/restore.ts';
 import { drill, sweepDrills } from './lib/drill.ts';
+import { restoreInPlace } from './lib/inplace.ts';
 import { status } from './lib/status.ts';
 import { setup } from './lib/setup.ts';
 import { doctor } from './lib/doctor.ts';
 
 const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'drill', 'recover', 'borg'];
-const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'full'];
-const OPTIONS_OF: Record<string, string[]> = { 'dry-run': [''], now: [''], yes: ['setup'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], full: ['drill'],
+const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'in-place', 'reindex', 'full'];
+const OPTIONS_OF: Record<string, string[]> = { 'dry-run': ['', 'restore'], now: [''], yes: ['setup'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], 'in-place': ['restore'], reindex: ['restore'], full: ['drill'],
   ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find', 'drill']])) }; // all others go everywhere
 const VALUES = ['settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
 
@@ -62,13 +62,21 @@ function readOptions(argv: string[]): Options {
     if (Array.isArray(found[option]) || found[option] === '') throw new Problem(`--${option} needs one value`, { exitCode: 64 });
   }
   if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
-  if (command === 'restore' && (words.length === 0 || !found.to)) throw new Problem('restore needs an archive and a folder', { exitCode: 64, hint: 'node backup.js restore latest --to /srv/back' });
+  if (command === 'restore') refuseRestore(words, found.to ?? '', found);
   if (command === 'find' && !words[0]) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
   const most: Record<string, number> = { list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity };
   if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
     color: found.colour && !process.env.NO_COLOR && Boolean(process.stderr.isTTY) });
   return { command, words, values: Object.fromEntries(VALUES.map((option) => [option, found[option] ?? ''])), flags: Object.fromEntries(FLAGS.map((flag) => [flag, Boolean(found[flag])])) };
+}
+
+// Into a folder, or in place: one of the two.
+function refuseRestore(words: string[], to: string, flags: Record<string, unknown>): void {
+  const hint = 'node backup.js restore latest --to /srv/back, or: node backup.js restore latest --in-place';
+  const why = words.length === 0 ? 'restore needs an archive' : Boolean(to) === Boolean(flags['in-place']) ? 'restore needs --to FOLDER or --in-place, one of them'
+    : to && (flags['dry-run'] || flags.reindex) ? '--dry-run and --reindex go with --in-place' : flags['in-place'] && flags['mend-links'] ? '--mend-links goes with --to' : '';
+  if (why) throw new Problem(why, { exitCode: 64, hint });
 }
 
 /** Given the command line without node and script, does what it says. Returns the exit code. */
@@ -88,6 +96,9 @@ async function command(argv: string[]): Promise<number> {
   if (name === 'status') return status(loaded.settings);
   if (name === 'list') return list(loaded.settings, server, words);
   if (name === 'find') return find(loaded.settings, server, words);
+  if (name === 'restore' && flags['in-place']) {
+    return restoreInPlace(loaded, script, words, { bare: Boolean(values.repository), reindex: flags.reindex!, stateFolder: values.repository ? settings.stateFolder : loaded.settings.stateFolder });
+  }
   if (name === 'restore') return restoreTo(loaded.settings, server, words, values.to!, flags['mend-links']!);
   if (name === 'drill') return drill(loaded.settings, server, words, flags.full!);
   if (name === 'borg') return borgItself(loaded.settings, words);
@@ -96,10 +107,8 @@ async function command(argv: string[]): Promise<number> {
 
 // A machine without settings: repository, key and passphrase are on the command line; borg's cache lives as long as we do.
 function bareMachine(values: Record<string, string>): Loaded {
-  const stateFolder = fs.mkdtempSync(join(tmpdir(), 'cold-backup-'));
-  process.on('exit', () => fs.rmSync(stateFolder, { recursive: true, force: true }));
   const own = { server: '', repository: values.repository!, keyFile: values['key-file'] || settings.keyFile, passphraseFile: values['passphrase-file'] || settings.passphraseFile,
-    sshKey: values['ssh-key'] || settings.sshKey, stateFolder };
+    sshKey: values['ssh-key'] || settings.sshKey, stateFolder: temporaryFolder() };
   return { settings: { ...settings, ...own }, file: 'the command line', text: '', given: own, lines: new Map() };
 }
 

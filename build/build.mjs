@@ -49,6 +49,8 @@ const CHAPTERS = [
   { file: 'lib/machine.ts', title: 'MACHINE' },
   { file: 'lib/judge.ts', title: 'JUDGE' },
   { file: 'lib/restore.ts', title: 'COMING BACK' },
+  { file: 'lib/places.ts', title: 'PLACES' },
+  { file: 'lib/comeback.ts', title: 'COMEBACK' },
   { file: 'lib/inplace.ts', title: 'IN PLACE' },
   { file: 'lib/checks.ts', title: 'CHECKS' },
   { file: 'lib/drill.ts', title: 'DRILL' },
@@ -59,7 +61,7 @@ const CHAPTERS = [
   null, // here the operator's part begins
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
-const MOST_LINES = { readable: 6000, operator: 1000 };
+const MOST_LINES = { readable: 6900, operator: 1000 };
 const OLDEST_NODE = 'node18';
 
 const output = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../dist/backup.js', import.meta.url)));

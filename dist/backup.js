@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 1f0bc0d87b96c40bdaee078d738a613b4f1265e9488e377f351d1b9deae4c828
+// Checksum of all but the settings: 8c430a136d9bd07e0579abb7824f883a3f72fcb0eb8156a9fe1159ca36e5bdbd
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -35,6 +35,7 @@
 //   ==== PLAN ====             The plan: what will be stopped, saved and started, worked out once by looking.
 //   ==== PROOF ====            The proof that what is copied is cold, taken before the cold pass and again after it.
 //   ==== LEDGER ====           The ledger: what a run has stopped, on disk before each stop.
+//   ==== SWAP ====             The swap: what was restored takes its place and the old contents go aside, by rename(2) alone.
 //   ==== PAUSE ====            The pause: stop the parts, each seen stopped, and start them again, each seen running.
 //   ==== RESTORE.MD ====       RESTORE.md: how to bring back this very archive by hand, with borg.
 //   ==== RECORD ====           The record that travels in every archive: manifest.json (plan, passport, proof), RESTORE.md.
@@ -43,8 +44,14 @@
 //   ==== GUARD ====            The guard: a second process that outlives the run, whatever kills it, and `recover`.
 //   ==== LIST ====             What is in the repository: the archives, the files in one, the versions of a file in all.
 //   ==== SANDBOX ====          The sandbox: a PostgreSQL on files that came out of an archive, locked in.
+//   ==== EMPTY CLUSTER ====    The empty cluster: PostgreSQL itself is asked what it can do here.
+//   ==== COLLATIONS ====       Collations: does this machine sort texts as the saved one did? Indexes on text lie in the order of the C library or of ICU; where another version of them sorts two words the other way round, an index no longer finds what is there, and PostgreSQL says at most a warning (before 15 not even that for a database's own collation).
+//   ==== MACHINE ====          This machine beside the saved one, as far as files and processes tell: architecture.
 //   ==== JUDGE ====            The judge: would these files work on this machine? It compares an archive's passport with what is here, before anything is touched, and says of each difference what it would break and the command that mends it.
 //   ==== COMING BACK ====      Coming back: `restore ...
+//   ==== PLACES ====           Where things come back to: which roots of an archive are meant, where they lie on this machine.
+//   ==== COMEBACK ====         What would come back: the parts of an archive that are meant, what has to stop for it here.
+//   ==== IN PLACE ====         In place: `restore ARCHIVE|latest --in-place [PART ...]` puts an archive, or parts of it.
 //   ==== CHECKS ====           What a drill looks at in a copy.
 //   ==== DRILL ====            The drill: a restore, rehearsed.
 //   ==== STATUS ====           Is there a good recent backup? Answers from the state folder alone.
@@ -117,8 +124,10 @@ const spawnSync = (...given) => require('node:child_process').spawnSync(...given
 const createHash = (...given) => require('node:crypto').createHash(...given);
 const randomBytes = (...given) => require('node:crypto').randomBytes(...given);
 const randomUUID = (...given) => require('node:crypto').randomUUID(...given);
+const lookup = (...given) => require('node:dns/promises').lookup(...given);
 const fs = require('node:fs');
 const connect = (...given) => require('node:net').connect(...given);
+const createServer = (...given) => require('node:net').createServer(...given);
 const os = require('node:os');
 const constants = require('node:os').constants;
 const hostname = (...given) => require('node:os').hostname(...given);
@@ -311,6 +320,7 @@ function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, s
 
 // ---- around the story: leftovers, the history line, messages, the summary, the dry run ----
 
+/** Start what a dead run left stopped. Given that the lock is ours. Throws Problem (3) when something is still down. */
 async function bringBackLeftovers(settings) {
   const left = readLedger(settings.stateFolder);
   if (!left) return;
@@ -389,18 +399,20 @@ usage: node backup.js [COMMAND] [OPTIONS]
   status                 is there a good recent backup? (for monitoring, too)
   list [ARCHIVE [PATH]]  the archives, or the files in one
   find PATTERN           which archives hold this file, in which versions
-  restore ARCHIVE|latest [PATH ...] --to FOLDER
-                         into a new folder; --mend-links: clusters, too
+  restore ARCHIVE|latest [PATH ...] --to FOLDER [--mend-links]
+  restore ARCHIVE|latest --in-place [PART ...] [--reindex]
+                         into a new folder, or where it was; never over it
+  drill [ARCHIVE] [--full]  rehearse a restore: extract, start, check, discard
   recover                start whatever an interrupted run left stopped
   borg ARGS...           borg itself, with this server's repository and key
 
-  --dry-run              say what would be stopped, saved, run and started
+  --dry-run              only say what a backup or a restore in place would do
   --now                  take the backup outside the window, too
   --settings FILE        instead of the block in backup.js, or of
                          backup.settings.js beside it
   --print-settings       each setting in force, and where it comes from
   --repository, --key-file, --passphrase-file, --ssh-key
-                         list, find, restore: in place of settings
+                         list, find, restore, drill: in place of settings
   --yes, --schedule cron|systemd  setup: ask nothing; install a schedule
   --json                 one JSON document on stdout, all else on stderr
   --quiet                only warnings and errors: for cron's mail
@@ -771,6 +783,13 @@ function outlivingUs(argv) {
   return hasSystemd() && process.getuid?.() === 0 ? ['systemd-run', '--scope', '--quiet', '--collect', '--', ...argv] : argv;
 }
 
+/** A folder of our own that goes when we do. */
+function temporaryFolder() {
+  const folder = fs.mkdtempSync(path.join(tmpdir(), 'cold-backup-'));
+  process.on('exit', () => fs.rmSync(folder, { recursive: true, force: true }));
+  return folder;
+}
+
 /** Bytes that are free for us on the disk of a folder. */
 function freeBytes(folder) {
   if (!fs.statfsSync) return Infinity; // before Node 18.15
@@ -1092,6 +1111,15 @@ const aPartSpec = (value, at, wrong) => {
   if (!kind) wrong(at, `must start with ${known.join(', ')}, not ${shown(value)}${meant(word, known)}`);
   else if (!kind.name.test(value.slice(word.length + 1))) wrong(at, `must be like '${kind.example}', not ${shown(value)}`);
 };
+
+/** Whether a text is an entry of `stop` by its form: 'service nginx', 'container redis', 'postgres 15/main'. */
+const isPartName = (text) => typeof text === 'string' && isRight(aPartSpec, text);
+
+function isRight(rule, value) {
+  let mistakes = 0;
+  rule(value, '', () => { mistakes++; });
+  return mistakes === 0;
+}
 
 const anEntryOfStop = (value, at, wrong) => (Array.isArray(value) ? notEmpty(each(aPartSpec)) : aPartSpec)(value, at, wrong);
 
@@ -2045,9 +2073,10 @@ const databaseQuestions = {
   libraries: listOf(`select distinct probin from pg_proc where probin is not null`),
   // Indexes and partition bounds lie in the order of a collation: when its version changes, these need REINDEX.
   collations: rowsOf(`with used(oid, index, partitioned) as (
-      select o, indexrelid::regclass::text, null from pg_index, unnest(indcollation::oid[]) o where indrelid >= 16384 and o <> 0
+      select o, i.oid::regclass::text, null from pg_index x join pg_class i on i.oid = indexrelid and i.relkind = 'i' and i.relpersistence <> 't', unnest(indcollation::oid[]) o
+        where indrelid >= 16384 and o <> 0
       union select o, null, partrelid::regclass::text from pg_partitioned_table, unnest(partcollation::oid[]) o where o <> 0)
-    select collnamespace::regnamespace as schema, collname as name, collprovider as provider,
+    select (select nspname from pg_namespace n where n.oid = collnamespace) as schema, collname as name, collprovider as provider,
       coalesce(to_jsonb(c)->>'colllocale', to_jsonb(c)->>'colliculocale', to_jsonb(c)->>'collcollate') as locale, to_jsonb(c)->>'collicurules' as rules,
       collisdeterministic as deterministic, collversion as recorded, pg_collation_actual_version(c.oid) as actual, indexes, "partitionedTables"
     from (select oid, array_remove(array_agg(index), null) as indexes, array_remove(array_agg(partitioned), null) as "partitionedTables"
@@ -2094,7 +2123,7 @@ const useRole = (cluster, role) => roleThatWorks.set(cluster.dataDirectory, role
 /**
  * Given a running cluster, a database and SQL, runs it with psql as the cluster's owner over its socket, in a read-only session.
  * The role is the owner's name, in a container $POSTGRES_USER, and 'postgres' where that one does not get in.
- * `more`: settings of the session beside the usual ones. Returns how psql ended, `out` being the bare values (-A -t); code 2 = no connection, 1 = SQL failed. Never waits: for no password (-w),
+ * `more`: settings of the session beside the usual ones, or instead of them. Returns how psql ended, `out` being the bare values (-A -t); code 2 = no connection, 1 = SQL failed. Never waits: for no password (-w),
  * not long for a lock. Throws nothing for what psql does.
  */
 async function queryCluster(cluster, database, sql, seconds = 60, more = {}) {
@@ -2105,7 +2134,7 @@ async function queryCluster(cluster, database, sql, seconds = 60, more = {}) {
   };
   const own = path.join(cluster.binaries, 'psql');
   const psql = [fs.existsSync(rootOf(cluster) + own) ? own : 'psql', // one from PATH will do: a newer psql speaks to older servers
-    '-X', '-w', '-q', '-A', '-t', '-v', 'ON_ERROR_STOP=1', '-h', cluster.socketFolder || 'localhost', '-p', cluster.port, '-d', database, '-c', sql];
+    '-X', '-w', '-q', '-A', '-t', '-v', 'ON_ERROR_STOP=1', '-h', cluster.socketFolder || 'localhost', '-p', cluster.port, '-d', /=|:\/\//.test(database) ? `dbname='${database.replace(/['\\]/g, '\\$&')}'` : database, '-c', sql]; // with such signs psql would take it for an address
   // Name and password are in the container's environment and stay there: this shell is the container's.
   const within = ['sh', '-c', 'export PGPASSWORD="${PGPASSWORD:-$POSTGRES_PASSWORD}"; role=$1; shift; exec "$@" -U "${role:-${POSTGRES_USER:-postgres}}"', 'sh'];
   const inContainer = ['docker', 'exec', '--user', String(cluster.uid), ...Object.entries(env).flatMap(([name, value]) => ['--env', `${name}=${value}`]), cluster.container];
@@ -2901,6 +2930,8 @@ async function differingPaths(plan, before, after) {
 
 // refused: its stop command failed
 
+const STAGING = '.cold-backup-restore-'; // begins the name of every staging folder
+
 const ELSEWHERE = '/var/lib/cold-backup/elsewhere'; // links to ledgers in other state folders: `recover` finds them without settings
 
 const ledgerFile = (stateFolder) => path.join(stateFolder, 'ledger.json');
@@ -2944,6 +2975,10 @@ function readLedger(stateFolder) {
   const isCommand = (value) => Array.isArray(value) && value.length > 0 && value.every(isText);
   if (ledger?.format !== 1 || !Array.isArray(ledger.parts) || !ledger.parts.every((part) => isText(part?.name) && isCommand(part.start) && isText(part.askedAt))) throw bad('it is no ledger');
   if (!isText(ledger.run) || !Array.isArray(ledger.before?.units) || !Array.isArray(ledger.before?.containers)) throw bad('it is no ledger');
+  const isPath = (value) => isText(value) && path.isAbsolute(value) && path.normalize(value) === value;
+  const { stagings = [], swaps = [], folders = [], made = [] } = ledger.restore ?? {};
+  if (![...stagings, ...made].every(isPath) || !stagings.every((one) => path.basename(one).startsWith(STAGING))) throw bad('it is no ledger of a restore');
+  if (!swaps.every((one) => isPath(one?.place) && isPath(one.aside) && (one.staged === '' || isPath(one.staged))) || !folders.every((one) => isPath(one?.path))) throw bad('it is no ledger of a restore');
   return ledger;
 }
 
@@ -2951,6 +2986,8 @@ function readLedger(stateFolder) {
 function keepLedger(stateFolder, ledger) {
   const open = ledger.parts.filter((part) => part.runningAt === null);
   ledger.howTo = ['These parts were stopped by cold-backup and have not been seen running since.', 'To start them: node backup.js recover. Or by hand, in this order:',
+    ...(ledger.restore?.state === '' && ledger.restore.swaps.length > 0 ? ['A restore was under way: only `recover` knows whether old or new contents are in place. By hand, before anything is started:',
+      ...ledger.restore.swaps.map(({ place, aside }) => `the old contents of ${named(place)} are in ${named(aside)} if that is there`)] : []),
     ...[...open].reverse().map((part) => pasteable(part.start))];
   writeDurably(ledgerFile(stateFolder), `${JSON.stringify(ledger, null, 1)}\n`);
 }
@@ -2997,6 +3034,215 @@ async function openLedger(stateFolder, facts) {
 function closeLedger(stateFolder) {
   fs.rmSync(ledgerFile(stateFolder), { force: true });
   if (process.getuid?.() === 0) fs.rmSync(linkElsewhere(stateFolder), { force: true }); // nobody else may look there
+}
+
+// =========================================================================================================
+// ==== SWAP ====
+// The swap: what was restored takes its place and the old contents go aside, by rename(2) alone, which is done or not done, whatever happens.
+// Everything is in the ledger before the first rename. Whoever comes later decides by what lies on the disk. Of one swap:
+//   staged is there, aside is not      not begun: the place is as it was
+//   staged is there, and so is aside   half: the old contents are aside, the place is free
+//   staged has gone, the place is there   done
+//   neither of them is there           nobody knows (a disk is not mounted): nothing is started
+// (When the archive has nothing for a place, staged is '': done when the place is free.) All swaps done is the new state; anything else is
+// rolled back to the old one. Renames only what the ledger names, removes only stagings; nothing old is ever deleted.
+
+/** Whether something lies there, be it a link that leads nowhere. */
+const isThere = (file) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
+
+function stateOfSwap({ place, staged, aside }) {
+  if (staged === '') return isThere(place) && !isThere(aside) ? 'not begun' : 'done';
+  if (isThere(staged)) return isThere(aside) ? 'half' : 'not begun';
+  return isThere(place) ? 'done' : 'unknown';
+}
+
+/** Make every swap. Throws what rename(2) throws: then settleSwaps() rolls back. */
+function makeSwaps({ swaps, stamp }) {
+  for (const swap of swaps) {
+    if (isThere(swap.place)) {
+      fs.mkdirSync(path.dirname(swap.aside), { recursive: true, mode: 0o700 });
+      fs.renameSync(swap.place, swap.aside);
+    }
+    if (swap.staged) intoPlace(swap.staged, swap.place, stamp);
+  }
+}
+
+// Somebody may have made something in a place while it was free: it is kept, too.
+function intoPlace(from, place, stamp) {
+  if (isThere(place)) fs.renameSync(place, `${place}.stray-${stamp}`);
+  fs.renameSync(from, place);
+}
+
+function undoSwap(swap, stamp) {
+  if (stateOfSwap(swap) === 'done' && swap.staged) fs.renameSync(swap.place, swap.staged);
+  if (isThere(swap.aside)) intoPlace(swap.aside, swap.place, stamp);
+}
+
+/**
+ * Given a restore whose run is over, or has made its swaps, sees whether all are made: then the new state it is, else all are undone.
+ * May be called as often as one likes. Throws Problem when a disk that holds a place is not there.
+ */
+function settleSwaps(restore) {
+  const states = restore.swaps.map(stateOfSwap), lost = restore.swaps[states.indexOf('unknown')];
+  if (lost) throw new Problem(`neither the old nor the new contents of ${named(lost.place)} can be seen`, { exitCode: 3, hint: 'is its disk mounted? Mount it, then run `node backup.js recover`' });
+  const isNew = states.length > 0 && states.every((state) => state === 'done');
+  if (!isNew) for (const swap of [...restore.swaps].reverse()) undoSwap(swap, restore.stamp);
+  for (const { path: folder, before, after } of restore.folders) giveFolder(folder, isNew ? after : before);
+  if (!isNew) for (const folder of [...restore.swaps.map(({ aside }) => path.dirname(aside)), ...restore.made]) removeIfEmpty(folder, restore);
+  const touched = new Set(restore.swaps.flatMap(({ place, staged, aside }) => [place, staged || place, aside].map((file) => path.dirname(file))));
+  for (const folder of touched) syncFolder(folder);
+  return isNew ? 'new' : 'old';
+}
+
+function giveFolder(folder, { mode, uid, gid }) {
+  if (!isThere(folder)) return;
+  fs.chownSync(folder, uid, gid);
+  fs.chmodSync(folder, mode);
+}
+
+function removeIfEmpty(folder, { made, stamp }) {
+  for (let one = folder; made.includes(one) || one.includes(stamp); one = path.dirname(one)) {
+    try {
+      fs.rmdirSync(one);
+    } catch { return; } // it holds something, or has gone
+  }
+}
+
+// A rename is on the disk when its folder is (fsync(2)); what runs on the new state must never find itself back in the old one.
+function syncFolder(folder) {
+  if (!isThere(folder)) return;
+  const fd = fs.openSync(folder, 'r');
+  try {
+    fs.fsyncSync(fd);
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+/** Remove the folders with what was extracted and did not come into its place. */
+function removeStagings({ stagings }) {
+  for (const folder of stagings.filter((one) => path.basename(one).startsWith(STAGING))) {
+    try {
+      fs.rmSync(folder, { recursive: true, force: true, maxRetries: 3 });
+    } catch (error) {
+      warn(`${named(folder)} cannot be removed: ${error.message}`);
+    }
+  }
+}
+
+/** In the new state things run that did not run here before: given a settled ledger, notes them as parts to start. */
+function noteLater(ledger) {
+  const now = new Date().toISOString();
+  const more = ledger.restore.later.filter((part) => !ledger.parts.some((one) => one.name === part.name));
+  ledger.parts.push(...more.map((part) => ({ ...part, askedAt: now, stoppedAt: now, runningAt: null })));
+  ledger.parts.sort((one, other) => one.group - other.group);
+}
+
+/** The commands that lead from the new state back to the old one, to be pasted. */
+function wayBack(stateFolder, ledger, isOpen) {
+  const { swaps, stamp, folders } = ledger.restore, parts = ledger.parts, mounts = mountPoints();
+  const away = (aside) => aside.replace(`before-restore-${stamp}`, `restored-${stamp}`);
+  const opened = new Map(swaps.map(({ place, aside }) => [path.dirname(place), path.dirname(aside)])), isEntry = ({ place }) => folders.some((one) => one.path === path.dirname(place));
+  const entries = (folder, to, except) => ['find', folder, '-mindepth', '1', '-maxdepth', '1', ...except.flatMap((name) => ['-not', '-name', name]), '-exec', 'mv', '-t', to, '--', '{}', '+'];
+  const around = (folder) => fs.readdirSync(folder).filter((name) => mounts.some((one) => isBelow(one, path.join(folder, name))));
+  return [
+    ...(isOpen ? [['rm', ledgerFile(stateFolder)]] : []), // else the guard would start what it finds stopped
+    ...parts.filter((part) => part.stop.length > 0).map((part) => part.stop),
+    ...[...swaps].reverse().filter((swap) => !isEntry(swap)).flatMap(({ place, aside }) => [
+      ...(path.dirname(aside) === path.dirname(place) ? [] : [['mkdir', '-p', '-m', '700', path.dirname(away(aside))]]),
+      ['mv', '-T', '--', place, away(aside)], ...(isThere(aside) ? [['mv', '-T', '--', aside, place]] : [])]),
+    ...folders.filter((one) => opened.has(one.path) && isThere(one.path)).flatMap(({ path: folder, before }) => {
+      const aside = opened.get(folder);
+      return [['mkdir', '-p', '-m', '700', away(aside)], entries(folder, away(aside), ['lost+found', '.cold-backup-restore-*', 'before-restore-*', 'restored-*', ...around(folder)]),
+        ...(isThere(aside) ? [entries(aside, folder, around(folder))] : []), ['chown', `${before.uid}:${before.gid}`, folder], ['chmod', before.mode.toString(8), folder]];
+    }),
+    ...[...parts].reverse().map((part) => part.start),
+  ];
+}
+
+const NOTE = 'last-restore.txt';
+
+/** What came of a restore, for people: which state runs, where the other one lies, how to get there. Kept in the state folder, and returned. */
+function tellRestore(stateFolder, ledger, isOpen) {
+  const { archive, swaps, state } = ledger.restore;
+  if (state === '') return ''; // a disk is missing: nobody knows yet
+  const asides = tops(swaps.map(({ aside }) => aside).filter(isThere));
+  const text = state === 'old' ? `The old contents are in place; nothing of ${archive} is. The other way: node backup.js restore ${archive} --in-place`
+    : [`The contents of ${archive} are in place. The old ones lie in:`, ...asides.map((one) => `  ${named(one)}`), ...(asides.length === 0 ? ['  (there were none)'] : []),
+      'Back to the old ones, with these commands:', ...wayBack(stateFolder, ledger, isOpen).map((argv) => `  ${pasteable(argv)}`),
+      ...(asides.length > 0 ? ['When you need the old ones no more:', `  ${pasteable(['rm', '-rf', '--', ...asides])}`] : [])].join('\n');
+  try {
+    writeDurably(path.join(stateFolder, NOTE), `${ledger.startedAt}\n${text}\n`);
+  } catch (error) {
+    warn(`${NOTE} cannot be written: ${error.message}`);
+  }
+  return text;
+}
+
+// What lies aside, each folder once: those of a mount point's entries are all in one.
+function tops(asides) {
+  return [...new Set(asides.map((one) => /^(.*?\bbefore-restore-[^/]*)\//.exec(one)?.[1] ?? one))];
+}
+
+/** Given a dead run's ledger, settles its swaps and notes what runs in the new state. The stagings stay until things have been started. */
+function settleRestore(ledger) {
+  const restore = ledger.restore;
+  if (restore.state !== '') return;
+  restore.state = settleSwaps(restore);
+  if (restore.state === 'new') noteLater(ledger);
+  say(restore.state === 'new' ? `the restore of ${restore.archive} had put everything in its place: the new contents stay` : `the restore of ${restore.archive} was not through: the old contents are in place`);
+}
+
+// ---- where things can be swapped ----
+
+/** Every mount point of this machine, read anew. */
+function mountPoints() {
+  const lines = fs.readFileSync('/proc/self/mountinfo', 'utf8').split('\n').filter((line) => line !== ''); // proc(5)
+  return [...new Set(lines.map((line) => line.split(' ')[4].replace(/\\(\d{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)))))];
+}
+
+const mountOf = (file, mounts) => mounts.filter((one) => isBelow(file, one)).reduce((best, one) => (one.length > best.length ? one : best), '/');
+
+/** Given an absolute path, returns the nearest folder at or above it that is there. */
+function nearestFolder(file) {
+  let folder = file;
+  while (!fs.statSync(folder, { throwIfNoEntry: false })?.isDirectory()) folder = path.dirname(folder);
+  return folder;
+}
+
+/** Where to extract what will be renamed into a place: the topmost folder of the same file system and mount, so that rename(2) works. */
+function stagingFor(place, stamp, mounts) {
+  let top = mounts.includes(place) ? place : nearestFolder(path.dirname(place));
+  const device = fs.statSync(top).dev, mount = mountOf(top, mounts);
+  while (top !== '/' && fs.statSync(path.dirname(top)).dev === device && mountOf(path.dirname(top), mounts) === mount) top = path.dirname(top);
+  return path.join(top, `${STAGING}${stamp}`);
+}
+
+// Below /etc/postgresql every folder is taken for a cluster (pg_lsclusters(1)).
+const asideOf = (place, stamp) => (isBelow(place, '/etc/postgresql') ? place.replace('/etc/postgresql', `/etc/postgresql.before-restore-${stamp}`) : `${place}.before-restore-${stamp}`);
+
+/** The swaps that put `staged` in its place. What is a mount point, or holds one, stays where it is: then its entries are swapped one by one. */
+function swapsFor(place, staged, stamp, mounts) {
+  if (!mounts.some((one) => isBelow(one, place))) return { swaps: [{ place, staged, aside: asideOf(place, stamp) }], folders: [] };
+  const found = { swaps: [], folders: [] };
+  const walk = (folder, from, aside) => {
+    if (isThere(from)) found.folders.push({ path: folder, before: factsOf(folder), after: factsOf(from) });
+    const isOurs = (name) => name === 'lost+found' || /^(\.cold-backup-restore|before-restore|restored)-/.test(name);
+    const names = new Set([folder, from].filter(isThere).flatMap((one) => fs.readdirSync(one)).filter((name) => !isOurs(name)));
+    for (const name of names) {
+      const [own, next, beside] = [path.join(folder, name), path.join(from, name), path.join(aside, name)];
+      if (mounts.includes(own)) continue; // a piece of its own
+      if (mounts.some((one) => isBelow(one, own))) walk(own, next, beside);
+      else found.swaps.push({ place: own, staged: isThere(next) ? next : '', aside: beside });
+    }
+  };
+  walk(place, staged, mounts.includes(place) ? path.join(place, `before-restore-${stamp}`) : asideOf(place, stamp));
+  return found;
+}
+
+function factsOf(folder) {
+  const { mode, uid, gid } = fs.statSync(folder);
+  return { mode: mode & 0o7777, uid, gid };
 }
 
 // =========================================================================================================
@@ -3698,11 +3944,14 @@ function isReported(stateFolder) {
  */
 async function bringBack(stateFolder, ledger, who, settings) {
   shield(true);
-  say(`the run of ${ledger.startedAt} ended before ${ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name).join(', ') || 'all'} ran again: ${who} starts what is missing`);
+  const what = ledger.restore ? 'the restore' : 'the run', left = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
+  say(`${what} of ${ledger.startedAt} ended before ${left.join(', ') || 'all'} ran again: ${who} starts what is missing`);
   if (!await endRun(ledger.run)) warn('a borg of the dead run cannot be ended');
+  if (ledger.restore) settleRestore(ledger); // before anything is started: either all is new, or all is old
   const down = await startParts(ledger, stateFolder);
   const outcome = down.length > 0 ? 'down' : 'failed';
-  if (ledger.reported !== outcome) await reportDeadRun(stateFolder, ledger, who, down, settings);
+  if (ledger.restore) endRestore(stateFolder, ledger, down);
+  if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) await reportDeadRun(stateFolder, ledger, who, down, settings);
   ledger.reported = outcome;
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
   else keepLedgerIfPossible(stateFolder, ledger);
@@ -3730,6 +3979,13 @@ async function watchUndecided(stateFolder, ledger) {
   }
 }
 
+// A restore is no run of the history. What was extracted and is not in its place goes; what to do now is told.
+function endRestore(stateFolder, ledger, down) {
+  removeStagings(ledger.restore);
+  const text = tellRestore(stateFolder, ledger, down.length > 0);
+  if (ledger.reported === '') sayBlock(text);
+}
+
 async function reportDeadRun(stateFolder, ledger, who, down, settings) {
   const endedAt = new Date().toISOString();
   const why = ledger.reported === '' ? 'the run was killed or the machine went down' : 'something did not start again at the end of the run';
@@ -3742,11 +3998,11 @@ async function reportDeadRun(stateFolder, ledger, who, down, settings) {
     warm: null, cold: null, snapshot: '', warnings: [...warnings], error: `${why}; ${who} ${down.length > 0 ? `could not start ${down.join(', ')}` : 'started what it had stopped'}`,
   };
   try {
-    remember(stateFolder, line);
+    if (!ledger.restore) remember(stateFolder, line);
   } catch (error) {
     warn(`the history cannot be written: ${error.message}`);
   }
-  const subject = `${line.outcome}: ${ledger.server}: run of ${ledger.startedAt}: ${line.error}; ${servicesNow(ledger, down)}`;
+  const subject = `${line.outcome}: ${ledger.server}: ${ledger.restore ? 'restore' : 'run'} of ${ledger.startedAt}: ${line.error}; ${servicesNow(ledger, down)}`;
   if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 
@@ -4092,15 +4348,589 @@ async function startInside(sandbox, programs, dataDirectory, onHost, roles) {
 }
 
 // =========================================================================================================
+// ==== EMPTY CLUSTER ====
+// The empty cluster: PostgreSQL itself is asked what it can do here. A new cluster of the same programs is made in the sandbox, gets the
+// locales, collations, libraries and settings of the saved one to try, tells how it sorts, and is thrown away. No list of ours knows better
+// than CREATE DATABASE whether a locale is good. Changes nothing outside its scratch folder.
+// Every name here stands in an archive and may be made to harm: it goes in as a quoted word or as data, never as SQL.
+
+const WRITABLE = { default_transaction_read_only: 'off' }; // it is ours, and empty
+const sqlText = (text) => `'${text.replaceAll("'", "''")}'`;
+const sqlName = (name) => `"${name.replaceAll('"', '""')}"`;
+const sqlData = (data) => `${sqlText(JSON.stringify(data))}::jsonb`;
+
+/** Make an empty cluster below FOLDER and start it, locked in. Returns null when there is no such program. Throws Problem when it, or this machine, does not let us. */
+async function startTrial(programs, folder) {
+  const sandbox = await openSandbox(fs.mkdtempSync(path.join(folder, 'cold-backup-judge-')), programs.image || !fs.existsSync('/opt') ? [] : [{ from: '/opt', at: '/opt' }], programs); // libraries may need others from there
+  const end = async () => {
+    await sandbox.end();
+    fs.rmSync(sandbox.folder, { recursive: true, force: true });
+  };
+  try {
+    const made = await look([...sandbox.words, path.join(programs.binaries, 'initdb'), '-D', '/own/empty', '--username=postgres', '--auth=trust', '--encoding=UTF8', '--locale=C', '--no-sync']);
+    if (made.code === 126 || made.code === 127) {
+      await end();
+      return null;
+    }
+    if (made.code !== 0) throw failure(`PostgreSQL ${programs.version} cannot make an empty cluster here`, made);
+    fs.writeFileSync(path.join(sandbox.folder, 'own/empty', SANDBOX_MARK), '');
+    const [cluster, system] = await Promise.all([startInside(sandbox, programs, '/own/empty', path.join(sandbox.folder, 'own/empty'), ['postgres']), systemInside(sandbox)]);
+    return { cluster, version: Number(programs.version), system, end };
+  } catch (error) {
+    await end();
+    throw error;
+  }
+}
+
+async function systemInside({ words }) {
+  return { libc: (await look([...words, 'getconf', 'GNU_LIBC_VERSION'])).out.trim() };
+}
+
+/** Ask what the programs are, which extensions they know, which libraries load, which values settings take, which files of dictionaries are there. */
+async function askAbilities({ cluster }, wanted) {
+  const done = await queryCluster(cluster, 'postgres', `
+    create function pg_temp.failure(text) returns text language plpgsql as $$begin execute $1; return ''; exception when others then return sqlerrm; end$$;
+    create function pg_temp.told(text) returns jsonb language plpgsql as $$declare r jsonb; begin execute $1 into r; return jsonb_build_object('is', r);
+      exception when others then return jsonb_build_object('failed', sqlerrm); end$$;
+    with share(folder) as materialized (select setting from pg_config where name = 'SHAREDIR')
+    select jsonb_build_object('share', (select folder from share), 'version', current_setting('server_version'), 'number', current_setting('server_version_num')::int,
+      'control', (select to_jsonb(s) || to_jsonb(i) from pg_control_system() s, pg_control_init() i),
+      'extensions', (select coalesce(jsonb_object_agg(x, jsonb_build_object(
+          'control', pg_temp.told(format('select to_jsonb(pg_read_file(%L, 0, 100000, true))', folder || '/extension/' || x || '.control')),
+          'known', pg_temp.told(format('select jsonb_agg(distinct v) from pg_extension_update_paths(%L) p, unnest(array[source, target]) v', x)))), '{}')
+        from share, jsonb_array_elements_text(${sqlData(wanted.extensions.filter((one) => /^[^/\\]+$/.test(one)))}) x),
+      'settings', (select coalesce(jsonb_object_agg((x->>0) || '=' || (x->>1), pg_temp.failure(format('select set_config(%L, %L, false)', regexp_replace(x->>0, '^log_timezone$', 'timezone'), x->>1))), '{}')
+        from jsonb_array_elements(${sqlData(wanted.settings)}) x),
+      'files', (select coalesce(jsonb_object_agg(f->>0, exists(select from jsonb_array_elements_text(f) n where pg_stat_file(folder || '/tsearch_data/' || n, true) is not null)), '{}')
+        from share, jsonb_array_elements(${sqlData(wanted.files)}) f),
+      'libraries', (select coalesce(jsonb_object_agg(x, pg_temp.failure(format('load %L', x))), '{}') from jsonb_array_elements_text(${sqlData(wanted.libraries.filter((one) => LOADABLE.test(one)))}) x
+        where x not in (select probin from pg_proc where probin is not null)))`, 60, WRITABLE); // those every cluster has: small images lack some, and initdb needs the others
+  if (done.code !== 0) throw failure('an empty cluster does not tell what it can', { ...done, argv: done.argv.slice(0, 8) });
+  return JSON.parse(done.out);
+}
+
+/** A library that may be loaded to see whether it can be: one of PostgreSQL's own folder. */
+const LOADABLE = /^(\$libdir\/(plugins\/)?)?[\w+-][\w.+-]*$/;
+
+/** Make a database of this definition and see how it sorts; then the collations, by key, in it. Returns their orders: of the database under ''. */
+async function askOrders(trial, name, database, collations) {
+  const { cluster } = trial, orders = new Map();
+  const made = await queryCluster(cluster, 'postgres', createDatabase(trial.version, name, database), 60, WRITABLE);
+  if (made.code !== 0) return orders.set('', { failed: made.said.trim() || 'it cannot be made', version: null, fingerprint: '' });
+  const keys = [...collations.keys()], list = keys.map((key, i) => [`c${i}`, collationOptions(collations.get(key))]);
+  const [fingerprint, told] = await Promise.all([orderFingerprint(cluster, name), queryCluster(cluster, name, `
+    create function pg_temp.order_of(name text, options text) returns jsonb language plpgsql as $$begin
+      execute format('create collation public.%I (%s)', name, options);
+      return jsonb_build_object('failed', '', 'version', (select pg_collation_actual_version(oid) from pg_collation where collname = name));
+      exception when others then return jsonb_build_object('failed', sqlerrm); end$$;
+    select jsonb_build_object('own', ${trial.version >= 15 ? '(select pg_database_collation_actual_version(oid) from pg_database where datname = current_database())' : 'null'},
+      'collations', (select jsonb_object_agg(x->>0, pg_temp.order_of(x->>0, x->>1)) from jsonb_array_elements(${sqlData(list)}) x))`, 60, WRITABLE)]);
+  if (told.code !== 0) throw failure('an empty database does not tell how it sorts', { ...told, argv: told.argv.slice(0, 8) });
+  const facts = JSON.parse(told.out);
+  orders.set('', { failed: '', version: facts.own, fingerprint });
+  await Promise.all(keys.map(async (key, i) => {
+    const { failed, version = null } = facts.collations[`c${i}`];
+    orders.set(key, { failed, version, fingerprint: failed ? '' : await orderFingerprint(cluster, name, `public.c${i}`) });
+  }));
+  return orders;
+}
+
+function createDatabase(version, name, { provider, encoding, collate, ctype, locale, rules }) {
+  const words = { i: 'icu', b: 'builtin' }[provider];
+  return [`create database ${sqlName(name)} template template0 encoding ${sqlText(encoding)} lc_collate ${sqlText(collate)} lc_ctype ${sqlText(ctype)}`,
+    ...(version >= 15 ? [`locale_provider ${words ?? 'libc'}`] : []), ...(words && locale !== null ? [`${words}_locale ${sqlText(locale)}`] : []),
+    ...(rules !== null ? [`icu_rules ${sqlText(rules)}`] : [])].join(' ');
+}
+
+// These become part of a CREATE COLLATION: each value is a quoted word.
+function collationOptions({ provider, locale, rules, deterministic }) {
+  return [`provider = ${{ i: 'icu', b: 'builtin' }[provider] ?? 'libc'}`, `locale = ${sqlText(locale ?? '')}`, ...(rules !== null ? [`rules = ${sqlText(rules)}`] : []),
+    ...(deterministic === false ? ['deterministic = false'] : [])].join(', ');
+}
+
+// =========================================================================================================
+// ==== COLLATIONS ====
+// Collations: does this machine sort texts as the saved one did? Indexes on text lie in the order of the C library or of ICU; where another
+// version of them sorts two words the other way round, an index no longer finds what is there, and PostgreSQL says at most a warning (before
+// 15 not even that for a database's own collation). So versions are compared, and what they do not tell, the order of some 16,000 words.
+// The cure is always the same: build the indexes anew, then tell PostgreSQL the new version. Changes nothing.
+
+const PROVIDERS = { c: 'libc', i: 'ICU', b: 'builtin' };
+const sortingOf = ({ provider, encoding, collate, ctype, locale, rules }) => ({ provider, encoding, collate, ctype, locale, rules, deterministic: null });
+const keyOf = (sorting) => JSON.stringify(Object.values(sorting));
+
+function usesOf(database) {
+  const { recorded, actual } = database, collations = database.collations ?? [];
+  const own = collations.find((one) => one.schema === 'pg_catalog' && one.name === 'default');
+  return [
+    { database, name: '', sorting: sortingOf(database), recorded, actual, fingerprint: database.orderFingerprint, indexes: own?.indexes ?? [], partitioned: own?.partitionedTables ?? [] },
+    ...collations.filter((one) => one !== own).map((one) => ({
+      database, name: `${sqlName(one.schema)}.${sqlName(one.name)}`, recorded: one.recorded, actual: one.actual, fingerprint: one.orderFingerprint,
+      indexes: one.indexes, partitioned: one.partitionedTables,
+      sorting: { provider: one.provider, encoding: database.encoding, collate: '', ctype: '', locale: one.locale, rules: one.rules, deterministic: one.deterministic },
+    })),
+  ];
+}
+
+/** Ask the empty cluster how each database and collation of a passport sorts here, once for each definition. */
+async function ordersOf(trial, told, known) {
+  const definitions = new Map();
+  for (const { name, sorting, database } of told.databases.flatMap(usesOf)) {
+    const own = sortingOf(database), key = keyOf(own);
+    if (!definitions.has(key)) definitions.set(key, { database: own, collations: new Map() });
+    if (name !== '' && !known.has(key + keyOf(sorting))) definitions.get(key).collations.set(keyOf(sorting), sorting);
+  }
+  await Promise.all([...definitions].map(async ([key, { database, collations }], i) => {
+    if (known.has(key) && collations.size === 0) return;
+    for (const [one, order] of await askOrders(trial, `d${known.size}_${i}`, database, collations)) known.set(key + one, order);
+  }));
+}
+
+/**
+ * What of a cluster's collations is not as it was. Given its passport, how they sort here, and the C library there and here: it stands in
+ * where PostgreSQL notes no version. Returns findings: a locale that is not here, indexes to build anew, versions to refresh.
+ */
+function collationFindings(told, orders, libc, psql, missingLocale) {
+  const groups = new Map();
+  for (const use of told.databases.flatMap(usesOf)) {
+    const { name, sorting, database, recorded, actual, fingerprint } = use;
+    const order = orders.get(keyOf(sortingOf(database)) + (name === '' ? '' : keyOf(sorting)));
+    if (!order) continue; // its database cannot even be made here, and that is told
+    const byLibc = sorting.provider === 'c' && Number(told.version) < (name === '' ? 15 : 13) && !/^(C|POSIX)(\.|$)/i.test(localeOf(sorting)); // these sort by number, in every version
+    const there = recorded ?? actual ?? (byLibc && libc.there && libc.here ? libc.there : null), here = order.version ?? (byLibc ? libc.here : null);
+    const otherOrder = fingerprint !== '' && order.fingerprint !== '' && fingerprint !== order.fingerprint;
+    if (!order.failed && !otherOrder && (there === null || there === here)) continue;
+    const key = JSON.stringify([sorting.provider, localeOf(sorting), sorting.rules, there, order.failed ? 'failed' : here, otherOrder]);
+    groups.set(key, [...groups.get(key) ?? [], { ...use, order, there, here, otherOrder }]);
+  }
+  return [...groups.values()].map((uses) => (uses[0].order.failed ? missing(told, uses, missingLocale) : changed(told, uses, psql)));
+}
+
+const localeOf = ({ locale, collate }) => locale || collate;
+
+function missing(told, uses, missingLocale) {
+  const { sorting, order } = uses[0];
+  const whole = uses.filter((one) => one.name === '').map((one) => one.database), parts = uses.filter((one) => one.name !== '');
+  const breaks = [...(whole.length > 0 ? [`${listed(whole.map((one) => one.name))} cannot be opened`] : []), ...parts.map((one) => `indexes of ${one.database.name} cannot be used: ${listed(one.indexes)}`)];
+  return { cluster: told.name, about: `locale ${localeOf(sorting)}`, recorded: `${PROVIDERS[sorting.provider] ?? sorting.provider} locale`, here: order.failed.replace(/^ERROR: +/, '').split('\n')[0],
+    breaks: breaks.join('; '), verdict: parts.length > 0 || whole.some((one) => one.connectable) ? 'refused' : 'note', mend: sorting.provider === 'c' ? missingLocale(localeOf(sorting)) : [], sql: [] };
+}
+
+function changed(told, uses, psql) {
+  const { sorting, there, here, otherOrder } = uses[0];
+  const sql = [...new Map(uses.flatMap((use) => cure(told, use)).map((one) => [JSON.stringify(one), one])).values()];
+  const indexes = uses.flatMap((use) => use.indexes.map((one) => `${use.database.name}: ${one}`)), partitioned = uses.flatMap((use) => use.partitioned.map((one) => `${use.database.name}: ${one}`));
+  const breaks = [
+    otherOrder ? 'texts sort in another order' : 'texts may sort in another order (16,000 short ones do not)',
+    ...(indexes.length > 0 ? [`until built anew, ${indexes.length} ${indexes.length === 1 ? 'index' : 'indexes'} may miss rows: ${listed(indexes)}`] : []),
+    ...(partitioned.length > 0 ? [`rows may lie in the wrong partition, which only a dump and reload cures: ${listed(partitioned)}`] : []),
+    ...(uses.some((use) => use.recorded !== null && use.actual !== null && use.recorded !== use.actual) ? ['it was so on the saved server already'] : []),
+  ];
+  const sign = (version, which) => `${version ?? 'no version'}${otherOrder ? `, order ${(which === 'order' ? uses[0].order.fingerprint : uses[0].fingerprint).slice(0, 8)}` : ''}`;
+  return { cluster: told.name, about: `collation ${localeOf(sorting)} (${PROVIDERS[sorting.provider] ?? sorting.provider})`, recorded: sign(there, 'fingerprint'), here: sign(here, 'order'),
+    breaks: breaks.join('; '), verdict: sql.length > 0 || partitioned.length > 0 ? 'after' : 'note', mend: psqlCommands(psql, sql), sql };
+}
+
+// A name as PostgreSQL writes it (regclass): schema.index, each plain or quoted. Anything else in its place is not run.
+const QUOTED_NAME = /^(?:"(?:[^"]|"")+"|[a-z_\u0080-\uffff][\w$\u0080-\uffff]*)\.(?:"(?:[^"]|"")+"|[a-z_\u0080-\uffff][\w$\u0080-\uffff]*)$/;
+
+/** REINDEX, then REFRESH, which PostgreSQL only does from a version to another (ALTER COLLATION; for databases since 15). */
+function cure(told, { database, name, indexes, recorded, order }) {
+  const at = database.connectable ? database.name : 'postgres';
+  const reindex = indexes.every((one) => QUOTED_NAME.test(one)) ? indexes.map((one) => `reindex index ${one}`) : [`reindex database ${sqlName(database.name)}`];
+  const canRefresh = recorded !== null && order.version !== null && recorded !== order.version && (name !== '' || Number(told.version) >= 15);
+  const refresh = name === '' ? `alter database ${sqlName(database.name)} refresh collation version` : `alter collation ${name} refresh version`;
+  return [...reindex, ...(canRefresh ? [refresh] : [])].map((text) => ({ database: at, text }));
+}
+
+/** One command for each database. */
+function psqlCommands(psql, sql) {
+  const databases = [...new Set(sql.map((one) => one.database))];
+  const asWord = (name) => (/=|:\/\//.test(name) ? `dbname='${name.replace(/['\\]/g, '\\$&')}'` : name); // psql would take it for a connection string
+  return databases.map((database) => pasteable([...psql, '-d', asWord(database), ...sql.filter((one) => one.database === database).flatMap(({ text }) => ['-c', text])]));
+}
+
+/** At most five names, and how many more. */
+function listed(names) {
+  return names.slice(0, 5).join(', ') + (names.length > 5 ? ` and ${names.length - 5} more` : '');
+}
+
+// =========================================================================================================
+// ==== MACHINE ====
+// This machine beside the saved one, as far as files and processes tell: architecture, users and groups, ports, memory, places for the folders,
+// packages to install. Only looks. What PostgreSQL itself has to answer is the judge's.
+
+const finding = (cluster, about, facts) => ({ cluster, about, recorded: '', here: '', breaks: '', verdict: 'refused', mend: [], sql: [], ...facts });
+const notJudged = (cluster, about, why) => finding(cluster, about, { here: 'not judged', breaks: why, verdict: 'note', mend: ['node backup.js drill'] });
+
+/** What differs of the machine as a whole: architecture, users and groups, memory, places. */
+async function machineFindings(manifest, clusters) {
+  const { architecture } = manifest.host;
+  const found = architecture === os.arch() || clusters.length === 0 ? [] : [finding('', 'architecture', { recorded: architecture, here: os.arch(), breaks: 'PostgreSQL\'s files are those of one kind of processor', mend: ['# restore on a machine of that architecture'] })];
+  const memory = clusters.flatMap((cluster) => {
+    const told = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
+    return told ? memoryFindings(told) : [];
+  });
+  return [...found, ...await ownerFindings(manifest, clusters), ...memory, ...clusters.flatMap(placeFindings)];
+}
+
+const ACCOUNT = /^[a-z_][\w.-]*\$?$/i; // what may stand in a command
+
+/** The users and groups of the saved files by name: borg gives a file to the name, and where there is none, to the number, whoever has it. */
+async function ownerFindings({ host, plan }, clusters) {
+  if (plan.roots.every((root) => root.why.startsWith('volume '))) return []; // those go by number, here as there
+  const known = async (database, facts) => {
+    const words = facts.flatMap(({ id, name }) => [String(id), name]).filter((one) => ACCOUNT.test(one) || /^\d+$/.test(one));
+    const { out } = words.length > 0 ? await look(['getent', database, ...words]) : { out: '' };
+    return new Map(out.split('\n').flatMap((line) => { const [name = '', , id = ''] = line.split(':'); return [[name, id], [id, name]]; }));
+  };
+  const owners = clusters.filter((one) => one.container === '').map((one) => ({ id: one.uid, name: one.owner }));
+  const [users, groups] = await Promise.all([known('passwd', [...host.users, ...owners]), known('group', host.groups)]);
+  const missing = (kind, here, { id, name, group }, verdict) => {
+    const holder = here.get(String(id));
+    if (id === 0 || (name ? here.has(name) : !holder || plan.clusters.some((one) => one.container !== ''))) return [];
+    const ownGroup = host.groups.find((one) => one.id === group)?.name || name;
+    const add = kind === 'user' ? ['useradd', ...(holder ? [] : ['--uid', String(id)]), '--gid', ownGroup, '--no-create-home', '--shell', '/usr/sbin/nologin', name] : ['groupadd', ...(holder ? [] : ['--gid', String(id)]), name];
+    const first = kind === 'user' && !groups.has(ownGroup) ? [pasteable(['groupadd', ...(holder ? [] : ['--gid', String(group ?? id)]), ownGroup])] : [];
+    const breaks = verdict === 'refused' ? 'PostgreSQL runs as this user' : holder ? `what belonged to ${name || id} would belong to ${kind} ${holder} here, who could read and change it` : 'its files would belong to a bare number';
+    return [finding('', `${kind} ${name || id}`, { recorded: String(id), here: holder ? `${id} is ${holder}` : 'missing', breaks, verdict, mend: ACCOUNT.test(name) && ACCOUNT.test(ownGroup) ? [...first, pasteable(add)] : [] })];
+  };
+  const isOwner = ({ name }) => owners.some((one) => one.name === name);
+  return [...[...new Map(owners.map((one) => [one.name, one])).values()].flatMap((one) => missing('user', users, host.users.find((user) => user.id === one.id && user.name === one.name) ?? one, 'refused')),
+    ...host.users.filter((one) => !isOwner(one)).flatMap((one) => missing('user', users, one, 'note')),
+    ...host.groups.filter((one) => !host.users.some((user) => user.name === one.name && !users.has(user.name))).flatMap((one) => missing('group', groups, one, 'note'))];
+}
+
+const meminfo = (name) => Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(fs.readFileSync('/proc/meminfo', 'utf8'))?.[1] ?? 0);
+const inBytes = (text = '') => {
+  const [, number, unit = ''] = /^(\d+)\s*(B|kB|MB|GB|TB)?$/.exec(text) ?? [];
+  return Number(number ?? 0) * ({ B: 1, kB: 2 ** 10, MB: 2 ** 20, GB: 2 ** 30, TB: 2 ** 40 }[unit] ?? 1);
+};
+
+/** Shared memory that this machine cannot have: PostgreSQL does not start. */
+function memoryFindings({ name, settings = {}, container }) {
+  const needed = inBytes(settings.shared_memory_size ?? settings.shared_buffers), all = (meminfo('MemTotal') + meminfo('SwapTotal')) * 1024;
+  const pages = Number(settings.shared_memory_size_in_huge_pages ?? Math.ceil(needed / 1024 / (meminfo('Hugepagesize') || 2048)));
+  const change = container ? '# lower shared_buffers in its configuration' : '# lower shared_buffers in its postgresql.conf after the restore, or give the machine more memory';
+  const canMap = fs.readFileSync('/proc/sys/vm/overcommit_memory', 'utf8').trim() === '1' || needed <= all; // proc(5): the kernel refuses one mapping larger than everything there is
+  if (settings.huge_pages === 'on' && pages > meminfo('HugePages_Total')) {
+    return [finding(name, 'huge pages', { recorded: `huge_pages = on, ${pages} pages`, here: String(meminfo('HugePages_Total')), breaks: 'PostgreSQL does not start', mend: [`sysctl --write vm.nr_hugepages=${pages}`] })];
+  }
+  return canMap ? [] : [finding(name, 'memory', { recorded: `${size(needed)} shared`, here: `${size(all)} in all`, breaks: 'PostgreSQL does not start', mend: [change] })];
+}
+
+/** Places where the folders of a cluster cannot be made. */
+function placeFindings({ name, container, dataDirectory, walFolder, tablespaces }) {
+  const places = container ? [dataDirectory] : [dataDirectory, walFolder, ...tablespaces.map((one) => one.location)];
+  return [...new Set(places)].filter((place) => path.isAbsolute(place)).flatMap((place) => {
+    let above = place;
+    while (!fs.existsSync(above)) above = path.dirname(above);
+    const facts = fs.statSync(above);
+    let why = facts.isDirectory() ? '' : `${named(above)} is no folder`;
+    try {
+      fs.accessSync(above, fs.constants.W_OK);
+    } catch (error) {
+      why ||= `${named(above)} cannot be written: ${error instanceof Error ? error.message.replace(/, access.*/, '') : error}`;
+    }
+    return why ? [finding(name, `place ${named(place)}`, { recorded: 'a folder', here: why, breaks: 'it cannot be put back' })] : [];
+  });
+}
+
+const NOT_FOR_POSTGRES = /^(libc6|glibc.*|musl|libicu.*|icu-libs|locales|locales-all|tzdata|borgbackup2?|nodejs|postgresql-common)(:.*)?$/;
+
+/** The packages of the saved server that a cluster's programs and extensions came from, and those of them that are not among `installed`. */
+function neededPackages(manifest, { version }, installed = new Set()) {
+  const names = Object.keys(manifest.packages.needed).filter((name) => !NOT_FOR_POSTGRES.test(name)).map((name) => name.split(':')[0])
+    .filter((name) => /^[a-z0-9][a-z0-9+.-]+$/.test(name) && (!/postgresql-?(\w+-)?\d\d/.test(name) || name.includes(version)));
+  const all = names.some((name) => name.includes('postgresql')) ? names : [`postgresql-${version}`, ...names];
+  return [all, all.filter((name) => !installed.has(name))];
+}
+
+/** The commands that install packages here; with PostgreSQL's own package source where the distribution has not this version. */
+async function install(packages, version) {
+  if (fs.existsSync('/usr/bin/dnf')) return [pasteable(['dnf', 'install', ...packages])];
+  const isKnown = (await look(['apt-cache', 'show', '--no-all-versions', `postgresql-${version}`])).code === 0;
+  return ['apt-get update', ...(isKnown ? [] : ['apt-get install --yes postgresql-common', '/usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y']), pasteable(['apt-get', 'install', '--yes', ...packages])];
+}
+
+/** Who else has a cluster's port or socket. Clusters that lie where these will come back are stopped by the restore and do not count. */
+async function portFindings({ postgres }, cluster, all) {
+  const { port, name } = cluster;
+  if (cluster.container || !/^\d{1,5}$/.test(port)) return [];
+  const settings = postgres.find((one) => one.dataDirectory === cluster.dataDirectory)?.settings ?? {};
+  const places = new Set(all.map((one) => deviceAndInode(one.dataDirectory)).filter((one) => one !== '')), everyone = processes();
+  const isOurs = (pid) => everyone.some((one) => one.pid === pid && places.has(one.cwd));
+  const found = (here, breaks, verdict) => finding(name, `port ${port}`, { recorded: 'its own', here, breaks, verdict, mend: [`ss --listening --processes --numeric '( sport = :${port} )'   # who it is; stop it, or give it another port`] });
+  for (const folder of (settings.unix_socket_directories ?? cluster.socketFolder).split(',').map((one) => one.trim().replace(/^"(.*)"$/, '$1')).filter((one) => one.startsWith('/'))) {
+    const lock = path.join(folder, `.s.PGSQL.${port}.lock`), pid = fs.existsSync(lock) ? Math.abs(parseInt(fs.readFileSync(lock, 'utf8'))) : 0;
+    const alive = everyone.find((one) => one.pid === pid);
+    if (alive && /^(postgres|postmaster|edb-postgres)$/.test(alive.program) && !isOurs(pid)) return [found(`${alive.program} (process ${pid}) has its socket in ${named(folder)}`, 'PostgreSQL does not start', 'refused')];
+  }
+  const listeners = listenersOf(Number(port)).filter((inode) => !everyone.some(({ pid, cwd }) => places.has(cwd) && holds(pid, inode)));
+  if (listeners.length === 0) return [];
+  const holder = everyone.find(({ pid }) => listeners.some((inode) => holds(pid, inode)));
+  const wanted = (settings.listen_addresses ?? 'localhost').split(',').map((one) => one.trim()).filter((one) => one !== '');
+  const addresses = (await Promise.all(wanted.map(async (one) => (one === '*' ? ['0.0.0.0', '::'] : (await lookup(one, { all: true }).catch(() => [])).map(({ address }) => address))))).flat();
+  const free = await Promise.all(addresses.map((address) => canListen(Number(port), address)));
+  if (free.every((one) => one)) return [];
+  const here = holder ? `${holder.program} (process ${holder.pid}) listens on it` : 'somebody listens on it';
+  return [free.some((one) => one) ? found(here, 'PostgreSQL starts, but not on every address', 'note') : found(here, 'PostgreSQL does not start', 'refused')];
+}
+
+// The inodes of the sockets that listen on a TCP port (proc(5), /proc/net/tcp: state 0A).
+function listenersOf(port) {
+  const text = ['tcp', 'tcp6'].map((one) => { try { return fs.readFileSync(`/proc/net/${one}`, 'utf8'); } catch { return ''; } }).join('');
+  const hex = port.toString(16).toUpperCase().padStart(4, '0');
+  return text.split('\n').map((line) => line.trim().split(/\s+/)).filter((fields) => fields[1]?.endsWith(`:${hex}`) && fields[3] === '0A').map((fields) => fields[9]);
+}
+
+function holds(pid, inode) {
+  try {
+    return fs.readdirSync(`/proc/${pid}/fd`).some((fd) => { try { return fs.readlinkSync(`/proc/${pid}/fd/${fd}`) === `socket:[${inode}]`; } catch { return false; } });
+  } catch {
+    return false;
+  }
+}
+
+// Tried for a moment, and only where somebody else listens on the same port: addresses overlap in more ways than one wants to know.
+function canListen(port, host) {
+  return new Promise((resolve) => {
+    const server = createServer();
+    server.once('error', () => resolve(false));
+    server.listen({ port, host, ipv6Only: true }, () => server.close(() => resolve(true)));
+  });
+}
+
+// =========================================================================================================
 // ==== JUDGE ====
 // The judge: would these files work on this machine? It compares an archive's passport with what is here, before anything is touched,
-// and says of each difference what it would break and the command that mends it. It only looks; its questions to PostgreSQL are asked of
+// and says of each difference what it would break and the command that mends it. It only looks; what the programs can do it asks of
 // an empty cluster of the same version, made in the sandbox and thrown away.
+// Names out of an archive appear in the commands it prints, always quoted; it runs none of them.
 
-/** Given an archive's manifest, the clusters that are meant, and a folder for the empty cluster, returns what differs; [] = all is as it was. */
+const OTHER_MAJOR = 'files of one major version are nothing to another';
+const VERDICTS = ['refused', 'after', 'note'];
+
+/**
+ * Given an archive's manifest, the clusters that are meant, and a folder for the empty cluster, returns what differs, the worst first; [] = all is
+ * as it was. What could not be judged is a 'note'. Throws only when somebody asked to stop.
+ */
 async function judge(manifest, clusters, options) {
-  void manifest, clusters, options;
-  return [];
+  const findings = await machineFindings(manifest, clusters), groups = new Map();
+  for (const cluster of clusters) {
+    findings.push(...await portFindings(manifest, cluster, clusters));
+    const told = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory), box = await containerHere(cluster), programs = await programsFor(cluster, manifest, box);
+    if (!programs) findings.push(await noPrograms(manifest, cluster));
+    else if (cluster.container && !box) findings.push(noContainer(manifest, cluster));
+    if (programs && told) groups.set(JSON.stringify(programs), { programs, cases: [...groups.get(JSON.stringify(programs))?.cases ?? [], { cluster, told }] });
+    if (!told?.answers) findings.push(notJudged(cluster.name, 'its databases', 'the cluster did not answer when it was saved: its extensions, locales and collations are not on record'));
+  }
+  for (const { programs, cases } of groups.values()) findings.push(...await askPrograms(manifest, programs, cases, options.scratch));
+  return findings.sort((one, other) => VERDICTS.indexOf(one.verdict) - VERDICTS.indexOf(other.verdict));
+}
+
+// The image of the cluster's container, if that is here.
+async function containerHere({ container }) {
+  return /^[a-zA-Z0-9][\w.-]*$/.test(container) ? (await look(['docker', 'inspect', '--type=container', '--format={{.Image}}', container])).out.trim() : '';
+}
+
+// A container that is here runs in its own image, whatever image the archive speaks of.
+async function programsFor(cluster, manifest, image) {
+  if (image) return { version: cluster.version, binaries: cluster.binaries, image };
+  const programs = await findPrograms(cluster, manifest);
+  return cluster.container && !programs?.image ? null : programs;
+}
+
+function noContainer(manifest, { name, container }) {
+  const box = manifest.containers.find((one) => one.name === container);
+  const compose = box?.composeService ? [pasteable(['docker', 'compose', ...box.composeFiles.flatMap((file) => ['--file', file]), '--project-name', box.composeProject, 'up', '--no-start', box.composeService])] : [];
+  return finding(name, `container ${container}`, { recorded: box?.image ?? '', here: 'missing', breaks: 'its files come back, but nothing runs on them', verdict: 'after', mend: compose.length > 0 ? compose : ['# make the container again, with the mounts that record/manifest.json of the archive tells'] });
+}
+
+async function noPrograms(manifest, cluster) {
+  const box = manifest.containers.find((one) => one.name === cluster.container);
+  if (cluster.container) {
+    const name = box?.imageDigests[0] ?? '', docker = (await look(['docker', 'version'])).code;
+    return finding(cluster.name, 'image', { recorded: name || box?.image || '', here: docker === 0 ? 'missing' : docker === 127 ? 'no Docker' : 'Docker does not answer', breaks: 'the container cannot be started',
+      mend: [...(docker === 127 ? ['apt-get install --yes docker.io'] : []), ...(name ? [pasteable(['docker', 'pull', name])] : ['# this image was made on the saved server: build it again as there, or bring it with `docker save`']),
+        ...(name && box?.image ? [pasteable(['docker', 'tag', name, box.image])] : [])] });
+  }
+  const here = ['/usr/lib/postgresql', '/usr'].flatMap((folder) => (fs.existsSync(folder) ? fs.readdirSync(folder) : [])).flatMap((name) => /^(?:pgsql-)?(\d\d)$/.exec(name)?.[1] ?? []);
+  const [packages] = neededPackages(manifest, cluster);
+  return finding(cluster.name, 'PostgreSQL', { recorded: cluster.version, here: here.join(', ') || 'none', mend: await install(packages, cluster.version),
+    breaks: `${OTHER_MAJOR}${fs.existsSync('/etc/debian_version') ? `; Debian makes and starts a cluster ${cluster.version}/main of its own with the packages, which the restore moves aside` : ''}` });
+}
+
+/** Everything that only the programs themselves can say, of all clusters that run by them, from one empty cluster. */
+async function askPrograms(manifest, programs, cases, scratch) {
+  let trial = null;
+  try {
+    trial = await startTrial(programs, scratch);
+    if (!trial) return cases.map(({ told }) => finding(told.name, 'PostgreSQL', { recorded: told.version, here: `no ${path.join(programs.binaries, 'initdb')}${programs.image ? ' in the image of the container here' : ''}`, breaks: OTHER_MAJOR }));
+    const abilities = await askAbilities(trial, {
+      extensions: [...new Set(cases.flatMap(({ told }) => extensionsOf(told).map((one) => one.name)))],
+      libraries: [...new Set(cases.flatMap(({ told }) => librariesOf(told).map((one) => one.library)))],
+      settings: cases.flatMap(({ told }) => placeSettings(told)), files: cases.flatMap(({ told }) => dictionaryFiles(told).map((one) => one.names)),
+    });
+    const orders = new Map(), libc = trial.system.libc ?? '';
+    for (const { told } of cases) await ordersOf(trial, told, orders);
+    const files = new Map();
+    for (const { cluster, told } of cases) files.set(told, await withMeans(manifest, cluster, told, [...libraryFindings(cluster, told, abilities), ...extensionFindings(told, abilities), ...dictionaryFindings(cluster, told, abilities)]));
+    return cases.flatMap(({ cluster, told }) => [
+      ...compiledFindings(told, abilities), ...files.get(told), ...settingFindings(cluster, told, abilities),
+      ...collationFindings(told, orders, { there: (told.system ?? manifest.host).libc, here: libc }, psqlWords(cluster, told), (locale) => makeLocale(locale, cluster)),
+    ]);
+  } catch (error) {
+    if (!(error instanceof Problem) || askedToStop()) throw error;
+    const why = [error.message, lastLines(error.facts.said ?? '', 2)].filter((one) => one !== '').join(': ');
+    return cases.map(({ cluster }) => notJudged(cluster.name, 'extensions, locales and collations', `no empty cluster can be asked: ${why}`));
+  } finally {
+    await trial?.end();
+  }
+}
+
+// What is fixed when PostgreSQL is compiled, as pg_controldata and as pg_control_system() and pg_control_init() call it: the server refuses files that differ in any.
+const COMPILED = { 'pg_control version number': 'pg_control_version', 'Catalog version number': 'catalog_version_no', 'Maximum data alignment': 'max_data_alignment', 'Database block size': 'database_block_size',
+  'Blocks per segment of large relation': 'blocks_per_segment', 'WAL block size': 'wal_block_size', 'Maximum length of identifiers': 'max_identifier_length', 'Maximum columns in an index': 'max_index_columns',
+  'Maximum size of a TOAST chunk': 'max_toast_chunk_size', 'Size of a large-object chunk': 'large_object_chunk_size', 'Float8 argument passing': 'float8_pass_by_value' };
+
+function compiledFindings(told, abilities) {
+  const found = [], number = Math.floor(abilities.number / 10000);
+  const recordedMinor = /^PostgreSQL \d+\.(\d+)/.exec(told.serverVersion ?? '')?.[1];
+  if (String(number) !== told.version) return [finding(told.name, 'PostgreSQL', { recorded: told.version, here: String(number), breaks: OTHER_MAJOR })];
+  for (const [label, name] of Object.entries(COMPILED)) {
+    const plain = (value) => String(value).replace('by value', 'true').replace('by reference', 'false');
+    const recorded = told.controlData[label] ?? told.controlData[name], here = abilities.control[name];
+    if (recorded === undefined || here === undefined || plain(recorded) === plain(here)) continue;
+    found.push(finding(told.name, label.toLowerCase(), { recorded: String(recorded), here: String(here), breaks: 'this PostgreSQL is compiled otherwise and refuses the files', mend: ['# install the same build of PostgreSQL'] }));
+  }
+  if (recordedMinor && Number(recordedMinor) > abilities.number % 10000) {
+    found.push(finding(told.name, 'minor version', { recorded: `${told.version}.${recordedMinor}`, here: abilities.version, breaks: 'it works, without the repairs made since', verdict: 'note', mend: [`apt-get install --only-upgrade postgresql-${told.version}`] }));
+  }
+  return found;
+}
+
+const PRELOADED = { shared_preload_libraries: 'PostgreSQL does not start', session_preload_libraries: 'nobody can connect', local_preload_libraries: 'nobody can connect' };
+const preloads = (text) => text.split(',').map((one) => one.trim().replace(/^"(.*)"$/, '$1')).filter((one) => one !== '');
+
+/** The libraries a cluster loads: at its start, at each connection, for its functions, for its slots. The same one may be here more than once. */
+function librariesOf(told) {
+  const inPlugins = (name, library) => (name === 'local_preload_libraries' && !library.includes('/') ? `$libdir/plugins/${library}` : library);
+  const preloaded = Object.entries(PRELOADED).flatMap(([name, breaks]) => preloads(told.preloadLibraries?.[name] ?? '').map((one) => ({ library: inPlugins(name, one), breaks: `${breaks} (${name})`, verdict: 'refused' })));
+  const byRole = (told.roleSettings ?? []).flatMap(({ role, database, settings }) => Object.keys(PRELOADED).flatMap((name) => preloads(settings?.[name] ?? '')
+    .map((one) => ({ library: inPlugins(name, one), breaks: `${[role && `role ${role}`, database && `database ${database}`].filter(Boolean).join(' in ')} cannot connect (${name})`, verdict: 'refused' }))));
+  const used = new Map();
+  for (const { name, libraries } of told.databases) for (const one of libraries ?? []) used.set(one, [...used.get(one) ?? [], name]);
+  const slots = (told.slots ?? []).flatMap(({ slot_name: name, plugin }) => (plugin ? [{ library: plugin, breaks: `nobody can read slot ${name}`, verdict: 'note' }] : []));
+  const archiver = told.settings?.archive_library ? [{ library: told.settings.archive_library, breaks: 'WAL is not archived', verdict: 'note' }] : [];
+  return [...preloaded, ...byRole, ...[...used].map(([library, names]) => ({ library, breaks: `functions and indexes that use it fail in ${listed(names)}`, verdict: 'refused' })), ...slots, ...archiver];
+}
+
+// LOAD may fail because a library wants to be loaded at the start (pg_cron); then it is here. Only what says that it is not, or does not fit, counts.
+const NOT_LOADED = /^(could not access file|could not load library|incompatible library)/;
+
+function libraryFindings(cluster, told, abilities) {
+  const elsewhere = (told.settings?.dynamic_library_path ?? '').split(':').filter((one) => one.startsWith('/'));
+  const isThere = (library) => [library, ...elsewhere.map((folder) => path.join(folder, library))].some((file) => fs.existsSync(file) || fs.existsSync(`${file}.so`));
+  return librariesOf(told).flatMap(({ library, breaks, verdict }) => {
+    const failed = LOADABLE.test(library) ? abilities.libraries[library] ?? '' : 'missing';
+    if (LOADABLE.test(library) ? !NOT_LOADED.test(failed) : cluster.container) return [];
+    if (isThere(library)) return [];
+    const here = failed === 'missing' || /^could not access file.*No such file/.test(failed) ? 'missing' : failed;
+    return [finding(told.name, `library ${library}`, { recorded: 'in use', here, breaks, verdict })];
+  });
+}
+
+function extensionsOf(told) {
+  const found = new Map();
+  for (const database of told.databases) {
+    for (const { name, version } of database.extensions ?? []) {
+      const key = JSON.stringify([name, version]);
+      found.set(key, { name, version, databases: [...found.get(key)?.databases ?? [], database.name] });
+    }
+  }
+  return [...found.values()];
+}
+
+// Whether the first version is the newer one: '3.10.1' is newer than '3.9'.
+function isNewer(one, other) {
+  const [mine, theirs] = [one, other].map((version) => version.split(/[.-]/).map((part) => parseInt(part) || 0));
+  const at = mine.findIndex((part, i) => part !== (theirs[i] ?? 0));
+  return at >= 0 && mine[at] > (theirs[at] ?? 0);
+}
+
+/** An extension's objects are in the database; from here come its library (judged on its own) and its scripts, which tell what version the library is of. */
+function extensionFindings(told, abilities) {
+  return extensionsOf(told).flatMap(({ name, version, databases }) => {
+    const { control, known } = abilities.extensions[name] ?? {};
+    if (!control || !known) return [];
+    if (known.failed !== undefined) {
+      return [finding(told.name, `extension ${name}`, { recorded: version, here: 'no control file', verdict: 'note', breaks: `what ${listed(databases)} hold of it works as far as its library does; it cannot be updated, and no dump with it restored here` })];
+    }
+    const own = /^\s*default_version\s*=\s*'([^']+)'/m.exec(control.is ?? '')?.[1], versions = [...known.is ?? [], ...(own ? [own] : [])];
+    if (versions.length === 0 || versions.includes(version)) return [];
+    const here = own ?? versions.reduce((best, one) => (isNewer(one, best) ? one : best));
+    if (!isNewer(version, here)) return [finding(told.name, `extension ${name}`, { recorded: version, here, verdict: 'note', breaks: `no script leads from ${version} to ${here}: after ALTER EXTENSION ... UPDATE is asked for, ${listed(databases)} may need it made anew` })];
+    const hasLibrary = /^\s*module_pathname/m.test(control.is ?? '');
+    return [finding(told.name, `extension ${name}`, { recorded: version, here: `${here}, older`, verdict: hasLibrary ? 'refused' : 'note',
+      breaks: hasLibrary ? `functions that came after ${here} are not in the library here, and fail in ${listed(databases)}` : `what ${listed(databases)} hold of it works; no dump with it can be restored here` })];
+  });
+}
+
+const DICTIONARY_FILES = { dictfile: ['dict', 'ths'], afffile: ['affix'], stopwords: ['stop'], synonyms: ['syn'], rules: ['rules'] };
+
+/** The files that dictionaries of text search read, each under the names it may have. */
+function dictionaryFiles(told) {
+  return told.databases.flatMap(({ name: database, dictionaries }) => (dictionaries ?? []).flatMap(({ name: dictionary, options }) => [...String(options ?? '').matchAll(/(\w+)\s*=\s*'([a-z0-9_]+)'/gi)]
+    .flatMap(([, option, file]) => (DICTIONARY_FILES[option.toLowerCase()] ? [{ database, dictionary, names: DICTIONARY_FILES[option.toLowerCase()].map((kind) => `${file}.${kind}`) }] : []))));
+}
+
+function dictionaryFindings(cluster, told, abilities) {
+  const isThere = (names) => abilities.files[names[0]] || (!cluster.container && names.some((name) => fs.existsSync(path.join(abilities.share, 'tsearch_data', name)))); // Debian's lead out of the sandbox
+  return dictionaryFiles(told).filter(({ names }) => !isThere(names)).map(({ database, dictionary, names }) => finding(told.name, `dictionary ${dictionary}`, { recorded: names[0], here: 'missing', verdict: 'after',
+    breaks: `text search with it fails in ${database}`, mend: [`# copy ${path.join(abilities.share, 'tsearch_data', names[0])} from the saved server or its backup`] }));
+}
+
+// How to bring what is missing: the packages of the saved server that are not here, or, when all are, these same ones anew.
+async function withMeans(manifest, cluster, told, findings) {
+  if (findings.length === 0) return [];
+  const digest = manifest.containers.find((one) => one.name === cluster.container)?.imageDigests[0];
+  const [all, missing] = neededPackages(manifest, cluster, new Set((await look(['dpkg-query', '--show', '--showformat', '${db:Status-Abbrev}\t${Package}\n'])).out.split('\n').flatMap((line) => (line.startsWith('ii') ? [line.split('\t')[1]] : []))));
+  const packages = missing.length > 0 ? await install(missing, cluster.version) : [pasteable(['apt-get', 'install', '--reinstall', '--yes', ...all])];
+  const unowned = (told.packages ?? manifest.packages).unowned;
+  const means = ({ about }) => {
+    const file = unowned.find((one) => path.basename(one) === `${path.basename(about.replace(/^library /, ''))}.so`);
+    if (file) return [`# it came in no package: copy ${pasteable([file])} from the saved server or its backup`];
+    return cluster.container ? [digest ? pasteable(['docker', 'pull', digest]) : '# make the container from the image it had'] : packages;
+  };
+  return findings.map((one) => ({ ...one, mend: one.mend.length > 0 ? one.mend : means(one) }));
+}
+
+/** The settings whose values are names of something on the machine: PostgreSQL does not start with one it does not know. */
+function placeSettings(told) {
+  return Object.entries(told.settings ?? {}).filter(([name]) => /^(lc_(messages|monetary|numeric|time)|timezone|log_timezone)$/i.test(name));
+}
+
+function settingFindings(cluster, told, abilities) {
+  return placeSettings(told).filter(([name, value]) => abilities.settings[`${name}=${value}`]).map(([name, value]) => finding(told.name, `setting ${name}`, { recorded: value, here: 'not known here',
+    breaks: 'PostgreSQL does not start', mend: /zone/i.test(name) ? ['apt-get install --yes tzdata', 'apt-get install --yes tzdata-legacy   # Debian 13 and newer keep old names there'] : makeLocale(value, cluster) }));
+}
+
+/** The commands that make a locale here. */
+function makeLocale(locale, cluster) {
+  const [, language, codeset, modifier = ''] = /^([a-z]{2,3}_[A-Z]{2})(?:\.([\w-]+))?(@\w+)?$/.exec(locale) ?? [];
+  if (cluster.container) return ['# the image lacks it: make the container from the image it had'];
+  if (!language) return ['apt-get install --yes locales-all'];
+  if (fs.existsSync('/usr/bin/dnf')) return [`dnf install glibc-langpack-${language.split('_')[0]}`];
+  const charset = !codeset ? 'ISO-8859-1' : /^utf-?8$/i.test(codeset) ? 'UTF-8' : codeset.toUpperCase().replace(/^ISO-?8859-?/, 'ISO-8859-');
+  return ['apt-get install --yes locales', `echo '${language}${codeset ? `.${charset}` : ''}${modifier} ${charset}' >> /etc/locale.gen && locale-gen`];
+}
+
+/** The words before `-d DATABASE` that ask this cluster, once it runs, as its superuser. */
+function psqlWords(cluster, told) {
+  const superuser = told.roles?.find((one) => one.rolsuper)?.rolname;
+  if (cluster.container) return ['docker', 'exec', '--user', String(cluster.uid), cluster.container, 'psql', ...(superuser ? ['-U', superuser] : [])];
+  return ['runuser', '-u', cluster.owner, '--', 'psql', ...(cluster.socketFolder ? ['-h', cluster.socketFolder] : []), ...(cluster.port ? ['-p', cluster.port] : [])];
 }
 
 // =========================================================================================================
@@ -4304,10 +5134,18 @@ function extractCommands(archive, manifest, wanted, above) {
 
 /** Extract with a progress line. What borg warns of is a warning. Throws Problem when it failed: the folder then holds what came until then. */
 async function extract(settings, argv, target, title, mark = {}) {
+  const progress = showProgress(title);
+  const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine: progress.onLine });
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
+  if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
+}
+
+/** Given a title, returns what is given each line of borg's progress, and says which file is under way: a live line on a terminal, a plain one every five minutes elsewhere. */
+function showProgress(title) {
   const began = Date.now();
-  let shownAt = 0, toldAt = began, underWay = '';
-  const onErrorLine = (line) => {
-    underWay = /"info": \["((?:[^"\\]|\\.)*)"\]/.exec(line)?.[1] ?? underWay;
+  let shownAt = 0, toldAt = began, file = '';
+  const onLine = (line) => {
+    file = /"info": \["((?:[^"\\]|\\.)*)"\]/.exec(line)?.[1] ?? file;
     const percent = /"type": "progress_percent".*"current": (\d+).*"total": (\d+)/.exec(line) ?? /"current": (\d+), "total": (\d+)/.exec(line);
     if (!percent || percent[2] === '0' || Date.now() - shownAt < 250) return;
     shownAt = Date.now();
@@ -4317,9 +5155,7 @@ async function extract(settings, argv, target, title, mark = {}) {
     toldAt = shownAt;
     say(words);
   };
-  const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
-  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${underWay ? ` at /${underWay}` : ''}; what came until then is in ${named(target)}`, done);
-  if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
+  return { onLine, underWay: () => file };
 }
 
 // The links of a data directory are absolute: started as it is, a copy would write into the WAL and tablespaces of the running cluster.
@@ -4339,6 +5175,592 @@ function mendClusterLinks(target, manifest) {
       say(`mended the link ${named(link)}`);
     }
   }
+}
+
+// =========================================================================================================
+// ==== PLACES ====
+// Where things come back to: which roots of an archive are meant, where they lie on this machine, how they get beside their places.
+// Nothing that an archive says of itself is believed: its paths are checked before they are used, its names fit a pattern before
+// they become an argument, its commands are never run. Writes only staging folders; the swap comes later.
+
+const staged = (piece) => path.join(piece.staging, piece.recorded);
+const LISTING = 'record/listing'; // of every file's size and time when all was cold; it comes with the first extraction
+const VOLUME_NAME = /^[A-Za-z0-9][\w.-]*$/;
+
+/** Given the roots that are meant, returns the pieces: where each lies here, and where it is extracted to. Only looks. */
+async function findPieces(roots, stamp) {
+  const mounts = mountPoints(), pieces = [];
+  const add = (piece) => pieces.push({ ...piece, staging: stagingFor(piece.place, stamp, mounts), files: 0, bytes: 0 });
+  for (const { path: recorded, why, strict } of [...roots].sort((one, other) => one.path.length - other.path.length)) {
+    const around = pieces.filter((piece) => isBelow(recorded, piece.recorded)).pop();
+    const { place, isMade } = why.startsWith('volume ') ? await placeOfVolume(why.slice(7), recorded) : { place: realPlace(recorded), isMade: true };
+    if (around && around.place + recorded.slice(around.recorded.length) === place && mounts.includes(place)) continue; // it is there already
+    const facts = { recorded, why, strict, byNumber: why.startsWith('volume '), volume: isMade ? '' : why.slice(7) };
+    const isInner = around !== undefined && around.place + recorded.slice(around.recorded.length) === place;
+    add({ ...facts, place, isInner });
+    if (isInner) pieces[pieces.length - 1].staging = around.staging;
+    else for (const mount of mounts.filter((one) => one !== place && isBelow(one, place) && !pieces.some((piece) => piece.place === one))) add({ ...facts, volume: '', place: mount, recorded: recorded + mount.slice(place.length), isInner: false });
+  }
+  return pieces;
+}
+
+// The folders above may be links here; the place itself is what is exchanged.
+function realPlace(file) {
+  const above = nearestFolder(path.dirname(file));
+  return path.join(fs.realpathSync(above), file.slice(above.length));
+}
+
+/** A volume lies where Docker has the one of that name here. A name that is a path was a bind mount. */
+async function placeOfVolume(name, recorded) {
+  if (name.startsWith('/')) return { place: realPlace(recorded), isMade: true };
+  if (!VOLUME_NAME.test(name)) throw new Problem(`volume ${named(name)}: the record of this archive cannot be trusted`);
+  const done = await look(['docker', 'volume', 'inspect', '--format={{json .}}', name]);
+  if (done.code === 0) {
+    const facts = JSON.parse(done.out);
+    if (Object.keys(facts.Options ?? {}).length > 0) throw new Problem(`volume ${name} is mounted by Docker from elsewhere (${JSON.stringify(facts.Options)})`, { hint: 'restore it with --to, and copy it into a running container' });
+    return { place: fs.existsSync(facts.Mountpoint) ? fs.realpathSync(facts.Mountpoint) : facts.Mountpoint, isMade: true };
+  }
+  const info = await look(['docker', 'info', '--format={{.DockerRootDir}}']);
+  if (info.code !== 0) throw failure(`volume ${name}: Docker does not answer`, info, 'install and start Docker first, or name other parts');
+  return { place: path.join(realPlace(info.out.trim()), 'volumes', name, '_data'), isMade: false };
+}
+
+/** Where a recorded path lies here; '' when it does not come back. */
+function whereIs(pieces, recorded, where) {
+  const piece = pieces.filter((one) => isBelow(recorded, one.recorded)).sort((one, other) => other.recorded.length - one.recorded.length)[0];
+  return piece ? where(piece) + recorded.slice(piece.recorded.length) : '';
+}
+
+/**
+ * Count what the archive holds of each piece. Throws Problem when a root is missing, a file is damaged, or a path would lead out of
+ * the staging folder: borg writes through a link that an archive has laid before.
+ */
+async function countPieces(settings, archive, pieces) {
+  const links = new Map(), why = watchEntries(links);
+  let trouble = '', damaged = '';
+  const onLine = (line) => {
+    if (trouble) return;
+    const one = parseEntry(line);
+    trouble = one ? why(one) : 'a line of its listing cannot be read';
+    if (!one || trouble) return;
+    if (one.healthy === false) damaged ||= one.path;
+    const piece = pieces.filter((each) => isBelow(`/${one.path}`, each.recorded)).sort((a, b) => b.recorded.length - a.recorded.length)[0];
+    if (!piece) return;
+    piece.files++;
+    piece.bytes += one.type === '-' ? one.size : 0;
+  };
+  const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, asPattern(LISTING), ...pieces.map((piece) => asPattern(piece.recorded))], { onLine, keepBytes: 0 });
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
+  const below = pieces.find((piece) => [...links.keys()].some((link) => link !== piece.recorded && isBelow(piece.recorded, link))); // some come in a pass of their own
+  if (trouble || below) throw unsafe(archive, trouble || `${named(below.recorded)} lies below a link`);
+  if (damaged) throw new Problem(`${named(`/${damaged}`)} in ${archive} is damaged: nothing of it is extracted`, { hint: 'restore an older archive, and let the operator audit the repository' });
+  const missing = pieces.find((piece) => piece.files === 0 && !mountPoints().includes(piece.place));
+  if (missing) throw new Problem(`${named(missing.recorded)} is not in ${archive}`, { hint: 'node backup.js list shows what is' });
+  for (const piece of pieces.filter((one) => one.files === 0)) warn(`${named(piece.place)} is a mount point, and the archive has nothing for it: it stays as it is`);
+}
+
+/** Given the pieces, returns why there is no room for old and new contents together; [] = there is. */
+function whyNoRoom(pieces) {
+  return [...new Set(pieces.map((piece) => piece.staging))].flatMap((staging) => {
+    const own = pieces.filter((piece) => piece.staging === staging), disk = path.dirname(staging);
+    const needed = own.reduce((sum, piece) => sum + piece.bytes + piece.files * 4096, 64e6), free = freeBytes(disk);
+    return free < needed ? [`the disk of ${named(disk)} has ${size(free)} free, ${size(needed)} are needed beside the old contents`] : [];
+  });
+}
+
+/** The commands that extract every piece beside its place, and the folder each runs in: one for each file system and kind of owners. The first brings the listing, too. */
+function extractions(archive, pieces) {
+  const kinds = [...new Set(pieces.map((piece) => piece.staging))].flatMap((cwd) => [false, true].map((byNumber) => ({ cwd, byNumber, own: pieces.filter((piece) => piece.staging === cwd && piece.byNumber === byNumber && piece.files > 0) })));
+  return kinds.filter(({ own }) => own.length > 0).map(({ cwd, byNumber, own }, index) => {
+    const others = pieces.filter((piece) => !own.includes(piece) && own.some((one) => isBelow(piece.recorded, one.recorded)));
+    return { cwd, bytes: own.reduce((sum, one) => sum + one.bytes, 0), argv: ['borg', '--log-json', '--progress', 'extract', '--sparse', ...(byNumber ? ['--numeric-ids'] : []),
+      ...others.flatMap((piece) => ['--exclude', asPattern(piece.recorded)]), `::${archive}`, ...(index === 0 ? [asPattern(LISTING)] : []), ...own.map((piece) => asPattern(piece.recorded))] };
+  });
+}
+
+/** Extract every piece beside its place, while everything still runs, and see that it is whole. Throws Problem when it is not. */
+async function stage(settings, manifest, pieces, run) {
+  const stagings = [...new Set(pieces.map((piece) => piece.staging))];
+  for (const staging of stagings) fs.mkdirSync(staging, { mode: 0o700 });
+  const commands = extractions(manifest.archive, pieces);
+  for (const { argv, cwd } of commands) {
+    const env = { ...borgEnvironment(settings, run), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' };
+    const done = await change(argv, { cwd, env, onErrorLine: showProgress('extract').onLine });
+    goOn(); // borg may have ended because somebody asked us to stop
+    if (done.code !== 0) throw borgFailure('not everything could be extracted', done); // a warning, too: something of a file did not come back
+  }
+  await compareWithListing(manifest, pieces, commands[0].cwd);
+  for (const cluster of manifest.plan.clusters) refuseBadCluster(manifest, cluster, pieces);
+  for (const staging of stagings) {
+    const done = await change(['sync', '--file-system', staging], { seconds: 3600 });
+    if (done.code !== 0) throw failure('what was extracted cannot be brought to disk', done);
+  }
+}
+
+// record/listing was written when everything was cold: every file below a stopped part must have come back with that size and time.
+async function compareWithListing(manifest, pieces, folder) {
+  const isWhole = (piece) => piece.files > 0 && piece.strict && (manifest.plan.exclude.length === 0 || piece.why.startsWith('cluster '));
+  const roots = pieces.filter(isWhole).map((piece) => ({ recorded: latin(piece.recorded), staged: latin(staged(piece)) }));
+  const [listing, told, seen, found] = [path.join(folder, LISTING), path.join(folder, '.told'), path.join(folder, '.seen'), path.join(folder, '.found')];
+  if (!fs.lstatSync(listing, { throwIfNoEntry: false })?.isFile()) throw new Problem('this archive has no record/listing to compare with', { hint: 'restore an older one' });
+  await reduce(listing, told, (file) => (roots.some((root) => isBelow(file, root.recorded)) ? file : null));
+  const all = fs.openSync(found, 'wx', 0o600);
+  const listed = roots.length === 0 ? null : await look(['find', ...pieces.filter(isWhole).map(staged), '-printf', '%y\\t\\t\\t\\t%s\\t%T@\\t\\t%p\\0'], { stdout: all, seconds: 24 * 3600 });
+  fs.closeSync(all);
+  if (listed && listed.code !== 0) throw failure('what was extracted cannot be listed', listed);
+  const prefixes = [...new Set(pieces.map((piece) => latin(piece.staging)))];
+  await reduce(found, seen, (file) => file.slice(prefixes.find((prefix) => isBelow(file, prefix)).length));
+  for (const file of [told, seen]) await lookOrThrow(['sort', '--zero-terminated', '--unique', `--output=${file}`, file]);
+  const { out } = await lookOrThrow(['comm', '--zero-terminated', '-3', told, seen]);
+  const differing = [...new Set(out.split('\0').filter((one) => one !== '').map((one) => one.replace(/^\t/, '').split('\t').slice(3).join('\t')))];
+  if (differing.length > 0) throw new Problem(`${count(differing.length, 'file')} came back other than ${differing.length === 1 ? 'it was' : 'they were'} saved: ${differing.slice(0, 10).map(named).join(', ')}`, { hint: 'this archive is damaged, or its record is: restore an older one' });
+}
+
+const latin = (file) => Buffer.from(file).toString('latin1');
+
+async function lookOrThrow(argv) {
+  const done = await look(argv, { seconds: 3600 });
+  if (done.code !== 0) throw failure('what was extracted cannot be compared', done);
+  return done;
+}
+
+// Of a listing, what must be the same here: kind and path, of files size and time, too. borg saves no sockets. Seconds will do: not every file system keeps more.
+async function reduce(from, to, pathOf) {
+  const fd = fs.openSync(to, 'wx', 0o600);
+  let lines = [];
+  const flush = () => { fs.writeSync(fd, lines.join(''), null, 'latin1'); lines = []; };
+  await eachRecord(from, (record) => {
+    const [kind = '', , , , bytes = '', time = ''] = record.split('\t'), file = pathOf(latin(pathIn(record)));
+    if (file !== null && kind !== 's') lines.push(`${kind}\t${kind === 'f' ? bytes : ''}\t${kind === 'f' ? time.replace(/\..*/, '') : ''}\t${file}\0`);
+    if (lines.length > 10_000) flush();
+  });
+  flush();
+  fs.closeSync(fd);
+}
+
+/** A cluster that comes back must have been shut down, be the one that was saved, and find what its links lead to. */
+function refuseBadCluster({ plan, proof, containers }, cluster, pieces) {
+  const folder = whereIs(pieces, cluster.dataDirectory, staged);
+  if (!folder) return;
+  const bad = (why) => new Problem(`cluster ${named(cluster.name)} of this archive would not start: ${why}`, { hint: 'restore an older archive' });
+  if (!fs.lstatSync(folder, { throwIfNoEntry: false })?.isDirectory() || !fs.lstatSync(path.join(folder, 'global', 'pg_control'), { throwIfNoEntry: false })?.isFile()) throw bad('it has no control file');
+  const { state, systemIdentifier } = controlState(folder), told = proof?.clusters.find((one) => one.dataDirectory === cluster.dataDirectory);
+  if (!state.startsWith('shut down')) throw bad(`its state is "${state}"`);
+  if (isThere(path.join(folder, 'postmaster.pid'))) throw bad('it was not shut down when it was saved');
+  if (told && told.systemIdentifier !== systemIdentifier) throw bad('its control file is another cluster\'s');
+  if (fs.statSync(folder).uid === 0) throw bad('it belongs to root');
+  const mounts = (containers.find((one) => one.name === cluster.container)?.mounts ?? []).map((one) => ({ type: one.type, name: one.name, source: one.source, destination: one.destination }));
+  const spaces = path.join(folder, 'pg_tblspc'), oids = fs.lstatSync(spaces, { throwIfNoEntry: false })?.isDirectory() ? fs.readdirSync(spaces) : [];
+  for (const link of ['pg_wal', ...oids.map((oid) => `pg_tblspc/${oid}`)]) {
+    if (!fs.lstatSync(path.join(folder, link), { throwIfNoEntry: false })?.isSymbolicLink()) continue;
+    const leads = path.resolve(cluster.dataDirectory, path.dirname(link), fs.readlinkSync(path.join(folder, link)));
+    const target = cluster.container ? hostPathOf(leads, mounts) : leads;
+    if (target && !whereIs(pieces, target, (piece) => piece.place) && !fs.existsSync(target)) throw bad(`its ${link} leads to ${named(target)}, which is not there and does not come back`);
+  }
+  say(`cluster ${named(cluster.name)} was shut down when it was saved (${plan.archive})`);
+}
+
+/** The swaps of all pieces, as plain data. Given what was extracted. */
+function swapsOf(pieces, stamp) {
+  const mounts = mountPoints(), each = pieces.filter((piece) => !piece.isInner && piece.files > 0).map((piece) => swapsFor(piece.place, staged(piece), stamp, mounts));
+  return { swaps: each.flatMap((one) => one.swaps), folders: each.flatMap((one) => one.folders) };
+}
+
+// =========================================================================================================
+// ==== COMEBACK ====
+// What would come back: the parts of an archive that are meant, what has to stop for it here, and every command in order, worked out by
+// looking, before anything is changed. It is plain data, printed by --dry-run, and what the restore in place follows.
+// Nothing that an archive says of itself is believed: its paths are checked before they are used, its names fit a pattern before they
+// become an argument, its commands are never run. What is stopped and started comes from this machine's own settings; where there are none,
+// names of units, containers and clusters come from the archive. Changes nothing.
+// stateFolder: of the ledger; borg's may be another on a bare machine
+
+const SYSTEM_FOLDERS = ['/', '/bin', '/boot', '/dev', '/etc', '/lib', '/lib32', '/lib64', '/proc', '/root', '/run', '/sbin', '/sys', '/tmp', '/usr', '/var', '/var/lib'];
+const NEVER = /^\/(bin|boot|dev|lib|lib32|lib64|proc|run|sbin|sys|usr\/(bin|sbin|lib|lib32|lib64))(\/|$)/;
+
+/** Look at archive and machine. Changes nothing. */
+async function workOut(settings, [name = '', ...words], how, startedAt) {
+  const archive = archiveMeant(await listArchives(settings, how.bare ? '' : serverName(settings)), name);
+  const manifest = { ...soundManifest(await readFromArchive(settings, archive, 'record/manifest.json')), archive }; // a record may claim any name
+  const stamp = startedAt.slice(0, 19).replaceAll(':', '');
+  const pieces = await findPieces(rootsMeant(manifest, words, [how.stateFolder, process.argv[1] ?? '', settings.keyFile, settings.passphraseFile]), stamp);
+  await countPieces(settings, archive, pieces);
+  const clusters = manifest.plan.clusters.filter((one) => whereIs(pieces, one.dataDirectory, (piece) => piece.place) !== '');
+  const comeback = { archive, stamp, manifest, settings, how, isWhole: words.length === 0, pieces, clusters, findings: await judge(manifest, clusters, { scratch: temporaryFolder() }), parts: [], asleep: [] };
+  return { ...comeback, ...await partsOf(comeback) };
+}
+
+/** Given the text of an archive's manifest, returns it. Throws Problem when it is not what this script writes: then nothing in it is used. */
+function soundManifest(text) {
+  const bad = (what) => new Problem(`the record of this archive cannot be trusted: ${what}`, { hint: 'look at the files themselves: node backup.js list ARCHIVE' });
+  let manifest;
+  try {
+    manifest = JSON.parse(text);
+  } catch {
+    throw bad('record/manifest.json is no JSON');
+  }
+  const isText = (value) => typeof value === 'string' && !value.includes('\0');
+  const isPath = (value) => isText(value) && value.startsWith('/') && path.resolve(value) === value;
+  const all = (list, check) => Array.isArray(list) && list.every((one) => one !== null && typeof one === 'object' && check(one));
+  const { plan, parents, containers, postgres, host } = manifest ?? {};
+  if (manifest?.format !== 1 || !isText(manifest.server) || !isText(manifest.madeAt)) throw bad('its form is not known here');
+  if (!all(plan?.roots, (one) => isPath(one.path) && isText(one.why))) throw bad('a path to restore is none');
+  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isText(one.container) && isText(one.socketFolder ?? '') && /^\d+(\.\d+)?$/.test(one.version))) throw bad('a cluster is none');
+  if (!all(plan.parts, (one) => isText(one.name) && isText(one.kind) && Number.isInteger(one.group)) || !Array.isArray(plan.exclude)) throw bad('a part is none');
+  if (!all(parents, (one) => isPath(one.path) && /^[0-7]{3,5}$/.test(one.mode) && Number.isInteger(one.uid) && Number.isInteger(one.gid))) throw bad('a folder is none');
+  if (!all(containers, (one) => isText(one.name) && all(one.mounts, (mount) => isText(mount.source) && isText(mount.destination)))) throw bad('a container is none');
+  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases)) || !all(host?.users, () => true) || !all(host.groups, () => true) || !all(manifest.proof?.clusters ?? [], () => true)) throw bad('its passport is none');
+  return manifest;
+}
+
+/** Given the words after --in-place, returns the roots that are meant: when there are none, all but the system's folders and those with our own files. Throws Problem (64) for a part that is not in the archive. */
+function rootsMeant(manifest, words, own) {
+  const kinds = ['postgres', 'cluster', 'container', 'volume', 'folder'], names = [];
+  for (const word of words) {
+    if (kinds.includes(names[names.length - 1] ?? '')) names.push(`${names.pop()} ${word}`);
+    else names.push(word);
+  }
+  const { roots } = manifest.plan, chosen = names.length === 0 ? roots : names.flatMap((name) => rootsOfPart(manifest, name));
+  const isOwn = (folder) => own.some((file) => isBelow(path.resolve(file), folder));
+  const usable = chosen.filter(({ path: file, why }) => why.startsWith('volume ') || !(SYSTEM_FOLDERS.includes(file) || NEVER.test(file) || isOwn(file)));
+  for (const one of chosen.filter((root) => !usable.includes(root))) {
+    const text = `${named(one.path)} ${isOwn(one.path) ? 'holds what this restore itself needs' : 'belongs to the system'}, and is not exchanged as a whole`, hint = `node backup.js restore ${manifest.archive} ${one.path} --to FOLDER, and take from there what you need`;
+    if (names.length > 0) throw new Problem(text, { exitCode: 64, hint });
+    warn(`${text}: ${hint}`);
+  }
+  if (usable.length === 0) throw new Problem('this archive holds nothing that could be put in its place', { exitCode: 64 });
+  return [...new Set(usable)];
+}
+
+function rootsOfPart({ plan, containers }, wanted) {
+  const [, kind = '', name = wanted] = /^(postgres|cluster|container|volume|folder) (.+)$/.exec(wanted) ?? [];
+  const is = (...words) => kind === '' || words.includes(kind), plain = name.startsWith('/') ? path.resolve(name) : name;
+  const cluster = plan.clusters.find((one) => is('postgres', 'cluster') && (one.name === plain || one.dataDirectory === plain));
+  const mounts = containers.find((one) => kind === 'container' && one.name === plain)?.mounts ?? [];
+  const found = plan.roots.filter((root) => (cluster && root.why === `cluster ${cluster.name}`) || (is('volume') && root.why === `volume ${plain}`)
+    || (is('folder') && (root.path === plain || root.why === `folder ${plain} leads here`)) || mounts.some((mount) => mount.source && isBelow(root.path, mount.source)));
+  if (found.length === 0 && cluster) found.push(...plan.roots.filter((root) => isBelow(cluster.dataDirectory, root.path)));
+  if (found.length > 0) return found;
+  const known = [...plan.clusters.filter((one) => one.container === '').map((one) => `postgres ${one.name}`), ...plan.roots.filter((one) => /^(volume|folder)/.test(one.why)).map((one) => (one.why === 'folder' ? one.path : one.why))];
+  throw new Problem(`${named(wanted)} is no part of this archive`, { exitCode: 64, hint: `it holds: ${[...new Set(known)].map((one) => (one.includes(' ') ? one : named(one))).join(', ')}. One file of these: node backup.js restore ARCHIVE PATH --to FOLDER` });
+}
+
+// ---- what is stopped and started ----
+
+/** What has to stop here for this restore, and what sleeps here but is to run afterwards. */
+async function partsOf(comeback) {
+  const { manifest, pieces, isWhole } = comeback;
+  const containers = await findContainers(false), clusters = await findClusters(containers);
+  const known = await partsNamed(comeback, containers, clusters);
+  const places = pieces.flatMap(({ place }) => [place, realOr(place)]);
+  const touches = (file) => file !== '' && file !== '/' && [file, realOr(file)].some((one) => places.some((place) => isBelow(one, place) || isBelow(place, one)));
+  const mountsIt = (name) => containers.find((one) => one.name === name)?.mounts.some(({ source }) => touches(source)) ?? false;
+  const hasFolder = pieces.some((piece) => piece.why.startsWith('folder'));
+  const isMeant = (part) => isWhole || (hasFolder && (part.kind === 'service' || part.kind === 'command')) || touches(part.dataDirectory ?? '') || mountsIt(part.container);
+  const parts = known.filter(isMeant);
+  const isNew = (part) => !parts.some((one) => one.name === part.name || (part.dataDirectory && one.dataDirectory === part.dataDirectory));
+  for (const one of containers.filter((each) => each.running && mountsIt(each.name))) parts.push(...containerParts(`container ${one.name}`, containers).filter(isNew).map((part) => ({ ...part, group: 900_000 })));
+  for (const one of clusters.filter((each) => each.container === '' && [each.dataDirectory, ...each.roots].some(touches))) {
+    const part = await clusterPart(one, comeback.settings.stopTimeoutSeconds);
+    if (isNew(part)) parts.push({ ...part, group: 1_000_000 }); // the freshly made `main` of Debian's package, above all
+  }
+  const ranThen = new Set(manifest.plan.parts.filter((part) => part.wasRunning).map((part) => part.name));
+  return { parts: parts.filter((part) => part.wasRunning), asleep: parts.filter((part) => !part.wasRunning && part.kind !== 'postgres' && ranThen.has(part.name)).map(withOwnUnit) };
+}
+
+function realOr(file) {
+  try {
+    return fs.realpathSync(file);
+  } catch {
+    return file;
+  }
+}
+
+// A unit that did not run is in no command of its part.
+const withOwnUnit = (part) => (part.kind === 'service' && part.unit ? { ...part, start: ['systemctl', 'start', '--', part.unit], stop: ['systemctl', 'stop', '--', part.unit] } : part);
+
+/** The parts of this machine's own settings; on a bare machine those whose names are in the archive. What is not here is told. */
+async function partsNamed({ settings, how, manifest }, containers, clusters) {
+  const names = manifest.plan.parts.filter(({ name, kind }) => isPartName(name) && /^(service|container|postgres)$/.test(kind) && !/\*$/.test(name)).map((part) => part.name);
+  const foreign = how.bare ? manifest.plan.parts.filter((part) => !names.includes(part.name)) : [];
+  if (foreign.length > 0) say(`not stopped or started, for no command of an archive is run: ${foreign.map((part) => named(part.name)).join(', ')}`);
+  const parts = [];
+  for (const [index, entry] of (how.bare ? names : settings.stop).entries()) {
+    for (const one of [entry].flat()) {
+      try {
+        const found = await findPart(one, settings, containers, clusters);
+        parts.push(...found.parts.filter((part) => !parts.some((other) => other.name === part.name)).map(({ stage: step = 0, ...part }) => ({ ...part, group: index * 100 + step })));
+      } catch (error) {
+        if (!(error instanceof Problem) || error.facts.exitCode) throw error;
+        say(`not here: ${error.message}`);
+      }
+    }
+  }
+  for (const part of parts) part.dataDirectory ??= clusters.find((one) => one.container !== '' && one.container === part.container)?.dataDirectory;
+  return parts;
+}
+
+// Clusters on the host that ran when they were saved and do not run here.
+function clustersToCome({ clusters, parts, pieces }) {
+  return clusters.filter((one) => one.container === '' && one.pid !== 0
+    && !parts.some((part) => part.dataDirectory === whereIs(pieces, one.dataDirectory, (piece) => piece.place) || part.name === `postgres ${one.name}`));
+}
+
+/** What runs in the new state and did not run here: parts that slept, and clusters that come back. Given what was extracted, or is in its place. */
+async function partsToCome({ asleep, clusters, parts, pieces, settings }) {
+  const found = [...asleep];
+  for (const cluster of clustersToCome({ clusters, parts, pieces })) {
+    const dataDirectory = whereIs(pieces, cluster.dataDirectory, (piece) => piece.place), folder = whereIs(pieces, cluster.dataDirectory, staged);
+    const isDebian = /^\d+(\.\d+)?\/[\w.-]+$/.test(cluster.name) && whereIs(pieces, `/etc/postgresql/${cluster.name}`, (piece) => piece.place) !== '';
+    const binaries = await programsOf(cluster.version);
+    if (!isDebian && binaries === '') warn(`no PostgreSQL ${cluster.version} is here to start ${named(cluster.name)}`);
+    else found.push({ ...await clusterPart({ ...describeCluster(isDebian ? cluster.name : dataDirectory, folder, isDebian ? 'Debian' : ''), dataDirectory, binaries }, settings.stopTimeoutSeconds), group: 1_000_000 });
+  }
+  return found;
+}
+
+/** The folder of this machine's own programs of a major version, '' = none. */
+async function programsOf(version) {
+  for (const folder of [`/usr/lib/postgresql/${version}/bin`, `/usr/pgsql-${version}/bin`, '/usr/local/pgsql/bin', '/usr/local/bin', '/usr/bin']) {
+    const { code, out } = fs.existsSync(path.join(folder, 'pg_ctl')) ? await look([path.join(folder, 'postgres'), '--version']) : { code: 127, out: '' };
+    if (code === 0 && new RegExp(` ${version.replace('.', '\\.')}(\\D|$)`).test(out)) return folder;
+  }
+  return '';
+}
+
+// ---- what is said before ----
+
+function showComeback(comeback) {
+  const { archive, manifest, pieces, parts, findings, stamp } = comeback;
+  const commands = commandsOfComeback(comeback), later = [...comeback.asleep.map((part) => part.name), ...clustersToCome(comeback).map((one) => `postgres ${one.name}`)];
+  const swaps = pieces.filter((piece) => !piece.isInner && piece.files > 0).map((piece) => ({ ...swapsFor(piece.place, staged(piece), stamp, []).swaps[0], why: piece.why, files: piece.files, bytes: piece.bytes }));
+  if (mode.dryRun && mode.json) return answer(JSON.stringify({ archive, server: manifest.server, madeAt: manifest.madeAt, findings, parts, later, stagings: [...new Set(pieces.map((one) => one.staging))], swaps, commands, warnings }, null, 1));
+  const text = [`archive ${archive}, of server ${named(manifest.server)}, ${manifest.madeAt}`, ...tableOf(findings), 'comes back:',
+    ...swaps.map((one) => `  ${named(one.place)}   (${one.why}; ${count(one.files, 'file')}, ${size(one.bytes)}; ${isThere(one.place) ? `what is there goes to ${named(one.aside)}` : 'nothing is there now'})`),
+    'stop, in this order:', ...(parts.length > 0 ? parts.map((part) => `  ${part.name}`) : ['  nothing']),
+    ...(later.length > 0 ? [`start afterwards, though it does not run now: ${later.map(named).join(', ')}`] : []),
+    'commands, in this order:', ...commands.map(({ step, argv }) => `  ${step.padEnd(8)} ${pasteable(argv)}`), ...(mode.dryRun ? ['dry run: nothing above was executed, nothing was written'] : [])].join('\n');
+  (mode.dryRun ? answer : sayBlock)(text);
+}
+
+/** The findings of the judge: what the passport says, what is here, what it would break, and the commands that mend it. */
+function tableOf(findings) {
+  if (findings.length === 0) return [];
+  const rows = [['', 'about', 'in the archive', 'here', 'what it would break'], ...findings.map((one) => [one.verdict, [one.cluster, one.about].filter((word) => word !== '').join(': '), one.recorded, one.here, one.breaks])];
+  const widths = [0, 1, 2, 3].map((column) => Math.min(40, Math.max(...rows.map((row) => row[column].length))));
+  return ['what differs:', ...rows.flatMap((row, index) => [`  ${row.map((word, column) => word.padEnd(widths[column] ?? 0)).join('  ').trimEnd()}`, ...(findings[index - 1]?.mend ?? []).map((line) => `            mend: ${line}`)])];
+}
+
+/** Every command of a restore, in order. Of a mount point that stays, the swaps are known only when its entries are there. */
+function commandsOfComeback({ archive, pieces, parts, asleep, stamp }) {
+  const stagings = [...new Set(pieces.map((piece) => piece.staging))];
+  const swaps = pieces.filter((piece) => !piece.isInner && piece.files > 0).flatMap((piece) => swapsFor(piece.place, staged(piece), stamp, []).swaps);
+  return [
+    ...pieces.filter((piece) => piece.volume !== '').map((piece) => ({ step: 'volume', argv: ['docker', 'volume', 'create', piece.volume] })),
+    ...stagings.map((folder) => ({ step: 'stage', argv: ['mkdir', '-m', '700', folder] })),
+    ...extractions(archive, pieces).map(({ argv, cwd }) => ({ step: 'extract', argv: ['env', '-C', cwd, ...argv] })),
+    ...stagings.map((folder) => ({ step: 'sync', argv: ['sync', '--file-system', folder] })),
+    ...parts.map((part) => ({ step: 'stop', argv: part.stop })),
+    ...swaps.flatMap(({ place, staged: from, aside }) => [...(isThere(place) ? [{ step: 'aside', argv: ['mv', '-T', '--', place, aside] }] : []), { step: 'place', argv: ['mv', '-T', '--', from, place] }]),
+    ...[...parts, ...asleep].sort((one, other) => other.group - one.group).map((part) => ({ step: 'start', argv: part.start })),
+  ];
+}
+
+// The way without room for both, as RESTORE.md of the archive has it in full.
+function byHand({ archive, pieces, parts }) {
+  const top = pieces.filter((piece) => !piece.isInner && piece.files > 0);
+  return [...parts.map((part) => pasteable(part.stop)), ...top.filter((piece) => isThere(piece.place)).map((piece) => `move ${named(piece.place)} to another disk, then remove it here`),
+    ...extractions(archive, pieces.map((piece) => ({ ...piece, staging: '/' }))).map(({ argv }) => `cd / && ${pasteable(argv.filter((word) => word !== '--log-json' && word !== asPattern(LISTING)))}`),
+    ...top.filter((piece) => piece.place !== piece.recorded).map((piece) => `mv ${named(piece.recorded)} ${named(piece.place)}`), ...[...parts].reverse().map((part) => pasteable(part.start)),
+    `see also: node backup.js restore ${archive} record --to FOLDER, and RESTORE.md there`];
+}
+
+// =========================================================================================================
+// ==== IN PLACE ====
+// In place: `restore ARCHIVE|latest --in-place [PART ...]` puts an archive, or parts of it, where it was, on a machine that runs or on a bare one.
+// Everything is extracted beside its place and looked through while all still runs. Then: stop, swap by rename, start, check. The old
+// contents stay aside, always; a run that dies is finished or rolled back by its guard, by `recover`, or by the next run (see SWAP).
+// Changes: the places, the parts that use them, staging folders, volumes that Docker does not have yet.
+
+/** Given the settings, the script and the words, does all of it. Returns the exit code. Throws Problem while nothing has been changed. */
+async function restoreInPlace(loaded, script, words, how) {
+  const settings = mode.dryRun ? { ...loaded.settings, stateFolder: temporaryFolder() } : loaded.settings;
+  if (!mode.dryRun) await begin(settings, how);
+  const startedAt = new Date().toISOString();
+  if (!mode.dryRun) openTranscript(path.join(how.stateFolder, 'log'), `${startedAt.slice(0, 19)}-restore`);
+  await borgVersion();
+  const comeback = await workOut(settings, words, how, startedAt);
+  showComeback(comeback);
+  if (comeback.findings.some((one) => one.verdict === 'refused')) throw new Problem('this archive cannot work on this machine: see the findings marked "refused"', { hint: 'mend them with the commands above, then begin again; nothing was touched' });
+  const noRoom = whyNoRoom(comeback.pieces);
+  if (noRoom.length > 0) throw new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`, { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
+  if (mode.dryRun) return warnings.length > 0 ? 1 : 0;
+  return carryOut(comeback, script, loaded.file, startedAt);
+}
+
+async function begin(settings, { stateFolder }) {
+  fs.mkdirSync(stateFolder, { recursive: true, mode: 0o700 });
+  if (takeLock(stateFolder, 2) === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
+  await bringBackLeftovers({ ...settings, stateFolder });
+}
+
+/** The story: extract, look through, stop, swap, start, check. Returns the exit code. */
+async function carryOut(comeback, script, file, startedAt) {
+  const { archive, stamp, settings, pieces, manifest, how } = comeback, { stateFolder } = how;
+  const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt, deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: startedAt });
+  const restore = ledger.restore = { archive, stamp, stagings: [...new Set(pieces.map((piece) => piece.staging))], swaps: [], folders: [], made: [], later: [], state: '' };
+  let guardPid = 0, trouble = null, down = [];
+  try {
+    keepLedger(stateFolder, ledger); // whoever finds it without us removes the stagings
+    guardPid = await armGuard(script, stateFolder, file, ledger.run);
+    await makeVolumes(pieces);
+    await stage(settings, manifest, pieces, ledger.run);
+    Object.assign(restore, { later: await partsToCome(comeback), made: missingFolders(comeback) });
+    ledger.deadlineAt = new Date(Date.now() + settings.maxDowntimeMinutes * 60_000).toISOString();
+    // From here services are down.
+    await stopParts(comeback.parts, ledger, stateFolder);
+    refuseUsedPlaces(comeback);
+    Object.assign(restore, swapsOf(pieces, stamp)); // only now nothing comes or goes any more in the places
+    keepLedger(stateFolder, ledger); // all swaps, before the first one
+    makeFolders(comeback, restore.made);
+    makeSwaps(restore);
+  } catch (error) {
+    trouble = error;
+  }
+  try {
+    settleRestore(ledger);
+    keepLedgerIfPossible(stateFolder, ledger);
+    if (ledger.restore.state === 'new' && hasSystemd() && pieces.some((piece) => /^\/(etc|usr|lib)\//.test(piece.place))) await change(['systemctl', 'daemon-reload'], { unlimited: true }); // units and generators of what came back
+    down = await startParts(ledger, stateFolder);
+  } catch (error) { // a disk has gone: the guard goes on
+    sayError(error);
+    down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name).concat(ledger.parts.length === 0 ? ['everything'] : []);
+  }
+  // From here services run again.
+  return finish(comeback, ledger, guardPid, down, trouble);
+}
+
+async function makeVolumes(pieces) {
+  for (const { volume, place } of pieces.filter((piece) => piece.volume !== '')) {
+    const done = await change(['docker', 'volume', 'create', volume]);
+    if (done.code !== 0) throw failure(`volume ${volume} cannot be made`, done);
+    if (!fs.existsSync(place)) throw new Problem(`Docker made the volume ${volume} elsewhere than in ${named(place)}`, { hint: 'begin again: now it is there' });
+  }
+}
+
+/** Folders above the places, and of sockets, that are not here: PostgreSQL does not start below a folder that it may not enter. */
+function missingFolders({ manifest, pieces, clusters }) {
+  const needed = [...pieces.map((piece) => path.dirname(piece.place)), ...clusters.filter((one) => one.container === '' && path.isAbsolute(one.socketFolder ?? '')).map((one) => path.resolve(one.socketFolder))]
+    .filter((folder) => !pieces.some((piece) => isBelow(folder, piece.place)));
+  const known = manifest.parents.map((one) => one.path);
+  return [...new Set(needed.flatMap((folder) => [...known.filter((one) => isBelow(folder, one)), folder]))].filter((folder) => !isThere(folder)).sort();
+}
+
+function makeFolders({ manifest }, folders) {
+  const idHere = (list, file, id) => {
+    const name = list.find((one) => one.id === id)?.name, line = fs.readFileSync(file, 'utf8').split('\n').find((one) => name && one.startsWith(`${name}:`));
+    return line ? Number(line.split(':')[2]) : id;
+  };
+  for (const folder of folders) {
+    const parent = manifest.parents.find((one) => one.path === folder);
+    fs.mkdirSync(folder, { recursive: true, mode: 0o755 });
+    if (!parent) continue;
+    fs.chownSync(folder, idHere(manifest.host.users.map(({ id, name }) => ({ id, name })), '/etc/passwd', parent.uid), idHere(manifest.host.groups.map(({ id, name }) => ({ id, name })), '/etc/group', parent.gid));
+    fs.chmodSync(folder, parseInt(parent.mode, 8) & 0o7777);
+  }
+}
+
+// Somebody may have started a cluster by hand since it was stopped.
+function refuseUsedPlaces({ pieces, clusters, parts }) {
+  const folders = [...clusters.map((one) => whereIs(pieces, one.dataDirectory, (piece) => piece.place)), ...parts.map((part) => part.dataDirectory ?? '')].filter((folder) => folder !== '' && fs.existsSync(folder));
+  const used = folders.find((folder) => isUsed(folder) || clusterState(folder) !== 'stopped');
+  if (used) throw new Problem(`PostgreSQL runs in ${named(used)}, and it was stopped a moment ago`, { hint: 'who started it? Then begin again' });
+}
+
+/** Tell what runs now and how to get to the other state; check what came back. Returns the exit code. */
+async function finish(comeback, ledger, guardPid, down, trouble) {
+  const { how: { stateFolder }, archive } = comeback, restore = ledger.restore, isOpen = down.length > 0 || undecidedParts(ledger).length > 0;
+  removeStagings(restore);
+  if (!isOpen) closeLedger(stateFolder);
+  else {
+    ledger.reported = down.length > 0 ? 'down' : 'failed'; // the guard goes on from the ledger
+    keepLedgerIfPossible(stateFolder, ledger);
+  }
+  const services = servicesNow(ledger, down), wrong = [];
+  if (guardPid && !isOpen) dismissGuard(guardPid, stateFolder);
+  if (trouble) sayError(trouble, services);
+  if (!trouble && restore.state === 'new' && down.length === 0) wrong.push(...await checkWhatCameBack(comeback).catch((error) => [`the check did not get through: ${error.message}`]));
+  const text = restore.swaps.length > 0 ? tellRestore(stateFolder, ledger, isOpen) : '';
+  if (!trouble && down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`, { hint: 'look at its own log; mend it, and the guard starts it. Or go back with the commands below' }), services);
+  if (wrong.length > 0) sayError(new Problem(`${archive} is in place and runs, but ${wrong.join('; ')}`, { hint: 'go back with the commands below, or restore another archive' }), services);
+  const asked = trouble instanceof Problem ? trouble.facts.exitCode ?? 2 : 2, isBad = trouble !== null || wrong.length > 0;
+  const exitCode = down.length > 0 ? 3 : isBad ? asked : warnings.length > 0 ? 1 : 0, seconds = downSecondsOf(ledger);
+  const head = trouble || wrong.length > 0 || down.length > 0 ? colored('31', 'NOT GOOD') : 'restored';
+  sayBlock(['', `${head}: ${restore.state === 'new' ? `${archive} is in place` : 'the old contents are in place'}, down ${span(seconds)}; services: ${services}`, text, ...(warnings.length > 0 ? ['warnings', ...warnings.map((one) => `  ${one}`)] : [])].filter((line, index) => index === 0 || line !== '').join('\n'));
+  if (mode.json) answer(JSON.stringify({ archive, state: restore.state, exitCode, downSeconds: seconds, swaps: restore.swaps, wrong, down, warnings }));
+  return exitCode;
+}
+
+function downSecondsOf({ parts }) {
+  const end = (part) => Date.parse(part.runningAt ?? new Date().toISOString());
+  return parts.length === 0 ? 0 : (Math.max(...parts.map(end)) - Math.min(...parts.map((part) => Date.parse(part.askedAt)))) / 1000;
+}
+
+// ---- afterwards ----
+
+/** Every cluster that came back answers, every database opens, its libraries load, its tables are there. Returns what is wrong. */
+async function checkWhatCameBack(comeback) {
+  const { clusters, pieces, manifest } = comeback, wrong = [];
+  const running = await findClusters(await findContainers(false));
+  for (const cluster of clusters.filter((one) => one.pid !== 0)) {
+    const folder = whereIs(pieces, cluster.dataDirectory, (piece) => piece.place), here = running.find((one) => one.dataDirectory === folder && one.pid !== 0);
+    const passport = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
+    if (!here) warn(`cluster ${named(cluster.name)} is in place, and nothing here starts it`);
+    else if (!await waitUntil(30, async () => (await queryCluster(here, 'template1', 'select 1')).code === 0)) wrong.push(`cluster ${named(cluster.name)} does not answer`);
+    else wrong.push(...await mendAfterwards(comeback, cluster, here), ...await checkDatabases(here, passport?.databases ?? []));
+    goOn();
+  }
+  return wrong;
+}
+
+async function checkDatabases(here, recorded) {
+  const wrong = [];
+  const present = (await queryCluster(here, 'template1', 'select datname from pg_database where datallowconn')).out.split('\n').filter((name) => name !== '' && !/=|:\/\//.test(name)); // psql would take these for addresses
+  let same = 0;
+  for (const { name, rows = {} } of recorded.filter((one) => one.connectable && !/=|:\/\//.test(one.name))) {
+    const of = `database ${named(name)} of ${named(here.name)}`;
+    if (!present.includes(name)) { wrong.push(`${of} is missing`); continue; }
+    const { code, out, said } = await queryCluster(here, name, `select jsonb_build_object('rows', ${databaseQuestions.rows}, 'tables', ${databaseQuestions.estimatedRows}, 'libraries',
+      (select coalesce(jsonb_agg(distinct probin), '[]') from pg_proc where probin is not null and oid >= 16384))`); // those of extensions: the server has its own
+    const why = said.trim().split('\n').pop() ?? '';
+    if (code === 1 && /lock timeout|statement timeout/.test(why)) { warn(`${of} is in use, and was not looked through: ${why}`); continue; }
+    if (code !== 0) { wrong.push(`${of} ${code === 2 ? 'does not open' : 'cannot be read'}: ${why}`); continue; }
+    const facts = JSON.parse(out);
+    const loads = facts.libraries.map((library) => `load '${library.replaceAll("'", "''")}'`);
+    const loaded = loads.length > 0 ? await queryCluster(here, name, loads.join('; ')) : { code: 0, said: '' };
+    if (loaded.code !== 0) wrong.push(`${of} misses a library: ${loaded.said.trim().split('\n').pop()}`);
+    for (const [table, then] of Object.entries(rows)) {
+      const now = facts.rows[table] ?? null; // null: not counted
+      if (facts.tables[table] === undefined) wrong.push(`${of} has no table ${table}, which had ${then} rows`);
+      else if (now === null || then === null || now === then) same++;
+      else if (now < then / 2) warn(`${of}: ${table} has ${now} rows, and had ${then} a while before the copy`);
+      else say(`${of}: ${table} has ${now} rows, and had ${then} a while before the copy`);
+    }
+  }
+  say(`cluster ${named(here.name)} answers: ${count(recorded.length, 'database')}, ${count(same, 'table')} with the recorded rows`);
+  return wrong;
+}
+
+/** What the judge found to be mended in the database: done with --reindex, else told. */
+async function mendAfterwards({ findings, how }, cluster, here) {
+  const open = findings.filter((one) => one.verdict === 'after' && one.cluster === cluster.name);
+  if (open.length > 0 && !how.reindex) warn(`${named(cluster.name)}: to be mended now, or do it all again with --reindex: ${open.flatMap((one) => one.mend).join('; ')}`);
+  for (const { database, text } of how.reindex ? open.flatMap((one) => one.sql) : []) {
+    say(`  ${named(here.name)}, ${named(database)}: ${text}`);
+    const done = text.startsWith('\\') || /=|:\/\//.test(database) ? { code: 1, said: 'this is no SQL' } : await queryCluster(here, database, text, 24 * 3600, { default_transaction_read_only: 'off', lock_timeout: '5min' });
+    if (done.code !== 0) return [`this failed in ${named(database)}: ${text.slice(0, 200)}: ${done.said.trim().split('\n').pop()}`];
+  }
+  return [];
 }
 
 // =========================================================================================================
@@ -4370,7 +5792,7 @@ const FILE_CHECKS = [
     const done = await look([...sandbox.words, path.join(programs.binaries, 'pg_checksums'), '--check', '-D', inside], { seconds: DAY });
     if (done.code === 0) return good(`${/^Blocks scanned:\s+(\d+)/m.exec(done.out)?.[1] ?? 'all'} pages`);
     if (/not enabled/.test(done.said)) return unknown('this cluster has none: `pg_checksums --enable`, while it is stopped, gives it some');
-    if (/No such file/.test(done.said) && !/verification failed/.test(done.said)) return unknown('pg_checksums is not installed here');
+    if (done.code === 126 || done.code === 127) return unknown('pg_checksums is not installed here');
     const lines = [...done.said.matchAll(/verification failed in file "([^"]+)", block (\d+)/g)].map(([, file, block]) => ({ file: file, block: block }));
     return lines.length > 0 ? bad(lines.map(({ file, block }) => `${named(file)}, page ${block}`), lines.map(({ file }) => file)) : bad([lastLines(done.said, 3)]);
   } },
@@ -4427,7 +5849,7 @@ const SERVER_CHECKS = [
   } },
   { check: 'libraries load', look: async (copy) => {
     const lines = warningsOf(await inEach(copy, LOAD_ALL, WRITES), 'MISSING');
-    return lines.length > 0 ? bad(lines) : good('every library that a function needs');
+    return lines.length > 0 ? bad(lines) : good('every library that functions of extensions need');
   } },
   { check: 'collations', look: compareCollations },
   { check: 'amcheck', look: runAmcheck },
@@ -4461,7 +5883,7 @@ function warningsOf(ends, word) {
     ...[...said.matchAll(new RegExp(`^WARNING:  ${word} (.*)$`, 'gm'))].map(([, what]) => `${named(database)}: ${what}`), ...(code === 0 ? [] : [`${named(database)}: ${lastLines(said, 2)}`])]);
 }
 
-const LOAD_ALL = `do $$ declare one text; begin for one in select distinct probin from pg_proc where probin is not null loop
+const LOAD_ALL = `do $$ declare one text; begin for one in select distinct probin from pg_proc where probin is not null and oid >= 16384 loop
   begin execute 'load ' || quote_literal(one); exception when others then
     if sqlerrm ~ '^(could not|incompatible)' then raise warning 'MISSING %', replace(one || ': ' || sqlerrm, chr(10), ' '); end if; end; end loop; end $$`; // some only want to be preloaded, which here they never are
 
@@ -5176,8 +6598,8 @@ async function installTimers(settings, script, file) {
 // The command line: which command, with which options. Nothing is done here; each command is a chapter of its own.
 
 const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'drill', 'recover', 'borg'];
-const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'full'];
-const OPTIONS_OF = { 'dry-run': [''], now: [''], yes: ['setup'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], full: ['drill'],
+const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'in-place', 'reindex', 'full'];
+const OPTIONS_OF = { 'dry-run': ['', 'restore'], now: [''], yes: ['setup'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], 'in-place': ['restore'], reindex: ['restore'], full: ['drill'],
   ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find', 'drill']])) }; // all others go everywhere
 const VALUES = ['settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
 
@@ -5213,13 +6635,21 @@ function readOptions(argv) {
     if (Array.isArray(found[option]) || found[option] === '') throw new Problem(`--${option} needs one value`, { exitCode: 64 });
   }
   if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
-  if (command === 'restore' && (words.length === 0 || !found.to)) throw new Problem('restore needs an archive and a folder', { exitCode: 64, hint: 'node backup.js restore latest --to /srv/back' });
+  if (command === 'restore') refuseRestore(words, found.to ?? '', found);
   if (command === 'find' && !words[0]) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
   const most = { list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity };
   if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
     color: found.colour && !process.env.NO_COLOR && Boolean(process.stderr.isTTY) });
   return { command, words, values: Object.fromEntries(VALUES.map((option) => [option, found[option] ?? ''])), flags: Object.fromEntries(FLAGS.map((flag) => [flag, Boolean(found[flag])])) };
+}
+
+// Into a folder, or in place: one of the two.
+function refuseRestore(words, to, flags) {
+  const hint = 'node backup.js restore latest --to /srv/back, or: node backup.js restore latest --in-place';
+  const why = words.length === 0 ? 'restore needs an archive' : Boolean(to) === Boolean(flags['in-place']) ? 'restore needs --to FOLDER or --in-place, one of them'
+    : to && (flags['dry-run'] || flags.reindex) ? '--dry-run and --reindex go with --in-place' : flags['in-place'] && flags['mend-links'] ? '--mend-links goes with --to' : '';
+  if (why) throw new Problem(why, { exitCode: 64, hint });
 }
 
 /** Given the command line without node and script, does what it says. Returns the exit code. */
@@ -5239,6 +6669,9 @@ async function command(argv) {
   if (name === 'status') return status(loaded.settings);
   if (name === 'list') return list(loaded.settings, server, words);
   if (name === 'find') return find(loaded.settings, server, words);
+  if (name === 'restore' && flags['in-place']) {
+    return restoreInPlace(loaded, script, words, { bare: Boolean(values.repository), reindex: flags.reindex, stateFolder: values.repository ? settings.stateFolder : loaded.settings.stateFolder });
+  }
   if (name === 'restore') return restoreTo(loaded.settings, server, words, values.to, flags['mend-links']);
   if (name === 'drill') return drill(loaded.settings, server, words, flags.full);
   if (name === 'borg') return borgItself(loaded.settings, words);
@@ -5247,10 +6680,8 @@ async function command(argv) {
 
 // A machine without settings: repository, key and passphrase are on the command line; borg's cache lives as long as we do.
 function bareMachine(values) {
-  const stateFolder = fs.mkdtempSync(join(tmpdir(), 'cold-backup-'));
-  process.on('exit', () => fs.rmSync(stateFolder, { recursive: true, force: true }));
   const own = { server: '', repository: values.repository, keyFile: values['key-file'] || settings.keyFile, passphraseFile: values['passphrase-file'] || settings.passphraseFile,
-    sshKey: values['ssh-key'] || settings.sshKey, stateFolder };
+    sshKey: values['ssh-key'] || settings.sshKey, stateFolder: temporaryFolder() };
   return { settings: { ...settings, ...own }, file: 'the command line', text: '', given: own, lines: new Map() };
 }
 

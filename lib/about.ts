@@ -25,18 +25,20 @@ usage: node backup.js [COMMAND] [OPTIONS]
   status                 is there a good recent backup? (for monitoring, too)
   list [ARCHIVE [PATH]]  the archives, or the files in one
   find PATTERN           which archives hold this file, in which versions
-  restore ARCHIVE|latest [PATH ...] --to FOLDER
-                         into a new folder; --mend-links: clusters, too
+  restore ARCHIVE|latest [PATH ...] --to FOLDER [--mend-links]
+  restore ARCHIVE|latest --in-place [PART ...] [--reindex]
+                         into a new folder, or where it was; never over it
+  drill [ARCHIVE] [--full]  rehearse a restore: extract, start, check, discard
   recover                start whatever an interrupted run left stopped
   borg ARGS...           borg itself, with this server's repository and key
 
-  --dry-run              say what would be stopped, saved, run and started
+  --dry-run              only say what a backup or a restore in place would do
   --now                  take the backup outside the window, too
   --settings FILE        instead of the block in backup.js, or of
                          backup.settings.js beside it
   --print-settings       each setting in force, and where it comes from
   --repository, --key-file, --passphrase-file, --ssh-key
-                         list, find, restore: in place of settings
+                         list, find, restore, drill: in place of settings
   --yes, --schedule cron|systemd  setup: ask nothing; install a schedule
   --json                 one JSON document on stdout, all else on stderr
   --quiet                only warnings and errors: for cron's mail

@@ -7,7 +7,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Problem, answer, mode, openTranscript, say, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
+import { Problem, answer, mode, openTranscript, say, sayBlock, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
 import { change, failure, hasSystemd, listenToSignals, shield, waitUntil } from './shell.ts';
 import { endRun, startOfProcess } from './processes.ts';
 import { remember } from './history.ts';
@@ -15,6 +15,7 @@ import type { HistoryLine } from './history.ts';
 import type { Settings } from './settings.ts';
 import { tell } from './tell.ts';
 import { closeLedger, keepLedgerIfPossible, ledgerFile, readLedger, takeLock } from './ledger.ts';
+import { removeStagings, settleRestore, tellRestore } from './swap.ts';
 import { partState, servicesNow, startParts, undecidedParts } from './pause.ts';
 import type { Ledger } from './ledger.ts';
 
@@ -131,11 +132,14 @@ function isReported(stateFolder: string): boolean {
  */
 export async function bringBack(stateFolder: string, ledger: Ledger, who: string, settings: Settings | null): Promise<string[]> {
   shield(true);
-  say(`the run of ${ledger.startedAt} ended before ${ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name).join(', ') || 'all'} ran again: ${who} starts what is missing`);
+  const what = ledger.restore ? 'the restore' : 'the run', left = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
+  say(`${what} of ${ledger.startedAt} ended before ${left.join(', ') || 'all'} ran again: ${who} starts what is missing`);
   if (!await endRun(ledger.run)) warn('a borg of the dead run cannot be ended');
+  if (ledger.restore) settleRestore(ledger); // before anything is started: either all is new, or all is old
   const down = await startParts(ledger, stateFolder);
   const outcome = down.length > 0 ? 'down' : 'failed';
-  if (ledger.reported !== outcome) await reportDeadRun(stateFolder, ledger, who, down, settings);
+  if (ledger.restore) endRestore(stateFolder, ledger, down);
+  if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) await reportDeadRun(stateFolder, ledger, who, down, settings);
   ledger.reported = outcome;
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
   else keepLedgerIfPossible(stateFolder, ledger);
@@ -163,6 +167,13 @@ async function watchUndecided(stateFolder: string, ledger: Ledger): Promise<void
   }
 }
 
+// A restore is no run of the history. What was extracted and is not in its place goes; what to do now is told.
+function endRestore(stateFolder: string, ledger: Ledger, down: string[]): void {
+  removeStagings(ledger.restore!);
+  const text = tellRestore(stateFolder, ledger, down.length > 0);
+  if (ledger.reported === '') sayBlock(text);
+}
+
 async function reportDeadRun(stateFolder: string, ledger: Ledger, who: string, down: string[], settings: Settings | null): Promise<void> {
   const endedAt = new Date().toISOString();
   const why = ledger.reported === '' ? 'the run was killed or the machine went down' : 'something did not start again at the end of the run';
@@ -175,11 +186,11 @@ async function reportDeadRun(stateFolder: string, ledger: Ledger, who: string, d
     warm: null, cold: null, snapshot: '', warnings: [...warnings], error: `${why}; ${who} ${down.length > 0 ? `could not start ${down.join(', ')}` : 'started what it had stopped'}`,
   };
   try {
-    remember(stateFolder, line);
+    if (!ledger.restore) remember(stateFolder, line);
   } catch (error: any) {
     warn(`the history cannot be written: ${error.message}`);
   }
-  const subject = `${line.outcome}: ${ledger.server}: run of ${ledger.startedAt}: ${line.error}; ${servicesNow(ledger, down)}`;
+  const subject = `${line.outcome}: ${ledger.server}: ${ledger.restore ? 'restore' : 'run'} of ${ledger.startedAt}: ${line.error}; ${servicesNow(ledger, down)}`;
   if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 

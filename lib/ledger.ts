@@ -4,7 +4,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { spawnSync } from 'node:child_process';
-import { Problem, pasteable, warn } from './say.ts';
+import { Problem, named, pasteable, warn } from './say.ts';
 import { writeDurably } from './shell.ts';
 import { startOfProcess } from './processes.ts';
 import { activeUnits } from './units.ts';
@@ -12,6 +12,20 @@ import type { Part } from './units.ts';
 import { runningContainers } from './containers.ts';
 
 export type StoppedPart = Part & { askedAt: string; stoppedAt: string | null; runningAt: string | null; refused?: boolean }; // refused: its stop command failed
+/** One exchange by rename: `staged` takes the place, what lay there goes aside. staged '': the archive has nothing for this place. */
+export type Swap = { place: string; staged: string; aside: string };
+export type FolderFacts = { mode: number; uid: number; gid: number };
+/** A restore in place, as far as whoever finds its run dead has to know it. See the chapter SWAP. */
+export type Restore = {
+  archive: string;
+  stamp: string; // names everything this restore makes
+  stagings: string[]; // folders with what was extracted: removed in the end
+  swaps: Swap[]; // all of them, before the first one is made
+  folders: { path: string; before: FolderFacts; after: FolderFacts }[]; // mount points, and what lies around them: these stay
+  made: string[]; // folders that had to be made
+  later: Part[]; // what did not run here before, and runs in the new state
+  state: '' | 'new' | 'old'; // '' = not settled yet
+};
 export type Ledger = {
   format: 1;
   howTo: string[];
@@ -27,7 +41,10 @@ export type Ledger = {
   parts: StoppedPart[]; // whose stop was asked for, in that order
   boot: string; // names this boot of the machine
   before: { units: string[]; containers: string[] }; // what was active on the host before the first stop
+  restore?: Restore; // this run is no backup: it brings an archive back in place
 };
+
+export const STAGING = '.cold-backup-restore-'; // begins the name of every staging folder
 
 const ELSEWHERE = '/var/lib/cold-backup/elsewhere'; // links to ledgers in other state folders: `recover` finds them without settings
 
@@ -72,6 +89,10 @@ export function readLedger(stateFolder: string): Ledger | null {
   const isCommand = (value: any) => Array.isArray(value) && value.length > 0 && value.every(isText);
   if (ledger?.format !== 1 || !Array.isArray(ledger.parts) || !ledger.parts.every((part: any) => isText(part?.name) && isCommand(part.start) && isText(part.askedAt))) throw bad('it is no ledger');
   if (!isText(ledger.run) || !Array.isArray(ledger.before?.units) || !Array.isArray(ledger.before?.containers)) throw bad('it is no ledger');
+  const isPath = (value: any) => isText(value) && path.isAbsolute(value) && path.normalize(value) === value;
+  const { stagings = [], swaps = [], folders = [], made = [] } = ledger.restore ?? {};
+  if (![...stagings, ...made].every(isPath) || !stagings.every((one: string) => path.basename(one).startsWith(STAGING))) throw bad('it is no ledger of a restore');
+  if (!swaps.every((one: any) => isPath(one?.place) && isPath(one.aside) && (one.staged === '' || isPath(one.staged))) || !folders.every((one: any) => isPath(one?.path))) throw bad('it is no ledger of a restore');
   return ledger;
 }
 
@@ -79,6 +100,8 @@ export function readLedger(stateFolder: string): Ledger | null {
 export function keepLedger(stateFolder: string, ledger: Ledger): void {
   const open = ledger.parts.filter((part) => part.runningAt === null);
   ledger.howTo = ['These parts were stopped by cold-backup and have not been seen running since.', 'To start them: node backup.js recover. Or by hand, in this order:',
+    ...(ledger.restore?.state === '' && ledger.restore.swaps.length > 0 ? ['A restore was under way: only `recover` knows whether old or new contents are in place. By hand, before anything is started:',
+      ...ledger.restore.swaps.map(({ place, aside }) => `the old contents of ${named(place)} are in ${named(aside)} if that is there`)] : []),
     ...[...open].reverse().map((part) => pasteable(part.start))];
   writeDurably(ledgerFile(stateFolder), `${JSON.stringify(ledger, null, 1)}\n`);
 }

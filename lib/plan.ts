@@ -84,7 +84,7 @@ export async function makePlan(settings: Settings, now: Date): Promise<Plan> {
   };
 }
 
-async function findPart(one: string | CustomPart, settings: Settings, containers: Container[], clusters: Cluster[]): Promise<Finding> {
+export async function findPart(one: string | CustomPart, settings: Settings, containers: Container[], clusters: Cluster[]): Promise<Finding> {
   if (typeof one !== 'string') return { parts: [await ownPart(one)], clusters: [] };
   const kind = one.slice(0, one.indexOf(' ')), name = one.slice(kind.length + 1);
   if (kind === 'service') return { parts: [await unitPart(name)], clusters: [] };

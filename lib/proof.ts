@@ -72,7 +72,7 @@ async function writeListing(plan: Plan, file: string): Promise<{ files: number; 
 }
 
 const CONTROL_FILE = '/global/pg_control';
-const pathIn = (record: string) => Buffer.from(record.split('\t').slice(7).join('\t'), 'latin1').toString();
+export const pathIn = (record: string) => Buffer.from(record.split('\t').slice(7).join('\t'), 'latin1').toString();
 
 /** Each NUL-ended record of a file, byte for byte (latin1), without ever holding the whole of it. */
 export async function eachRecord(file: string, onRecord: (record: string) => void, onPiece: (piece: Buffer) => void = () => {}): Promise<void> {

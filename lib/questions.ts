@@ -123,7 +123,7 @@ export const useRole = (cluster: Cluster, role: string) => roleThatWorks.set(clu
 /**
  * Given a running cluster, a database and SQL, runs it with psql as the cluster's owner over its socket, in a read-only session.
  * The role is the owner's name, in a container $POSTGRES_USER, and 'postgres' where that one does not get in.
- * `more`: settings of the session beside the usual ones. Returns how psql ended, `out` being the bare values (-A -t); code 2 = no connection, 1 = SQL failed. Never waits: for no password (-w),
+ * `more`: settings of the session beside the usual ones, or instead of them. Returns how psql ended, `out` being the bare values (-A -t); code 2 = no connection, 1 = SQL failed. Never waits: for no password (-w),
  * not long for a lock. Throws nothing for what psql does.
  */
 export async function queryCluster(cluster: Cluster, database: string, sql: string, seconds = 60, more: Record<string, string | undefined> = {}): Promise<Done> {
@@ -134,7 +134,7 @@ export async function queryCluster(cluster: Cluster, database: string, sql: stri
   };
   const own = path.join(cluster.binaries, 'psql');
   const psql = [fs.existsSync(rootOf(cluster) + own) ? own : 'psql', // one from PATH will do: a newer psql speaks to older servers
-    '-X', '-w', '-q', '-A', '-t', '-v', 'ON_ERROR_STOP=1', '-h', cluster.socketFolder || 'localhost', '-p', cluster.port, '-d', database, '-c', sql];
+    '-X', '-w', '-q', '-A', '-t', '-v', 'ON_ERROR_STOP=1', '-h', cluster.socketFolder || 'localhost', '-p', cluster.port, '-d', /=|:\/\//.test(database) ? `dbname='${database.replace(/['\\]/g, '\\$&')}'` : database, '-c', sql]; // with such signs psql would take it for an address
   // Name and password are in the container's environment and stay there: this shell is the container's.
   const within = ['sh', '-c', 'export PGPASSWORD="${PGPASSWORD:-$POSTGRES_PASSWORD}"; role=$1; shift; exec "$@" -U "${role:-${POSTGRES_USER:-postgres}}"', 'sh'];
   const inContainer = ['docker', 'exec', '--user', String(cluster.uid), ...Object.entries(env).flatMap(([name, value]) => ['--env', `${name}=${value}`]), cluster.container];

@@ -125,7 +125,7 @@ export async function measure(settings: Settings, archive: string, wanted: strin
 const foldersAbove = (files: string[]) => files.flatMap((file) => file.split('/').slice(2).map((_, index) => file.split('/').slice(0, index + 2).join('/')));
 const asExactly = (file: string) => `re:^${file.slice(1).replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}\\Z`; // borg 1.2 complains of every pf: that it never matched
 
-function parseEntry(line: string): { type: string; path: string; size: number; source: string } | null {
+export function parseEntry(line: string): { type: string; path: string; size: number; source: string; healthy?: boolean } | null {
   try {
     const one = JSON.parse(line);
     return typeof one.path === 'string' ? one : null;
@@ -134,14 +134,14 @@ function parseEntry(line: string): { type: string; path: string; size: number; s
   }
 }
 
-const unsafe = (archive: string, why: string) => new Problem(`${archive} is not safe to extract: ${why}. Files would be written outside the folder, so nothing was`,
+export const unsafe = (archive: string, why: string) => new Problem(`${archive} is not safe to extract: ${why}. Files would be written outside the folder, so nothing was`,
   { hint: 'restore only the paths you need, if you trust them; if nobody made such links on the server, somebody made this archive to harm you' });
 
 /**
  * borg writes through a link that the archive itself holds, follows `..` in names, and makes hard links to files outside (tried with 1.2.4). Returns
  * a function that is given every entry in the archive's order and says what is unsafe about it, '' when nothing is. Remembers only links, in `links`.
  */
-function watchEntries(links: Map<string, string>): (one: { type: string; path: string; source: string }) => string {
+export function watchEntries(links: Map<string, string>): (one: { type: string; path: string; source: string }) => string {
   const isOdd = (file: string) => /(^|\/)\.{0,2}(\/|$)/.test(file); // begins with /, or has an empty part, . or ..
   let folder = '', link = ''; // of the last entry: most entries lie in the same folder
   const linkAbove = (file: string): string => {
@@ -212,10 +212,18 @@ export function extractCommands(archive: string, manifest: Manifest, wanted: str
 
 /** Extract with a progress line. What borg warns of is a warning. Throws Problem when it failed: the folder then holds what came until then. */
 export async function extract(settings: Settings, argv: string[], target: string, title: string, mark: Record<string, string> = {}): Promise<void> {
+  const progress = showProgress(title);
+  const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine: progress.onLine });
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
+  if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
+}
+
+/** Given a title, returns what is given each line of borg's progress, and says which file is under way: a live line on a terminal, a plain one every five minutes elsewhere. */
+export function showProgress(title: string): { onLine: (line: string) => void; underWay: () => string } {
   const began = Date.now();
-  let shownAt = 0, toldAt = began, underWay = '';
-  const onErrorLine = (line: string) => {
-    underWay = /"info": \["((?:[^"\\]|\\.)*)"\]/.exec(line)?.[1] ?? underWay;
+  let shownAt = 0, toldAt = began, file = '';
+  const onLine = (line: string) => {
+    file = /"info": \["((?:[^"\\]|\\.)*)"\]/.exec(line)?.[1] ?? file;
     const percent = /"type": "progress_percent".*"current": (\d+).*"total": (\d+)/.exec(line) ?? /"current": (\d+), "total": (\d+)/.exec(line);
     if (!percent || percent[2] === '0' || Date.now() - shownAt < 250) return;
     shownAt = Date.now();
@@ -225,9 +233,7 @@ export async function extract(settings: Settings, argv: string[], target: string
     toldAt = shownAt;
     say(words);
   };
-  const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
-  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${underWay ? ` at /${underWay}` : ''}; what came until then is in ${named(target)}`, done);
-  if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
+  return { onLine, underWay: () => file };
 }
 
 // The links of a data directory are absolute: started as it is, a copy would write into the WAL and tablespaces of the running cluster.

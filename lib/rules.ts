@@ -110,6 +110,15 @@ const aPartSpec: Rule = (value, at, wrong) => {
   else if (!kind.name.test(value.slice(word.length + 1))) wrong(at, `must be like '${kind.example}', not ${shown(value)}`);
 };
 
+/** Whether a text is an entry of `stop` by its form: 'service nginx', 'container redis', 'postgres 15/main'. */
+export const isPartName = (text: unknown): text is string => typeof text === 'string' && isRight(aPartSpec, text);
+
+function isRight(rule: Rule, value: unknown): boolean {
+  let mistakes = 0;
+  rule(value, '', () => { mistakes++; });
+  return mistakes === 0;
+}
+
 const anEntryOfStop: Rule = (value, at, wrong) => (Array.isArray(value) ? notEmpty(each(aPartSpec)) : aPartSpec)(value, at, wrong);
 
 // ---- every setting: its name, what it is when not written, what it may be, what it is for ----

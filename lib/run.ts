@@ -206,7 +206,8 @@ function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, s
 
 // ---- around the story: leftovers, the history line, messages, the summary, the dry run ----
 
-async function bringBackLeftovers(settings: Settings): Promise<void> {
+/** Start what a dead run left stopped. Given that the lock is ours. Throws Problem (3) when something is still down. */
+export async function bringBackLeftovers(settings: Settings): Promise<void> {
   const left = readLedger(settings.stateFolder);
   if (!left) return;
   const down = await bringBack(settings.stateFolder, left, 'this run', settings);

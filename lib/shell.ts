@@ -4,7 +4,8 @@
 // Signals, and the hour by which everything must run again, end the programs that may be ended, never this script itself.
 import fs from 'node:fs';
 import type { ChildProcess } from 'node:child_process';
-import { constants } from 'node:os';
+import { constants, tmpdir } from 'node:os';
+import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { $ } from 'zx/core';
 import { Problem, lastLines, mode, pasteable, say, sayMore, transcriptNow, transcriptSince } from './say.ts';
@@ -193,6 +194,13 @@ export function hasSystemd(): boolean {
 /** Under systemd, a command that leaves a process behind gets a scope of its own: what a timer's unit started is killed when the unit ends. */
 export function outlivingUs(argv: string[]): string[] {
   return hasSystemd() && process.getuid?.() === 0 ? ['systemd-run', '--scope', '--quiet', '--collect', '--', ...argv] : argv;
+}
+
+/** A folder of our own that goes when we do. */
+export function temporaryFolder(): string {
+  const folder = fs.mkdtempSync(path.join(tmpdir(), 'cold-backup-'));
+  process.on('exit', () => fs.rmSync(folder, { recursive: true, force: true }));
+  return folder;
 }
 
 /** Bytes that are free for us on the disk of a folder. */

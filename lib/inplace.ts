@@ -1,0 +1,209 @@
+// In place: `restore ARCHIVE|latest --in-place [PART ...]` puts an archive, or parts of it, where it was, on a machine that runs or on a bare one.
+// Everything is extracted beside its place and looked through while all still runs. Then: stop, swap by rename, start, check. The old
+// contents stay aside, always; a run that dies is finished or rolled back by its guard, by `recover`, or by the next run (see SWAP).
+// Changes: the places, the parts that use them, staging folders, volumes that Docker does not have yet.
+import { randomUUID } from 'node:crypto';
+import fs from 'node:fs';
+import path from 'node:path';
+import { Problem, answer, colored, count, mode, named, openTranscript, say, sayBlock, sayError, span, warn, warnings } from './say.ts';
+import { change, failure, goOn, hasSystemd, temporaryFolder, waitUntil } from './shell.ts';
+import type { Loaded } from './check.ts';
+import type { Settings } from './settings.ts';
+import { findContainers } from './containers.ts';
+import { clusterState, findClusters, isUsed } from './postgres.ts';
+import type { Cluster } from './postgres.ts';
+import { databaseQuestions, queryCluster } from './questions.ts';
+import { borgVersion } from './borg.ts';
+import { isBelow, serverName } from './plan.ts';
+import { closeLedger, keepLedger, keepLedgerIfPossible, openLedger, takeLock } from './ledger.ts';
+import type { Ledger } from './ledger.ts';
+import { isThere, makeSwaps, removeStagings, settleRestore, tellRestore } from './swap.ts';
+import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
+import type { Manifest } from './record.ts';
+import { armGuard, dismissGuard } from './guard.ts';
+import { bringBackLeftovers } from './run.ts';
+import { stage, swapsOf, whereIs, whyNoRoom } from './places.ts';
+import type { Piece } from './places.ts';
+import { byHand, partsToCome, showComeback, workOut } from './comeback.ts';
+import type { ArchivedCluster, Comeback, InPlace } from './comeback.ts';
+
+/** Given the settings, the script and the words, does all of it. Returns the exit code. Throws Problem while nothing has been changed. */
+export async function restoreInPlace(loaded: Loaded, script: string, words: string[], how: InPlace): Promise<number> {
+  const settings = mode.dryRun ? { ...loaded.settings, stateFolder: temporaryFolder() } : loaded.settings;
+  if (!mode.dryRun) await begin(settings, how);
+  const startedAt = new Date().toISOString();
+  if (!mode.dryRun) openTranscript(path.join(how.stateFolder, 'log'), `${startedAt.slice(0, 19)}-restore`);
+  await borgVersion();
+  const comeback = await workOut(settings, words, how, startedAt);
+  showComeback(comeback);
+  if (comeback.findings.some((one) => one.verdict === 'refused')) throw new Problem('this archive cannot work on this machine: see the findings marked "refused"', { hint: 'mend them with the commands above, then begin again; nothing was touched' });
+  const noRoom = whyNoRoom(comeback.pieces);
+  if (noRoom.length > 0) throw new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`, { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
+  if (mode.dryRun) return warnings.length > 0 ? 1 : 0;
+  return carryOut(comeback, script, loaded.file, startedAt);
+}
+
+async function begin(settings: Settings, { stateFolder }: InPlace): Promise<void> {
+  fs.mkdirSync(stateFolder, { recursive: true, mode: 0o700 });
+  if (takeLock(stateFolder, 2) === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
+  await bringBackLeftovers({ ...settings, stateFolder });
+}
+
+/** The story: extract, look through, stop, swap, start, check. Returns the exit code. */
+async function carryOut(comeback: Comeback, script: string, file: string, startedAt: string): Promise<number> {
+  const { archive, stamp, settings, pieces, manifest, how } = comeback, { stateFolder } = how;
+  const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt, deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: startedAt });
+  const restore = ledger.restore = { archive, stamp, stagings: [...new Set(pieces.map((piece) => piece.staging))], swaps: [], folders: [], made: [], later: [], state: '' };
+  let guardPid = 0, trouble: unknown = null, down: string[] = [];
+  try {
+    keepLedger(stateFolder, ledger); // whoever finds it without us removes the stagings
+    guardPid = await armGuard(script, stateFolder, file, ledger.run);
+    await makeVolumes(pieces);
+    await stage(settings, manifest, pieces, ledger.run);
+    Object.assign(restore, { later: await partsToCome(comeback), made: missingFolders(comeback) });
+    ledger.deadlineAt = new Date(Date.now() + settings.maxDowntimeMinutes * 60_000).toISOString();
+    // From here services are down.
+    await stopParts(comeback.parts, ledger, stateFolder);
+    refuseUsedPlaces(comeback);
+    Object.assign(restore, swapsOf(pieces, stamp)); // only now nothing comes or goes any more in the places
+    keepLedger(stateFolder, ledger); // all swaps, before the first one
+    makeFolders(comeback, restore.made);
+    makeSwaps(restore);
+  } catch (error) {
+    trouble = error;
+  }
+  try {
+    settleRestore(ledger);
+    keepLedgerIfPossible(stateFolder, ledger);
+    if (ledger.restore.state === 'new' && hasSystemd() && pieces.some((piece) => /^\/(etc|usr|lib)\//.test(piece.place))) await change(['systemctl', 'daemon-reload'], { unlimited: true }); // units and generators of what came back
+    down = await startParts(ledger, stateFolder);
+  } catch (error) { // a disk has gone: the guard goes on
+    sayError(error);
+    down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name).concat(ledger.parts.length === 0 ? ['everything'] : []);
+  }
+  // From here services run again.
+  return finish(comeback, ledger, guardPid, down, trouble);
+}
+
+async function makeVolumes(pieces: Piece[]): Promise<void> {
+  for (const { volume, place } of pieces.filter((piece) => piece.volume !== '')) {
+    const done = await change(['docker', 'volume', 'create', volume]);
+    if (done.code !== 0) throw failure(`volume ${volume} cannot be made`, done);
+    if (!fs.existsSync(place)) throw new Problem(`Docker made the volume ${volume} elsewhere than in ${named(place)}`, { hint: 'begin again: now it is there' });
+  }
+}
+
+/** Folders above the places, and of sockets, that are not here: PostgreSQL does not start below a folder that it may not enter. */
+function missingFolders({ manifest, pieces, clusters }: Comeback): string[] {
+  const needed = [...pieces.map((piece) => path.dirname(piece.place)), ...clusters.filter((one) => one.container === '' && path.isAbsolute(one.socketFolder ?? '')).map((one) => path.resolve(one.socketFolder))]
+    .filter((folder) => !pieces.some((piece) => isBelow(folder, piece.place)));
+  const known = manifest.parents.map((one) => one.path);
+  return [...new Set(needed.flatMap((folder) => [...known.filter((one) => isBelow(folder, one)), folder]))].filter((folder) => !isThere(folder)).sort();
+}
+
+function makeFolders({ manifest }: Comeback, folders: string[]): void {
+  const idHere = (list: { id: number; name: string }[], file: string, id: number) => {
+    const name = list.find((one) => one.id === id)?.name, line = fs.readFileSync(file, 'utf8').split('\n').find((one) => name && one.startsWith(`${name}:`));
+    return line ? Number(line.split(':')[2]) : id;
+  };
+  for (const folder of folders) {
+    const parent = manifest.parents.find((one) => one.path === folder);
+    fs.mkdirSync(folder, { recursive: true, mode: 0o755 });
+    if (!parent) continue;
+    fs.chownSync(folder, idHere(manifest.host.users.map(({ id, name }) => ({ id, name })), '/etc/passwd', parent.uid), idHere(manifest.host.groups.map(({ id, name }) => ({ id, name })), '/etc/group', parent.gid));
+    fs.chmodSync(folder, parseInt(parent.mode, 8) & 0o7777);
+  }
+}
+
+// Somebody may have started a cluster by hand since it was stopped.
+function refuseUsedPlaces({ pieces, clusters, parts }: Comeback): void {
+  const folders = [...clusters.map((one) => whereIs(pieces, one.dataDirectory, (piece) => piece.place)), ...parts.map((part) => part.dataDirectory ?? '')].filter((folder) => folder !== '' && fs.existsSync(folder));
+  const used = folders.find((folder) => isUsed(folder) || clusterState(folder) !== 'stopped');
+  if (used) throw new Problem(`PostgreSQL runs in ${named(used)}, and it was stopped a moment ago`, { hint: 'who started it? Then begin again' });
+}
+
+/** Tell what runs now and how to get to the other state; check what came back. Returns the exit code. */
+async function finish(comeback: Comeback, ledger: Ledger, guardPid: number, down: string[], trouble: unknown): Promise<number> {
+  const { how: { stateFolder }, archive } = comeback, restore = ledger.restore!, isOpen = down.length > 0 || undecidedParts(ledger).length > 0;
+  removeStagings(restore);
+  if (!isOpen) closeLedger(stateFolder);
+  else {
+    ledger.reported = down.length > 0 ? 'down' : 'failed'; // the guard goes on from the ledger
+    keepLedgerIfPossible(stateFolder, ledger);
+  }
+  const services = servicesNow(ledger, down), wrong: string[] = [];
+  if (guardPid && !isOpen) dismissGuard(guardPid, stateFolder);
+  if (trouble) sayError(trouble, services);
+  if (!trouble && restore.state === 'new' && down.length === 0) wrong.push(...await checkWhatCameBack(comeback).catch((error) => [`the check did not get through: ${error.message}`]));
+  const text = restore.swaps.length > 0 ? tellRestore(stateFolder, ledger, isOpen) : '';
+  if (!trouble && down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`, { hint: 'look at its own log; mend it, and the guard starts it. Or go back with the commands below' }), services);
+  if (wrong.length > 0) sayError(new Problem(`${archive} is in place and runs, but ${wrong.join('; ')}`, { hint: 'go back with the commands below, or restore another archive' }), services);
+  const asked = trouble instanceof Problem ? trouble.facts.exitCode ?? 2 : 2, isBad = trouble !== null || wrong.length > 0;
+  const exitCode = down.length > 0 ? 3 : isBad ? asked : warnings.length > 0 ? 1 : 0, seconds = downSecondsOf(ledger);
+  const head = trouble || wrong.length > 0 || down.length > 0 ? colored('31', 'NOT GOOD') : 'restored';
+  sayBlock(['', `${head}: ${restore.state === 'new' ? `${archive} is in place` : 'the old contents are in place'}, down ${span(seconds)}; services: ${services}`, text, ...(warnings.length > 0 ? ['warnings', ...warnings.map((one) => `  ${one}`)] : [])].filter((line, index) => index === 0 || line !== '').join('\n'));
+  if (mode.json) answer(JSON.stringify({ archive, state: restore.state, exitCode, downSeconds: seconds, swaps: restore.swaps, wrong, down, warnings }));
+  return exitCode;
+}
+
+function downSecondsOf({ parts }: Ledger): number {
+  const end = (part: Ledger['parts'][number]) => Date.parse(part.runningAt ?? new Date().toISOString());
+  return parts.length === 0 ? 0 : (Math.max(...parts.map(end)) - Math.min(...parts.map((part) => Date.parse(part.askedAt)))) / 1000;
+}
+
+// ---- afterwards ----
+
+/** Every cluster that came back answers, every database opens, its libraries load, its tables are there. Returns what is wrong. */
+async function checkWhatCameBack(comeback: Comeback): Promise<string[]> {
+  const { clusters, pieces, manifest } = comeback, wrong: string[] = [];
+  const running = await findClusters(await findContainers(false));
+  for (const cluster of clusters.filter((one) => one.pid !== 0)) {
+    const folder = whereIs(pieces, cluster.dataDirectory, (piece) => piece.place), here = running.find((one) => one.dataDirectory === folder && one.pid !== 0);
+    const passport = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
+    if (!here) warn(`cluster ${named(cluster.name)} is in place, and nothing here starts it`);
+    else if (!await waitUntil(30, async () => (await queryCluster(here, 'template1', 'select 1')).code === 0)) wrong.push(`cluster ${named(cluster.name)} does not answer`);
+    else wrong.push(...await mendAfterwards(comeback, cluster, here), ...await checkDatabases(here, passport?.databases ?? []));
+    goOn();
+  }
+  return wrong;
+}
+
+async function checkDatabases(here: Cluster, recorded: Manifest['postgres'][number]['databases']): Promise<string[]> {
+  const wrong: string[] = [];
+  const present = (await queryCluster(here, 'template1', 'select datname from pg_database where datallowconn')).out.split('\n').filter((name) => name !== '' && !/=|:\/\//.test(name)); // psql would take these for addresses
+  let same = 0;
+  for (const { name, rows = {} } of recorded.filter((one) => one.connectable && !/=|:\/\//.test(one.name))) {
+    const of = `database ${named(name)} of ${named(here.name)}`;
+    if (!present.includes(name)) { wrong.push(`${of} is missing`); continue; }
+    const { code, out, said } = await queryCluster(here, name, `select jsonb_build_object('rows', ${databaseQuestions.rows}, 'tables', ${databaseQuestions.estimatedRows}, 'libraries',
+      (select coalesce(jsonb_agg(distinct probin), '[]') from pg_proc where probin is not null and oid >= 16384))`); // those of extensions: the server has its own
+    const why = said.trim().split('\n').pop() ?? '';
+    if (code === 1 && /lock timeout|statement timeout/.test(why)) { warn(`${of} is in use, and was not looked through: ${why}`); continue; }
+    if (code !== 0) { wrong.push(`${of} ${code === 2 ? 'does not open' : 'cannot be read'}: ${why}`); continue; }
+    const facts: { libraries: string[]; tables: Record<string, number>; rows: Record<string, number | null> } = JSON.parse(out);
+    const loads = facts.libraries.map((library) => `load '${library.replaceAll("'", "''")}'`);
+    const loaded = loads.length > 0 ? await queryCluster(here, name, loads.join('; ')) : { code: 0, said: '' };
+    if (loaded.code !== 0) wrong.push(`${of} misses a library: ${loaded.said.trim().split('\n').pop()}`);
+    for (const [table, then] of Object.entries(rows)) {
+      const now = facts.rows[table] ?? null; // null: not counted
+      if (facts.tables[table] === undefined) wrong.push(`${of} has no table ${table}, which had ${then} rows`);
+      else if (now === null || then === null || now === then) same++;
+      else if (now < then / 2) warn(`${of}: ${table} has ${now} rows, and had ${then} a while before the copy`);
+      else say(`${of}: ${table} has ${now} rows, and had ${then} a while before the copy`);
+    }
+  }
+  say(`cluster ${named(here.name)} answers: ${count(recorded.length, 'database')}, ${count(same, 'table')} with the recorded rows`);
+  return wrong;
+}
+
+/** What the judge found to be mended in the database: done with --reindex, else told. */
+async function mendAfterwards({ findings, how }: Comeback, cluster: ArchivedCluster, here: Cluster): Promise<string[]> {
+  const open = findings.filter((one) => one.verdict === 'after' && one.cluster === cluster.name);
+  if (open.length > 0 && !how.reindex) warn(`${named(cluster.name)}: to be mended now, or do it all again with --reindex: ${open.flatMap((one) => one.mend).join('; ')}`);
+  for (const { database, text } of how.reindex ? open.flatMap((one) => one.sql) : []) {
+    say(`  ${named(here.name)}, ${named(database)}: ${text}`);
+    const done = text.startsWith('\\') || /=|:\/\//.test(database) ? { code: 1, said: 'this is no SQL' } : await queryCluster(here, database, text, 24 * 3600, { default_transaction_read_only: 'off', lock_timeout: '5min' });
+    if (done.code !== 0) return [`this failed in ${named(database)}: ${text.slice(0, 200)}: ${done.said.trim().split('\n').pop()}`];
+  }
+  return [];
+}

@@ -1,0 +1,59 @@
+// In place on a real systemd host: a Debian cluster with a tablespace and its own units comes back to a fresh host, where the package's own
+// `main` runs.
+import { after, before, describe, test } from 'node:test';
+import assert from 'node:assert/strict';
+import type { Host } from './host.ts';
+import { cannotRun, daemon, install, remove, scenarios } from './systemd-host.ts';
+import type { Product } from './systemd-host.ts';
+
+const ROWS = 20_000;
+const RUN_CONTAINER = 'docker run --detach --name shop-db --volume shop_db:/var/lib/postgresql/data postgres';
+
+describe('in place on a systemd host', { skip: cannotRun }, () => {
+  let host: Host, product: Product;
+  const scenario = scenarios(() => product);
+  const container = async (sql: string) => (await host.run(['docker', 'exec', 'shop-db', 'psql', '-U', 'postgres', '-XqAt', '-c', sql])).stdout.trim();
+
+  before(async () => {
+    product = await install({ units: { 'web.service': daemon() }, enable: ['web'], clusters: [
+      { name: 'main', tablespaces: { fast: '/srv/fast' }, walFolder: '/srv/wal', sql: `CREATE TABLE t AS SELECT n, md5(n::text) FROM generate_series(1, ${ROWS}) n; CREATE TABLE f TABLESPACE fast AS SELECT * FROM t` },
+    ] }, { stop: ['service web', 'container shop-db', 'postgres *'], folders: ['/srv/uploads'], volumes: ['shop_db'] }, async (made) => {
+      host = made;
+      await host.startDocker({ images: ['postgres'] });
+      await host.must(RUN_CONTAINER);
+      await host.waitFor('PostgreSQL in its container', 'docker exec shop-db psql -U postgres -c "CREATE TABLE t AS SELECT generate_series(1, 500) n"');
+      await host.must('mkdir /srv/uploads && echo picture > /srv/uploads/one && chown www-data: /srv/uploads/one');
+    });
+  });
+  after(() => remove(host));
+
+  test('on a fresh host the package\'s own cluster makes way for the one that was saved, with tablespace, WAL and configuration, and Docker gets its volume back', async () => {
+    await host.must(`echo "port = 5433" >> /etc/postgresql/15/main/postgresql.conf; systemctl restart postgresql@15-main`);
+    await product.expect([], 0);
+    await host.must(`cp -a /etc/cold-backup /root/paper; pg_dropcluster --stop 15 main; systemctl stop web
+      docker rm --force --volumes shop-db; docker volume rm shop_db
+      rm -rf /srv/fast /srv/wal /srv/uploads /etc/cold-backup /opt/cold-backup/backup.settings.js /var/lib/cold-backup
+      pg_createcluster 15 main -- --no-sync && systemctl daemon-reload && systemctl start postgresql@15-main`);
+    const words = ['restore', 'latest', '--in-place', '--repository', '/srv/borg/web1', '--key-file', '/root/paper/borg_key', '--passphrase-file', '/root/paper/passphrase'];
+    const said = await product.expect(words, 1, /cluster "container shop-db" is in place, and nothing here starts it/, /docker volume create shop_db/, /systemctl stop -- postgresql@15-main\.service/, /systemctl start -- web\.service/, /down [\d.]+ s/);
+    console.log(`# ${/down [\d.]+ s/.exec(said)?.[0]}`);
+    assert.equal(await host.psql('15/main', 'SELECT count(*), (SELECT count(*) FROM f), current_setting($$port$$) FROM t'), `${ROWS}|${ROWS}|5433`);
+    assert.match(await host.must('pg_lsclusters --no-header'), /^15 +main +5433 online postgres \/var\/lib\/postgresql\/15\/main +\S+$/);
+    assert.equal(await host.must('ls -d /etc/postgresql.before-restore-*/15/main /var/lib/postgresql/15/main.before-restore-* | wc -l'), '2');
+    assert.equal(await host.must('stat -c %U:%a /var/lib/postgresql/15/main /srv/fast /srv/uploads/one'), 'postgres:700\npostgres:700\nwww-data:644');
+    assert.equal(await host.must('ls -A / | grep -c cold-backup-restore || true'), '0');
+    await host.must(RUN_CONTAINER);
+    await host.waitFor('the container\'s rows', async () => (await container('SELECT count(*) FROM t')) === '500');
+    await host.must(`mkdir -p /etc/cold-backup; cp -a /root/paper/. /etc/cold-backup`);
+  });
+
+  scenario('a volume comes back alone: its container is stopped and started, files belong to its numbers, nothing else is touched', async () => {
+    await product.set({});
+    await container('DROP TABLE t');
+    const main = await host.must('head -1 /var/lib/postgresql/15/main/postmaster.pid');
+    await product.expect(['restore', 'latest', '--in-place', 'shop_db'], 0, /stopped container shop-db/, /started container shop-db/, /with the recorded rows/);
+    assert.equal(await container('SELECT count(*) FROM t'), '500');
+    assert.equal(await host.must('head -1 /var/lib/postgresql/15/main/postmaster.pid'), main);
+    assert.equal(await host.must('stat -c %u /var/lib/docker/volumes/shop_db/_data/PG_VERSION'), '999');
+  });
+});

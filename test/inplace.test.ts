@@ -1,0 +1,293 @@
+// Coming back in place: a whole archive, one cluster, one folder, on a machine that runs, on a bare one, and whatever goes wrong.
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { allIsWell, answers, good, held, letGo, nothingIsLeft, scenarios, whatRuns, wrap } from './scenario.ts';
+import type { World } from './scenario.ts';
+import { stamps, treeFacts } from './night.ts';
+import { start, waitFor } from './script.ts';
+import type { Ended, Running } from './script.ts';
+
+const all = ({ out, err }: Ended) => out + err;
+const sh = (command: string) => execFileSync('sh', ['-c', command], { encoding: 'utf8' });
+
+/** What is in a world now: the rows of every table, every file of the folder. */
+const contents = (world: World) => ({ rows: world.db.fingerprint(), files: treeFacts(world.files) });
+
+/** After the backup: rows and tables gone and new, files gone, new and changed. Returns what there was before. */
+function damage(world: World): ReturnType<typeof contents> {
+  const before = contents(world);
+  world.db.sql('postgres', 'delete from nights; create table intruder (n int); insert into intruder values (666)');
+  fs.rmSync(path.join(world.files, 'file 1'));
+  fs.writeFileSync(path.join(world.files, 'file 2'), 'encrypted, pay here');
+  fs.writeFileSync(path.join(world.files, 'new'), 'after the backup');
+  return before;
+}
+
+const inPlace = (world: World, ...words: string[]) => world.server.run(['restore', 'latest', '--in-place', ...words]);
+
+function restored(ended: Ended, code = 0): string {
+  console.log(`note: ${ended.seconds} s`); if (process.env.SHOW) console.log(all(ended).split('\n').map((l) => `note: ${l}`).join('\n'));
+  assert.equal(ended.code, code, all(ended));
+  assert.doesNotMatch(all(ended), /this is a bug/);
+  return all(ended);
+}
+
+/** The folders that hold what was there before a restore, and stagings that should be gone. */
+const left = (world: World, pattern: string) => execFileSync('find', [world.folder, '-name', pattern, '-prune'], { encoding: 'utf8' }).split('\n').filter((one) => one !== '').sort();
+
+// Holds borg when it is about to extract the files themselves.
+const HOLD = 'case " $* " in *" extract --sparse "*) touch "$cd_to/held"; while [ ! -e "$cd_to/go" ]; do sleep 0.02; done;; esac';
+
+/** Run the commands that a restore printed below this line. */
+function paste(said: string, below: RegExp): void {
+  const lines = said.slice(below.exec(said)!.index).split('\n').slice(1);
+  const commands = lines.slice(0, lines.findIndex((line) => !line.startsWith('  '))).join('\n');
+  execFileSync('bash', ['-c', commands], { stdio: ['ignore', 'ignore', 'inherit'] });
+}
+
+/** After a restore that died: all runs again, and nothing is left of it. */
+async function settled(world: World): Promise<void> {
+  await allIsWell(world);
+  assert.deepEqual(left(world, '.cold-backup-restore-*'), []);
+}
+
+/** A restore under strace: `start` begins one that is killed as it enters its rename(2) number N; `numbers` are those of a whole one that touch a place. */
+async function underStrace(world: World) {
+  const trace = (words: string[], env?: NodeJS.ProcessEnv) => start(['strace', '--string-limit=500', '--trace=rename', ...words, process.execPath, world.server.script, 'restore', 'latest', '--in-place'], { env });
+  const log = path.join(world.folder, 'strace');
+  restored(await trace([`--output=${log}`]).ended);
+  const renames = fs.readFileSync(log, 'utf8').split('\n').filter((line) => line.startsWith('rename('));
+  const numbers = renames.flatMap((line, index) => ([world.files, world.db.dataDirectory].some((place) => line.includes(`"${place}"`)) ? [index + 1] : []));
+  return { numbers, start: (number: number, { env }: { env?: NodeJS.ProcessEnv } = {}) => trace([`--output=${log}`, `--inject=rename:signal=SIGKILL:when=${number}`], env) };
+}
+
+/** When to kill: so many milliseconds after the restore has said this. */
+const MOMENTS: [after: RegExp, ms: number][] = [[/guard/, 300], [/borg .*extract/, 700], [/\$ sync/, 0], [/app\.sh stop/, 100], [/stopped postgres/, 0], [/had put everything/, 0], [/pg_ctl start/, 60], [/started web/, 300]];
+
+async function killAt(world: World, moments: typeof MOMENTS): Promise<void> {
+  const saved = damage(world);
+  for (const [index, [after, ms]] of moments.entries()) {
+    const damaged = contents(world), run = world.server.start(['restore', 'latest', '--in-place']);
+    await waitFor(`the restore says ${after}`, () => after.test(run.out()), 150);
+    await new Promise((done) => { setTimeout(done, ms); });
+    run.signal('SIGKILL', index % 2 === 0); // alone, or with its process group
+    await run.ended;
+    await allIsWell(world, 15, 'a guard may watch');
+    await waitFor('nothing is left', () => left(world, '.cold-backup-restore-*').length === 0);
+    const now = contents(world), isNew = JSON.stringify(now) === JSON.stringify(saved);
+    console.log(`note: killed ${ms} ms after ${after}: ${isNew ? 'new' : 'old'}`);
+    assert.deepEqual(now, isNew ? saved : damaged, `killed ${ms} ms after ${after}: ${run.out()}`);
+    if (isNew) assert.ok(left(world, '*.before-restore-*').length >= 2);
+    if (isNew) damage(world);
+  }
+  restored(await inPlace(world));
+  await allIsWell(world);
+  assert.deepEqual(contents(world), saved);
+}
+
+scenarios('in place', import.meta.url, {
+  'after damage everything comes back as it was saved, what was there lies aside, and the printed commands lead back to it': async (world) => {
+    const saved = damage(world), damaged = contents(world);
+    const said = restored(await inPlace(world));
+    await allIsWell(world);
+    assert.deepEqual(contents(world), saved);
+    const asides = left(world, '*.before-restore-*');
+    assert.deepEqual(asides.map((one) => one.replace(/\.before-restore-.*/, '')), [world.db.dataDirectory, world.files]);
+    assert.deepEqual(left(world, '.cold-backup-restore-*'), []);
+    assert.equal(treeFacts(asides[1]!), damaged.files);
+    console.log(`note: ${/down [\d.]+ s/.exec(said)?.[0]}`);
+    paste(said, /Back to the old ones/);
+    await allIsWell(world);
+    assert.deepEqual(contents(world), damaged);
+    restored(await inPlace(world));
+    await allIsWell(world);
+    assert.deepEqual(contents(world), saved);
+    await good(world);
+  },
+
+  'one cluster comes back alone, then one folder: every other part keeps running, and --dry-run changes nothing at all': async (world) => {
+    const saved = damage(world), damaged = contents(world);
+    const [web, app] = whatRuns(world), places = () => [stamps(world.files, world.server.folder, '/var/lib/cold-backup'), fs.readdirSync(world.folder)];
+    const before = places();
+    const dry = JSON.parse(restored(await world.server.run(['restore', 'latest', '--in-place', '--dry-run', '--json'])));
+    restored(await world.server.run(['restore', 'latest', '--in-place', 'folder', world.files, '--dry-run']));
+    assert.deepEqual(places(), before, 'a dry run writes nothing');
+    assert.deepEqual(dry.parts.map((part: any) => part.name), ['web', 'app', `postgres ${world.db.dataDirectory}`]);
+    assert.deepEqual(dry.swaps.map((one: any) => one.place), [world.files, world.db.dataDirectory]);
+    assert.deepEqual([...new Set(dry.commands.map((one: any) => one.step))], ['stage', 'extract', 'sync', 'stop', 'aside', 'place', 'start']);
+    const unknown = await inPlace(world, 'postgres', '15/other');
+    assert.equal(unknown.code, 64);
+    assert.match(unknown.err, new RegExp(`it holds: postgres ${world.db.dataDirectory}, ${world.files}`));
+
+    restored(await inPlace(world, 'postgres', world.db.dataDirectory));
+    await allIsWell(world);
+    assert.deepEqual(contents(world), { rows: saved.rows, files: damaged.files });
+    assert.deepEqual(whatRuns(world).slice(0, 2), [web, app]);
+    const db = whatRuns(world)[2];
+    restored(await inPlace(world, world.files));
+    await allIsWell(world);
+    assert.deepEqual(contents(world), saved);
+    assert.deepEqual([whatRuns(world)[2], whatRuns(world)[0] === web], [db, false], 'a folder\'s users were stopped, the database was not');
+  },
+
+  'a mount point stays where it is: of a data directory, of a folder, and of a disk below a folder': async (world) => {
+    const sub = path.join(world.files, 'sub', 'disk');
+    fs.mkdirSync(sub, { recursive: true });
+    fs.writeFileSync(path.join(sub, 'deep'), 'on a disk of its own, later');
+    fs.chownSync(path.join(world.files, 'sub'), 1234, 1234);
+    await good(world);
+    const saved = contents(world);
+    world.db.stop();
+    for (const [folder, text] of [[world.db.dataDirectory, 'a new disk'], [sub, 'something else']] as const) { // the machine has other disks now
+      fs.rmSync(folder, { recursive: true, force: true });
+      fs.mkdirSync(folder);
+      execFileSync('mount', ['-t', 'tmpfs', '-o', 'mode=755', 'tmpfs', folder]);
+      fs.writeFileSync(path.join(folder, 'old'), text);
+    }
+    fs.chownSync(path.join(world.files, 'sub'), 0, 0);
+    restored(await inPlace(world));
+    await allIsWell(world);
+    assert.deepEqual(world.db.fingerprint(), saved.rows);
+    assert.equal(fs.statSync(world.db.dataDirectory).mode & 0o777, 0o700);
+    assert.equal(fs.statSync(path.join(world.files, 'sub')).uid, 1234);
+    for (const folder of [world.db.dataDirectory, sub]) {
+      sh(`mountpoint ${folder}`);
+      assert.deepEqual(fs.readdirSync(folder).filter((name) => /restore/.test(name)).flatMap((name) => fs.readdirSync(path.join(folder, name))), ['old']);
+    }
+    assert.equal(fs.readFileSync(path.join(sub, 'deep'), 'utf8'), 'on a disk of its own, later');
+    world.db.sql('postgres', 'insert into nights values (99)');
+    restored(await inPlace(world)); // once more: what lies aside already stays
+    assert.deepEqual(world.db.fingerprint(), saved.rows);
+    assert.equal(fs.readdirSync(sub).filter((name) => name.startsWith('before-restore-')).length, 2);
+    execFileSync('umount', [sub]);
+  },
+
+  'without room for both, while another run goes on, or when a copy of the running system is named: nothing is touched': async (world) => {
+    const saved = damage(world), damaged = contents(world), running = whatRuns(world);
+    const lock = fs.openSync(path.join(world.server.stateFolder, 'lock'), 'r+');
+    execFileSync('flock', ['3'], { stdio: ['ignore', 'ignore', 'ignore', lock] });
+    assert.match(restored(await inPlace(world), 75), /another run is going on/);
+    fs.closeSync(lock);
+    const warm = world.server.archives().find((name) => name.endsWith('-warm.checkpoint'))!;
+    for (const way of [['--in-place'], ['--to', path.join(world.folder, 'x')]]) assert.match(restored(await world.server.run(['restore', warm, ...way]), 64), /never restored/);
+    const { blocks, bfree, bsize } = fs.statfsSync(world.folder);
+    execFileSync('mount', ['-o', `remount,size=${(blocks - bfree) * bsize + 30_000_000}`, world.folder]);
+    const said = restored(await inPlace(world), 2);
+    execFileSync('mount', ['-o', 'remount,size=50%', world.folder]);
+    assert.match(said, /free, .* are needed beside the old contents[^]*hint: make room, or do it by hand[^]*web\.sh stop[^]*borg .*extract[^]*web\.sh start/);
+    assert.deepEqual([contents(world), whatRuns(world), left(world, '*restore-*')], [damaged, running, []]);
+    assert.notDeepEqual(saved, damaged);
+  },
+
+  'a part that does not start again: exit code 3, all others run, and the printed commands lead back to what ran': async (world) => {
+    damage(world);
+    const damaged = contents(world), script = path.join(world.folder, 'web.sh'), broken = path.join(world.folder, 'broken');
+    fs.writeFileSync(broken, '');
+    fs.writeFileSync(script, fs.readFileSync(script, 'utf8').replace('\n', `\n[ "$1" = start ] && [ -e ${broken} ] && exit 1\n`));
+    const said = restored(await inPlace(world), 3);
+    for (const words of [/not running: web/, /The contents of web1-.* are in place/]) assert.match(said, words);
+    assert.deepEqual([world.web.running(), world.app.running(), answers(world.db)], [false, true, true]);
+    fs.rmSync(broken);
+    paste(said, /Back to the old ones/);
+    await allIsWell(world, 40);
+    assert.deepEqual(contents(world), damaged);
+  },
+
+  'a bare machine needs nothing but repository, key file and passphrase: the archive tells the rest': async (world) => {
+    const saved = contents(world);
+    for (const part of [world.web, world.app]) part.stopNow();
+    world.db.stop();
+    for (const gone of [path.dirname(world.db.dataDirectory), world.files, world.server.stateFolder, path.join(world.server.folder, 'backup.settings.js')]) fs.rmSync(gone, { recursive: true });
+    const words = ['restore', 'latest', '--in-place', '--repository', world.storage.repository('web1'), '--key-file', path.join(world.folder, 'key'), '--passphrase-file', path.join(world.folder, 'passphrase')];
+    const said = restored(await world.server.run(words));
+    assert.match(said, /no command of an archive is run: web, app, idle[^]*started postgres/);
+    assert.deepEqual(contents(world), saved);
+    assert.equal(fs.statSync(path.dirname(world.db.dataDirectory)).mode & 0o777, 0o755);
+    assert.deepEqual([world.web.running(), world.app.running()], [false, false]);
+    assert.ok(fs.existsSync('/var/lib/cold-backup/last-restore.txt'));
+    world.db.stop();
+  },
+
+  // rename(2) is the only step of a swap: between two of them lie all the states there are. Before the first, and after the last: below.
+  'killed between the renames of the swap, alone or with its guard: within 15 s the old contents run, whole, and a second restore works': async (world) => {
+    const saved = damage(world), { numbers, start: startKilled } = await underStrace(world), [, place, ...others] = numbers;
+    await settled(world);
+    assert.deepEqual(contents(world), saved);
+    assert.equal(others.length, 2, 'four renames for two places');
+    damage(world);
+    const damaged = contents(world), dies = async (run: Running) => assert.equal((await run.ended).code, 137, run.out() + run.err());
+    for (const number of others) {
+      await dies(startKilled(number));
+      await settled(world);
+      assert.deepEqual(contents(world), damaged, `killed before rename ${number}`);
+    }
+    const heldRun = startKilled(place!, wrap(world, 'borg', HOLD));
+    await held(world);
+    process.kill(JSON.parse(fs.readFileSync(path.join(world.server.stateFolder, 'guard.json'), 'utf8')).pid, 'SIGKILL');
+    letGo(world);
+    await dies(heldRun);
+    const ledger = JSON.parse(fs.readFileSync(path.join(world.server.stateFolder, 'ledger.json'), 'utf8'));
+    assert.equal(ledger.howTo.filter((line: string) => line.startsWith('the old contents of ')).length, 2, 'a person finds the way without us');
+    assert.deepEqual([world.web.running(), answers(world.db), fs.existsSync(world.files)], [false, false, false]);
+    const said = restored(await world.server.run(['recover']));
+    assert.match(said, /was not through: the old contents are in place[^]*services: all 3 are running again/);
+    await settled(world);
+    assert.deepEqual(contents(world), damaged);
+    restored(await inPlace(world));
+    await settled(world);
+    assert.deepEqual(contents(world), saved);
+  },
+
+  ...Object.fromEntries([0, 1].map((half) => [
+    `killed at any moment, part ${half + 1}: within 15 s either the old contents run or the new ones, whole, and the next restore works`,
+    (world: World) => killAt(world, MOMENTS.filter((_, index) => index % 2 === half)),
+  ])),
+
+  'an archive that an intruder wrote runs no command of its own, and nothing of it comes to lie elsewhere': async (world) => {
+    const saved = contents(world), lure = path.join(world.folder, 'lure'), pwned = path.join(world.folder, 'pwned');
+    const newest = world.server.archives().filter((name) => /^web1-[^w]*$/.test(name)).pop();
+    fs.mkdirSync(path.join(lure, 'record'), { recursive: true });
+    fs.mkdirSync(path.join(lure, world.files), { recursive: true });
+    fs.mkdirSync(path.join(world.folder, 'victim'));
+    fs.symlinkSync(path.join(world.folder, 'victim'), path.join(lure, world.files, 'link'));
+    fs.writeFileSync(path.join(lure, 'record/listing'), '');
+    const touch = ['touch', pwned], { server } = world, manifest = JSON.parse(server.borg('extract', '--stdout', `::${newest}`, 'record/manifest.json'));
+    let number = 0;
+    const attempt = async (change: (one: any) => void, files: string[], bare: boolean) => {
+      const one = structuredClone(manifest), name = `web1-2026-01-01T00:00:0${number++}`;
+      change(one);
+      fs.writeFileSync(path.join(lure, 'record/manifest.json'), JSON.stringify(one));
+      execFileSync('borg', ['create', `::${name}`, 'record', ...files], { cwd: lure, env: server.borgEnv(), stdio: 'ignore' });
+      const words = bare ? ['--repository', world.storage.repository('web1'), '--key-file', path.join(world.folder, 'key'), '--passphrase-file', path.join(world.folder, 'passphrase')] : [];
+      const ended = await server.run(['restore', name, '--in-place', ...words]);
+      assert.equal(fs.existsSync(pwned), false, all(ended));
+      assert.deepEqual(fs.readdirSync(path.join(world.folder, 'victim')), [], all(ended));
+      assert.doesNotMatch(all(ended), /this is a bug/);
+      return ended;
+    };
+    const onlyFolder = (one: any) => { one.plan.roots = [{ path: world.files, why: 'folder', strict: false }]; one.plan.clusters = []; };
+    for (const root of ['/etc/../root', '/etc']) assert.ok([2, 64].includes((await attempt((one) => { onlyFolder(one); one.plan.roots[0].path = root; }, [], false)).code), root);
+    assert.match((await attempt((one) => { onlyFolder(one); one.plan.roots[0].why = 'volume --help'; }, [], false)).err, /cannot be trusted/);
+    // A link, and in a second archive entry a file that borg would write through it.
+    fs.mkdirSync(path.join(lure, 'second', world.files, 'link'), { recursive: true });
+    fs.writeFileSync(path.join(lure, 'second', world.files, 'link', 'stray'), 'through the link');
+    const tar = path.join(world.folder, 'lure.tar');
+    fs.writeFileSync(path.join(lure, 'record/manifest.json'), JSON.stringify((() => { const one = structuredClone(manifest); onlyFolder(one); return one; })()));
+    sh(`cd ${lure} && tar -cf ${tar} record ${world.files.slice(1)} && cd second && tar -rf ${tar} ${world.files.slice(1)}/link/stray`);
+    execFileSync('borg', ['import-tar', '::web1-2026-01-02T00:00:00', tar], { env: server.borgEnv(), stdio: 'ignore' });
+    const through = await server.run(['restore', 'web1-2026-01-02T00:00:00', '--in-place']);
+    assert.match(restored(through, 2), /is a link, and files lie below it/);
+    assert.deepEqual(fs.readdirSync(path.join(world.folder, 'victim')), []);
+    // What it says of parts: its commands are told, its names must look like names. The folder itself does come back.
+    const parts = await attempt((one) => {
+      onlyFolder(one);
+      one.plan.parts = [['own', 'command'], ['service --now x', 'service'], ['container -v', 'container'], ['postgres -x/y', 'postgres']].map(([name, kind], group) => ({ name, kind, group, wasRunning: true, stop: touch, start: touch, running: touch }));
+    }, [world.files.slice(1)], true);
+    assert.match(restored(parts, 1), /no command of an archive is run: own, "service --now x", "container -v", "postgres -x\/y"/);
+    assert.equal(fs.readlinkSync(path.join(world.files, 'link')), path.join(world.folder, 'victim'));
+    assert.deepEqual(world.db.fingerprint(), saved.rows);
+    await nothingIsLeft(world);
+  },
+});
