@@ -85,7 +85,8 @@ export const LOADABLE = /^(\$libdir\/(plugins\/)?)?[\w+-][\w.+-]*$/;
 export async function askOrders(trial: Trial, name: string, database: Sorting, collations: Map<string, Sorting>): Promise<Map<string, Order>> {
   const { cluster } = trial, orders = new Map<string, Order>();
   const made = await queryCluster(cluster, 'postgres', createDatabase(trial.version, name, database), 60, WRITABLE);
-  if (made.code !== 0) return orders.set('', { failed: made.said.trim() || 'it cannot be made', version: null, fingerprint: '' });
+  if (made.code !== 0 && !/locale|lc_|encoding|icu|provider|rules/i.test(made.said)) throw failure('an empty database cannot be made', { ...made, argv: made.argv.slice(0, 8) }); // no room, say: that tells nothing of locales
+  if (made.code !== 0) return orders.set('', { failed: made.said.trim(), version: null, fingerprint: '' });
   const keys = [...collations.keys()], list = keys.map((key, i) => [`c${i}`, collationOptions(collations.get(key)!)]);
   const [fingerprint, told] = await Promise.all([orderFingerprint(cluster, name), queryCluster(cluster, name, `
     create function pg_temp.order_of(name text, options text) returns jsonb language plpgsql as $$begin
@@ -107,12 +108,12 @@ export async function askOrders(trial: Trial, name: string, database: Sorting, c
 function createDatabase(version: number, name: string, { provider, encoding, collate, ctype, locale, rules }: Sorting): string {
   const words = { i: 'icu', b: 'builtin' }[provider];
   return [`create database ${sqlName(name)} template template0 encoding ${sqlText(encoding)} lc_collate ${sqlText(collate)} lc_ctype ${sqlText(ctype)}`,
-    ...(version >= 15 ? [`locale_provider ${words ?? 'libc'}`] : []), ...(words && locale !== null ? [`${words}_locale ${sqlText(locale)}`] : []),
-    ...(rules !== null ? [`icu_rules ${sqlText(rules)}`] : [])].join(' ');
+    ...(version >= 15 ? [`locale_provider ${words ?? 'libc'}`] : []), ...(words && locale ? [`${words}_locale ${sqlText(locale)}`] : []),
+    ...(rules ? [`icu_rules ${sqlText(rules)}`] : [])].join(' ');
 }
 
 // These become part of a CREATE COLLATION: each value is a quoted word.
 function collationOptions({ provider, locale, rules, deterministic }: Sorting): string {
-  return [`provider = ${{ i: 'icu', b: 'builtin' }[provider] ?? 'libc'}`, `locale = ${sqlText(locale ?? '')}`, ...(rules !== null ? [`rules = ${sqlText(rules)}`] : []),
+  return [`provider = ${{ i: 'icu', b: 'builtin' }[provider] ?? 'libc'}`, `locale = ${sqlText(locale ?? '')}`, ...(rules ? [`rules = ${sqlText(rules)}`] : []),
     ...(deterministic === false ? ['deterministic = false'] : [])].join(', ');
 }

@@ -154,16 +154,21 @@ describe('the judge', { skip }, () => {
     other.plan.clusters[0].port = String(port);
     other.plan.clusters[0].tablespaces[0].location = `${passwd}/elsewhere`;
     Object.assign(other.postgres[0].settings, { shared_memory_size: '999GB', timezone: 'Mars/Olympus' });
+    other.postgres[0].databases.find((one: any) => one.name === 'shop').dictionaries = [{ name: 'good', options: "stopwords = 'english'" }, { name: 'maputo', options: "dictfile = 'nowhere', afffile = 'nowhere'" }];
     other.host.users.push({ id: 65534, name: 'app; reboot', group: 1 }, { id: 1_234_567, name: 'app', group: 1_234_567 });
     const found = await withInstead('/etc/passwd', passwd, () => {
       assert.throws(() => run('runuser', '-u', 'postgres', '--', 'true'), /does not exist/);
       return findings(other);
     }), byName = new Map(found.map((one) => [one.about, one]));
     assert.deepEqual(found.map((one) => [one.about, one.verdict]), [['user postgres', 'refused'], ['memory', 'refused'], [`place ${passwd}/elsewhere`, 'refused'], [`port ${port}`, 'refused'], ['setting timezone', 'refused'],
-      ['user app; reboot', 'note'], ['user app', 'note']]);
+      ['dictionary maputo', 'after'], ['dictionary maputo', 'after'], ['user app; reboot', 'note'], ['user app', 'note']]);
     assert.match(byName.get('user app; reboot')!.breaks, /would belong to user nobody here/);
     assert.deepEqual(byName.get('user app; reboot')!.mend, [], 'a name that is no name is in no command');
     assert.deepEqual(byName.get('user app')!.mend, ['groupadd --gid 1234567 app', 'useradd --uid 1234567 --gid app --no-create-home --shell /usr/sbin/nologin app']);
+    fails(() => cluster.sql('shop', `create text search dictionary maputo (template = ispell, dictfile = 'nowhere', afffile = 'nowhere')`), /could not open (dictionary|affix) file/);
+    const twin = structuredClone(saved); // of another place, with the port of the one that runs here
+    twin.plan.clusters[0].dataDirectory = '/srv/twin';
+    assert.match((await only(`port ${cluster.port}`, twin)).here, /^postgres \(process \d+\) has its socket in /);
     cluster.stop();
     const startWith = (option: string) => run('runuser', '-u', cluster.owner, '--', `${cluster.binaries}/postgres`, '-D', cluster.dataDirectory, '-c', option);
     fails(() => startWith(`port=${port}`), /could not create any TCP\/IP sockets/);
