@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 8c430a136d9bd07e0579abb7824f883a3f72fcb0eb8156a9fe1159ca36e5bdbd
+// Checksum of all but the settings: cb57300282ab8cc3a53e0ccd6bcb2f25ea8c68376e73ad5951ab105be4cc638c
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -680,11 +680,12 @@ async function waitUntil(seconds, condition, stepMs = 100) {
   }
 }
 
-// cron gives root only /usr/bin:/bin; Docker, sshd and PostgreSQL's wrappers may be elsewhere.
+/** Where programs are looked for: cron gives root only /usr/bin:/bin; Docker, sshd and PostgreSQL's wrappers may be elsewhere. */
+const programPath = () => `${process.env.PATH ?? ''}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`.replace(/^:/, '');
+
 function environment(extra) {
-  const path = `${process.env.PATH ?? ''}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`.replace(/^:/, '');
   const own = Object.entries(process.env).filter(([name, value]) => value !== undefined && !/^(BORG_|COLD_BACKUP_|ZX_|PG|LC_|LANGUAGE)/.test(name));
-  return { ...Object.fromEntries(own), PATH: path, LC_ALL: 'C', ...extra };
+  return { ...Object.fromEntries(own), PATH: programPath(), LC_ALL: 'C', ...extra };
 }
 
 /** Send a signal to a program and everything it started. */
@@ -4265,7 +4266,7 @@ async function openSandbox(folder, places, programs) {
       path.join(folder, 'root'), own, ...seen.flatMap(({ from, at }) => [from, at])];
   if (!programs.image) fs.mkdirSync(path.join(folder, 'root'));
   sayMore(`sandbox: ${argv[0]} ... ${seen.map(({ at }) => named(at)).join(', ')}`);
-  const child = spawn(argv[0], argv.slice(1), { stdio: ['pipe', 'pipe', 'pipe'], detached: true, cwd: '/', env: { PATH: process.env.PATH, DOCKER_HOST: process.env.DOCKER_HOST } });
+  const child = spawn(argv[0], argv.slice(1), { stdio: ['pipe', 'pipe', 'pipe'], detached: true, cwd: '/', env: { PATH: programPath(), DOCKER_HOST: process.env.DOCKER_HOST } });
   await readyOrNot(child, argv);
   const inner = programs.image ? '' : fs.readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
   const lowered = [...(isRoot ? ['--reuid', String(user), '--regid', String(user), '--clear-groups'] : []), '--no-new-privs', '--inh-caps=-all', '--bounding-set=-all'];
@@ -4276,7 +4277,7 @@ async function openSandbox(folder, places, programs) {
     const gone = child.exitCode !== null || child.signalCode !== null ? null : new Promise((resolve) => { child.once('exit', resolve); });
     child.stdin.destroy();
     await gone;
-    if (programs.image) await look(['docker', 'rm', '--force', name]);
+    if (programs.image) await look(['docker', 'rm', '--force', name], { unlimited: true }); // whoever asks us to stop
   };
   return { folder, words, end };
 }
@@ -4416,7 +4417,8 @@ const LOADABLE = /^(\$libdir\/(plugins\/)?)?[\w+-][\w.+-]*$/;
 async function askOrders(trial, name, database, collations) {
   const { cluster } = trial, orders = new Map();
   const made = await queryCluster(cluster, 'postgres', createDatabase(trial.version, name, database), 60, WRITABLE);
-  if (made.code !== 0) return orders.set('', { failed: made.said.trim() || 'it cannot be made', version: null, fingerprint: '' });
+  if (made.code !== 0 && !/locale|lc_|encoding|icu|provider|rules/i.test(made.said)) throw failure('an empty database cannot be made', { ...made, argv: made.argv.slice(0, 8) }); // no room, say: that tells nothing of locales
+  if (made.code !== 0) return orders.set('', { failed: made.said.trim(), version: null, fingerprint: '' });
   const keys = [...collations.keys()], list = keys.map((key, i) => [`c${i}`, collationOptions(collations.get(key))]);
   const [fingerprint, told] = await Promise.all([orderFingerprint(cluster, name), queryCluster(cluster, name, `
     create function pg_temp.order_of(name text, options text) returns jsonb language plpgsql as $$begin
@@ -4438,13 +4440,13 @@ async function askOrders(trial, name, database, collations) {
 function createDatabase(version, name, { provider, encoding, collate, ctype, locale, rules }) {
   const words = { i: 'icu', b: 'builtin' }[provider];
   return [`create database ${sqlName(name)} template template0 encoding ${sqlText(encoding)} lc_collate ${sqlText(collate)} lc_ctype ${sqlText(ctype)}`,
-    ...(version >= 15 ? [`locale_provider ${words ?? 'libc'}`] : []), ...(words && locale !== null ? [`${words}_locale ${sqlText(locale)}`] : []),
-    ...(rules !== null ? [`icu_rules ${sqlText(rules)}`] : [])].join(' ');
+    ...(version >= 15 ? [`locale_provider ${words ?? 'libc'}`] : []), ...(words && locale ? [`${words}_locale ${sqlText(locale)}`] : []),
+    ...(rules ? [`icu_rules ${sqlText(rules)}`] : [])].join(' ');
 }
 
 // These become part of a CREATE COLLATION: each value is a quoted word.
 function collationOptions({ provider, locale, rules, deterministic }) {
-  return [`provider = ${{ i: 'icu', b: 'builtin' }[provider] ?? 'libc'}`, `locale = ${sqlText(locale ?? '')}`, ...(rules !== null ? [`rules = ${sqlText(rules)}`] : []),
+  return [`provider = ${{ i: 'icu', b: 'builtin' }[provider] ?? 'libc'}`, `locale = ${sqlText(locale ?? '')}`, ...(rules ? [`rules = ${sqlText(rules)}`] : []),
     ...(deterministic === false ? ['deterministic = false'] : [])].join(', ');
 }
 
@@ -5199,7 +5201,9 @@ async function findPieces(roots, stamp) {
     const isInner = around !== undefined && around.place + recorded.slice(around.recorded.length) === place;
     add({ ...facts, place, isInner });
     if (isInner) pieces[pieces.length - 1].staging = around.staging;
-    else for (const mount of mounts.filter((one) => one !== place && isBelow(one, place) && !pieces.some((piece) => piece.place === one))) add({ ...facts, volume: '', place: mount, recorded: recorded + mount.slice(place.length), isInner: false });
+    else for (const mount of mounts.filter((one) => one !== place && isBelow(one, place) && !pieces.some((piece) => piece.place === one))) {
+      add({ ...facts, volume: '', place: mount, recorded: recorded + mount.slice(place.length), isInner: false });
+    }
   }
   return pieces;
 }
@@ -5217,7 +5221,8 @@ async function placeOfVolume(name, recorded) {
   const done = await look(['docker', 'volume', 'inspect', '--format={{json .}}', name]);
   if (done.code === 0) {
     const facts = JSON.parse(done.out);
-    if (Object.keys(facts.Options ?? {}).length > 0) throw new Problem(`volume ${name} is mounted by Docker from elsewhere (${JSON.stringify(facts.Options)})`, { hint: 'restore it with --to, and copy it into a running container' });
+    if (Object.keys(facts.Options ?? {}).length > 0) throw new Problem(`volume ${name} is mounted by Docker from elsewhere (${JSON.stringify(facts.Options)})`,
+      { hint: 'restore it with --to, and copy it into a running container' });
     return { place: fs.existsSync(facts.Mountpoint) ? fs.realpathSync(facts.Mountpoint) : facts.Mountpoint, isMade: true };
   }
   const info = await look(['docker', 'info', '--format={{.DockerRootDir}}']);
@@ -5270,7 +5275,8 @@ function whyNoRoom(pieces) {
 
 /** The commands that extract every piece beside its place, and the folder each runs in: one for each file system and kind of owners. The first brings the listing, too. */
 function extractions(archive, pieces) {
-  const kinds = [...new Set(pieces.map((piece) => piece.staging))].flatMap((cwd) => [false, true].map((byNumber) => ({ cwd, byNumber, own: pieces.filter((piece) => piece.staging === cwd && piece.byNumber === byNumber && piece.files > 0) })));
+  const ownOf = (cwd, byNumber) => pieces.filter((piece) => piece.staging === cwd && piece.byNumber === byNumber && piece.files > 0);
+  const kinds = [...new Set(pieces.map((piece) => piece.staging))].flatMap((cwd) => [false, true].map((byNumber) => ({ cwd, byNumber, own: ownOf(cwd, byNumber) })));
   return kinds.filter(({ own }) => own.length > 0).map(({ cwd, byNumber, own }, index) => {
     const others = pieces.filter((piece) => !own.includes(piece) && own.some((one) => isBelow(piece.recorded, one.recorded)));
     return { cwd, bytes: own.reduce((sum, one) => sum + one.bytes, 0), argv: ['borg', '--log-json', '--progress', 'extract', '--sparse', ...(byNumber ? ['--numeric-ids'] : []),
@@ -5313,7 +5319,8 @@ async function compareWithListing(manifest, pieces, folder) {
   for (const file of [told, seen]) await lookOrThrow(['sort', '--zero-terminated', '--unique', `--output=${file}`, file]);
   const { out } = await lookOrThrow(['comm', '--zero-terminated', '-3', told, seen]);
   const differing = [...new Set(out.split('\0').filter((one) => one !== '').map((one) => one.replace(/^\t/, '').split('\t').slice(3).join('\t')))];
-  if (differing.length > 0) throw new Problem(`${count(differing.length, 'file')} came back other than ${differing.length === 1 ? 'it was' : 'they were'} saved: ${differing.slice(0, 10).map(named).join(', ')}`, { hint: 'this archive is damaged, or its record is: restore an older one' });
+  if (differing.length === 0) return;
+  throw new Problem(`not as they were saved: ${count(differing.length, 'file')}: ${differing.slice(0, 10).map(named).join(', ')}`, { hint: 'this archive is damaged, or its record is: restore an older one' });
 }
 
 const latin = (file) => Buffer.from(file).toString('latin1');
@@ -5409,7 +5416,8 @@ function soundManifest(text) {
   if (!all(plan.parts, (one) => isText(one.name) && isText(one.kind) && Number.isInteger(one.group)) || !Array.isArray(plan.exclude)) throw bad('a part is none');
   if (!all(parents, (one) => isPath(one.path) && /^[0-7]{3,5}$/.test(one.mode) && Number.isInteger(one.uid) && Number.isInteger(one.gid))) throw bad('a folder is none');
   if (!all(containers, (one) => isText(one.name) && all(one.mounts, (mount) => isText(mount.source) && isText(mount.destination)))) throw bad('a container is none');
-  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases)) || !all(host?.users, () => true) || !all(host.groups, () => true) || !all(manifest.proof?.clusters ?? [], () => true)) throw bad('its passport is none');
+  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases))) throw bad('its passport is none');
+  if (![host?.users, host?.groups, manifest.proof?.clusters ?? []].every((list) => all(list, () => true))) throw bad('its passport is none');
   return manifest;
 }
 
@@ -5424,7 +5432,8 @@ function rootsMeant(manifest, words, own) {
   const isOwn = (folder) => own.some((file) => isBelow(path.resolve(file), folder));
   const usable = chosen.filter(({ path: file, why }) => why.startsWith('volume ') || !(SYSTEM_FOLDERS.includes(file) || NEVER.test(file) || isOwn(file)));
   for (const one of chosen.filter((root) => !usable.includes(root))) {
-    const text = `${named(one.path)} ${isOwn(one.path) ? 'holds what this restore itself needs' : 'belongs to the system'}, and is not exchanged as a whole`, hint = `node backup.js restore ${manifest.archive} ${one.path} --to FOLDER, and take from there what you need`;
+    const text = `${named(one.path)} ${isOwn(one.path) ? 'holds what this restore itself needs' : 'belongs to the system'}, and is not exchanged as a whole`;
+    const hint = `node backup.js restore ${manifest.archive} ${one.path} --to FOLDER, and take from there what you need`;
     if (names.length > 0) throw new Problem(text, { exitCode: 64, hint });
     warn(`${text}: ${hint}`);
   }
@@ -5441,8 +5450,10 @@ function rootsOfPart({ plan, containers }, wanted) {
     || (is('folder') && (root.path === plain || root.why === `folder ${plain} leads here`)) || mounts.some((mount) => mount.source && isBelow(root.path, mount.source)));
   if (found.length === 0 && cluster) found.push(...plan.roots.filter((root) => isBelow(cluster.dataDirectory, root.path)));
   if (found.length > 0) return found;
-  const known = [...plan.clusters.filter((one) => one.container === '').map((one) => `postgres ${one.name}`), ...plan.roots.filter((one) => /^(volume|folder)/.test(one.why)).map((one) => (one.why === 'folder' ? one.path : one.why))];
-  throw new Problem(`${named(wanted)} is no part of this archive`, { exitCode: 64, hint: `it holds: ${[...new Set(known)].map((one) => (one.includes(' ') ? one : named(one))).join(', ')}. One file of these: node backup.js restore ARCHIVE PATH --to FOLDER` });
+  const known = [...plan.clusters.filter((one) => one.container === '').map((one) => `postgres ${one.name}`),
+    ...plan.roots.filter((one) => /^(volume|folder)/.test(one.why)).map((one) => (one.why === 'folder' ? one.path : one.why))];
+  throw new Problem(`${named(wanted)} is no part of this archive`, { exitCode: 64,
+    hint: `it holds: ${[...new Set(known)].map((one) => (one.includes(' ') ? one : named(one))).join(', ')}. One file of these: node backup.js restore ARCHIVE PATH --to FOLDER` });
 }
 
 // ---- what is stopped and started ----
@@ -5534,7 +5545,8 @@ function showComeback(comeback) {
   const { archive, manifest, pieces, parts, findings, stamp } = comeback;
   const commands = commandsOfComeback(comeback), later = [...comeback.asleep.map((part) => part.name), ...clustersToCome(comeback).map((one) => `postgres ${one.name}`)];
   const swaps = pieces.filter((piece) => !piece.isInner && piece.files > 0).map((piece) => ({ ...swapsFor(piece.place, staged(piece), stamp, []).swaps[0], why: piece.why, files: piece.files, bytes: piece.bytes }));
-  if (mode.dryRun && mode.json) return answer(JSON.stringify({ archive, server: manifest.server, madeAt: manifest.madeAt, findings, parts, later, stagings: [...new Set(pieces.map((one) => one.staging))], swaps, commands, warnings }, null, 1));
+  const stagings = [...new Set(pieces.map((one) => one.staging))];
+  if (mode.dryRun && mode.json) return answer(JSON.stringify({ archive, server: manifest.server, madeAt: manifest.madeAt, findings, parts, later, stagings, swaps, commands, warnings }, null, 1));
   const text = [`archive ${archive}, of server ${named(manifest.server)}, ${manifest.madeAt}`, ...tableOf(findings), 'comes back:',
     ...swaps.map((one) => `  ${named(one.place)}   (${one.why}; ${count(one.files, 'file')}, ${size(one.bytes)}; ${isThere(one.place) ? `what is there goes to ${named(one.aside)}` : 'nothing is there now'})`),
     'stop, in this order:', ...(parts.length > 0 ? parts.map((part) => `  ${part.name}`) : ['  nothing']),
@@ -5548,7 +5560,8 @@ function tableOf(findings) {
   if (findings.length === 0) return [];
   const rows = [['', 'about', 'in the archive', 'here', 'what it would break'], ...findings.map((one) => [one.verdict, [one.cluster, one.about].filter((word) => word !== '').join(': '), one.recorded, one.here, one.breaks])];
   const widths = [0, 1, 2, 3].map((column) => Math.min(40, Math.max(...rows.map((row) => row[column].length))));
-  return ['what differs:', ...rows.flatMap((row, index) => [`  ${row.map((word, column) => word.padEnd(widths[column] ?? 0)).join('  ').trimEnd()}`, ...(findings[index - 1]?.mend ?? []).map((line) => `            mend: ${line}`)])];
+  const line = (row) => `  ${row.map((word, column) => word.padEnd(widths[column] ?? 0)).join('  ').trimEnd()}`;
+  return ['what differs:', ...rows.flatMap((row, index) => [line(row), ...(findings[index - 1]?.mend ?? []).map((command) => `            mend: ${command}`)])];
 }
 
 /** Every command of a restore, in order. Of a mount point that stays, the swaps are known only when its entries are there. */
@@ -5591,9 +5604,11 @@ async function restoreInPlace(loaded, script, words, how) {
   await borgVersion();
   const comeback = await workOut(settings, words, how, startedAt);
   showComeback(comeback);
-  if (comeback.findings.some((one) => one.verdict === 'refused')) throw new Problem('this archive cannot work on this machine: see the findings marked "refused"', { hint: 'mend them with the commands above, then begin again; nothing was touched' });
+  if (comeback.findings.some((one) => one.verdict === 'refused')) throw new Problem('this archive cannot work on this machine: see the findings marked "refused"',
+    { hint: 'mend them with the commands above, then begin again; nothing was touched' });
   const noRoom = whyNoRoom(comeback.pieces);
-  if (noRoom.length > 0) throw new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`, { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
+  if (noRoom.length > 0) throw new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`,
+    { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
   if (mode.dryRun) return warnings.length > 0 ? 1 : 0;
   return carryOut(comeback, script, loaded.file, startedAt);
 }
@@ -5607,7 +5622,8 @@ async function begin(settings, { stateFolder }) {
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */
 async function carryOut(comeback, script, file, startedAt) {
   const { archive, stamp, settings, pieces, manifest, how } = comeback, { stateFolder } = how;
-  const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt, deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: startedAt });
+  const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt,
+    deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: startedAt });
   const restore = ledger.restore = { archive, stamp, stagings: [...new Set(pieces.map((piece) => piece.staging))], swaps: [], folders: [], made: [], later: [], state: '' };
   let guardPid = 0, trouble = null, down = [];
   try {
@@ -5630,7 +5646,8 @@ async function carryOut(comeback, script, file, startedAt) {
   try {
     settleRestore(ledger);
     keepLedgerIfPossible(stateFolder, ledger);
-    if (ledger.restore.state === 'new' && hasSystemd() && pieces.some((piece) => /^\/(etc|usr|lib)\//.test(piece.place))) await change(['systemctl', 'daemon-reload'], { unlimited: true }); // units and generators of what came back
+    const hasUnits = pieces.some((piece) => /^\/(etc|usr|lib)\//.test(piece.place)); // or configuration that a generator reads
+    if (ledger.restore.state === 'new' && hasUnits && hasSystemd()) await change(['systemctl', 'daemon-reload'], { unlimited: true });
     down = await startParts(ledger, stateFolder);
   } catch (error) { // a disk has gone: the guard goes on
     sayError(error);
@@ -5696,7 +5713,9 @@ async function finish(comeback, ledger, guardPid, down, trouble) {
   const asked = trouble instanceof Problem ? trouble.facts.exitCode ?? 2 : 2, isBad = trouble !== null || wrong.length > 0;
   const exitCode = down.length > 0 ? 3 : isBad ? asked : warnings.length > 0 ? 1 : 0, seconds = downSecondsOf(ledger);
   const head = trouble || wrong.length > 0 || down.length > 0 ? colored('31', 'NOT GOOD') : 'restored';
-  sayBlock(['', `${head}: ${restore.state === 'new' ? `${archive} is in place` : 'the old contents are in place'}, down ${span(seconds)}; services: ${services}`, text, ...(warnings.length > 0 ? ['warnings', ...warnings.map((one) => `  ${one}`)] : [])].filter((line, index) => index === 0 || line !== '').join('\n'));
+  const lines = [`${head}: ${restore.state === 'new' ? `${archive} is in place` : 'the old contents are in place'}, down ${span(seconds)}; services: ${services}`, text,
+    ...(warnings.length > 0 ? ['warnings', ...warnings.map((one) => `  ${one}`)] : [])];
+  sayBlock(`\n${lines.filter((line) => line !== '').join('\n')}`);
   if (mode.json) answer(JSON.stringify({ archive, state: restore.state, exitCode, downSeconds: seconds, swaps: restore.swaps, wrong, down, warnings }));
   return exitCode;
 }
@@ -6062,7 +6081,8 @@ async function sweepDrills(settings) {
 
 async function removeScratch(folder) {
   await endRun(path.basename(folder).slice(SCRATCH.length), ['SIGKILL']); // a borg that still extracts
-  if ((await look(['docker', 'ps', '--all', '--quiet', `--filter=label=${SANDBOX_MARK}`, `--filter=name=${path.basename(folder)}`])).out.trim()) await look(['docker', 'rm', '--force', path.basename(folder)]);
+  const name = path.basename(folder), left = await look(['docker', 'ps', '--all', '--quiet', `--filter=label=${SANDBOX_MARK}`, `--filter=name=${name}`], { unlimited: true }); // whoever asks us to stop
+  if (left.out.trim()) await look(['docker', 'rm', '--force', name], { unlimited: true });
   fs.rmSync(folder, { recursive: true, force: true, maxRetries: 3 });
 }
 

@@ -49,7 +49,8 @@ export async function sweepDrills(settings: Settings): Promise<void> {
 
 async function removeScratch(folder: string): Promise<void> {
   await endRun(path.basename(folder).slice(SCRATCH.length), ['SIGKILL']); // a borg that still extracts
-  if ((await look(['docker', 'ps', '--all', '--quiet', `--filter=label=${SANDBOX_MARK}`, `--filter=name=${path.basename(folder)}`])).out.trim()) await look(['docker', 'rm', '--force', path.basename(folder)]);
+  const name = path.basename(folder), left = await look(['docker', 'ps', '--all', '--quiet', `--filter=label=${SANDBOX_MARK}`, `--filter=name=${name}`], { unlimited: true }); // whoever asks us to stop
+  if (left.out.trim()) await look(['docker', 'rm', '--force', name], { unlimited: true });
   fs.rmSync(folder, { recursive: true, force: true, maxRetries: 3 });
 }
 

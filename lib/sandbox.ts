@@ -9,7 +9,7 @@ import path from 'node:path';
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { Problem, lastLines, named, sayMore } from './say.ts';
-import { look } from './shell.ts';
+import { look, programPath } from './shell.ts';
 import { SANDBOX_MARK } from './processes.ts';
 import { homeOf, queryCluster, useRole } from './questions.ts';
 import type { Cluster } from './postgres.ts';
@@ -89,7 +89,7 @@ export async function openSandbox(folder: string, places: Place[], programs: Pro
       path.join(folder, 'root'), own, ...seen.flatMap(({ from, at }) => [from, at])];
   if (!programs.image) fs.mkdirSync(path.join(folder, 'root'));
   sayMore(`sandbox: ${argv[0]} ... ${seen.map(({ at }) => named(at)).join(', ')}`);
-  const child = spawn(argv[0]!, argv.slice(1), { stdio: ['pipe', 'pipe', 'pipe'], detached: true, cwd: '/', env: { PATH: process.env.PATH, DOCKER_HOST: process.env.DOCKER_HOST } });
+  const child = spawn(argv[0]!, argv.slice(1), { stdio: ['pipe', 'pipe', 'pipe'], detached: true, cwd: '/', env: { PATH: programPath(), DOCKER_HOST: process.env.DOCKER_HOST } });
   await readyOrNot(child, argv);
   const inner = programs.image ? '' : fs.readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
   const lowered = [...(isRoot ? ['--reuid', String(user), '--regid', String(user), '--clear-groups'] : []), '--no-new-privs', '--inh-caps=-all', '--bounding-set=-all'];
@@ -100,7 +100,7 @@ export async function openSandbox(folder: string, places: Place[], programs: Pro
     const gone = child.exitCode !== null || child.signalCode !== null ? null : new Promise((resolve) => { child.once('exit', resolve); });
     child.stdin.destroy();
     await gone;
-    if (programs.image) await look(['docker', 'rm', '--force', name]);
+    if (programs.image) await look(['docker', 'rm', '--force', name], { unlimited: true }); // whoever asks us to stop
   };
   return { folder, words, end };
 }

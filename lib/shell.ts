@@ -93,11 +93,12 @@ export async function waitUntil(seconds: number, condition: () => Promise<boolea
   }
 }
 
-// cron gives root only /usr/bin:/bin; Docker, sshd and PostgreSQL's wrappers may be elsewhere.
+/** Where programs are looked for: cron gives root only /usr/bin:/bin; Docker, sshd and PostgreSQL's wrappers may be elsewhere. */
+export const programPath = () => `${process.env.PATH ?? ''}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`.replace(/^:/, '');
+
 function environment(extra: Record<string, string>): Record<string, string> {
-  const path = `${process.env.PATH ?? ''}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`.replace(/^:/, '');
   const own = Object.entries(process.env).filter(([name, value]) => value !== undefined && !/^(BORG_|COLD_BACKUP_|ZX_|PG|LC_|LANGUAGE)/.test(name));
-  return { ...Object.fromEntries(own), PATH: path, LC_ALL: 'C', ...extra };
+  return { ...Object.fromEntries(own), PATH: programPath(), LC_ALL: 'C', ...extra };
 }
 
 /** Send a signal to a program and everything it started. */
