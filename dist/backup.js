@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: cb57300282ab8cc3a53e0ccd6bcb2f25ea8c68376e73ad5951ab105be4cc638c
+// Checksum of all but the settings: 55c49c879c895e26bf88cc3716d87a14935bf6ad751d852aff1778d9de7b90b9
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4262,14 +4262,14 @@ async function openSandbox(folder, places, programs) {
     ? ['docker', 'run', '--rm', '--interactive', '--name', name, '--label', `${SANDBOX_MARK}=yes`, '--network', 'none', '--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--security-opt', 'no-new-privileges',
       '--user', `${user}:${user}`, ...[{ from: own, at: '/own' }, { from: path.join(own, 'passwd'), at: '/etc/passwd' }, ...seen].flatMap(({ from, at }) => ['--mount', `type=bind,"source=${from}","target=${at}"`]),
       '--entrypoint', 'sh', programs.image, '-c', 'exec 3<&0; echo ready; cat <&3 > /dev/null & wait $!']
-    : ['unshare', ...(isRoot ? [] : ['--user', '--map-current-user']), '--mount', '--net', '--pid', '--ipc', '--uts', '--fork', '--kill-child', '--', 'sh', '-c', ENTER, 'sh',
+    : ['unshare', ...(isRoot ? [] : ['--user', '--map-current-user', '--keep-caps']), '--mount', '--net', '--pid', '--ipc', '--uts', '--fork', '--kill-child', '--', 'sh', '-c', ENTER, 'sh',
       path.join(folder, 'root'), own, ...seen.flatMap(({ from, at }) => [from, at])];
   if (!programs.image) fs.mkdirSync(path.join(folder, 'root'));
   sayMore(`sandbox: ${argv[0]} ... ${seen.map(({ at }) => named(at)).join(', ')}`);
   const child = spawn(argv[0], argv.slice(1), { stdio: ['pipe', 'pipe', 'pipe'], detached: true, cwd: '/', env: { PATH: programPath(), DOCKER_HOST: process.env.DOCKER_HOST } });
   await readyOrNot(child, argv);
   const inner = programs.image ? '' : fs.readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
-  const lowered = [...(isRoot ? ['--reuid', String(user), '--regid', String(user), '--clear-groups'] : []), '--no-new-privs', '--inh-caps=-all', '--bounding-set=-all'];
+  const lowered = ['--no-new-privs', ...(isRoot ? ['--reuid', String(user), '--regid', String(user), '--clear-groups', '--inh-caps=-all', '--bounding-set=-all'] : [])]; // who is not root has none to lose
   const words = programs.image ? ['docker', 'exec', '--env', 'HOME=/own', '--env', 'LC_ALL=C.UTF-8', name]
     : ['nsenter', '--target', inner, '--mount', '--net', '--pid', '--ipc', '--uts', '--root', '--wd', ...(isRoot ? [] : ['--user', '--preserve-credentials']), '--',
       'setpriv', ...lowered, '--', 'env', '-i', 'PATH=/usr/bin:/bin:/usr/sbin:/sbin', 'HOME=/own', 'LC_ALL=C.UTF-8'];
@@ -4981,8 +4981,9 @@ const hasLinks = (cluster) => cluster.tablespaces.length > 0 || path.basename(cl
 async function lookAt(settings, server, name, wanted) {
   const looks = (archive) => Promise.allSettled([readManifest(settings, archive), measure(settings, archive, wanted)]);
   const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
-  const [archives, guessed] = await Promise.all([orWrongBorg(listArchives(settings, server)), guess ? looks(guess) : null]);
-  const archive = archiveMeant(archives, name);
+  const [[archives], guessed] = await Promise.all([Promise.allSettled([orWrongBorg(listArchives(settings, server))]), guess ? looks(guess) : null]); // no borg is left behind when one fails
+  if (archives.status === 'rejected') throw archives.reason;
+  const archive = archiveMeant(archives.value, name);
   const [manifest, listed] = archive === guess && guessed ? guessed : await looks(archive);
   if (manifest.status === 'rejected') throw manifest.reason;
   if (listed.status === 'rejected') throw listed.reason;
@@ -6111,10 +6112,11 @@ async function drill(settings, server, [name = 'latest'], full) {
 async function rehearse(settings, borg, server, name, id, folder, full, startedAt) {
   const check = (archive) => patiently(() => measure(borg, archive, [], ['--bypass-lock'])); // refuses an archive with which borg would write elsewhere
   const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name; // each start of borg takes a second: these go side by side
-  const [archives, guessed] = await Promise.all([patiently(() => listArchives(borg, server, ['--bypass-lock'])), guess ? Promise.allSettled([check(guess)]) : [], borgVersion()]);
-  const archive = archiveMeant(archives, name), extracted = { bytes: 0, seconds: 0 };
+  const [version, archives, guessed] = await Promise.allSettled([borgVersion(), patiently(() => listArchives(borg, server, ['--bypass-lock'])), guess ? check(guess) : null]); // no borg is left behind when one fails
+  for (const one of [version, archives]) if (one.status === 'rejected') throw one.reason;
+  const archive = archiveMeant(archives.status === 'fulfilled' ? archives.value : [], name), extracted = { bytes: 0, seconds: 0 };
   if (archive !== guess) await check(archive);
-  else if (guessed[0]?.status === 'rejected') throw guessed[0].reason;
+  else if (guessed.status === 'rejected') throw guessed.reason;
   await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
   const manifest = JSON.parse(fs.readFileSync(path.join(folder, 'files/record/manifest.json'), 'utf8'));
   const one = { settings, borg, id, folder, archive, manifest, full, checks: [], extracted };

@@ -79,10 +79,11 @@ export async function drill(settings: Settings, server: string, [name = 'latest'
 async function rehearse(settings: Settings, borg: Settings, server: string, name: string, id: string, folder: string, full: boolean, startedAt: Date): Promise<Certificate> {
   const check = (archive: string) => patiently(() => measure(borg, archive, [], ['--bypass-lock'])); // refuses an archive with which borg would write elsewhere
   const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name; // each start of borg takes a second: these go side by side
-  const [archives, guessed] = await Promise.all([patiently(() => listArchives(borg, server, ['--bypass-lock'])), guess ? Promise.allSettled([check(guess)]) : [], borgVersion()]);
-  const archive = archiveMeant(archives, name), extracted = { bytes: 0, seconds: 0 };
+  const [version, archives, guessed] = await Promise.allSettled([borgVersion(), patiently(() => listArchives(borg, server, ['--bypass-lock'])), guess ? check(guess) : null]); // no borg is left behind when one fails
+  for (const one of [version, archives]) if (one.status === 'rejected') throw one.reason;
+  const archive = archiveMeant(archives.status === 'fulfilled' ? archives.value : [], name), extracted = { bytes: 0, seconds: 0 };
   if (archive !== guess) await check(archive);
-  else if (guessed[0]?.status === 'rejected') throw guessed[0].reason;
+  else if (guessed.status === 'rejected') throw guessed.reason;
   await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
   const manifest: Manifest = JSON.parse(fs.readFileSync(path.join(folder, 'files/record/manifest.json'), 'utf8'));
   const one: Drill = { settings, borg, id, folder, archive, manifest, full, checks: [], extracted };

@@ -57,8 +57,9 @@ const hasLinks = (cluster: Manifest['plan']['clusters'][number]) => cluster.tabl
 export async function lookAt(settings: Settings, server: string, name: string, wanted: string[]): Promise<Looked> {
   const looks = (archive: string) => Promise.allSettled([readManifest(settings, archive), measure(settings, archive, wanted)]);
   const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
-  const [archives, guessed] = await Promise.all([orWrongBorg(listArchives(settings, server)), guess ? looks(guess) : null]);
-  const archive = archiveMeant(archives, name);
+  const [[archives], guessed] = await Promise.all([Promise.allSettled([orWrongBorg(listArchives(settings, server))]), guess ? looks(guess) : null]); // no borg is left behind when one fails
+  if (archives.status === 'rejected') throw archives.reason;
+  const archive = archiveMeant(archives.value, name);
   const [manifest, listed] = archive === guess && guessed ? guessed : await looks(archive);
   if (manifest.status === 'rejected') throw manifest.reason;
   if (listed.status === 'rejected') throw listed.reason;

@@ -85,14 +85,14 @@ export async function openSandbox(folder: string, places: Place[], programs: Pro
     ? ['docker', 'run', '--rm', '--interactive', '--name', name, '--label', `${SANDBOX_MARK}=yes`, '--network', 'none', '--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--security-opt', 'no-new-privileges',
       '--user', `${user}:${user}`, ...[{ from: own, at: '/own' }, { from: path.join(own, 'passwd'), at: '/etc/passwd' }, ...seen].flatMap(({ from, at }) => ['--mount', `type=bind,"source=${from}","target=${at}"`]),
       '--entrypoint', 'sh', programs.image, '-c', 'exec 3<&0; echo ready; cat <&3 > /dev/null & wait $!']
-    : ['unshare', ...(isRoot ? [] : ['--user', '--map-current-user']), '--mount', '--net', '--pid', '--ipc', '--uts', '--fork', '--kill-child', '--', 'sh', '-c', ENTER, 'sh',
+    : ['unshare', ...(isRoot ? [] : ['--user', '--map-current-user', '--keep-caps']), '--mount', '--net', '--pid', '--ipc', '--uts', '--fork', '--kill-child', '--', 'sh', '-c', ENTER, 'sh',
       path.join(folder, 'root'), own, ...seen.flatMap(({ from, at }) => [from, at])];
   if (!programs.image) fs.mkdirSync(path.join(folder, 'root'));
   sayMore(`sandbox: ${argv[0]} ... ${seen.map(({ at }) => named(at)).join(', ')}`);
   const child = spawn(argv[0]!, argv.slice(1), { stdio: ['pipe', 'pipe', 'pipe'], detached: true, cwd: '/', env: { PATH: programPath(), DOCKER_HOST: process.env.DOCKER_HOST } });
   await readyOrNot(child, argv);
   const inner = programs.image ? '' : fs.readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
-  const lowered = [...(isRoot ? ['--reuid', String(user), '--regid', String(user), '--clear-groups'] : []), '--no-new-privs', '--inh-caps=-all', '--bounding-set=-all'];
+  const lowered = ['--no-new-privs', ...(isRoot ? ['--reuid', String(user), '--regid', String(user), '--clear-groups', '--inh-caps=-all', '--bounding-set=-all'] : [])]; // who is not root has none to lose
   const words = programs.image ? ['docker', 'exec', '--env', 'HOME=/own', '--env', 'LC_ALL=C.UTF-8', name]
     : ['nsenter', '--target', inner, '--mount', '--net', '--pid', '--ipc', '--uts', '--root', '--wd', ...(isRoot ? [] : ['--user', '--preserve-credentials']), '--',
       'setpriv', ...lowered, '--', 'env', '-i', 'PATH=/usr/bin:/bin:/usr/sbin:/sbin', 'HOME=/own', 'LC_ALL=C.UTF-8'];

@@ -13,6 +13,9 @@ const scratch = ({ server }: World) => path.join(server.stateFolder, 'drill');
 const query = (world: World, sql: string, expect: unknown) => ({ cluster: world.db.dataDirectory, database: 'postgres', sql, expect });
 const checkOf = (ended: Ended, name: string) => JSON.parse(ended.out).checks.find((one: any) => one.check === name);
 
+/** From here on its repository is read from the storage's own disk, which is faster: only for drills, which have a cache of their own. */
+const nearby = ({ server, storage }: World) => server.writeSettings({ repository: storage.repository('web1') });
+
 /** Processes, files and mounts of drills. */
 function leftOfDrills(world: World): string[] {
   const postmasters = fs.readdirSync('/proc').filter((pid) => /^\d+$/.test(pid) && /\/postgres\0-D/.test(text(`/proc/${pid}/cmdline`)) && text(`/proc/${pid}/status`).includes('\t1999000000\t')).map((pid) => `postgres ${pid}`);
@@ -24,7 +27,7 @@ function text(file: string): string {
   try { return fs.readFileSync(file, 'utf8'); } catch { return ''; }
 }
 
-const running = (world: World, what: RegExp) => waitFor(String(what), () => fs.existsSync(path.join(world.server.stateFolder, 'log')) && what.test(world.server.lastTranscript()), 60);
+const running = (world: World, what: RegExp) => waitFor(String(what), () => fs.existsSync(path.join(world.server.stateFolder, 'log')) && what.test(world.server.lastTranscript()), 150);
 
 scenarios('a drill', import.meta.url, {
   'an archive is proven: the certificate is printed, remembered and in the next archives, and nothing else is left': async (world) => {
@@ -92,6 +95,7 @@ scenarios('a drill', import.meta.url, {
 
   'killed with -9 at any moment, it leaves no process, and `recover` or the next drill remove its files': async (world) => {
     const { server } = world;
+    nearby(world);
     server.writeSettings({ drill: { queries: [query(world, 'select pg_sleep(60) is not null', true)] } });
     for (const [moment, clean] of [[/: extract$/m, ['recover']], [/your queries/, ['drill', '--json']]] as const) {
       const drill = server.start(['drill']);
@@ -109,6 +113,7 @@ scenarios('a drill', import.meta.url, {
 
   'without room, without the programs, with a wrong passphrase or no key it says so, leaves nothing, and proves nothing': async (world) => {
     const { server } = world, small = path.join(world.folder, 'small'), etc = path.join(server.folder, 'etc');
+    nearby(world);
     fs.mkdirSync(small);
     execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=20m', 'tmpfs', small]);
     const expect = async (says: RegExp, json: boolean) => {
@@ -135,6 +140,7 @@ scenarios('a drill', import.meta.url, {
   },
 
   'a chunk that is damaged on the storage: the file it belongs to is named': async (world) => {
+    nearby(world);
     const { server, storage } = world, data = path.join(storage.repository('web1'), 'data/0');
     const segments = fs.readdirSync(data).map((name) => path.join(data, name)).sort((a, b) => fs.statSync(b).size - fs.statSync(a).size);
     const bytes = fs.readFileSync(segments[0]!);

@@ -7,7 +7,7 @@
 
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, realpathSync } from 'node:fs';
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, readlinkSync, realpathSync } from 'node:fs';
 import { chmodSync, renameSync, rmSync, rmdirSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
@@ -21,6 +21,7 @@ let cagesMade = 0;
 
 export interface Cage { name: string; folder: string; group: string }
 
+const pidNamespace = (): string => /\d+/.exec(readlinkSync('/proc/self/ns/pid'))![0];
 const startTimeOf = (pid: number | string): string => {
   // Field 22 of /proc/PID/stat, counted after the closing bracket because a process name may hold spaces.
   try { return readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/^.*\) /s, '').split(' ')[19]; } catch { return ''; }
@@ -35,8 +36,8 @@ const hierarchies = (): { folder: string; type: string }[] =>
 export function makeCage(kind: string): Cage {
   if (process.getuid!() !== 0) throw new Error('the tests need root: they mount file systems and boot a small host');
   removeLeftovers();
-  // The name tells whose it is: pid and start time of this process, since a pid alone may be used again.
-  const name = `${PREFIX}${kind}-${process.pid}-${startTimeOf(process.pid)}-${++cagesMade}`;
+  // The name tells whose it is: pid and start time of this process, since a pid alone may be used again, and the namespace in which it is counted.
+  const name = `${PREFIX}${kind}-${process.pid}-${startTimeOf(process.pid)}-${++cagesMade}-${pidNamespace()}`;
   liveCages.add(name);
   const folder = join(tmpdir(), name);
   mkdirSync(folder);
@@ -119,8 +120,8 @@ function waitSync(seconds: number, done: () => boolean): void {
 /** Removes what test processes left that were killed before they could clean up. The cages of living ones are left alone. */
 function removeLeftovers(): void {
   for (const name of readdirSync(tmpdir())) {
-    const [, pid, startTime] = name.match(new RegExp(`^${PREFIX}[a-z]+-(\\d+)-(\\d+)-\\d+$`)) ?? [];
-    if (!pid || startTimeOf(pid) === startTime) continue;
+    const [, pid, startTime, namespace] = name.match(new RegExp(`^${PREFIX}[a-z]+-(\\d+)-(\\d+)-\\d+-(\\d+)$`)) ?? [];
+    if (!pid || namespace !== pidNamespace() || startTimeOf(pid) === startTime) continue; // in another namespace nobody here can tell who lives
     try { removeCage(name); } catch { /* another test process is removing it at this moment; what stays, the next run removes */ }
   }
 }
