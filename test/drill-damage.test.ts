@@ -67,6 +67,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
   async function drillOf(damage: (place: string) => void): Promise<{ code: number; proven: boolean; fails: Record<string, string>; all: string }> {
     const number = ++made, copy = path.join(top, `copy${number}`), name = `web1-2026-02-${String(number).padStart(2, '0')}T02:00:00`;
     execFileSync('cp', ['-a', tree, copy]);
+    for (let folder = path.dirname(copy + cluster.dataDirectory); folder !== copy; folder = path.dirname(folder)) fs.chmodSync(folder, 0o755); // borg made them for root alone
     damage(copy);
     execFileSync('borg', ['create', '--lock-wait', '60', `${repository}::${name}`, 'record', 'tmp'], { cwd: copy, env: server.borgEnv(), stdio: 'ignore' });
     fs.rmSync(copy, { recursive: true });
@@ -151,6 +152,14 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
     assert.match(running.fails['control file']!, /was not shut down: its state is "in production"/);
     const other = await drillOf((place) => edit(place, control, (bytes) => void bytes.writeBigUInt64LE(7n, 0)));
     assert.match(other.fails['control file']!, /another cluster: system identifier 7 instead of \d+/);
+  });
+
+  test('where a cluster has page checksums, a flipped byte is named by table and page without starting anything', async () => {
+    const { fails } = await drillOf((place) => {
+      execFileSync('runuser', ['-u', 'postgres', '--', '/usr/lib/postgresql/15/bin/pg_checksums', '--enable', '--no-sync', '-D', place + cluster.dataDirectory], { stdio: 'ignore', cwd: '/' });
+      edit(place, files.flipped!.heap, (bytes) => { bytes[7 * PAGE + 5000] = bytes[7 * PAGE + 5000]! ^ 1; });
+    });
+    assert.match(fails['page checksums']!, new RegExp(`${files.flipped!.heap}, page 7`));
   });
 
   test('a collation whose order changed under an equal version number is found, with the indexes to make anew; a missing library is named', async () => {
