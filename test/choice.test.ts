@@ -25,7 +25,7 @@ describe('the choice of what is saved', { skip: cannotRunHere() }, () => {
     fs.writeFileSync(path.join(srv, 'www', 'cache', 'page'), 'made anew at any time\n');
     fs.symlinkSync('www/uploads', path.join(srv, 'uploads'));
     storage = await startStorage(path.join(folder, 'storage'));
-    server = await makeServer(path.join(folder, 'server'), 'web1', storage, { stop: [`postgres ${cluster.dataDirectory}/`] });
+    server = await makeServer(path.join(folder, 'server'), 'web1', storage, { stop: [`postgres ${cluster.dataDirectory}/`] }, { near: true });
     rows = cluster.fingerprint();
   });
   after(() => {

@@ -45,7 +45,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
       files[name] = { heap: path.join(cluster.dataDirectory, heap), index: path.join(cluster.dataDirectory, index) };
     }
     repository = storage.repository('web1'); // read from its own disk: that is faster, and no other than over ssh
-    server = await makeServer(path.join(top, 'server'), 'web1', storage, { stop: [`postgres ${cluster.dataDirectory}`], warmPass: false });
+    server = await makeServer(path.join(top, 'server'), 'web1', storage, { stop: [`postgres ${cluster.dataDirectory}`], warmPass: false }, { near: true });
     const ended = await server.run();
     assert.equal(ended.code, 0, ended.out + ended.err);
     fs.mkdirSync(tree);

@@ -56,7 +56,7 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root', concurrenc
       "select count(*) from pg_ls_dir('/', true, false) d where d in ('var', 'home', 'root', 'srv', 'run')": 0,
       "select current_setting('data_directory') = (select setting from pg_settings where name = 'data_directory') and count(*) = 100 from news": true,
     }).map(([sql, expect]) => ({ cluster: live.dataDirectory, database: 'postgres', sql, expect }));
-    const server = await makeServer(path.join(top, 'server'), 'web1', storage, { stop: [`postgres ${live.dataDirectory}`], warmPass: false, drill: { queries } });
+    const server = await makeServer(path.join(top, 'server'), 'web1', storage, { stop: [`postgres ${live.dataDirectory}`], warmPass: false, drill: { queries } }, { near: true });
     const ended = await server.run();
     assert.equal(ended.code, 1, ended.out + ended.err); // the publisher is not saved
     const slot = () => publisher.sql('postgres', "select slot_name, active_pid from pg_replication_slots") + publisher.sql('postgres', 'select count(*), min(pid) from pg_stat_replication');
@@ -81,7 +81,7 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root', concurrenc
         sql: 'create table t (n int primary key, words text[]); insert into t select g, array[md5(g::text)] from generate_series(1, 3000) g; create index on t using gin (words); delete from t where n % 10 = 0' }));
     }
     const own = clusters.filter((one) => one.port >= 5600);
-    const server = await makeServer(path.join(top, 'all'), 'all', storage, { stop: [own.map((one) => `postgres ${one.dataDirectory}`)], warmPass: false });
+    const server = await makeServer(path.join(top, 'all'), 'all', storage, { stop: [own.map((one) => `postgres ${one.dataDirectory}`)], warmPass: false }, { near: true });
     const ended = await server.run();
     assert.ok(ended.code <= 1, ended.out + ended.err);
     const drill = await server.run(['drill', '--json']), certificate = JSON.parse(drill.out);
@@ -103,7 +103,7 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root', concurrenc
       const sql = (text: string) => engine.docker(['exec', '--user', '999', 'shop-db', 'psql', '-U', 'postgres', '-XqAtc', text]);
       await waitFor('the container answers', () => { try { return sql('select 1') === '1'; } catch { return false; } });
       sql('create table orders (n int primary key); insert into orders select generate_series(1, 500)');
-      const server = await makeServer(path.join(top, 'dock'), 'dock1', storage, { folders: [path.join(top, 'storage/sshd_config')], warmPass: false });
+      const server = await makeServer(path.join(top, 'dock'), 'dock1', storage, { folders: [path.join(top, 'storage/sshd_config')], warmPass: false }, { near: true });
       server.writeSettings({ stop: ['container shop-db'], volumes: ['*'], folders: [] });
       const ended = await server.run([], { env: engine.env });
       assert.ok(ended.code <= 1, ended.out + ended.err);

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { allIsWell, expectEnd, held, holdIn, leftProcesses, scenarios, whatRuns, wrap } from './scenario.ts';
+import { allIsWell, expectEnd, held, holdIn, leftProcesses, nearby, scenarios, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { start, waitFor } from './script.ts';
 import type { Ended } from './script.ts';
@@ -12,9 +12,6 @@ const CHECKS = ['extract', 'files as listed when cold', 'control file', 'page ch
 const scratch = ({ server }: World) => path.join(server.stateFolder, 'drill');
 const query = (world: World, sql: string, expect: unknown) => ({ cluster: world.db.dataDirectory, database: 'postgres', sql, expect });
 const checkOf = (ended: Ended, name: string) => JSON.parse(ended.out).checks.find((one: any) => one.check === name);
-
-/** From here on its repository is read from the storage's own disk, which is faster: only for drills, which have a cache of their own. */
-const nearby = ({ server, storage }: World) => server.writeSettings({ repository: storage.repository('web1') });
 
 /** Processes, files and mounts of drills. */
 function leftOfDrills(world: World): string[] {
@@ -67,6 +64,7 @@ scenarios('a drill', import.meta.url, {
 
   'a night and a drill at the same time: neither waits for the other, and the night neither stops, saves nor mentions the copy': async (world) => {
     const { server } = world;
+    nearby(world);
     server.writeSettings({ stop: [world.web.entry, world.app.entry, world.idle.entry, 'postgres *'], drill: { queries: [query(world, 'select pg_sleep(30) is not null', true)] } });
     const drill = server.start(['drill', '--json']);
     await running(world, /your queries/);
@@ -175,6 +173,7 @@ scenarios('a drill', import.meta.url, {
   },
 
   'a server without a database: everything is read back': async (world) => {
+    nearby(world);
     world.server.writeSettings({ stop: [world.web.entry], folders: [world.files] });
     assert.ok((await world.server.run()).code <= 1); // the cluster that nothing saves is a warning
     const ended = await world.server.run(['drill', '--json']);

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { allIsWell, answers, good, held, letGo, nothingIsLeft, scenarios, whatRuns, wrap } from './scenario.ts';
+import { allIsWell, answers, good, held, letGo, nearby, nothingIsLeft, scenarios, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { stamps, treeFacts } from './night.ts';
 import { start, waitFor } from './script.ts';
@@ -28,7 +28,6 @@ function damage(world: World): ReturnType<typeof contents> {
 const inPlace = (world: World, ...words: string[]) => world.server.run(['restore', 'latest', '--in-place', ...words]);
 
 function restored(ended: Ended, code = 0): string {
-  console.log(`note: ${ended.seconds} s`); if (process.env.SHOW) console.log(all(ended).split('\n').map((l) => `note: ${l}`).join('\n'));
   assert.equal(ended.code, code, all(ended));
   assert.doesNotMatch(all(ended), /this is a bug/);
   return all(ended);
@@ -89,6 +88,7 @@ async function killAt(world: World, moments: typeof MOMENTS): Promise<void> {
 
 scenarios('in place', import.meta.url, {
   'after damage everything comes back as it was saved, what was there lies aside, and the printed commands lead back to it': async (world) => {
+    nearby(world);
     const saved = damage(world), damaged = contents(world);
     const said = restored(await inPlace(world));
     await allIsWell(world);
@@ -108,6 +108,7 @@ scenarios('in place', import.meta.url, {
   },
 
   'one cluster comes back alone, then one folder: every other part keeps running, and --dry-run changes nothing at all': async (world) => {
+    nearby(world);
     const saved = damage(world), damaged = contents(world);
     const [web, app] = whatRuns(world), places = () => [stamps(world.files, world.server.folder, '/var/lib/cold-backup'), fs.readdirSync(world.folder)];
     const before = places();
@@ -133,6 +134,7 @@ scenarios('in place', import.meta.url, {
   },
 
   'a mount point stays where it is: of a data directory, of a folder, and of a disk below a folder': async (world) => {
+    nearby(world);
     const sub = path.join(world.files, 'sub', 'disk');
     fs.mkdirSync(sub, { recursive: true });
     fs.writeFileSync(path.join(sub, 'deep'), 'on a disk of its own, later');
@@ -165,6 +167,7 @@ scenarios('in place', import.meta.url, {
   },
 
   'without room for both, while another run goes on, or when a copy of the running system is named: nothing is touched': async (world) => {
+    nearby(world);
     const saved = damage(world), damaged = contents(world), running = whatRuns(world);
     const lock = fs.openSync(path.join(world.server.stateFolder, 'lock'), 'r+');
     execFileSync('flock', ['3'], { stdio: ['ignore', 'ignore', 'ignore', lock] });
@@ -182,6 +185,7 @@ scenarios('in place', import.meta.url, {
   },
 
   'a part that does not start again: exit code 3, all others run, and the printed commands lead back to what ran': async (world) => {
+    nearby(world);
     damage(world);
     const damaged = contents(world), script = path.join(world.folder, 'web.sh'), broken = path.join(world.folder, 'broken');
     fs.writeFileSync(broken, '');
@@ -196,6 +200,7 @@ scenarios('in place', import.meta.url, {
   },
 
   'a bare machine needs nothing but repository, key file and passphrase: the archive tells the rest': async (world) => {
+    nearby(world);
     const saved = contents(world);
     for (const part of [world.web, world.app]) part.stopNow();
     world.db.stop();
@@ -212,6 +217,7 @@ scenarios('in place', import.meta.url, {
 
   // rename(2) is the only step of a swap: between two of them lie all the states there are. Before the first, and after the last: below.
   'killed between the renames of the swap, alone or with its guard: within 15 s the old contents run, whole, and a second restore works': async (world) => {
+    nearby(world);
     const saved = damage(world), { numbers, start: startKilled } = await underStrace(world), [, place, ...others] = numbers;
     await settled(world);
     assert.deepEqual(contents(world), saved);
@@ -246,6 +252,7 @@ scenarios('in place', import.meta.url, {
   ])),
 
   'an archive that an intruder wrote runs no command of its own, and nothing of it comes to lie elsewhere': async (world) => {
+    nearby(world);
     const saved = contents(world), lure = path.join(world.folder, 'lure'), pwned = path.join(world.folder, 'pwned');
     const newest = world.server.archives().filter((name) => /^web1-[^w]*$/.test(name)).pop();
     fs.mkdirSync(path.join(lure, 'record'), { recursive: true });

@@ -67,7 +67,7 @@ os.setxattr(${JSON.stringify(path.join(data, 'twice'))}, 'security.capability', 
     cluster = await makeCluster({ folder: path.join(top, 'pg'), version: '15-debian', port: 5471, tablespace: true, walElsewhere: true });
     await cluster.sql('postgres', 'create table t as select i, md5(i::text) from generate_series(1, 5000) i');
     rows = await cluster.fingerprint();
-    server = await makeServer(path.join(top, 'server'), 'web1', storage, { stop: [`postgres ${cluster.dataDirectory}`], folders: [data] });
+    server = await makeServer(path.join(top, 'server'), 'web1', storage, { stop: [`postgres ${cluster.dataDirectory}`], folders: [data] }, { near: true });
     const first = await server.run();
     assert.equal(first.code, 0, first.out + first.err);
     fs.writeFileSync(path.join(data, 'plan.pdf'), 'second version');
