@@ -181,4 +181,4 @@ scenarios('a drill', import.meta.url, {
     assert.equal(ended.code, 0);
     await allIsWell(world);
   },
-});
+}, 2); // they work more than they wait

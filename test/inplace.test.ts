@@ -297,4 +297,4 @@ scenarios('in place', import.meta.url, {
     assert.deepEqual(world.db.fingerprint(), saved.rows);
     await nothingIsLeft(world);
   },
-});
+}, 2); // they work more than they wait

@@ -32,13 +32,13 @@ type Scenarios = Record<string, (world: World) => Promise<void>>;
 const MAKE = 'make the server';
 const SIDE_BY_SIDE = 6; // they wait more than they work
 
-/** Given a title, the test file and its scenarios by name, makes each a test. */
-export function scenarios(title: string, file: string, all: Scenarios): void {
+/** Given a title, the test file, its scenarios by name, and how many may run side by side, makes each a test. */
+export function scenarios(title: string, file: string, all: Scenarios, sideBySide = SIDE_BY_SIDE): void {
   const wanted = process.env.COLD_BACKUP_SCENARIO;
   if (wanted !== undefined) return void inScenario(wanted, all[wanted]);
   const isRoot = process.getuid?.() === 0;
   if (!isRoot) assert.equal(process.env.COLD_BACKUP_NO_SKIP, undefined, 'these tests need root, and nothing may be skipped');
-  describe(title, { concurrency: SIDE_BY_SIDE, skip: isRoot ? false : 'needs root: namespaces, PostgreSQL as its own user, a tmpfs for each server' }, () => {
+  describe(title, { concurrency: sideBySide, skip: isRoot ? false : 'needs root: namespaces, PostgreSQL as its own user, a tmpfs for each server' }, () => {
     const folder = testFolder('scenario');
     before(() => runScenario(file, folder, MAKE), { timeout: 120_000 });
     for (const name of Object.keys(all)) test(name, { timeout: 300_000 }, () => runScenario(file, folder, name));
