@@ -18,7 +18,7 @@ if (!isRoot && process.env.COLD_BACKUP_NO_SKIP) throw new Error('a drill in name
 const PAGE = 8192, ROWS = 8_000;
 const TABLES = ['flipped', 'header', 'zeroed', 'garbage', 'foreign_page', 'key', 'index_zeroed', 'truncated', 'emptied', 'gone'];
 
-describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs root', concurrency: 2 }, () => {
+describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs root' }, () => {
   const top = testFolder('damage'), tree = path.join(top, 'tree');
   let storage: Storage, server: Server, cluster: TestCluster, made = 0, repository = '';
   const files: Record<string, { heap: string; index: string }> = {};

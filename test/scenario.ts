@@ -30,7 +30,7 @@ export type World = {
 type Scenarios = Record<string, (world: World) => Promise<void>>;
 
 const MAKE = 'make the server';
-const SIDE_BY_SIDE = 6; // they wait more than they work
+const SIDE_BY_SIDE = 4; // they wait more than they work
 
 /** Given a title, the test file, its scenarios by name, and how many may run side by side, makes each a test. */
 export function scenarios(title: string, file: string, all: Scenarios, sideBySide = SIDE_BY_SIDE): void {
