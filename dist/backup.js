@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 55c49c879c895e26bf88cc3716d87a14935bf6ad751d852aff1778d9de7b90b9
+// Checksum of all but the settings: cb2698a2c7f43753046b8e08e6b8ca63b0b108293628dff297976bad011c2b45
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -5605,13 +5605,19 @@ async function restoreInPlace(loaded, script, words, how) {
   await borgVersion();
   const comeback = await workOut(settings, words, how, startedAt);
   showComeback(comeback);
-  if (comeback.findings.some((one) => one.verdict === 'refused')) throw new Problem('this archive cannot work on this machine: see the findings marked "refused"',
-    { hint: 'mend them with the commands above, then begin again; nothing was touched' });
-  const noRoom = whyNoRoom(comeback.pieces);
-  if (noRoom.length > 0) throw new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`,
-    { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
+  const why = whyNot(comeback);
+  if (why && !(mode.dryRun && mode.json)) throw why;
+  if (why) sayError(why); // the plan, with its findings, is the answer already
+  if (why) return 2;
   if (mode.dryRun) return warnings.length > 0 ? 1 : 0;
   return carryOut(comeback, script, loaded.file, startedAt);
+}
+
+/** What speaks against it, before anything is touched: a finding of the judge, or no room. */
+function whyNot(comeback) {
+  if (comeback.findings.some((one) => one.verdict === 'refused')) return new Problem('this archive cannot work on this machine: see the findings marked "refused"', { hint: 'mend them with the commands above, then begin again; nothing was touched' });
+  const noRoom = whyNoRoom(comeback.pieces);
+  return noRoom.length === 0 ? null : new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`, { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
 }
 
 async function begin(settings, { stateFolder }) {

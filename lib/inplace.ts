@@ -36,13 +36,19 @@ export async function restoreInPlace(loaded: Loaded, script: string, words: stri
   await borgVersion();
   const comeback = await workOut(settings, words, how, startedAt);
   showComeback(comeback);
-  if (comeback.findings.some((one) => one.verdict === 'refused')) throw new Problem('this archive cannot work on this machine: see the findings marked "refused"',
-    { hint: 'mend them with the commands above, then begin again; nothing was touched' });
-  const noRoom = whyNoRoom(comeback.pieces);
-  if (noRoom.length > 0) throw new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`,
-    { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
+  const why = whyNot(comeback);
+  if (why && !(mode.dryRun && mode.json)) throw why;
+  if (why) sayError(why); // the plan, with its findings, is the answer already
+  if (why) return 2;
   if (mode.dryRun) return warnings.length > 0 ? 1 : 0;
   return carryOut(comeback, script, loaded.file, startedAt);
+}
+
+/** What speaks against it, before anything is touched: a finding of the judge, or no room. */
+function whyNot(comeback: Comeback): Problem | null {
+  if (comeback.findings.some((one) => one.verdict === 'refused')) return new Problem('this archive cannot work on this machine: see the findings marked "refused"', { hint: 'mend them with the commands above, then begin again; nothing was touched' });
+  const noRoom = whyNoRoom(comeback.pieces);
+  return noRoom.length === 0 ? null : new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`, { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
 }
 
 async function begin(settings: Settings, { stateFolder }: InPlace): Promise<void> {

@@ -66,6 +66,7 @@ async function underStrace(world: World) {
 const MOMENTS: [after: RegExp, ms: number][] = [[/guard/, 300], [/\$ borg .*extract/, 700], [/\$ sync/, 0], [/\$ \S*app\.sh stop/, 100], [/stopped postgres/, 0], [/had put everything/, 0], [/\$ .*pg_ctl start/, 60], [/started web/, 300]];
 
 async function killAt(world: World, moments: typeof MOMENTS): Promise<void> {
+  nearby(world);
   const saved = damage(world);
   for (const [index, [after, ms]] of moments.entries()) {
     const damaged = contents(world), run = world.server.start(['restore', 'latest', '--in-place']);
@@ -174,7 +175,15 @@ scenarios('in place', import.meta.url, {
     assert.match(restored(await inPlace(world), 75), /another run is going on/);
     fs.closeSync(lock);
     const warm = world.server.archives().find((name) => name.endsWith('-warm.checkpoint'))!;
-    for (const way of [['--in-place'], ['--to', path.join(world.folder, 'x')]]) assert.match(restored(await world.server.run(['restore', warm, ...way]), 64), /never restored/);
+    for (const way of [['--in-place'], ['--to', path.join(world.folder, 'x')]]) assert.match(restored(await world.server.run(['restore', warm, ...way]), 2), /is a copy of the running system/);
+    execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', '/usr/lib/postgresql']); // in this scenario's own world
+    const plan = await inPlace(world, '--dry-run', '--json'), refused = restored(await inPlace(world), 2);
+    execFileSync('umount', ['/usr/lib/postgresql']);
+    assert.equal(plan.code, 2, plan.err);
+    const [{ verdict, about, mend }] = JSON.parse(plan.out).findings;
+    assert.deepEqual([verdict, about], ['refused', 'PostgreSQL']);
+    assert.match(mend.join(), /postgresql-15/);
+    assert.match(refused, /refused +\S+: PostgreSQL +15 +none[^]*mend: .*postgresql-15[^]*cannot work on this machine/);
     const { blocks, bfree, bsize } = fs.statfsSync(world.folder);
     execFileSync('mount', ['-o', `remount,size=${(blocks - bfree) * bsize + 30_000_000}`, world.folder]);
     const said = restored(await inPlace(world), 2);

@@ -161,7 +161,7 @@ describe('a night', { skip: cannotRunHere() }, () => {
     }
     const files = await server.run(['list', archive]);
     const names = files.out.split('\n');
-    assert.ok(names.some((line) => /^-rw------- root .* record\/manifest\.json$/.test(line)), names[names.length - 2]);
+    assert.ok(names.some((line) => /^-rw------- root .* \/record\/manifest\.json$/.test(line)), names[names.length - 2]);
     assert.ok(names.some((line) => line.endsWith('/line\\nend"')) && !names.includes('end'), 'a name cannot forge a line');
     const some = await server.run(['list', 'latest', tree, '--json']);
     const paths = JSON.parse(some.out).map((one: any) => `/${one.path}`);

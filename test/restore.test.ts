@@ -185,7 +185,7 @@ os.setxattr(${JSON.stringify(path.join(data, 'twice'))}, 'security.capability', 
       const named = await server.run(['list', unproven, 'later', '--json']);
       assert.deepEqual([named.code, /not proven: it does not count as a backup/.test(named.err), JSON.parse(named.out)[0].path], [1, true, 'later'], named.err);
     } finally {
-      borgAtStorage('delete', '--consider-checkpoints', `::${warm}`, unproven);
+      borgAtStorage('delete', `::${warm}`, unproven);
     }
   });
 
