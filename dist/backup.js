@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: cb2698a2c7f43753046b8e08e6b8ca63b0b108293628dff297976bad011c2b45
+// Checksum of all but the settings: 149378d7dd451e6a1fa1f31d5fa430f4f37cfa03bb95cf21f1348e3cf94cc8b9
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -2574,6 +2574,7 @@ function createCommand(settings, what) {
 async function takePass(settings, command, options) {
   const result = { files: 0, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 0, changed: [], unread: [], complaints: [] };
   const began = Date.now();
+  let progressAt = 0;
   const progress = progressTeller(options.title, options.expectedBytes);
   const done = await change(command, {
     cwd: options.cwd,
@@ -2581,6 +2582,10 @@ async function takePass(settings, command, options) {
     ladder: ['SIGINT', 'SIGTERM', 'SIGKILL'], // INT: borg keeps a checkpoint, so that the upload goes on from there
     seconds: options.seconds,
     onErrorLine: (line) => {
+      if (/"type": ?"archive_progress"/.test(line)) { // many a second, and one would see none of them; a name in JSON cannot look like this
+        if (Date.now() - progressAt < 200) return;
+        progressAt = Date.now();
+      }
       const note = parseLine(line);
       if (note?.type === 'archive_progress' && !note.finished) progress(note);
       if (note?.type === 'file_status' && note.status === 'C' && result.changed.length < KEPT_NAMES) result.changed.push(absolute(note.path));

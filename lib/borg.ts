@@ -168,6 +168,7 @@ export function createCommand(settings: Settings, what: { archive: string; roots
 export async function takePass(settings: Settings, command: string[], options: { cwd: string; run: string; title: string; expectedBytes: number; seconds?: number }): Promise<PassResult> {
   const result: PassResult = { files: 0, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 0, changed: [], unread: [], complaints: [] };
   const began = Date.now();
+  let progressAt = 0;
   const progress = progressTeller(options.title, options.expectedBytes);
   const done = await change(command, {
     cwd: options.cwd,
@@ -175,6 +176,10 @@ export async function takePass(settings: Settings, command: string[], options: {
     ladder: ['SIGINT', 'SIGTERM', 'SIGKILL'], // INT: borg keeps a checkpoint, so that the upload goes on from there
     seconds: options.seconds,
     onErrorLine: (line) => {
+      if (/"type": ?"archive_progress"/.test(line)) { // many a second, and one would see none of them; a name in JSON cannot look like this
+        if (Date.now() - progressAt < 200) return;
+        progressAt = Date.now();
+      }
       const note = parseLine(line);
       if (note?.type === 'archive_progress' && !note.finished) progress(note);
       if (note?.type === 'file_status' && note.status === 'C' && result.changed.length < KEPT_NAMES) result.changed.push(absolute(note.path!));
