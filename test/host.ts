@@ -163,7 +163,7 @@ export class Host {
   }
 
   /** Asks again until the condition holds (a text: a shell command that ends with 0). Throws after `seconds`, naming `what`. */
-  async waitFor(what: string, condition: string | (() => boolean | Promise<boolean>), seconds = 30): Promise<void> {
+  async waitFor(what: string, condition: string | (() => boolean | Promise<boolean>), seconds = 90): Promise<void> {
     const holds = typeof condition === 'string' ? async () => (await this.run(condition)).code === 0 : condition;
     for (const until = Date.now() + seconds * 1000; !await holds(); await sleep(30)) {
       if (Date.now() < until) continue;

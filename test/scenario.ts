@@ -40,8 +40,8 @@ export function scenarios(title: string, file: string, all: Scenarios, sideBySid
   if (!isRoot) assert.equal(process.env.COLD_BACKUP_NO_SKIP, undefined, 'these tests need root, and nothing may be skipped');
   describe(title, { concurrency: sideBySide, skip: isRoot ? false : 'needs root: namespaces, PostgreSQL as its own user, a tmpfs for each server' }, () => {
     const folder = testFolder('scenario');
-    before(() => runScenario(file, folder, MAKE), { timeout: 120_000 });
-    for (const name of Object.keys(all)) test(name, { timeout: 300_000 }, () => runScenario(file, folder, name));
+    before(() => runScenario(file, folder, MAKE), { timeout: 300_000 });
+    for (const name of Object.keys(all)) test(name, { timeout: 600_000 }, () => runScenario(file, folder, name));
   });
 }
 

@@ -36,7 +36,7 @@ export function start(argv: string[], options: { env?: NodeJS.ProcessEnv; cwd?: 
   return { pid: child.pid!, ended, out: () => out, err: () => err, signal: (signal, wholeGroup = false) => { try { process.kill(wholeGroup ? -child.pid! : child.pid!, signal); } catch { /* ended */ } } };
 }
 
-export async function waitFor(what: string, condition: () => boolean | Promise<boolean>, seconds = 30): Promise<void> {
+export async function waitFor(what: string, condition: () => boolean | Promise<boolean>, seconds = 90): Promise<void> {
   const end = Date.now() + seconds * 1000;
   while (!await condition()) {
     if (Date.now() > end) throw new Error(`waited ${seconds} s in vain: ${what}`);

@@ -91,7 +91,7 @@ export class Product {
   }
 
   async copyIsHeld(running?: Running): Promise<void> {
-    await this.host.waitFor('the cold pass', 'test -e /run/borg-held', 40).catch((error) => { throw new Error(`${error.message}\n${running?.output()}`); });
+    await this.host.waitFor('the cold pass', 'test -e /run/borg-held', 120).catch((error) => { throw new Error(`${error.message}\n${running?.output()}`); });
   }
 
   async releaseCopy(): Promise<void> {
