@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 149378d7dd451e6a1fa1f31d5fa430f4f37cfa03bb95cf21f1348e3cf94cc8b9
+// Checksum of all but the settings: ff33dcbdbe67556149020c83df0f5a56196f02f9471bdc0740b7e432ca2d4c04
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -5659,7 +5659,7 @@ async function carryOut(comeback, script, file, startedAt) {
     settleRestore(ledger);
     keepLedgerIfPossible(stateFolder, ledger);
     const hasUnits = pieces.some((piece) => /^\/(etc|usr|lib)\//.test(piece.place)); // or configuration that a generator reads
-    if (ledger.restore.state === 'new' && hasUnits && hasSystemd()) await change(['systemctl', 'daemon-reload'], { unlimited: true });
+    if (ledger.restore.state === 'new' && hasUnits && hasSystemd()) await change(['timeout', '-k', '5', '60', 'systemctl', 'daemon-reload'], { unlimited: true });
     down = await startParts(ledger, stateFolder);
   } catch (error) { // a disk has gone: the guard goes on
     sayError(error);

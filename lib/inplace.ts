@@ -85,7 +85,7 @@ async function carryOut(comeback: Comeback, script: string, file: string, starte
     settleRestore(ledger);
     keepLedgerIfPossible(stateFolder, ledger);
     const hasUnits = pieces.some((piece) => /^\/(etc|usr|lib)\//.test(piece.place)); // or configuration that a generator reads
-    if (ledger.restore.state === 'new' && hasUnits && hasSystemd()) await change(['systemctl', 'daemon-reload'], { unlimited: true });
+    if (ledger.restore.state === 'new' && hasUnits && hasSystemd()) await change(['timeout', '-k', '5', '60', 'systemctl', 'daemon-reload'], { unlimited: true });
     down = await startParts(ledger, stateFolder);
   } catch (error) { // a disk has gone: the guard goes on
     sayError(error);
