@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { allIsWell, expectEnd, good, held, holdIn, letGo, nothingIsLeft, randomFile, scenarios, setQuota, wrap } from './scenario.ts';
+import { allIsWell, expectEnd, good, held, holdIn, letGo, nearby, nothingIsLeft, randomFile, scenarios, setQuota, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { waitFor } from './script.ts';
 
@@ -19,6 +19,7 @@ scenarios('a failure while services are down', import.meta.url, {
   },
 
   'a file of a stopped cluster that changes during the copy makes no backup': async (world) => {
+    nearby(world);
     const file = path.join(world.db.dataDirectory, 'base/1/112');
     const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && printf x >> ${file}`));
     expectEnd(world, ended, { code: 2, says: [/1 file changed under a stopped part while it was copied: .*base\/1\/112/, ALL_RUN] });
@@ -29,6 +30,7 @@ scenarios('a failure while services are down', import.meta.url, {
   },
 
   'borg that warns of a changed file under a stopped cluster makes no backup': async (world) => {
+    nearby(world);
     const note = JSON.stringify({ type: 'file_status', status: 'C', path: `${world.db.dataDirectory}/global/pg_control` });
     const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && { borg_real() { /usr/bin/borg "$@"; }; borg_real "$@"; echo '${note}' >&2; exit 1; }`));
     expectEnd(world, ended, { code: 2, says: [/borg could not read these as they were: .*pg_control/, ALL_RUN] });
@@ -36,18 +38,21 @@ scenarios('a failure while services are down', import.meta.url, {
   },
 
   'a file under `folders` that changes during the copy is a warning with its name, and the backup is good': async (world) => {
+    nearby(world);
     const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && echo more >> '${world.files}/file 7'`));
     expectEnd(world, ended, { code: 1, warns: /changed while it was copied: "?.*files\/file 7/ });
     await allIsWell(world);
   },
 
   'a folder that goes while everything is stopped never becomes a good backup': async (world) => {
+    nearby(world);
     const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && mv ${world.files} ${world.files}.gone`));
     expectEnd(world, ended, { code: 2, says: [/files \(folder\) is gone/, ALL_RUN] });
     await allIsWell(world);
   },
 
   'borg that hangs is ended by the deadline, and one that ignores INT and TERM, too': async (world) => {
+    nearby(world);
     world.server.writeSettings({ maxDowntimeMinutes: 0.5, warmPass: false });
     for (const trap of ['', "trap '' INT TERM; "]) {
       const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && { ${trap}while :; do sleep 0.1; done; }`));
@@ -83,6 +88,7 @@ scenarios('a failure while services are down', import.meta.url, {
   },
 
   'the local disk is full after the first stop: everything runs again, and with room the next run is good': async (world) => {
+    nearby(world);
     execFileSync('sh', ['-c', 'mkdir "$1.old" && mv "$1"/* "$1.old" && mount -t tmpfs -o size=90m tmpfs "$1" && chmod 700 "$1" && mv "$1.old"/* "$1"', 'sh', world.server.stateFolder]);
     const full = path.join(world.folder, 'full.sh');
     fs.writeFileSync(full, `#!/bin/sh\n"$@"; cat /dev/zero > ${inState(world, 'filler')} 2>/dev/null; true\n`, { mode: 0o755 });
@@ -100,6 +106,7 @@ scenarios('a failure while services are down', import.meta.url, {
   },
 
   'a cluster that somebody starts during the copy: no backup, and it runs on': async (world) => {
+    nearby(world);
     const run = world.server.start([], wrap(world, 'borg', holdIn('cold')));
     await held(world);
     world.db.start();
@@ -110,6 +117,7 @@ scenarios('a failure while services are down', import.meta.url, {
   },
 
   'a cluster that somebody starts and stops during the copy: no backup': async (world) => {
+    nearby(world);
     const run = world.server.start([], wrap(world, 'borg', holdIn('cold')));
     await held(world);
     world.db.start();
@@ -120,6 +128,7 @@ scenarios('a failure while services are down', import.meta.url, {
   },
 
   'a part that somebody starts during the copy and that writes below `folders` is told': async (world) => {
+    nearby(world);
     const run = world.server.start([], wrap(world, 'borg', holdIn('cold')));
     await held(world);
     world.web.startNow();

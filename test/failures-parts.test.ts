@@ -3,7 +3,8 @@
 import assert from 'node:assert/strict';
 import fs from 'node:fs';
 import path from 'node:path';
-import { allIsWell, expectEnd, good, held, holdIn, nothingIsLeft, provenArchives, scenarios, whatRuns, wrap } from './scenario.ts';
+import { processes } from './night.ts';
+import { allIsWell, expectEnd, good, held, holdIn, nearby, nothingIsLeft, provenArchives, scenarios, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { everythingRunsAgain, makeDaemon, waitFor } from './script.ts';
 
@@ -18,6 +19,7 @@ const broken = (world: World, entry: any) => ({ ...entry, start: ['sh', '-c', `[
 
 scenarios('a part that fails, a person who interrupts', import.meta.url, {
   'a part that does not stop in its time: the run is called off, everything runs': async (world) => {
+    nearby(world);
     const stubborn = makeDaemon(world.folder, 'stubborn', { ignoresStop: true });
     stubborn.startNow();
     world.server.writeSettings({ stop: [world.web.entry, stubborn.entry, ...(world.server.settings.stop as object[]).slice(1)], stopTimeoutSeconds: 2, warmPass: false });
@@ -33,6 +35,7 @@ scenarios('a part that fails, a person who interrupts', import.meta.url, {
   },
 
   'a part that stops long after its time is started again by the guard': async (world) => {
+    nearby(world);
     const slow = makeDaemon(world.folder, 'slow', { stopSeconds: 7 });
     slow.startNow();
     world.server.writeSettings({ stop: withFirst(world, slow.entry), stopTimeoutSeconds: 2, warmPass: false });
@@ -44,6 +47,7 @@ scenarios('a part that fails, a person who interrupts', import.meta.url, {
   },
 
   'a stop command that fails: its words are told, and the part and all others run': async (world) => {
+    nearby(world);
     const running = whatRuns(world);
     world.server.writeSettings({ stop: withFirst(world, { ...world.web.entry, stop: ['sh', '-c', 'echo "busy, ask again" >&2; exit 4'] }), warmPass: false });
     expectEnd(world, await world.server.run(), { code: 2, says: [/error: could not stop web \(exit code 4\)/, /said: busy, ask again/, /services: web is running again/] });
@@ -73,6 +77,7 @@ scenarios('a part that fails, a person who interrupts', import.meta.url, {
   },
 
   'a part that does not start wins over every other end of the run': async (world) => {
+    nearby(world);
     world.server.writeSettings({ stop: withFirst(world, broken(world, world.web.entry)), warmPass: false });
     const run = world.server.start([], wrap(world, 'borg', holdIn('cold')));
     await held(world);
@@ -96,11 +101,12 @@ scenarios('a part that fails, a person who interrupts', import.meta.url, {
   },
 
   'SIGHUP while a part stops: exit 129 after everything runs again': async (world) => {
+    nearby(world);
     const slow = makeDaemon(world.folder, 'slow', { stopSeconds: 3 });
     slow.startNow();
     world.server.writeSettings({ stop: [world.web.entry, slow.entry, ...(world.server.settings.stop as object[]).slice(1)], warmPass: false });
     const before = fs.readFileSync(slow.pidFile, 'utf8'), run = world.server.start();
-    await waitFor('it stops', () => /slow\.sh stop/.test(run.out()));
+    await waitFor('it stops', () => processes().some((line) => /slow\.sh stop/.test(line))); // the command is there, and beyond the reach of our signal
     run.signal('SIGHUP', true);
     expectEnd(world, await run.ended, { code: 129, says: [/error: ended by SIGHUP/, ALL_RUN] });
     await allIsWell(world, 0.1);
@@ -108,6 +114,7 @@ scenarios('a part that fails, a person who interrupts', import.meta.url, {
   },
 
   'SIGTERM while everything is proven cold: exit 143 after everything runs again': async (world) => {
+    nearby(world);
     world.server.writeSettings({ warmPass: false });
     const run = world.server.start([], wrap(world, 'find', `case "$*" in *%C@*) pass=listing;; esac; ${holdIn('listing')}`));
     await held(world);
@@ -132,6 +139,7 @@ scenarios('a part that fails, a person who interrupts', import.meta.url, {
   },
 
   'SIGTERM while things start: exit 143 after everything runs again, and the archive is not proven': async (world) => {
+    nearby(world);
     const start = ['sh', '-c', 'sleep 2; exec "$@"', 'sh', ...(world.app.entry as any).start];
     world.server.writeSettings({ stop: (world.server.settings.stop as object[]).map((one) => (one === world.app.entry ? { ...world.app.entry, start } : one)), warmPass: false });
     const run = world.server.start();

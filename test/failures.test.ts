@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { allIsWell, answers, expectEnd, good, held, holdIn, letGo, randomFile, scenarios, setQuota, whatRuns, wrap } from './scenario.ts';
+import { allIsWell, answers, expectEnd, good, held, holdIn, letGo, nearby, randomFile, scenarios, setQuota, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { start, waitFor } from './script.ts';
 import type { Ended } from './script.ts';
@@ -37,6 +37,7 @@ scenarios('a failure while everything runs', import.meta.url, {
   },
 
   'the end of the window is kept by force, with everything up by then': async (world) => {
+    nearby(world);
     const { window, end } = windowOf(35);
     world.server.writeSettings({ window, warmPass: false });
     const ended = await world.server.run([], wrap(world, 'borg', holdIn('cold')));
@@ -92,16 +93,19 @@ scenarios('a failure while everything runs', import.meta.url, {
   },
 
   'a `before` command that fails is told, and nothing is stopped': async (world) => {
+    nearby(world);
     world.server.writeSettings({ before: ['sh', '-c', 'echo the VPN is down >&2; exit 7'] });
     await fails(world, [/the `before` command failed \(exit code 7\)/, /said: the VPN is down/]);
   },
 
   'a folder that is not there is told, and nothing is stopped': async (world) => {
+    nearby(world);
     world.server.writeSettings({ folders: [world.files, `${world.folder}/uploads`] });
     await fails(world, [/uploads \(folder\) does not exist/, /hint: nothing was stopped/]);
   },
 
   'a folder that goes in the warm pass never becomes a good backup': async (world) => {
+    nearby(world);
     const run = world.server.start([], wrap(world, 'borg', `[ $pass = warm ] && mv ${world.files} ${world.files}.gone`));
     const ended = await run.ended;
     expectEnd(world, ended, { code: 2, says: [/files \(folder\) is gone: it was there when the run began/, /services: all 3 are running again/], error: /is gone/ });
@@ -109,11 +113,13 @@ scenarios('a failure while everything runs', import.meta.url, {
   },
 
   'a running cluster inside a folder that nothing stops is refused': async (world) => {
+    nearby(world);
     world.server.writeSettings({ stop: [world.web.entry, world.app.entry], folders: [path.join(world.folder, 'db')] });
     await fails(world, [/db\/data would be saved, but PostgreSQL runs in it and nothing stops it/, /name 'postgres .*data' in `stop`/]);
   },
 
   'a cluster that crashed before the night is no backup, and nothing is stopped for it': async (world) => {
+    nearby(world);
     execFileSync('pkill', ['-KILL', 'postgres']);
     await waitFor('the cluster is dead', () => !answers(world.db));
     const ended = await world.server.run();
@@ -148,6 +154,7 @@ scenarios('a failure while everything runs', import.meta.url, {
   },
 
   'outside the window it is 75, after what a dead run left stopped was started; --now takes the backup all the same': async (world) => {
+    nearby(world);
     const run = world.server.start([], wrap(world, 'borg', holdIn('cold')));
     await held(world);
     const guard = JSON.parse(fs.readFileSync(path.join(world.server.stateFolder, 'guard.json'), 'utf8')).pid;

@@ -5,7 +5,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { allIsWell, answers, expectEnd, good as takeGoodOne, held, holdIn, letGo, provenArchives, scenarios, whatRuns, wrap } from './scenario.ts';
+import { allIsWell, answers, expectEnd, good as takeGoodOne, held, holdIn, letGo, nearby, provenArchives, scenarios, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { waitFor } from './script.ts';
 
@@ -83,6 +83,7 @@ const ledgerFile = ({ server }: World) => path.join(server.stateFolder, 'ledger.
 
 /** A run whose borg is held in the cold pass, and that is then killed with its guard: everything is down, only the ledger is left. */
 async function killedWithGuard(world: World): Promise<void> {
+  nearby(world);
   const run = world.server.start([], wrap(world, 'borg', holdIn('cold')));
   await held(world);
   process.kill(guardPid(world), 'SIGKILL');
@@ -119,10 +120,13 @@ function someMoments(wholeGroup: boolean): Moment[] {
   return MOMENTS.filter((moment) => chosen.includes(moment));
 }
 
-/** Loops over the moments, several servers side by side: each takes every third of them. */
+/** Loops over the moments, several servers side by side: each takes every third of them; one of the three has ssh between. */
 const loops = Object.fromEntries([false, true].flatMap((wholeGroup) => [0, 1, 2].map((third) => [
   `kill -9 of ${wholeGroup ? 'its whole process group' : 'the script alone'} at any moment, part ${third + 1}: within 15 s all runs, what is proven is cold, the next run is good`,
-  (world: World) => killAt(world, someMoments(wholeGroup).filter((_, index) => index % 3 === third), wholeGroup),
+  (world: World) => {
+    if (third > 0) nearby(world);
+    return killAt(world, someMoments(wholeGroup).filter((_, index) => index % 3 === third), wholeGroup);
+  },
 ])));
 
 scenarios('when it is killed', import.meta.url, {
@@ -165,6 +169,7 @@ scenarios('when it is killed', import.meta.url, {
   },
 
   'killed between the cold archive and its proof: the archive is there and unproven, and the next run is good': async (world) => {
+    nearby(world);
     world.server.writeSettings({ warmPass: false });
     for (const pass of ['extract', 'proof']) {
       const run = world.server.start([], wrap(world, 'borg', holdIn(pass)));

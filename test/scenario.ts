@@ -147,8 +147,9 @@ async function guardWatches({ server }: World): Promise<boolean> {
 }
 
 export async function nothingIsLeft({ server }: World): Promise<void> {
-  await waitFor('nothing of the run is left', () => leftProcesses().length === 0, 15).catch((error) => { throw new Error(`${error.message}: ${leftProcesses().join(' | ')}`); });
-  assert.equal(fs.existsSync(path.join(server.stateFolder, 'ledger.json')), false, 'the ledger is left');
+  const ledger = path.join(server.stateFolder, 'ledger.json'), left = () => [...leftProcesses(), fs.existsSync(ledger) ? fs.readFileSync(ledger, 'utf8') : '', server.lastTranscript()].join('\n');
+  await waitFor('nothing of the run is left', () => leftProcesses().length === 0, 15).catch((error) => { throw new Error(`${error.message}: ${left()}`); });
+  assert.equal(fs.existsSync(ledger), false, 'the ledger is left');
 }
 
 export function answers(db: TestCluster): boolean {

@@ -52,7 +52,7 @@ export function makeDaemon(folder: string, name: string, options: { stopSeconds?
   const pidFile = path.join(folder, `${name}.pid`), file = path.join(folder, `${name}.sh`);
   const trap = options.ignoresStop ? "trap '' TERM" : `trap 'sleep ${options.stopSeconds ?? 0}; rm -f "$0.pid"; exit 0' TERM`;
   fs.writeFileSync(file, ['#!/bin/sh', 'case "$1" in',
-    `  run) ${trap}; echo $$ > "${pidFile}"; while :; do sleep 0.05; done;;`,
+    `  run) ${trap}; echo $$ > "${pidFile}"; while :; do sleep 300 & wait $!; done;;`,
     `  start) "$0" running || { setsid "$0" run </dev/null >/dev/null 2>&1 & }; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do "$0" running && exit 0; sleep 0.05; done; exit 1;;`,
     `  stop) kill -TERM "$(cat "${pidFile}")" || exit 1; while "$0" running; do sleep 0.02; done;;`,
     `  running) test -s "${pidFile}" && test -d "/proc/$(cat "${pidFile}")" && grep -q "${name}.sh" "/proc/$(cat "${pidFile}")/cmdline";;`,
@@ -63,7 +63,7 @@ export function makeDaemon(folder: string, name: string, options: { stopSeconds?
     running: () => { try { run('running'); return true; } catch { return false; } },
     entry: { name, running: [file, 'running'], stop: [file, 'stop'], start: [file, 'start'] },
     startNow: () => { run('start'); },
-    stopNow: () => { try { process.kill(Number(fs.readFileSync(pidFile, 'utf8')), 'SIGKILL'); } catch { /* not running */ } },
+    stopNow: () => { try { process.kill(-Number(fs.readFileSync(pidFile, 'utf8')), 'SIGKILL'); } catch { /* not running */ } },
   };
   process.on('exit', daemon.stopNow);
   return daemon;
@@ -102,7 +102,7 @@ export async function makeServer(folder: string, name: string, storage: Storage,
     run: (words, runOptions) => server.start(words, runOptions).ended,
     borgEnv: () => ({ ...process.env, BORG_REPO: String(server.settings.repository), BORG_KEY_FILE: `${etc}/borg_key`, BORG_PASSPHRASE: fs.readFileSync(`${etc}/passphrase`, 'utf8').trim(),
       BORG_BASE_DIR: path.join(folder, 'other-borg'), BORG_RSH: `ssh -o BatchMode=yes -o StrictHostKeyChecking=yes -o UserKnownHostsFile=${etc}/known_hosts -o IdentitiesOnly=yes -i ${etc}/ssh_key`,
-      BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK: 'yes' }),
+      BORG_SELFTEST: 'disabled', BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK: 'yes' }),
     borg: (...words) => execFileSync('borg', words, { env: server.borgEnv(), encoding: 'utf8', maxBuffer: 1 << 28, stdio: ['ignore', 'pipe', 'pipe'] }),
     history: () => fs.readFileSync(path.join(server.stateFolder, 'history.jsonl'), 'utf8').trim().split('\n').map((line) => JSON.parse(line)),
     archives: () => server.borg('list', '--short', '--consider-checkpoints').trim().split('\n').filter((line) => line !== ''),
