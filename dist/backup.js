@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: ff33dcbdbe67556149020c83df0f5a56196f02f9471bdc0740b7e432ca2d4c04
+// Checksum of all but the settings: c7679a6d46ec79600db8464a17643f1b7fea877445b730e442d7b6cf15fd33f7
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3746,6 +3746,41 @@ function writeProof(stateFolder, proof, line) {
   return folder;
 }
 
+/** Given the text of an archive's manifest and the archive's name, returns it. Throws Problem when it is not what this script writes: then nothing in it is used. */
+function soundManifest(text, archive) {
+  const bad = (what) => new Problem(`the record of ${archive} cannot be trusted: ${what}`, { hint: `look at it: node backup.js borg extract --stdout ::${archive} record/manifest.json` });
+  let manifest;
+  try {
+    manifest = JSON.parse(text);
+  } catch {
+    throw bad('record/manifest.json is no JSON');
+  }
+  const isText = (value) => typeof value === 'string' && !value.includes('\0');
+  const isPath = (value) => isText(value) && value.startsWith('/') && path.resolve(value) === value;
+  const all = (list, check) => Array.isArray(list) && list.every((one) => one !== null && typeof one === 'object' && check(one));
+  const { plan, parents, containers, postgres, host } = manifest ?? {};
+  if (manifest?.format !== 1 || !isText(manifest.server) || !isText(manifest.madeAt)) throw bad('its form is not known here');
+  if (!all(plan?.roots, (one) => isPath(one.path) && isText(one.why))) throw bad('a path to restore is none');
+  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isPath(one.walFolder) && isText(one.container) && isText(one.socketFolder ?? '') && /^\d+(\.\d+)?$/.test(one.version)
+    && all(one.tablespaces, (space) => isText(space.oid) && isText(space.location)))) throw bad('a cluster is none');
+  if (!all(plan.parts, (one) => isText(one.name) && isText(one.kind) && Number.isInteger(one.group)) || !Array.isArray(plan.exclude)) throw bad('a part is none');
+  if (!all(parents, (one) => isPath(one.path) && /^[0-7]{3,5}$/.test(one.mode) && Number.isInteger(one.uid) && Number.isInteger(one.gid))) throw bad('a folder is none');
+  if (!all(containers, (one) => isText(one.name) && all(one.mounts, (mount) => isText(mount.source) && isText(mount.destination)))) throw bad('a container is none');
+  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases))) throw bad('its passport is none');
+  if (![host?.users, host?.groups, manifest.proof?.clusters ?? []].every((list) => all(list, () => true))) throw bad('its passport is none');
+  return manifest;
+}
+
+/** The text of the manifest in the state folder when it is this archive's: what this server saved last. '' when it is another one's. */
+function ownManifest(stateFolder, archive) {
+  try {
+    const text = fs.readFileSync(path.join(recordFolder(stateFolder), 'manifest.json'), 'utf8');
+    return JSON.parse(text).archive === archive ? text : '';
+  } catch { // there is none, or a run was killed while it wrote it
+    return '';
+  }
+}
+
 // =========================================================================================================
 // ==== COMMANDS ====
 // The commands of a night: the borg calls of its three passes, and the dry run, which shows every command in order.
@@ -4958,7 +4993,7 @@ async function restoreTo(settings, server, words, to, mendLinks) {
   const target = path.resolve(to);
   refuseUsedFolder(target);
   const { archive, manifest, listed } = await lookAt(settings, server, name, wanted);
-  refuseWithoutRoom(target, listed);
+  await refuseWithoutRoom(target, listed, () => measure(settings, archive, wanted));
   warnOfLinks(wanted, listed);
   fs.mkdirSync(target, { recursive: true, mode: 0o700 });
   makeParents(target, manifest, wanted);
@@ -4984,7 +5019,7 @@ const hasLinks = (cluster) => cluster.tablespaces.length > 0 || path.basename(cl
  * from the history meanwhile. Throws Problem when it is not there, must not be restored from, or would write outside the folder it is extracted to.
  */
 async function lookAt(settings, server, name, wanted) {
-  const looks = (archive) => Promise.allSettled([readManifest(settings, archive), measure(settings, archive, wanted)]);
+  const looks = (archive) => Promise.allSettled([readManifest(settings, archive), measureOwn(settings, archive, wanted).then((own) => own ?? measure(settings, archive, wanted))]);
   const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
   const [[archives], guessed] = await Promise.all([Promise.allSettled([orWrongBorg(listArchives(settings, server))]), guess ? looks(guess) : null]); // no borg is left behind when one fails
   if (archives.status === 'rejected') throw archives.reason;
@@ -5001,22 +5036,7 @@ async function lookAt(settings, server, name, wanted) {
 
 /** The manifest of an archive: on its own server from the state folder when it is still there. Throws Problem when it cannot be had or is none. */
 async function readManifest(settings, archive) {
-  const isText = (one) => typeof one === 'string' && one.startsWith('/');
-  const isCluster = (one) => isText(one.dataDirectory) && isText(one.walFolder) && one.tablespaces.every((space) => [space.oid, space.location].every((word) => typeof word === 'string'));
-  const parse = (text) => {
-    try {
-      const one = JSON.parse(text);
-      const isSound = one.archive === archive && one.plan.roots.every((root) => isText(root.path) && typeof root.why === 'string') && one.plan.clusters.every(isCluster)
-        && one.parents.every((parent) => isText(parent.path) && /^[0-7]{4}$/.test(parent.mode) && [parent.uid, parent.gid].every(Number.isInteger));
-      return isSound ? one : null;
-    } catch {
-      return null;
-    }
-  };
-  const own = path.join(recordFolder(settings.stateFolder), 'manifest.json');
-  const manifest = (fs.existsSync(own) && parse(fs.readFileSync(own, 'utf8'))) || parse(await readFromArchive(settings, archive, 'record/manifest.json'));
-  if (!manifest) throw new Problem(`the record of ${archive} cannot be understood`, { hint: `node backup.js borg extract --stdout ::${archive} record/manifest.json` });
-  return manifest;
+  return soundManifest(ownManifest(settings.stateFolder, archive) || await readFromArchive(settings, archive, 'record/manifest.json'), archive);
 }
 
 function refuseUsedFolder(target) {
@@ -5050,6 +5070,31 @@ async function measure(settings, archive, wanted, more = []) {
   if (missing.length > 0 && link) throw new Problem(`not in ${archive}: ${named(missing[0])}`, { hint: `${named(link)} is a link to ${named(listed.links.get(link))}: name the path below that` });
   if (missing.length > 0) throw notInArchive(archive, missing);
   return listed;
+}
+
+/**
+ * The same from the state folder: the listing of what this server saved last, when that is this archive. borg reads its own for a second and more.
+ * A hard link counts as a file of its own there. Returns null when borg has to be asked: another archive, or something about a path that only borg's listing tells.
+ */
+async function measureOwn(settings, archive, wanted) {
+  const file = listingFile(settings.stateFolder), record = recordFolder(settings.stateFolder);
+  if (!ownManifest(settings.stateFolder, archive) || !fs.existsSync(file)) return null;
+  const listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set(), parents = new Set(foldersAbove(wanted));
+  const add = (type, bytes) => {
+    listed.entries++;
+    listed.files += type === 'd' ? 0 : 1;
+    listed.bytes += type === 'f' ? bytes : 0;
+  };
+  await eachRecord(file, (line) => {
+    const [type = '', , , , bytes] = line.split('\t'), one = pathIn(line);
+    if (type === 'l') listed.links.set(one, '');
+    const isMeant = wanted.length === 0 || wanted.some((root) => isBelow(one, root));
+    if (wanted.includes(one)) seen.add(one);
+    if (isMeant && type !== 's') add(type, Number(bytes));
+    else if (parents.has(one)) listed.above.push(one);
+  });
+  if (wanted.length === 0) for (const name of ['.', ...fs.readdirSync(record)]) add(name === '.' ? 'd' : 'f', fs.statSync(path.join(record, name)).size);
+  return wanted.every((one) => seen.has(one) && !listed.links.has(one)) ? listed : null;
 }
 
 const foldersAbove = (files) => files.flatMap((file) => file.split('/').slice(2).map((_, index) => file.split('/').slice(0, index + 2).join('/')));
@@ -5103,10 +5148,11 @@ function warnOfLinks(wanted, { links }) {
   }
 }
 
-function refuseWithoutRoom(target, { bytes, entries }) {
+// Told to be too large, it is asked of borg again: a hard link takes no room.
+async function refuseWithoutRoom(target, listed, again) {
   let place = target;
   while (!fs.existsSync(place)) place = path.dirname(place);
-  const free = freeBytes(place), needed = bytes + entries * 4096 + 64e6;
+  const free = freeBytes(place), room = ({ bytes, entries }) => bytes + entries * 4096 + 64e6, needed = free < room(listed) ? room(await again()) : 0;
   if (free < needed) throw new Problem(`${named(place)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'restore to another disk, or only the paths you need' });
 }
 
@@ -5394,37 +5440,13 @@ const NEVER = /^\/(bin|boot|dev|lib|lib32|lib64|proc|run|sbin|sys|usr\/(bin|sbin
 /** Look at archive and machine. Changes nothing. */
 async function workOut(settings, [name = '', ...words], how, startedAt) {
   const archive = archiveMeant(await listArchives(settings, how.bare ? '' : serverName(settings)), name);
-  const manifest = { ...soundManifest(await readFromArchive(settings, archive, 'record/manifest.json')), archive }; // a record may claim any name
+  const manifest = { ...soundManifest(await readFromArchive(settings, archive, 'record/manifest.json'), archive), archive }; // a record may claim any name
   const stamp = startedAt.slice(0, 19).replaceAll(':', '');
   const pieces = await findPieces(rootsMeant(manifest, words, [how.stateFolder, process.argv[1] ?? '', settings.keyFile, settings.passphraseFile]), stamp);
   await countPieces(settings, archive, pieces);
   const clusters = manifest.plan.clusters.filter((one) => whereIs(pieces, one.dataDirectory, (piece) => piece.place) !== '');
   const comeback = { archive, stamp, manifest, settings, how, isWhole: words.length === 0, pieces, clusters, findings: await judge(manifest, clusters, { scratch: temporaryFolder() }), parts: [], asleep: [] };
   return { ...comeback, ...await partsOf(comeback) };
-}
-
-/** Given the text of an archive's manifest, returns it. Throws Problem when it is not what this script writes: then nothing in it is used. */
-function soundManifest(text) {
-  const bad = (what) => new Problem(`the record of this archive cannot be trusted: ${what}`, { hint: 'look at the files themselves: node backup.js list ARCHIVE' });
-  let manifest;
-  try {
-    manifest = JSON.parse(text);
-  } catch {
-    throw bad('record/manifest.json is no JSON');
-  }
-  const isText = (value) => typeof value === 'string' && !value.includes('\0');
-  const isPath = (value) => isText(value) && value.startsWith('/') && path.resolve(value) === value;
-  const all = (list, check) => Array.isArray(list) && list.every((one) => one !== null && typeof one === 'object' && check(one));
-  const { plan, parents, containers, postgres, host } = manifest ?? {};
-  if (manifest?.format !== 1 || !isText(manifest.server) || !isText(manifest.madeAt)) throw bad('its form is not known here');
-  if (!all(plan?.roots, (one) => isPath(one.path) && isText(one.why))) throw bad('a path to restore is none');
-  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isText(one.container) && isText(one.socketFolder ?? '') && /^\d+(\.\d+)?$/.test(one.version))) throw bad('a cluster is none');
-  if (!all(plan.parts, (one) => isText(one.name) && isText(one.kind) && Number.isInteger(one.group)) || !Array.isArray(plan.exclude)) throw bad('a part is none');
-  if (!all(parents, (one) => isPath(one.path) && /^[0-7]{3,5}$/.test(one.mode) && Number.isInteger(one.uid) && Number.isInteger(one.gid))) throw bad('a folder is none');
-  if (!all(containers, (one) => isText(one.name) && all(one.mounts, (mount) => isText(mount.source) && isText(mount.destination)))) throw bad('a container is none');
-  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases))) throw bad('its passport is none');
-  if (![host?.users, host?.groups, manifest.proof?.clusters ?? []].every((list) => all(list, () => true))) throw bad('its passport is none');
-  return manifest;
 }
 
 /** Given the words after --in-place, returns the roots that are meant: when there are none, all but the system's folders and those with our own files. Throws Problem (64) for a part that is not in the archive. */
@@ -6121,16 +6143,18 @@ async function drill(settings, server, [name = 'latest'], full) {
 }
 
 async function rehearse(settings, borg, server, name, id, folder, full, startedAt) {
-  const check = (archive) => patiently(() => measure(borg, archive, [], ['--bypass-lock'])); // refuses an archive with which borg would write elsewhere
+  // Refuses an archive with which borg would write elsewhere. What this server itself saved last cannot be one, and its record is here as well.
+  const check = async (archive) => (ownManifest(settings.stateFolder, archive) ? null : patiently(() => measure(borg, archive, [], ['--bypass-lock'])));
   const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name; // each start of borg takes a second: these go side by side
   const [version, archives, guessed] = await Promise.allSettled([borgVersion(), patiently(() => listArchives(borg, server, ['--bypass-lock'])), guess ? check(guess) : null]); // no borg is left behind when one fails
   for (const one of [version, archives]) if (one.status === 'rejected') throw one.reason;
   const archive = archiveMeant(archives.status === 'fulfilled' ? archives.value : [], name), extracted = { bytes: 0, seconds: 0 };
   if (archive !== guess) await check(archive);
   else if (guessed.status === 'rejected') throw guessed.reason;
-  await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
-  const manifest = JSON.parse(fs.readFileSync(path.join(folder, 'files/record/manifest.json'), 'utf8'));
-  const one = { settings, borg, id, folder, archive, manifest, full, checks: [], extracted };
+  const record = path.join(folder, 'files/record'), own = copyOwnRecord(settings.stateFolder, archive, record);
+  if (!own) await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
+  const manifest = soundManifest(own || fs.readFileSync(path.join(record, 'manifest.json'), 'utf8'), archive);
+  const one = { settings, borg, id, folder, archive, manifest, own, full, checks: [], extracted };
   const all = await bytesBelow(path.join(folder, 'files/record/listing'), ['/']);
   for (const cluster of manifest.postgres) await rehearseCluster(one, cluster);
   if (manifest.postgres.length === 0 || full) await readBack(one, all.bytes);
@@ -6140,6 +6164,19 @@ async function rehearse(settings, borg, server, name, id, folder, full, startedA
   const { bytes, seconds } = one.extracted;
   return { archive, server: manifest.server, proven: one.checks.length > 0 && one.checks.every((check) => check.ok !== false), madeAt: startedAt.toISOString(), where: os.hostname(), full, checks: one.checks, extractedBytes: bytes,
     extractSeconds: seconds, restoreSeconds: Math.round(10 * seconds * (bytes > 0 ? Math.max(1, all.bytes / bytes) : 1)) / 10, drillSeconds: (Date.now() - startedAt.getTime()) / 1000 };
+}
+
+// A night that comes along makes a new record: its first step removes the old one, its last step writes the manifest, which is copied last here.
+function copyOwnRecord(stateFolder, archive, to) {
+  const text = ownManifest(stateFolder, archive), names = ['listing', 'manifest.json'];
+  if (!text) return '';
+  try {
+    fs.mkdirSync(to, { recursive: true });
+    for (const name of names) fs.copyFileSync(path.join(recordFolder(stateFolder), name), path.join(to, name));
+    return fs.readFileSync(path.join(to, 'manifest.json'), 'utf8') === text ? text : '';
+  } catch {
+    return '';
+  }
 }
 
 // borg without its lock may look at the repository in the very moment in which a run completes an archive.
@@ -6225,7 +6262,8 @@ async function extractCluster(one, { passport, listing }) {
   const { bytes, files } = await bytesBelow(listing, roots);
   const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
   if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`, { hint: '`drill.folder` may name a larger disk' });
-  const seconds = await extractFrom(one, roots.map((root) => root.slice(1)), `extracting ${passport.name}`);
+  const seconds = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? ['record'] : [])], `extracting ${passport.name}`);
+  if (one.own && fs.readFileSync(path.join(one.folder, 'files/record/manifest.json'), 'utf8') !== one.own) throw new Problem('the record in the archive is not the one that this server wrote with it');
   one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
   return { ok: true, detail: `${count(files, 'file')}, ${size(bytes)}, ${size(bytes / Math.max(seconds, 0.1))}/s` };
 }

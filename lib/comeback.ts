@@ -18,6 +18,7 @@ import { listArchives, readFromArchive } from './borg.ts';
 import { findPart, isBelow, serverName } from './plan.ts';
 import type { Root } from './plan.ts';
 import { isThere, swapsFor } from './swap.ts';
+import { soundManifest } from './record.ts';
 import type { Manifest } from './record.ts';
 import { archiveMeant, asPattern } from './list.ts';
 import { judge } from './judge.ts';
@@ -42,37 +43,13 @@ const NEVER = /^\/(bin|boot|dev|lib|lib32|lib64|proc|run|sbin|sys|usr\/(bin|sbin
 /** Look at archive and machine. Changes nothing. */
 export async function workOut(settings: Settings, [name = '', ...words]: string[], how: InPlace, startedAt: string): Promise<Comeback> {
   const archive = archiveMeant(await listArchives(settings, how.bare ? '' : serverName(settings)), name);
-  const manifest = { ...soundManifest(await readFromArchive(settings, archive, 'record/manifest.json')), archive }; // a record may claim any name
+  const manifest = { ...soundManifest(await readFromArchive(settings, archive, 'record/manifest.json'), archive), archive }; // a record may claim any name
   const stamp = startedAt.slice(0, 19).replaceAll(':', '');
   const pieces = await findPieces(rootsMeant(manifest, words, [how.stateFolder, process.argv[1] ?? '', settings.keyFile, settings.passphraseFile]), stamp);
   await countPieces(settings, archive, pieces);
   const clusters = manifest.plan.clusters.filter((one) => whereIs(pieces, one.dataDirectory, (piece) => piece.place) !== '');
   const comeback: Comeback = { archive, stamp, manifest, settings, how, isWhole: words.length === 0, pieces, clusters, findings: await judge(manifest, clusters, { scratch: temporaryFolder() }), parts: [], asleep: [] };
   return { ...comeback, ...await partsOf(comeback) };
-}
-
-/** Given the text of an archive's manifest, returns it. Throws Problem when it is not what this script writes: then nothing in it is used. */
-function soundManifest(text: string): Manifest {
-  const bad = (what: string) => new Problem(`the record of this archive cannot be trusted: ${what}`, { hint: 'look at the files themselves: node backup.js list ARCHIVE' });
-  let manifest: any;
-  try {
-    manifest = JSON.parse(text);
-  } catch {
-    throw bad('record/manifest.json is no JSON');
-  }
-  const isText = (value: any) => typeof value === 'string' && !value.includes('\0');
-  const isPath = (value: any) => isText(value) && value.startsWith('/') && path.resolve(value) === value;
-  const all = (list: any, check: (one: any) => boolean) => Array.isArray(list) && list.every((one) => one !== null && typeof one === 'object' && check(one));
-  const { plan, parents, containers, postgres, host } = manifest ?? {};
-  if (manifest?.format !== 1 || !isText(manifest.server) || !isText(manifest.madeAt)) throw bad('its form is not known here');
-  if (!all(plan?.roots, (one) => isPath(one.path) && isText(one.why))) throw bad('a path to restore is none');
-  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isText(one.container) && isText(one.socketFolder ?? '') && /^\d+(\.\d+)?$/.test(one.version))) throw bad('a cluster is none');
-  if (!all(plan.parts, (one) => isText(one.name) && isText(one.kind) && Number.isInteger(one.group)) || !Array.isArray(plan.exclude)) throw bad('a part is none');
-  if (!all(parents, (one) => isPath(one.path) && /^[0-7]{3,5}$/.test(one.mode) && Number.isInteger(one.uid) && Number.isInteger(one.gid))) throw bad('a folder is none');
-  if (!all(containers, (one) => isText(one.name) && all(one.mounts, (mount) => isText(mount.source) && isText(mount.destination)))) throw bad('a container is none');
-  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases))) throw bad('its passport is none');
-  if (![host?.users, host?.groups, manifest.proof?.clusters ?? []].every((list) => all(list, () => true))) throw bad('its passport is none');
-  return manifest;
 }
 
 /** Given the words after --in-place, returns the roots that are meant: when there are none, all but the system's folders and those with our own files. Throws Problem (64) for a part that is not in the archive. */

@@ -20,6 +20,7 @@ import { isBelow } from './plan.ts';
 import { takeLock } from './ledger.ts';
 import { archiveMeant, asPattern } from './list.ts';
 import { extract, measure } from './restore.ts';
+import { ownManifest, recordFolder, soundManifest } from './record.ts';
 import type { Manifest } from './record.ts';
 import type { ClusterPassport } from './passport.ts';
 import { findPrograms, openSandbox, startInside } from './sandbox.ts';
@@ -33,7 +34,7 @@ const SCRATCH = 'cold-backup-drill-'; // and the drill's id
 const LOCK = 'drill.lock';
 const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
 
-type Drill = { settings: Settings; borg: Settings; id: string; folder: string; archive: string; manifest: Manifest; full: boolean; checks: DrillCheck[]; extracted: { bytes: number; seconds: number } };
+type Drill = { settings: Settings; borg: Settings; id: string; folder: string; archive: string; manifest: Manifest; own: string; full: boolean; checks: DrillCheck[]; extracted: { bytes: number; seconds: number } };
 
 const scratchOf = (settings: Settings) => settings.drill.folder || path.join(settings.stateFolder, 'drill');
 
@@ -77,16 +78,18 @@ export async function drill(settings: Settings, server: string, [name = 'latest'
 }
 
 async function rehearse(settings: Settings, borg: Settings, server: string, name: string, id: string, folder: string, full: boolean, startedAt: Date): Promise<Certificate> {
-  const check = (archive: string) => patiently(() => measure(borg, archive, [], ['--bypass-lock'])); // refuses an archive with which borg would write elsewhere
+  // Refuses an archive with which borg would write elsewhere. What this server itself saved last cannot be one, and its record is here as well.
+  const check = async (archive: string) => (ownManifest(settings.stateFolder, archive) ? null : patiently(() => measure(borg, archive, [], ['--bypass-lock'])));
   const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name; // each start of borg takes a second: these go side by side
   const [version, archives, guessed] = await Promise.allSettled([borgVersion(), patiently(() => listArchives(borg, server, ['--bypass-lock'])), guess ? check(guess) : null]); // no borg is left behind when one fails
   for (const one of [version, archives]) if (one.status === 'rejected') throw one.reason;
   const archive = archiveMeant(archives.status === 'fulfilled' ? archives.value : [], name), extracted = { bytes: 0, seconds: 0 };
   if (archive !== guess) await check(archive);
   else if (guessed.status === 'rejected') throw guessed.reason;
-  await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
-  const manifest: Manifest = JSON.parse(fs.readFileSync(path.join(folder, 'files/record/manifest.json'), 'utf8'));
-  const one: Drill = { settings, borg, id, folder, archive, manifest, full, checks: [], extracted };
+  const record = path.join(folder, 'files/record'), own = copyOwnRecord(settings.stateFolder, archive, record);
+  if (!own) await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
+  const manifest = soundManifest(own || fs.readFileSync(path.join(record, 'manifest.json'), 'utf8'), archive);
+  const one: Drill = { settings, borg, id, folder, archive, manifest, own, full, checks: [], extracted };
   const all = await bytesBelow(path.join(folder, 'files/record/listing'), ['/']);
   for (const cluster of manifest.postgres) await rehearseCluster(one, cluster);
   if (manifest.postgres.length === 0 || full) await readBack(one, all.bytes);
@@ -96,6 +99,19 @@ async function rehearse(settings: Settings, borg: Settings, server: string, name
   const { bytes, seconds } = one.extracted;
   return { archive, server: manifest.server, proven: one.checks.length > 0 && one.checks.every((check) => check.ok !== false), madeAt: startedAt.toISOString(), where: os.hostname(), full, checks: one.checks, extractedBytes: bytes,
     extractSeconds: seconds, restoreSeconds: Math.round(10 * seconds * (bytes > 0 ? Math.max(1, all.bytes / bytes) : 1)) / 10, drillSeconds: (Date.now() - startedAt.getTime()) / 1000 };
+}
+
+// A night that comes along makes a new record: its first step removes the old one, its last step writes the manifest, which is copied last here.
+function copyOwnRecord(stateFolder: string, archive: string, to: string): string {
+  const text = ownManifest(stateFolder, archive), names = ['listing', 'manifest.json'];
+  if (!text) return '';
+  try {
+    fs.mkdirSync(to, { recursive: true });
+    for (const name of names) fs.copyFileSync(path.join(recordFolder(stateFolder), name), path.join(to, name));
+    return fs.readFileSync(path.join(to, 'manifest.json'), 'utf8') === text ? text : '';
+  } catch {
+    return '';
+  }
 }
 
 // borg without its lock may look at the repository in the very moment in which a run completes an archive.
@@ -181,7 +197,8 @@ async function extractCluster(one: Drill, { passport, listing }: Copy): Promise<
   const { bytes, files } = await bytesBelow(listing, roots);
   const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
   if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`, { hint: '`drill.folder` may name a larger disk' });
-  const seconds = await extractFrom(one, roots.map((root) => root.slice(1)), `extracting ${passport.name}`);
+  const seconds = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? ['record'] : [])], `extracting ${passport.name}`);
+  if (one.own && fs.readFileSync(path.join(one.folder, 'files/record/manifest.json'), 'utf8') !== one.own) throw new Problem('the record in the archive is not the one that this server wrote with it');
   one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
   return { ok: true, detail: `${count(files, 'file')}, ${size(bytes)}, ${size(bytes / Math.max(seconds, 0.1))}/s` };
 }

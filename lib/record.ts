@@ -3,6 +3,7 @@
 // Changes only `record/` and `proven/` in the state folder.
 import fs from 'node:fs';
 import path from 'node:path';
+import { Problem } from './say.ts';
 import { VERSION, editedOrAsBuilt } from './about.ts';
 import { readHistory } from './history.ts';
 import type { HistoryLine } from './history.ts';
@@ -74,4 +75,39 @@ export function writeProof(stateFolder: string, proof: object, line: HistoryLine
   const lines = [...readHistory(stateFolder), line].slice(-KEPT_HISTORY_LINES);
   fs.writeFileSync(path.join(folder, 'record', 'history.jsonl'), lines.map((one) => `${JSON.stringify(one)}\n`).join(''), { mode: 0o600 });
   return folder;
+}
+
+/** Given the text of an archive's manifest and the archive's name, returns it. Throws Problem when it is not what this script writes: then nothing in it is used. */
+export function soundManifest(text: string, archive: string): Manifest {
+  const bad = (what: string) => new Problem(`the record of ${archive} cannot be trusted: ${what}`, { hint: `look at it: node backup.js borg extract --stdout ::${archive} record/manifest.json` });
+  let manifest: any;
+  try {
+    manifest = JSON.parse(text);
+  } catch {
+    throw bad('record/manifest.json is no JSON');
+  }
+  const isText = (value: any) => typeof value === 'string' && !value.includes('\0');
+  const isPath = (value: any) => isText(value) && value.startsWith('/') && path.resolve(value) === value;
+  const all = (list: any, check: (one: any) => boolean) => Array.isArray(list) && list.every((one) => one !== null && typeof one === 'object' && check(one));
+  const { plan, parents, containers, postgres, host } = manifest ?? {};
+  if (manifest?.format !== 1 || !isText(manifest.server) || !isText(manifest.madeAt)) throw bad('its form is not known here');
+  if (!all(plan?.roots, (one) => isPath(one.path) && isText(one.why))) throw bad('a path to restore is none');
+  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isPath(one.walFolder) && isText(one.container) && isText(one.socketFolder ?? '') && /^\d+(\.\d+)?$/.test(one.version)
+    && all(one.tablespaces, (space) => isText(space.oid) && isText(space.location)))) throw bad('a cluster is none');
+  if (!all(plan.parts, (one) => isText(one.name) && isText(one.kind) && Number.isInteger(one.group)) || !Array.isArray(plan.exclude)) throw bad('a part is none');
+  if (!all(parents, (one) => isPath(one.path) && /^[0-7]{3,5}$/.test(one.mode) && Number.isInteger(one.uid) && Number.isInteger(one.gid))) throw bad('a folder is none');
+  if (!all(containers, (one) => isText(one.name) && all(one.mounts, (mount) => isText(mount.source) && isText(mount.destination)))) throw bad('a container is none');
+  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases))) throw bad('its passport is none');
+  if (![host?.users, host?.groups, manifest.proof?.clusters ?? []].every((list) => all(list, () => true))) throw bad('its passport is none');
+  return manifest;
+}
+
+/** The text of the manifest in the state folder when it is this archive's: what this server saved last. '' when it is another one's. */
+export function ownManifest(stateFolder: string, archive: string): string {
+  try {
+    const text = fs.readFileSync(path.join(recordFolder(stateFolder), 'manifest.json'), 'utf8');
+    return JSON.parse(text).archive === archive ? text : '';
+  } catch { // there is none, or a run was killed while it wrote it
+    return '';
+  }
 }

@@ -10,7 +10,8 @@ import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
 import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned, listArchives, readFromArchive } from './borg.ts';
 import { isBelow } from './plan.ts';
-import { recordFolder } from './record.ts';
+import { eachRecord, pathIn } from './proof.ts';
+import { listingFile, ownManifest, recordFolder, soundManifest } from './record.ts';
 import type { Manifest } from './record.ts';
 import { archiveMeant, asPattern, notInArchive, orWrongBorg } from './list.ts';
 
@@ -29,7 +30,7 @@ export async function restoreTo(settings: Settings, server: string, words: strin
   const target = path.resolve(to);
   refuseUsedFolder(target);
   const { archive, manifest, listed } = await lookAt(settings, server, name, wanted);
-  refuseWithoutRoom(target, listed);
+  await refuseWithoutRoom(target, listed, () => measure(settings, archive, wanted));
   warnOfLinks(wanted, listed);
   fs.mkdirSync(target, { recursive: true, mode: 0o700 });
   makeParents(target, manifest, wanted);
@@ -55,7 +56,7 @@ const hasLinks = (cluster: Manifest['plan']['clusters'][number]) => cluster.tabl
  * from the history meanwhile. Throws Problem when it is not there, must not be restored from, or would write outside the folder it is extracted to.
  */
 export async function lookAt(settings: Settings, server: string, name: string, wanted: string[]): Promise<Looked> {
-  const looks = (archive: string) => Promise.allSettled([readManifest(settings, archive), measure(settings, archive, wanted)]);
+  const looks = (archive: string) => Promise.allSettled([readManifest(settings, archive), measureOwn(settings, archive, wanted).then((own) => own ?? measure(settings, archive, wanted))]);
   const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
   const [[archives], guessed] = await Promise.all([Promise.allSettled([orWrongBorg(listArchives(settings, server))]), guess ? looks(guess) : null]); // no borg is left behind when one fails
   if (archives.status === 'rejected') throw archives.reason;
@@ -72,22 +73,7 @@ export async function lookAt(settings: Settings, server: string, name: string, w
 
 /** The manifest of an archive: on its own server from the state folder when it is still there. Throws Problem when it cannot be had or is none. */
 async function readManifest(settings: Settings, archive: string): Promise<Manifest> {
-  const isText = (one: unknown) => typeof one === 'string' && one.startsWith('/');
-  const isCluster = (one: any) => isText(one.dataDirectory) && isText(one.walFolder) && one.tablespaces.every((space: any) => [space.oid, space.location].every((word) => typeof word === 'string'));
-  const parse = (text: string): Manifest | null => {
-    try {
-      const one = JSON.parse(text);
-      const isSound = one.archive === archive && one.plan.roots.every((root: any) => isText(root.path) && typeof root.why === 'string') && one.plan.clusters.every(isCluster)
-        && one.parents.every((parent: any) => isText(parent.path) && /^[0-7]{4}$/.test(parent.mode) && [parent.uid, parent.gid].every(Number.isInteger));
-      return isSound ? one : null;
-    } catch {
-      return null;
-    }
-  };
-  const own = path.join(recordFolder(settings.stateFolder), 'manifest.json');
-  const manifest = (fs.existsSync(own) && parse(fs.readFileSync(own, 'utf8'))) || parse(await readFromArchive(settings, archive, 'record/manifest.json'));
-  if (!manifest) throw new Problem(`the record of ${archive} cannot be understood`, { hint: `node backup.js borg extract --stdout ::${archive} record/manifest.json` });
-  return manifest;
+  return soundManifest(ownManifest(settings.stateFolder, archive) || await readFromArchive(settings, archive, 'record/manifest.json'), archive);
 }
 
 function refuseUsedFolder(target: string): void {
@@ -121,6 +107,31 @@ export async function measure(settings: Settings, archive: string, wanted: strin
   if (missing.length > 0 && link) throw new Problem(`not in ${archive}: ${named(missing[0]!)}`, { hint: `${named(link)} is a link to ${named(listed.links.get(link)!)}: name the path below that` });
   if (missing.length > 0) throw notInArchive(archive, missing);
   return listed;
+}
+
+/**
+ * The same from the state folder: the listing of what this server saved last, when that is this archive. borg reads its own for a second and more.
+ * A hard link counts as a file of its own there. Returns null when borg has to be asked: another archive, or something about a path that only borg's listing tells.
+ */
+async function measureOwn(settings: Settings, archive: string, wanted: string[]): Promise<Listed | null> {
+  const file = listingFile(settings.stateFolder), record = recordFolder(settings.stateFolder);
+  if (!ownManifest(settings.stateFolder, archive) || !fs.existsSync(file)) return null;
+  const listed: Listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set<string>(), parents = new Set(foldersAbove(wanted));
+  const add = (type: string, bytes: number) => {
+    listed.entries++;
+    listed.files += type === 'd' ? 0 : 1;
+    listed.bytes += type === 'f' ? bytes : 0;
+  };
+  await eachRecord(file, (line) => {
+    const [type = '', , , , bytes] = line.split('\t'), one = pathIn(line);
+    if (type === 'l') listed.links.set(one, '');
+    const isMeant = wanted.length === 0 || wanted.some((root) => isBelow(one, root));
+    if (wanted.includes(one)) seen.add(one);
+    if (isMeant && type !== 's') add(type, Number(bytes));
+    else if (parents.has(one)) listed.above.push(one);
+  });
+  if (wanted.length === 0) for (const name of ['.', ...fs.readdirSync(record)]) add(name === '.' ? 'd' : 'f', fs.statSync(path.join(record, name)).size);
+  return wanted.every((one) => seen.has(one) && !listed.links.has(one)) ? listed : null;
 }
 
 const foldersAbove = (files: string[]) => files.flatMap((file) => file.split('/').slice(2).map((_, index) => file.split('/').slice(0, index + 2).join('/')));
@@ -174,10 +185,11 @@ function warnOfLinks(wanted: string[], { links }: Listed): void {
   }
 }
 
-function refuseWithoutRoom(target: string, { bytes, entries }: Listed): void {
+// Told to be too large, it is asked of borg again: a hard link takes no room.
+async function refuseWithoutRoom(target: string, listed: Listed, again: () => Promise<Listed>): Promise<void> {
   let place = target;
   while (!fs.existsSync(place)) place = path.dirname(place);
-  const free = freeBytes(place), needed = bytes + entries * 4096 + 64e6;
+  const free = freeBytes(place), room = ({ bytes, entries }: Listed) => bytes + entries * 4096 + 64e6, needed = free < room(listed) ? room(await again()) : 0;
   if (free < needed) throw new Problem(`${named(place)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'restore to another disk, or only the paths you need' });
 }
 

@@ -1,4 +1,5 @@
 // The passport, asked of real servers of every major version, of Debian's own and of one in a container.
+import './alone.ts';
 import { after, beforeEach, describe, test } from 'node:test';
 import assert from 'node:assert/strict';
 import { spawn } from 'node:child_process';
