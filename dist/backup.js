@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: c7679a6d46ec79600db8464a17643f1b7fea877445b730e442d7b6cf15fd33f7
+// Checksum of all but the settings: 61ad7234fa71f6d45983737291cea485e03ca7f63aa7373dddafb0ed8cd0605b
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -30,8 +30,8 @@
 //   ==== CONTAINERS ====       Docker containers and Compose projects: find, describe, stop, start.
 //   ==== POSTGRES ====         PostgreSQL clusters on this host and in its containers: find, describe, stop, start.
 //   ==== QUESTIONS ====        What is asked of a cluster: the SQL of the passport, and the one way to run it.
-//   ==== PASSPORT ====         The passport: everything needed to build a machine on which the saved files work.
 //   ==== BORG ====             borg: the one chapter that knows its arguments, environment.
+//   ==== PASSPORT ====         The passport: everything needed to build a machine on which the saved files work.
 //   ==== PLAN ====             The plan: what will be stopped, saved and started, worked out once by looking.
 //   ==== PROOF ====            The proof that what is copied is cold, taken before the cold pass and again after it.
 //   ==== LEDGER ====           The ledger: what a run has stopped, on disk before each stop.
@@ -215,7 +215,7 @@ async function copyCold(night, plan, manifest) {
   const before = listingFile(settings.stateFolder), after = join(settings.stateFolder, 'listing-after');
   const first = await prove(plan, before);
   const manifestText = finishRecord(settings.stateFolder, { ...manifest, proof: first });
-  const cold = await takePass(settings, coldCommand(settings, plan, first), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
+  const cold = await takePass(settings, coldCommand(settings, plan, first), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: settings.warmPass, expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
   night.line.cold = passFacts(cold);
   const second = await proveAgain(plan, first, before, after);
   fs.rmSync(after, { force: true });
@@ -311,7 +311,7 @@ async function proveTheArchive(night, plan, { cold, first, second, manifestText 
   const line = finishedLine(night, null);
   const facts = { archive: plan.archive, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
   const folder = writeProof(settings.stateFolder, { format: 1, ...facts, before: first, after: second }, line);
-  await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', expectedBytes: 0, seconds: 3600 });
+  await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
 }
 
 function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }) {
@@ -2216,6 +2216,258 @@ async function configFilesOf(cluster) {
 }
 
 // =========================================================================================================
+// ==== BORG ====
+// borg: the one chapter that knows its arguments, environment, exit codes and messages (1.2 and 1.4; borg 2 is refused).
+// Changes only the repository, by adding archives; never deletes, renames or recreates one. borg's cache lies in the state folder.
+// Secrets reach borg by file: the passphrase is read by borg itself (BORG_PASSCOMMAND), and is in no argument and no log.
+
+const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
+const SHORT_LOCK_WAIT = '30'; // while services are down
+const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lost among many others
+
+// What borg calls its own troubles (docs/internals/frontends.rst, "Message IDs"), and what to do about each.
+const HINTS = {
+  LockTimeout: 'another borg is using the repository or its cache; a lock left by a dead one disappears when the storage notices',
+  'Repository.DoesNotExist': 'there is no repository there yet: run `node backup.js setup`',
+  'Repository.InvalidRepository': 'what is there is no borg repository: is `repository` right?',
+  'Repository.InsufficientFreeSpaceError': 'the storage is full',
+  'Repository.StorageQuotaExceeded': 'the storage quota is reached: raise it in the storage\'s authorized_keys, or prune from the operator\'s machine',
+  PathNotAllowed: 'the storage\'s authorized_keys line allows another path than `repository` says',
+  PassphraseWrong: 'is `passphraseFile` the one that belongs to this key?',
+  PasscommandFailure: 'can `passphraseFile` be read?',
+  KeyfileNotFoundError: 'is `keyFile` there? Without it nobody can read this repository: bring it back from the recovery sheet',
+  KeyfileMismatchError: '`keyFile` belongs to another repository',
+  KeyfileInvalidError: '`keyFile` is damaged: bring it back from the recovery sheet',
+  ConnectionClosed: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
+  ConnectionClosedWithHint: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
+  'Cache.RepositoryAccessAborted': 'the repository is at another place than before, or another one is there. If you moved it, run `node backup.js borg info` on a terminal and answer its question',
+  'Cache.RepositoryReplay': 'the repository is older than what this server last saw: somebody rolled it back. Ask the operator to audit it',
+  'Archive.AlreadyExists': 'an archive of this second exists already: start the run again',
+};
+
+function shellWord(word) {
+  return `'${word.replaceAll("'", `'\\''`)}'`; // BORG_RSH and BORG_PASSCOMMAND are split as a shell would
+}
+
+/** The ssh command for this repository: our key, the known host, no questions, and an end when the line is dead. */
+function sshCommand(settings) {
+  const quoted = (file) => `"${file.replaceAll('%', '%%')}"`; // ssh_config(5) splits at spaces and expands %
+  return ['ssh', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=20', '-o', 'ServerAliveInterval=10', '-o', 'ServerAliveCountMax=6',
+    '-o', 'StrictHostKeyChecking=yes', ...(fs.existsSync(settings.knownHostsFile) ? ['-o', `UserKnownHostsFile=${quoted(settings.knownHostsFile)}`] : []),
+    ...(fs.existsSync(settings.sshKey) ? ['-o', 'IdentitiesOnly=yes', '-i', settings.sshKey] : [])]; // without them, root's own
+}
+
+/** The environment of every borg: repository, key, passphrase command, cache in the state folder; no question is ever answered yes. */
+function borgEnvironment(settings, run = '') {
+  return {
+    BORG_REPO: settings.repository,
+    BORG_KEY_FILE: settings.keyFile,
+    BORG_PASSCOMMAND: `cat ${shellWord(settings.passphraseFile)}`,
+    BORG_RSH: sshCommand(settings).map(shellWord).join(' '),
+    BORG_BASE_DIR: path.join(settings.stateFolder, 'borg'),
+    // borg takes a lock for stale when its owner on this host is dead; without a network card it would take us for another host every time.
+    ...(fs.existsSync('/etc/machine-id') ? { BORG_HOST_ID: `${hostname()}@${fs.readFileSync('/etc/machine-id', 'utf8').trim()}` } : {}),
+    BORG_EXIT_CODES: 'modern', // 1.4: tells warnings apart; 1.2 does not know it
+    BORG_RELOCATED_REPO_ACCESS_IS_OK: 'no',
+    BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK: 'no',
+    LC_ALL: 'C.UTF-8',
+    TZ: 'UTC',
+    ...(run ? markOfRun(run) : {}),
+  };
+}
+
+/** 0 is good; 1 and 100 to 127 are warnings; everything else is an error (docs/usage/general/return-codes.rst.inc). */
+function borgOnlyWarned(code) {
+  return code === 1 || (code >= 100 && code < 128);
+}
+
+/** A Problem out of a borg that failed: its own last error, and the hint for it. */
+function borgFailure(what, done) {
+  const said = [];
+  let hint = '';
+  for (const line of done.said.split('\n')) {
+    const note = parseLine(line);
+    if (!note) {
+      if (line.trim() !== '' && !line.startsWith('{')) said.push(line);
+    } else if (note.type === 'log_message' && note.message && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) {
+      said.push(/^Traceback .*\n(?: .*\n)*(.*)/m.exec(note.message)?.[1] ?? note.message); // of a traceback only what it was
+      hint = HINTS[note.msgid ?? ''] ?? hint;
+      if (/quota.*exceeded/i.test(note.message)) hint = HINTS['Repository.StorageQuotaExceeded'];
+      if (/BrokenPipeError|ConnectionResetError/.test(note.message)) hint = HINTS.ConnectionClosed;
+    }
+  }
+  return failure(what, { ...done, said: said.join('\n') }, hint || 'run `node backup.js doctor`');
+}
+
+// borg prints one JSON object a line, but ssh and Python's tracebacks mix in: what is no JSON is no note.
+function parseLine(line) {
+  if (!line.startsWith('{')) return null;
+  try {
+    return JSON.parse(line);
+  } catch {
+    return null;
+  }
+}
+
+/** Ask borg something that changes nothing in the repository. Returns how it ended. It need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it. */
+async function askBorg(settings, words, options = {}) {
+  const [command, ...rest] = words;
+  const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', PATIENT_LOCK_WAIT]), command, ...rest],
+    { seconds: 3600, ...options, env: { ...borgEnvironment(settings), BORG_SELFTEST: 'disabled', ...options.env } });
+  goOn(); // it may have ended because we were asked to stop
+  return done;
+}
+
+let version = ''; // asked once
+
+/** borg's version here. Throws Problem when it is missing, older than 1.2 or not borg 1. */
+async function borgVersion() {
+  if (version) return version;
+  const done = await look(['borg', '--version']);
+  if (done.code !== 0) throw failure('borg does not run', done, 'install it: `apt-get install borgbackup`');
+  const found = /\d+\.\d+\S*/.exec(done.out)?.[0] ?? '';
+  const [major, minor] = found.split('.').map(Number);
+  if (major !== 1) throw new Problem(`borg ${found} is installed, but this script speaks to borg 1.2 and 1.4`, { hint: 'install borg 1.4 beside it; borg 2 repositories are a format of their own' });
+  if (minor < 2) throw new Problem(`borg ${found} is too old`, { hint: 'version 1.2.5 or newer is needed' });
+  return version = found;
+}
+
+/** What the repository says of itself; brings borg's cache in step, which would otherwise cost time while services are down. */
+async function tryRepository(settings) {
+  for (const [key, file] of Object.entries({ keyFile: settings.keyFile, passphraseFile: settings.passphraseFile, ...(isRemote(settings) ? { sshKey: settings.sshKey } : {}) })) {
+    if (!fs.existsSync(file)) throw new Problem(`${key} ${named(file)} is not there`, { hint: 'run `node backup.js setup`, or bring it back from the recovery sheet' });
+  }
+  const done = await askBorg(settings, ['info', '--json']);
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure('the repository cannot be used', done);
+  const facts = JSON.parse(done.out);
+  const encryption = String(facts.encryption.mode);
+  if (/^(none|authenticated)/.test(encryption)) throw new Problem(`the repository is not encrypted (${encryption}): the storage could read everything`, { hint: 'make a new one with `node backup.js setup`' });
+  return { id: facts.repository.id, encryption };
+}
+
+function isRemote(settings) {
+  return !settings.repository.startsWith('/');
+}
+
+/** A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. */
+function createCommand(settings, what) {
+  const comment = JSON.stringify(what.comment).replace(/[{}]/g, '$&$&'); // braces are placeholders for borg
+  // What lies below another root would be stored twice. So borg is to find it on its way, below an excluded folder too: `-` goes on
+  // into those, --exclude does not. Patterns for folders alone (re:, pf:) would then let their files in: with these, twice it is.
+  const nested = what.roots.filter((root) => what.roots.some((other) => root.startsWith(`${other}/`)));
+  const onTheWay = nested.length > 0 && !settings.exclude.some((pattern) => /^(re|pf):/.test(pattern));
+  const excluded = (pattern) => (onTheWay ? ['--pattern', `- ${/^[a-z]{2}:/.test(pattern) ? '' : 'fm:'}${pattern}`] : ['--exclude', pattern]);
+  return ['borg', '--log-json', '--progress', '--lock-wait', what.cold ? SHORT_LOCK_WAIT : PATIENT_LOCK_WAIT,
+    ...(settings.uploadLimitKiB ? ['--upload-ratelimit', String(settings.uploadLimitKiB)] : []),
+    'create', '--json', '--list', '--filter', 'CE',
+    '--compression', settings.compression,
+    '--chunker-params', settings.chunker,
+    '--checkpoint-interval', '300', // what an interrupted night has uploaded counts the next night
+    '--comment', comment,
+    ...(settings.exclude.length === 0 ? [] : what.whole.flatMap((root) => ['--pattern', `+ pp:${root}`])), // the first match counts
+    ...settings.exclude.flatMap(excluded),
+    `::${what.archive}`, ...what.roots.filter((root) => !onTheWay || !nested.includes(root))];
+}
+
+/**
+ * Take one pass. Given the command, the folder relative roots are in, the run's mark, the name of the pass and last night's
+ * size, shows progress and returns what borg did. tested: a pass of this run was made before it, and borg tests itself once. Throws Problem when borg failed: then there is no archive of that name.
+ */
+async function takePass(settings, command, options) {
+  const result = { files: 0, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 0, changed: [], unread: [], complaints: [] };
+  const began = Date.now();
+  let progressAt = 0;
+  const progress = progressTeller(options.title, options.expectedBytes);
+  const done = await change(command, {
+    cwd: options.cwd,
+    env: { ...borgEnvironment(settings, options.run), ...(options.tested ? { BORG_SELFTEST: 'disabled' } : {}) },
+    ladder: ['SIGINT', 'SIGTERM', 'SIGKILL'], // INT: borg keeps a checkpoint, so that the upload goes on from there
+    seconds: options.seconds,
+    onErrorLine: (line) => {
+      if (/"type": ?"archive_progress"/.test(line)) { // many a second, and one would see none of them; a name in JSON cannot look like this
+        if (Date.now() - progressAt < 200) return;
+        progressAt = Date.now();
+      }
+      const note = parseLine(line);
+      if (note?.type === 'archive_progress' && !note.finished) progress(note);
+      if (note?.type === 'file_status' && note.status === 'C' && result.changed.length < KEPT_NAMES) result.changed.push(absolute(note.path));
+      if (note?.type === 'file_status' && note.status === 'E' && result.unread.length < KEPT_NAMES) result.unread.push(absolute(note.path));
+      if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '') && result.complaints.length < KEPT_NAMES) result.complaints.push(note.message ?? '');
+    },
+  });
+  result.seconds = (Date.now() - began) / 1000;
+  goOn(); // borg may have ended because we asked it to
+  if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${progress.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
+  const stats = JSON.parse(done.out).archive.stats;
+  return Object.assign(result, { files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size });
+}
+
+// Hundreds of paths are no help in an error.
+function shortened(command) {
+  return command.length > 24 ? [...command.slice(0, 24), '...'] : command;
+}
+
+function absolute(file) {
+  return file.startsWith('/') ? file : `/${file}`;
+}
+
+/** Tells how far a pass is: a live line on a terminal, a plain line every five minutes elsewhere. */
+function progressTeller(title, expectedBytes) {
+  const began = Date.now();
+  let shownAt = 0, toldAt = Date.now(), last = 'nothing yet';
+  const tell = (note) => {
+    const now = Date.now(), bytes = note.original_size ?? 0, seconds = (now - began) / 1000;
+    last = `${note.nfiles ?? 0} files, ${size(bytes)} read, ${size(note.deduplicated_size ?? 0)} new`;
+    if (now - shownAt < 250) return;
+    shownAt = now;
+    const left = expectedBytes > bytes && bytes > 0 ? `, about ${span((expectedBytes - bytes) * seconds / bytes)} left` : '';
+    const line = `${title}: ${last}, ${size(bytes / Math.max(seconds, 0.1))}/s${left}`;
+    if (!sayLive(`${line}  ${note.path ?? ''}`) && now - toldAt > 300_000) {
+      toldAt = now;
+      say(line);
+    }
+  };
+  return Object.assign(tell, { reached: () => last });
+}
+
+/** One file out of an archive, as text. Throws Problem when it is not there. */
+async function readFromArchive(settings, archive, file) {
+  const done = await askBorg(settings, ['extract', '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024 });
+  if (done.code !== 0) throw borgFailure(`${file} cannot be read back from ${archive}`, done);
+  return done.out;
+}
+
+/**
+ * The archives of this server ('' = of any), oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
+ * twin's comment, so that one listing answers everything. Names that are not ours are left out.
+ */
+async function listArchives(settings, server, more = []) {
+  const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}']);
+  if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
+  const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d`;
+  const ours = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-(${stamp})(-warm\\.checkpoint)?$`);
+  const archives = JSON.parse(done.out).archives;
+  const proofs = new Map(archives.filter(({ name }) => name.startsWith('proven-')).map(({ name, comment }) => [name.slice('proven-'.length), comment]));
+  return archives.filter(({ name }) => !name.startsWith('proven-') && ours.test(name)).map(({ name, start }) => {
+    const proof = proofs.get(name);
+    let facts = {};
+    try {
+      facts = JSON.parse(proof ?? '{}');
+    } catch { /* a proof of an older or edited script: it counts, its numbers do not */ }
+    return {
+      archive: name,
+      madeAt: `${(ours.exec(name)?.[2] ?? start).slice(0, 19)}Z`,
+      kind: name.endsWith('-warm.checkpoint') ? 'warm' : proof === undefined ? 'unproven' : 'proven',
+      originalBytes: facts.originalBytes ?? null,
+      deduplicatedBytes: facts.deduplicatedBytes ?? null,
+      downSeconds: facts.downSeconds ?? null,
+      files: facts.files ?? null,
+    };
+  });
+}
+
+// =========================================================================================================
 // ==== PASSPORT ====
 // The passport: everything needed to build a machine on which the saved files work, and to say no on one where they would not.
 // Gathered while the databases still answer, from them, from their files, and from the machine or container they run in. It only
@@ -2392,14 +2644,14 @@ async function passportOf(clusters, containers, roots) {
     Promise.all(clusters.map((one) => orLacking(`postgres ${one.name}`, clusterPassport(one),
       { ...one, answers: false, systemIdentifier: '', controlData: {}, pgConfig: {}, icu: '', databases: [] }))),
     orLacking('the containers', containersOf(containers), []),
-    look(['borg', '--version']),
+    borgVersion().catch(() => ''),
   ]);
   const files = clusters.flatMap((cluster, i) => (cluster.container ? [] : filesInUse(cluster, postgres[i])));
   const packages = await packagesOf([], [...new Set(files)]);
   if (Object.keys(packages.all).length === 0) warn('the passport lacks the packages of this machine: neither dpkg-query, rpm nor apk lists them');
   return {
     host: { name: os.hostname(), architecture: os.arch(), timeZone: Intl.DateTimeFormat().resolvedOptions().timeZone, ...system, ...owners },
-    packages: { ...packages, borg: borg.out.trim().replace(/^borg\S* /, ''), node: process.version.slice(1) },
+    packages: { ...packages, borg, node: process.version.slice(1) },
     postgres,
     containers: boxes,
   };
@@ -2414,255 +2666,6 @@ async function orLacking(what, gathered, otherwise) {
     warn(`the passport lacks ${what}: ${error}`);
     return otherwise;
   }
-}
-
-// =========================================================================================================
-// ==== BORG ====
-// borg: the one chapter that knows its arguments, environment, exit codes and messages (1.2 and 1.4; borg 2 is refused).
-// Changes only the repository, by adding archives; never deletes, renames or recreates one. borg's cache lies in the state folder.
-// Secrets reach borg by file: the passphrase is read by borg itself (BORG_PASSCOMMAND), and is in no argument and no log.
-
-const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
-const SHORT_LOCK_WAIT = '30'; // while services are down
-const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lost among many others
-
-// What borg calls its own troubles (docs/internals/frontends.rst, "Message IDs"), and what to do about each.
-const HINTS = {
-  LockTimeout: 'another borg is using the repository or its cache; a lock left by a dead one disappears when the storage notices',
-  'Repository.DoesNotExist': 'there is no repository there yet: run `node backup.js setup`',
-  'Repository.InvalidRepository': 'what is there is no borg repository: is `repository` right?',
-  'Repository.InsufficientFreeSpaceError': 'the storage is full',
-  'Repository.StorageQuotaExceeded': 'the storage quota is reached: raise it in the storage\'s authorized_keys, or prune from the operator\'s machine',
-  PathNotAllowed: 'the storage\'s authorized_keys line allows another path than `repository` says',
-  PassphraseWrong: 'is `passphraseFile` the one that belongs to this key?',
-  PasscommandFailure: 'can `passphraseFile` be read?',
-  KeyfileNotFoundError: 'is `keyFile` there? Without it nobody can read this repository: bring it back from the recovery sheet',
-  KeyfileMismatchError: '`keyFile` belongs to another repository',
-  KeyfileInvalidError: '`keyFile` is damaged: bring it back from the recovery sheet',
-  ConnectionClosed: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
-  ConnectionClosedWithHint: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
-  'Cache.RepositoryAccessAborted': 'the repository is at another place than before, or another one is there. If you moved it, run `node backup.js borg info` on a terminal and answer its question',
-  'Cache.RepositoryReplay': 'the repository is older than what this server last saw: somebody rolled it back. Ask the operator to audit it',
-  'Archive.AlreadyExists': 'an archive of this second exists already: start the run again',
-};
-
-function shellWord(word) {
-  return `'${word.replaceAll("'", `'\\''`)}'`; // BORG_RSH and BORG_PASSCOMMAND are split as a shell would
-}
-
-/** The ssh command for this repository: our key, the known host, no questions, and an end when the line is dead. */
-function sshCommand(settings) {
-  const quoted = (file) => `"${file.replaceAll('%', '%%')}"`; // ssh_config(5) splits at spaces and expands %
-  return ['ssh', '-o', 'BatchMode=yes', '-o', 'ConnectTimeout=20', '-o', 'ServerAliveInterval=10', '-o', 'ServerAliveCountMax=6',
-    '-o', 'StrictHostKeyChecking=yes', ...(fs.existsSync(settings.knownHostsFile) ? ['-o', `UserKnownHostsFile=${quoted(settings.knownHostsFile)}`] : []),
-    ...(fs.existsSync(settings.sshKey) ? ['-o', 'IdentitiesOnly=yes', '-i', settings.sshKey] : [])]; // without them, root's own
-}
-
-/** The environment of every borg: repository, key, passphrase command, cache in the state folder; no question is ever answered yes. */
-function borgEnvironment(settings, run = '') {
-  return {
-    BORG_REPO: settings.repository,
-    BORG_KEY_FILE: settings.keyFile,
-    BORG_PASSCOMMAND: `cat ${shellWord(settings.passphraseFile)}`,
-    BORG_RSH: sshCommand(settings).map(shellWord).join(' '),
-    BORG_BASE_DIR: path.join(settings.stateFolder, 'borg'),
-    // borg takes a lock for stale when its owner on this host is dead; without a network card it would take us for another host every time.
-    ...(fs.existsSync('/etc/machine-id') ? { BORG_HOST_ID: `${hostname()}@${fs.readFileSync('/etc/machine-id', 'utf8').trim()}` } : {}),
-    BORG_EXIT_CODES: 'modern', // 1.4: tells warnings apart; 1.2 does not know it
-    BORG_RELOCATED_REPO_ACCESS_IS_OK: 'no',
-    BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK: 'no',
-    LC_ALL: 'C.UTF-8',
-    TZ: 'UTC',
-    ...(run ? markOfRun(run) : {}),
-  };
-}
-
-/** 0 is good; 1 and 100 to 127 are warnings; everything else is an error (docs/usage/general/return-codes.rst.inc). */
-function borgOnlyWarned(code) {
-  return code === 1 || (code >= 100 && code < 128);
-}
-
-/** A Problem out of a borg that failed: its own last error, and the hint for it. */
-function borgFailure(what, done) {
-  const said = [];
-  let hint = '';
-  for (const line of done.said.split('\n')) {
-    const note = parseLine(line);
-    if (!note) {
-      if (line.trim() !== '' && !line.startsWith('{')) said.push(line);
-    } else if (note.type === 'log_message' && note.message && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) {
-      said.push(/^Traceback .*\n(?: .*\n)*(.*)/m.exec(note.message)?.[1] ?? note.message); // of a traceback only what it was
-      hint = HINTS[note.msgid ?? ''] ?? hint;
-      if (/quota.*exceeded/i.test(note.message)) hint = HINTS['Repository.StorageQuotaExceeded'];
-      if (/BrokenPipeError|ConnectionResetError/.test(note.message)) hint = HINTS.ConnectionClosed;
-    }
-  }
-  return failure(what, { ...done, said: said.join('\n') }, hint || 'run `node backup.js doctor`');
-}
-
-// borg prints one JSON object a line, but ssh and Python's tracebacks mix in: what is no JSON is no note.
-function parseLine(line) {
-  if (!line.startsWith('{')) return null;
-  try {
-    return JSON.parse(line);
-  } catch {
-    return null;
-  }
-}
-
-/** Ask borg something that changes nothing in the repository. Returns how it ended. It need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it. */
-async function askBorg(settings, words, options = {}) {
-  const [command, ...rest] = words;
-  const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', PATIENT_LOCK_WAIT]), command, ...rest],
-    { seconds: 3600, ...options, env: { ...borgEnvironment(settings), BORG_SELFTEST: 'disabled', ...options.env } });
-  goOn(); // it may have ended because we were asked to stop
-  return done;
-}
-
-/** borg's version here. Throws Problem when it is missing, older than 1.2 or not borg 1. */
-async function borgVersion() {
-  const done = await look(['borg', '--version']);
-  if (done.code !== 0) throw failure('borg does not run', done, 'install it: `apt-get install borgbackup`');
-  const version = /\d+\.\d+\S*/.exec(done.out)?.[0] ?? '';
-  const [major, minor] = version.split('.').map(Number);
-  if (major !== 1) throw new Problem(`borg ${version} is installed, but this script speaks to borg 1.2 and 1.4`, { hint: 'install borg 1.4 beside it; borg 2 repositories are a format of their own' });
-  if (minor < 2) throw new Problem(`borg ${version} is too old`, { hint: 'version 1.2.5 or newer is needed' });
-  return version;
-}
-
-/** What the repository says of itself; brings borg's cache in step, which would otherwise cost time while services are down. */
-async function tryRepository(settings) {
-  for (const [key, file] of Object.entries({ keyFile: settings.keyFile, passphraseFile: settings.passphraseFile, ...(isRemote(settings) ? { sshKey: settings.sshKey } : {}) })) {
-    if (!fs.existsSync(file)) throw new Problem(`${key} ${named(file)} is not there`, { hint: 'run `node backup.js setup`, or bring it back from the recovery sheet' });
-  }
-  const done = await askBorg(settings, ['info', '--json']);
-  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure('the repository cannot be used', done);
-  const facts = JSON.parse(done.out);
-  const encryption = String(facts.encryption.mode);
-  if (/^(none|authenticated)/.test(encryption)) throw new Problem(`the repository is not encrypted (${encryption}): the storage could read everything`, { hint: 'make a new one with `node backup.js setup`' });
-  return { id: facts.repository.id, encryption };
-}
-
-function isRemote(settings) {
-  return !settings.repository.startsWith('/');
-}
-
-/** A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. */
-function createCommand(settings, what) {
-  const comment = JSON.stringify(what.comment).replace(/[{}]/g, '$&$&'); // braces are placeholders for borg
-  // What lies below another root would be stored twice. So borg is to find it on its way, below an excluded folder too: `-` goes on
-  // into those, --exclude does not. Patterns for folders alone (re:, pf:) would then let their files in: with these, twice it is.
-  const nested = what.roots.filter((root) => what.roots.some((other) => root.startsWith(`${other}/`)));
-  const onTheWay = nested.length > 0 && !settings.exclude.some((pattern) => /^(re|pf):/.test(pattern));
-  const excluded = (pattern) => (onTheWay ? ['--pattern', `- ${/^[a-z]{2}:/.test(pattern) ? '' : 'fm:'}${pattern}`] : ['--exclude', pattern]);
-  return ['borg', '--log-json', '--progress', '--lock-wait', what.cold ? SHORT_LOCK_WAIT : PATIENT_LOCK_WAIT,
-    ...(settings.uploadLimitKiB ? ['--upload-ratelimit', String(settings.uploadLimitKiB)] : []),
-    'create', '--json', '--list', '--filter', 'CE',
-    '--compression', settings.compression,
-    '--chunker-params', settings.chunker,
-    '--checkpoint-interval', '300', // what an interrupted night has uploaded counts the next night
-    '--comment', comment,
-    ...(settings.exclude.length === 0 ? [] : what.whole.flatMap((root) => ['--pattern', `+ pp:${root}`])), // the first match counts
-    ...settings.exclude.flatMap(excluded),
-    `::${what.archive}`, ...what.roots.filter((root) => !onTheWay || !nested.includes(root))];
-}
-
-/**
- * Take one pass. Given the command, the folder relative roots are in, the run's mark, the name of the pass and last night's
- * size, shows progress and returns what borg did. Throws Problem when borg failed: then there is no archive of that name.
- */
-async function takePass(settings, command, options) {
-  const result = { files: 0, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 0, changed: [], unread: [], complaints: [] };
-  const began = Date.now();
-  let progressAt = 0;
-  const progress = progressTeller(options.title, options.expectedBytes);
-  const done = await change(command, {
-    cwd: options.cwd,
-    env: borgEnvironment(settings, options.run),
-    ladder: ['SIGINT', 'SIGTERM', 'SIGKILL'], // INT: borg keeps a checkpoint, so that the upload goes on from there
-    seconds: options.seconds,
-    onErrorLine: (line) => {
-      if (/"type": ?"archive_progress"/.test(line)) { // many a second, and one would see none of them; a name in JSON cannot look like this
-        if (Date.now() - progressAt < 200) return;
-        progressAt = Date.now();
-      }
-      const note = parseLine(line);
-      if (note?.type === 'archive_progress' && !note.finished) progress(note);
-      if (note?.type === 'file_status' && note.status === 'C' && result.changed.length < KEPT_NAMES) result.changed.push(absolute(note.path));
-      if (note?.type === 'file_status' && note.status === 'E' && result.unread.length < KEPT_NAMES) result.unread.push(absolute(note.path));
-      if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '') && result.complaints.length < KEPT_NAMES) result.complaints.push(note.message ?? '');
-    },
-  });
-  result.seconds = (Date.now() - began) / 1000;
-  goOn(); // borg may have ended because we asked it to
-  if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${progress.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
-  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
-  const stats = JSON.parse(done.out).archive.stats;
-  return Object.assign(result, { files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size });
-}
-
-// Hundreds of paths are no help in an error.
-function shortened(command) {
-  return command.length > 24 ? [...command.slice(0, 24), '...'] : command;
-}
-
-function absolute(file) {
-  return file.startsWith('/') ? file : `/${file}`;
-}
-
-/** Tells how far a pass is: a live line on a terminal, a plain line every five minutes elsewhere. */
-function progressTeller(title, expectedBytes) {
-  const began = Date.now();
-  let shownAt = 0, toldAt = Date.now(), last = 'nothing yet';
-  const tell = (note) => {
-    const now = Date.now(), bytes = note.original_size ?? 0, seconds = (now - began) / 1000;
-    last = `${note.nfiles ?? 0} files, ${size(bytes)} read, ${size(note.deduplicated_size ?? 0)} new`;
-    if (now - shownAt < 250) return;
-    shownAt = now;
-    const left = expectedBytes > bytes && bytes > 0 ? `, about ${span((expectedBytes - bytes) * seconds / bytes)} left` : '';
-    const line = `${title}: ${last}, ${size(bytes / Math.max(seconds, 0.1))}/s${left}`;
-    if (!sayLive(`${line}  ${note.path ?? ''}`) && now - toldAt > 300_000) {
-      toldAt = now;
-      say(line);
-    }
-  };
-  return Object.assign(tell, { reached: () => last });
-}
-
-/** One file out of an archive, as text. Throws Problem when it is not there. */
-async function readFromArchive(settings, archive, file) {
-  const done = await askBorg(settings, ['extract', '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024 });
-  if (done.code !== 0) throw borgFailure(`${file} cannot be read back from ${archive}`, done);
-  return done.out;
-}
-
-/**
- * The archives of this server ('' = of any), oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
- * twin's comment, so that one listing answers everything. Names that are not ours are left out.
- */
-async function listArchives(settings, server, more = []) {
-  const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}']);
-  if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
-  const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d`;
-  const ours = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-(${stamp})(-warm\\.checkpoint)?$`);
-  const archives = JSON.parse(done.out).archives;
-  const proofs = new Map(archives.filter(({ name }) => name.startsWith('proven-')).map(({ name, comment }) => [name.slice('proven-'.length), comment]));
-  return archives.filter(({ name }) => !name.startsWith('proven-') && ours.test(name)).map(({ name, start }) => {
-    const proof = proofs.get(name);
-    let facts = {};
-    try {
-      facts = JSON.parse(proof ?? '{}');
-    } catch { /* a proof of an older or edited script: it counts, its numbers do not */ }
-    return {
-      archive: name,
-      madeAt: `${(ours.exec(name)?.[2] ?? start).slice(0, 19)}Z`,
-      kind: name.endsWith('-warm.checkpoint') ? 'warm' : proof === undefined ? 'unproven' : 'proven',
-      originalBytes: facts.originalBytes ?? null,
-      deduplicatedBytes: facts.deduplicatedBytes ?? null,
-      downSeconds: facts.downSeconds ?? null,
-      files: facts.files ?? null,
-    };
-  });
 }
 
 // =========================================================================================================
@@ -3190,12 +3193,14 @@ function tops(asides) {
   return [...new Set(asides.map((one) => /^(.*?\bbefore-restore-[^/]*)\//.exec(one)?.[1] ?? one))];
 }
 
-/** Given a dead run's ledger, settles its swaps and notes what runs in the new state. The stagings stay until things have been started. */
-function settleRestore(ledger) {
+/** Given the ledger of a restore, settles its swaps, notes what runs in the new state, and shows systemd new units. The stagings stay until things have been started. */
+async function settleRestore(ledger) {
   const restore = ledger.restore;
   if (restore.state !== '') return;
   restore.state = settleSwaps(restore);
   if (restore.state === 'new') noteLater(ledger);
+  const hasUnits = restore.swaps.some(({ place }) => /^\/(etc|usr|lib)\//.test(place)); // or configuration that a generator reads
+  if (restore.state === 'new' && hasUnits && hasSystemd()) await change(['timeout', '-k', '5', '60', 'systemctl', 'daemon-reload'], { unlimited: true });
   say(restore.state === 'new' ? `the restore of ${restore.archive} had put everything in its place: the new contents stay` : `the restore of ${restore.archive} was not through: the old contents are in place`);
 }
 
@@ -3988,7 +3993,7 @@ async function bringBack(stateFolder, ledger, who, settings) {
   const what = ledger.restore ? 'the restore' : 'the run', left = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
   say(`${what} of ${ledger.startedAt} ended before ${left.join(', ') || 'all'} ran again: ${who} starts what is missing`);
   if (!await endRun(ledger.run)) warn('a borg of the dead run cannot be ended');
-  if (ledger.restore) settleRestore(ledger); // before anything is started: either all is new, or all is old
+  if (ledger.restore) await settleRestore(ledger); // before anything is started: either all is new, or all is old
   const down = await startParts(ledger, stateFolder);
   const outcome = down.length > 0 ? 'down' : 'failed';
   if (ledger.restore) endRestore(stateFolder, ledger, down);
@@ -5678,10 +5683,8 @@ async function carryOut(comeback, script, file, startedAt) {
     trouble = error;
   }
   try {
-    settleRestore(ledger);
+    await settleRestore(ledger);
     keepLedgerIfPossible(stateFolder, ledger);
-    const hasUnits = pieces.some((piece) => /^\/(etc|usr|lib)\//.test(piece.place)); // or configuration that a generator reads
-    if (ledger.restore.state === 'new' && hasUnits && hasSystemd()) await change(['timeout', '-k', '5', '60', 'systemctl', 'daemon-reload'], { unlimited: true });
     down = await startParts(ledger, stateFolder);
   } catch (error) { // a disk has gone: the guard goes on
     sayError(error);

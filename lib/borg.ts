@@ -113,15 +113,18 @@ export async function askBorg(settings: Settings, words: string[], options: RunO
   return done;
 }
 
+let version = ''; // asked once
+
 /** borg's version here. Throws Problem when it is missing, older than 1.2 or not borg 1. */
 export async function borgVersion(): Promise<string> {
+  if (version) return version;
   const done = await look(['borg', '--version']);
   if (done.code !== 0) throw failure('borg does not run', done, 'install it: `apt-get install borgbackup`');
-  const version = /\d+\.\d+\S*/.exec(done.out)?.[0] ?? '';
-  const [major, minor] = version.split('.').map(Number);
-  if (major !== 1) throw new Problem(`borg ${version} is installed, but this script speaks to borg 1.2 and 1.4`, { hint: 'install borg 1.4 beside it; borg 2 repositories are a format of their own' });
-  if (minor! < 2) throw new Problem(`borg ${version} is too old`, { hint: 'version 1.2.5 or newer is needed' });
-  return version;
+  const found = /\d+\.\d+\S*/.exec(done.out)?.[0] ?? '';
+  const [major, minor] = found.split('.').map(Number);
+  if (major !== 1) throw new Problem(`borg ${found} is installed, but this script speaks to borg 1.2 and 1.4`, { hint: 'install borg 1.4 beside it; borg 2 repositories are a format of their own' });
+  if (minor! < 2) throw new Problem(`borg ${found} is too old`, { hint: 'version 1.2.5 or newer is needed' });
+  return version = found;
 }
 
 /** What the repository says of itself; brings borg's cache in step, which would otherwise cost time while services are down. */
@@ -163,16 +166,16 @@ export function createCommand(settings: Settings, what: { archive: string; roots
 
 /**
  * Take one pass. Given the command, the folder relative roots are in, the run's mark, the name of the pass and last night's
- * size, shows progress and returns what borg did. Throws Problem when borg failed: then there is no archive of that name.
+ * size, shows progress and returns what borg did. tested: a pass of this run was made before it, and borg tests itself once. Throws Problem when borg failed: then there is no archive of that name.
  */
-export async function takePass(settings: Settings, command: string[], options: { cwd: string; run: string; title: string; expectedBytes: number; seconds?: number }): Promise<PassResult> {
+export async function takePass(settings: Settings, command: string[], options: { cwd: string; run: string; title: string; expectedBytes: number; seconds?: number; tested?: boolean }): Promise<PassResult> {
   const result: PassResult = { files: 0, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 0, changed: [], unread: [], complaints: [] };
   const began = Date.now();
   let progressAt = 0;
   const progress = progressTeller(options.title, options.expectedBytes);
   const done = await change(command, {
     cwd: options.cwd,
-    env: borgEnvironment(settings, options.run),
+    env: { ...borgEnvironment(settings, options.run), ...(options.tested ? { BORG_SELFTEST: 'disabled' } : {}) },
     ladder: ['SIGINT', 'SIGTERM', 'SIGKILL'], // INT: borg keeps a checkpoint, so that the upload goes on from there
     seconds: options.seconds,
     onErrorLine: (line) => {

@@ -135,7 +135,7 @@ export async function bringBack(stateFolder: string, ledger: Ledger, who: string
   const what = ledger.restore ? 'the restore' : 'the run', left = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
   say(`${what} of ${ledger.startedAt} ended before ${left.join(', ') || 'all'} ran again: ${who} starts what is missing`);
   if (!await endRun(ledger.run)) warn('a borg of the dead run cannot be ended');
-  if (ledger.restore) settleRestore(ledger); // before anything is started: either all is new, or all is old
+  if (ledger.restore) await settleRestore(ledger); // before anything is started: either all is new, or all is old
   const down = await startParts(ledger, stateFolder);
   const outcome = down.length > 0 ? 'down' : 'failed';
   if (ledger.restore) endRestore(stateFolder, ledger, down);

@@ -6,7 +6,7 @@ import { randomUUID } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, colored, count, mode, named, openTranscript, say, sayBlock, sayError, span, warn, warnings } from './say.ts';
-import { change, failure, goOn, hasSystemd, temporaryFolder, waitUntil } from './shell.ts';
+import { change, failure, goOn, temporaryFolder, waitUntil } from './shell.ts';
 import type { Loaded } from './check.ts';
 import type { Settings } from './settings.ts';
 import { findContainers } from './containers.ts';
@@ -82,10 +82,8 @@ async function carryOut(comeback: Comeback, script: string, file: string, starte
     trouble = error;
   }
   try {
-    settleRestore(ledger);
+    await settleRestore(ledger);
     keepLedgerIfPossible(stateFolder, ledger);
-    const hasUnits = pieces.some((piece) => /^\/(etc|usr|lib)\//.test(piece.place)); // or configuration that a generator reads
-    if (ledger.restore.state === 'new' && hasUnits && hasSystemd()) await change(['timeout', '-k', '5', '60', 'systemctl', 'daemon-reload'], { unlimited: true });
     down = await startParts(ledger, stateFolder);
   } catch (error) { // a disk has gone: the guard goes on
     sayError(error);

@@ -6,6 +6,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { look } from './shell.ts';
 import { Problem, lastLines, say, warn } from './say.ts';
+import { borgVersion } from './borg.ts';
 import { controlState } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
 import { activityQuestion, askCluster, clusterQuestions, databaseQuestions, homeOf, orderFingerprint, placeOf, quotedName, rootOf } from './questions.ts';
@@ -221,14 +222,14 @@ export async function passportOf(clusters: Cluster[], containers: string[], root
     Promise.all(clusters.map((one) => orLacking(`postgres ${one.name}`, clusterPassport(one),
       { ...one, answers: false, systemIdentifier: '', controlData: {}, pgConfig: {}, icu: '', databases: [] }))),
     orLacking('the containers', containersOf(containers), []),
-    look(['borg', '--version']),
+    borgVersion().catch(() => ''),
   ]);
   const files = clusters.flatMap((cluster, i) => (cluster.container ? [] : filesInUse(cluster, postgres[i]!)));
   const packages = await packagesOf([], [...new Set(files)]);
   if (Object.keys(packages.all).length === 0) warn('the passport lacks the packages of this machine: neither dpkg-query, rpm nor apk lists them');
   return {
     host: { name: os.hostname(), architecture: os.arch(), timeZone: Intl.DateTimeFormat().resolvedOptions().timeZone, ...system, ...owners },
-    packages: { ...packages, borg: borg.out.trim().replace(/^borg\S* /, ''), node: process.version.slice(1) },
+    packages: { ...packages, borg, node: process.version.slice(1) },
     postgres,
     containers: boxes,
   };

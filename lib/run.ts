@@ -101,7 +101,7 @@ async function copyCold(night: Night, plan: Plan, manifest: Manifest): Promise<{
   const before = listingFile(settings.stateFolder), after = join(settings.stateFolder, 'listing-after');
   const first = await prove(plan, before);
   const manifestText = finishRecord(settings.stateFolder, { ...manifest, proof: first });
-  const cold = await takePass(settings, coldCommand(settings, plan, first), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
+  const cold = await takePass(settings, coldCommand(settings, plan, first), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: settings.warmPass, expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
   night.line.cold = passFacts(cold);
   const second = await proveAgain(plan, first, before, after);
   fs.rmSync(after, { force: true });
@@ -197,7 +197,7 @@ async function proveTheArchive(night: Night, plan: Plan, { cold, first, second, 
   const line = finishedLine(night, null);
   const facts = { archive: plan.archive, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
   const folder = writeProof(settings.stateFolder, { format: 1, ...facts, before: first, after: second }, line);
-  await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', expectedBytes: 0, seconds: 3600 });
+  await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
 }
 
 function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }: PassResult): HistoryLine['cold'] {

@@ -9,7 +9,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, named, pasteable, say, warn } from './say.ts';
-import { writeDurably } from './shell.ts';
+import { change, hasSystemd, writeDurably } from './shell.ts';
 import { isBelow } from './plan.ts';
 import { STAGING, ledgerFile } from './ledger.ts';
 import type { FolderFacts, Ledger, Restore, Swap } from './ledger.ts';
@@ -151,12 +151,14 @@ function tops(asides: string[]): string[] {
   return [...new Set(asides.map((one) => /^(.*?\bbefore-restore-[^/]*)\//.exec(one)?.[1] ?? one))];
 }
 
-/** Given a dead run's ledger, settles its swaps and notes what runs in the new state. The stagings stay until things have been started. */
-export function settleRestore(ledger: Ledger): void {
+/** Given the ledger of a restore, settles its swaps, notes what runs in the new state, and shows systemd new units. The stagings stay until things have been started. */
+export async function settleRestore(ledger: Ledger): Promise<void> {
   const restore = ledger.restore!;
   if (restore.state !== '') return;
   restore.state = settleSwaps(restore);
   if (restore.state === 'new') noteLater(ledger);
+  const hasUnits = restore.swaps.some(({ place }) => /^\/(etc|usr|lib)\//.test(place)); // or configuration that a generator reads
+  if (restore.state === 'new' && hasUnits && hasSystemd()) await change(['timeout', '-k', '5', '60', 'systemctl', 'daemon-reload'], { unlimited: true });
   say(restore.state === 'new' ? `the restore of ${restore.archive} had put everything in its place: the new contents stay` : `the restore of ${restore.archive} was not through: the old contents are in place`);
 }
 

@@ -12,6 +12,7 @@ const inState = (world: World, name: string) => path.join(world.server.stateFold
 
 scenarios('a failure while services are down', import.meta.url, {
   'borg fails in the cold pass: its own words are told, and the next run is good': async (world) => {
+    world.server.writeSettings({ warmPass: true });
     const ended = await world.server.run([], wrap(world, 'borg', '[ $pass = cold ] && { echo "disk on fire" >&2; exit 2; }'));
     expectEnd(world, ended, { code: 2, says: [/error: cold pass failed \(exit code 2\)/, /said: disk on fire/, ALL_RUN] });
     await allIsWell(world);

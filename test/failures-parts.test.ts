@@ -92,6 +92,7 @@ scenarios('a part that fails, a person who interrupts', import.meta.url, {
   },
 
   'SIGTERM in the warm pass: exit 143, nothing was stopped': async (world) => {
+    world.server.writeSettings({ warmPass: true });
     const running = whatRuns(world), run = world.server.start([], wrap(world, 'borg', holdIn('warm')));
     await held(world);
     run.signal('SIGTERM');

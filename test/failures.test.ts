@@ -27,6 +27,7 @@ function windowOf(seconds: number): { window: { from: string; until: string; tim
 
 scenarios('a failure while everything runs', import.meta.url, {
   'the window ends during the warm pass: nothing is stopped, and it says how far it came': async (world) => {
+    world.server.writeSettings({ warmPass: true });
     randomFile(world, 'big', 30);
     world.server.writeSettings({ window: windowOf(15).window, uploadLimitKiB: 100 });
     const ended = await fails(world, [/warm pass did not get through in time: \d+ files, [\d.]+ MB read, [\d.]+ MB new/]);
@@ -105,6 +106,7 @@ scenarios('a failure while everything runs', import.meta.url, {
   },
 
   'a folder that goes in the warm pass never becomes a good backup': async (world) => {
+    world.server.writeSettings({ warmPass: true });
     nearby(world);
     const run = world.server.start([], wrap(world, 'borg', `[ $pass = warm ] && mv ${world.files} ${world.files}.gone`));
     const ended = await run.ended;
@@ -130,6 +132,7 @@ scenarios('a failure while everything runs', import.meta.url, {
   },
 
   'the storage quota is reached in the warm pass: nothing is stopped': async (world) => {
+    world.server.writeSettings({ warmPass: true });
     randomFile(world, 'big', 12);
     setQuota(world, '10M');
     await fails(world, [/warm pass failed/, /quota/i, /hint: the storage quota is reached/]);

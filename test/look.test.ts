@@ -85,7 +85,7 @@ describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
     assert.ok(server.history().every(({ startedAt }) => fs.existsSync(path.join(log, `${startedAt.slice(0, 19)}.log`))));
   });
 
-  test('on a terminal one live line tells how far it is, and is gone at the end', { timeout: 60_000 }, async () => {
+  test('on a terminal one live line tells how far it is, and is gone at the end', { timeout: 240_000 }, async () => {
     fs.writeFileSync(path.join(folder, 'tree', 'big'), Buffer.alloc(150_000_000, 'cold backup '));
     const { code, screen } = await onTerminal([process.execPath, server.script], { TERM: 'xterm', NO_COLOR: '1' });
     assert.equal(code, 0, screen);

@@ -91,7 +91,7 @@ async function openWorld(folder: string): Promise<World> {
     for (let number = 0; number < 50; number++) fs.writeFileSync(path.join(files, `file ${number}`), `I am file ${number}\n`.repeat(1000));
   }
   const server = await makeServer(path.join(folder, 'server'), 'web1', storage,
-    { stop: [web.entry, app.entry, idle.entry, `postgres ${db.dataDirectory}`], folders: [files] }, { setUp: isNew });
+    { stop: [web.entry, app.entry, idle.entry, `postgres ${db.dataDirectory}`], folders: [files], warmPass: isNew }, { setUp: isNew }); // scenarios are about the cold pass, but for those that say otherwise
   return { folder, storage, server, web, app, idle, db, files };
 }
 
@@ -134,6 +134,7 @@ export function whatRuns({ web, app, db }: World): string[] {
 /** The invariant: within so many seconds what ran runs, nothing else does; nothing of a run is left, no process and no ledger. */
 export async function allIsWell(world: World, seconds = 15, watch: 'a guard may watch' | '' = ''): Promise<void> {
   await everythingRunsAgain([world.web, world.app], [world.idle], seconds);
+  await waitFor('the cluster runs', () => fs.existsSync(path.join(world.db.dataDirectory, 'postmaster.pid')), seconds);
   await waitFor('the cluster answers', () => answers(world.db), seconds);
   if (!watch || !await guardWatches(world)) await nothingIsLeft(world); // a guard may need two seconds to see that it is not needed
 }
