@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 61ad7234fa71f6d45983737291cea485e03ca7f63aa7373dddafb0ed8cd0605b
+// Checksum of all but the settings: f7565a6a96e04208aff73136cc675d5839e8029c7064ddac543133d8abce77ae
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4413,7 +4413,7 @@ async function startTrial(programs, folder) {
     fs.rmSync(sandbox.folder, { recursive: true, force: true });
   };
   try {
-    const made = await look([...sandbox.words, path.join(programs.binaries, 'initdb'), '-D', '/own/empty', '--username=postgres', '--auth=trust', '--encoding=UTF8', '--locale=C', '--no-sync']);
+    const made = await look([...sandbox.words, path.join(programs.binaries, 'initdb'), '-D', '/own/empty', '--username=postgres', '--auth=trust', '--encoding=UTF8', '--locale=C', '--wal-segsize=1', '--no-sync']);
     if (made.code === 126 || made.code === 127) {
       await end();
       return null;
@@ -6104,6 +6104,13 @@ const SCRATCH = 'cold-backup-drill-'; // and the drill's id
 const LOCK = 'drill.lock';
 const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
 
+// throws Superseded, or what kept the list of archives from us
+
+/** The archive that this server saved last, as far as it remembers, is not the newest one. */
+class Superseded extends Error {
+  archive = '';
+}
+
 const scratchOf = (settings) => settings.drill.folder || path.join(settings.stateFolder, 'drill');
 
 /** Remove what drills left that were killed: processes, containers, files. Does nothing while one is under way. */
@@ -6137,7 +6144,12 @@ async function drill(settings, server, [name = 'latest'], full) {
   fs.mkdirSync(folder, { mode: 0o711 }); // the sandbox's user has to pass
   let certificate = null, trouble = null;
   try {
-    certificate = await rehearse(settings, { ...settings, stateFolder: folder }, server, name, id, folder, full, startedAt);
+    const attempt = (archive) => rehearse(settings, { ...settings, stateFolder: folder }, server, archive, id, folder, full, startedAt);
+    certificate = await attempt(name).catch(async (error) => {
+      if (!(error instanceof Superseded)) throw error;
+      await fs.promises.rm(path.join(folder, 'files'), { recursive: true });
+      return attempt(error.archive);
+    });
   } catch (error) {
     trouble = error;
   }
@@ -6146,20 +6158,30 @@ async function drill(settings, server, [name = 'latest'], full) {
 }
 
 async function rehearse(settings, borg, server, name, id, folder, full, startedAt) {
-  // Refuses an archive with which borg would write elsewhere. What this server itself saved last cannot be one, and its record is here as well.
-  const check = async (archive) => (ownManifest(settings.stateFolder, archive) ? null : patiently(() => measure(borg, archive, [], ['--bypass-lock'])));
-  const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name; // each start of borg takes a second: these go side by side
-  const [version, archives, guessed] = await Promise.allSettled([borgVersion(), patiently(() => listArchives(borg, server, ['--bypass-lock'])), guess ? check(guess) : null]); // no borg is left behind when one fails
-  for (const one of [version, archives]) if (one.status === 'rejected') throw one.reason;
-  const archive = archiveMeant(archives.status === 'fulfilled' ? archives.value : [], name), extracted = { bytes: 0, seconds: 0 };
-  if (archive !== guess) await check(archive);
-  else if (guessed.status === 'rejected') throw guessed.reason;
-  const record = path.join(folder, 'files/record'), own = copyOwnRecord(settings.stateFolder, archive, record);
-  if (!own) await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
+  const record = path.join(folder, 'files/record'), extracted = { bytes: 0, seconds: 0 };
+  const version = borgVersion(), listed = patiently(() => listArchives(borg, server, ['--bypass-lock'])).then((all) => archiveMeant(all, name));
+  // Each start of borg takes a second. What this server itself saved last is safe to extract, and its record is here: that begins before the list
+  // of archives is there. Of any other archive it is looked first whether borg would write elsewhere.
+  let archive = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
+  const own = archive && copyOwnRecord(settings.stateFolder, archive, record);
+  if (own) {
+    listed.catch(() => {}); // heard in confirm()
+    await version;
+  } else {
+    const [found, meant] = await Promise.allSettled([version, listed]); // no borg is left behind when one fails
+    for (const one of [found, meant]) if (one.status === 'rejected') throw one.reason;
+    archive = await listed;
+    await patiently(() => measure(borg, archive, [], ['--bypass-lock']));
+    await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
+  }
+  const confirm = async () => {
+    if (await listed !== archive) throw Object.assign(new Superseded(), { archive: await listed });
+  };
   const manifest = soundManifest(own || fs.readFileSync(path.join(record, 'manifest.json'), 'utf8'), archive);
-  const one = { settings, borg, id, folder, archive, manifest, own, full, checks: [], extracted };
+  const one = { settings, borg, id, folder, archive, manifest, own, full, checks: [], extracted, confirm };
   const all = await bytesBelow(path.join(folder, 'files/record/listing'), ['/']);
   for (const cluster of manifest.postgres) await rehearseCluster(one, cluster);
+  await confirm();
   if (manifest.postgres.length === 0 || full) await readBack(one, all.bytes);
   for (const { cluster, ...query } of settings.drill.queries) {
     if (!manifest.postgres.some((known) => isNamed(known, cluster))) one.checks.push({ cluster, check: 'your queries', ok: false, seconds: 0, detail: `no cluster ${named(cluster)} in this archive: ${query.sql}` });
@@ -6203,8 +6225,9 @@ async function rehearseCluster(one, passport) {
   const cluster = passport.name, step = async (check, work) => {
     const began = Date.now();
     say(`${cluster}: ${check}`);
-    const verdict = await work().catch((error) => {
+    const verdict = await work().catch(async (error) => {
       goOn();
+      await one.confirm();
       if (!(error instanceof Problem)) throw error;
       return { ok: false, detail: [error.message, ...(error.facts.said ? [lastLines(error.facts.said, 4)] : []), ...(error.facts.hint ? [error.facts.hint] : [])].join('\n') };
     });
@@ -6220,7 +6243,7 @@ async function rehearseCluster(one, passport) {
     copy.programs = programs;
     return extractCluster(one, copy);
   });
-  if (begun.ok === false) return removeFiles(one);
+  if (begun.ok === false) return await removeFiles(one);
   try {
     const damaged = [];
     const first = await step(FILE_CHECKS[0].check, () => FILE_CHECKS[0].look(copy));
@@ -6235,12 +6258,14 @@ async function rehearseCluster(one, passport) {
     if (started.ok && damaged.length > 0) one.checks.find((check) => check.cluster === cluster && check.ok === false).detail += (await nameFiles(copy, damaged)).map((line) => `\n${line}`).join('');
   } finally {
     await copy.sandbox.end();
-    removeFiles(one);
+    await removeFiles(one);
   }
 }
 
-function removeFiles({ folder }) {
-  for (const name of ['own', 'root', ...fs.readdirSync(path.join(folder, 'files')).map((top) => `files/${top}`)]) if (name !== 'files/record') fs.rmSync(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 });
+// Several files at a time: to free what the kernel remembers of 5 GB takes seconds.
+async function removeFiles({ folder }) {
+  const names = ['own', 'root', ...fs.readdirSync(path.join(folder, 'files')).map((top) => `files/${top}`)].filter((name) => name !== 'files/record');
+  for (const name of names) await fs.promises.rm(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 });
 }
 
 // Roles out of the archive; the one that initdb made comes first.
@@ -6266,6 +6291,7 @@ async function extractCluster(one, { passport, listing }) {
   const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
   if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`, { hint: '`drill.folder` may name a larger disk' });
   const seconds = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? ['record'] : [])], `extracting ${passport.name}`);
+  await one.confirm();
   if (one.own && fs.readFileSync(path.join(one.folder, 'files/record/manifest.json'), 'utf8') !== one.own) throw new Problem('the record in the archive is not the one that this server wrote with it');
   one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
   return { ok: true, detail: `${count(files, 'file')}, ${size(bytes)}, ${size(bytes / Math.max(seconds, 0.1))}/s` };

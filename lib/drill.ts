@@ -34,7 +34,13 @@ const SCRATCH = 'cold-backup-drill-'; // and the drill's id
 const LOCK = 'drill.lock';
 const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
 
-type Drill = { settings: Settings; borg: Settings; id: string; folder: string; archive: string; manifest: Manifest; own: string; full: boolean; checks: DrillCheck[]; extracted: { bytes: number; seconds: number } };
+type Drill = { settings: Settings; borg: Settings; id: string; folder: string; archive: string; manifest: Manifest; own: string; full: boolean; checks: DrillCheck[]; extracted: { bytes: number; seconds: number };
+  confirm: () => Promise<void> }; // throws Superseded, or what kept the list of archives from us
+
+/** The archive that this server saved last, as far as it remembers, is not the newest one. */
+class Superseded extends Error {
+  archive = '';
+}
 
 const scratchOf = (settings: Settings) => settings.drill.folder || path.join(settings.stateFolder, 'drill');
 
@@ -69,7 +75,12 @@ export async function drill(settings: Settings, server: string, [name = 'latest'
   fs.mkdirSync(folder, { mode: 0o711 }); // the sandbox's user has to pass
   let certificate: Certificate | null = null, trouble: unknown = null;
   try {
-    certificate = await rehearse(settings, { ...settings, stateFolder: folder }, server, name, id, folder, full, startedAt);
+    const attempt = (archive: string) => rehearse(settings, { ...settings, stateFolder: folder }, server, archive, id, folder, full, startedAt);
+    certificate = await attempt(name).catch(async (error) => {
+      if (!(error instanceof Superseded)) throw error;
+      await fs.promises.rm(path.join(folder, 'files'), { recursive: true });
+      return attempt(error.archive);
+    });
   } catch (error) {
     trouble = error;
   }
@@ -78,20 +89,30 @@ export async function drill(settings: Settings, server: string, [name = 'latest'
 }
 
 async function rehearse(settings: Settings, borg: Settings, server: string, name: string, id: string, folder: string, full: boolean, startedAt: Date): Promise<Certificate> {
-  // Refuses an archive with which borg would write elsewhere. What this server itself saved last cannot be one, and its record is here as well.
-  const check = async (archive: string) => (ownManifest(settings.stateFolder, archive) ? null : patiently(() => measure(borg, archive, [], ['--bypass-lock'])));
-  const guess = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name; // each start of borg takes a second: these go side by side
-  const [version, archives, guessed] = await Promise.allSettled([borgVersion(), patiently(() => listArchives(borg, server, ['--bypass-lock'])), guess ? check(guess) : null]); // no borg is left behind when one fails
-  for (const one of [version, archives]) if (one.status === 'rejected') throw one.reason;
-  const archive = archiveMeant(archives.status === 'fulfilled' ? archives.value : [], name), extracted = { bytes: 0, seconds: 0 };
-  if (archive !== guess) await check(archive);
-  else if (guessed.status === 'rejected') throw guessed.reason;
-  const record = path.join(folder, 'files/record'), own = copyOwnRecord(settings.stateFolder, archive, record);
-  if (!own) await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
+  const record = path.join(folder, 'files/record'), extracted = { bytes: 0, seconds: 0 };
+  const version = borgVersion(), listed = patiently(() => listArchives(borg, server, ['--bypass-lock'])).then((all) => archiveMeant(all, name));
+  // Each start of borg takes a second. What this server itself saved last is safe to extract, and its record is here: that begins before the list
+  // of archives is there. Of any other archive it is looked first whether borg would write elsewhere.
+  let archive = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
+  const own = archive && copyOwnRecord(settings.stateFolder, archive, record);
+  if (own) {
+    listed.catch(() => {}); // heard in confirm()
+    await version;
+  } else {
+    const [found, meant] = await Promise.allSettled([version, listed]); // no borg is left behind when one fails
+    for (const one of [found, meant]) if (one.status === 'rejected') throw one.reason;
+    archive = await listed;
+    await patiently(() => measure(borg, archive, [], ['--bypass-lock']));
+    await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
+  }
+  const confirm = async () => {
+    if (await listed !== archive) throw Object.assign(new Superseded(), { archive: await listed });
+  };
   const manifest = soundManifest(own || fs.readFileSync(path.join(record, 'manifest.json'), 'utf8'), archive);
-  const one: Drill = { settings, borg, id, folder, archive, manifest, own, full, checks: [], extracted };
+  const one: Drill = { settings, borg, id, folder, archive, manifest, own, full, checks: [], extracted, confirm };
   const all = await bytesBelow(path.join(folder, 'files/record/listing'), ['/']);
   for (const cluster of manifest.postgres) await rehearseCluster(one, cluster);
+  await confirm();
   if (manifest.postgres.length === 0 || full) await readBack(one, all.bytes);
   for (const { cluster, ...query } of settings.drill.queries) {
     if (!manifest.postgres.some((known) => isNamed(known, cluster))) one.checks.push({ cluster, check: 'your queries', ok: false, seconds: 0, detail: `no cluster ${named(cluster)} in this archive: ${query.sql}` });
@@ -135,8 +156,9 @@ async function rehearseCluster(one: Drill, passport: ClusterPassport): Promise<v
   const cluster = passport.name, step = async (check: string, work: () => Promise<Verdict>): Promise<Verdict> => {
     const began = Date.now();
     say(`${cluster}: ${check}`);
-    const verdict = await work().catch((error): Verdict => {
+    const verdict = await work().catch(async (error): Promise<Verdict> => {
       goOn();
+      await one.confirm();
       if (!(error instanceof Problem)) throw error;
       return { ok: false, detail: [error.message, ...(error.facts.said ? [lastLines(error.facts.said, 4)] : []), ...(error.facts.hint ? [error.facts.hint] : [])].join('\n') };
     });
@@ -152,7 +174,7 @@ async function rehearseCluster(one: Drill, passport: ClusterPassport): Promise<v
     copy.programs = programs;
     return extractCluster(one, copy);
   });
-  if (begun.ok === false) return removeFiles(one);
+  if (begun.ok === false) return await removeFiles(one);
   try {
     const damaged: string[] = [];
     const first = await step(FILE_CHECKS[0]!.check, () => FILE_CHECKS[0]!.look(copy));
@@ -167,12 +189,14 @@ async function rehearseCluster(one: Drill, passport: ClusterPassport): Promise<v
     if (started.ok && damaged.length > 0) one.checks.find((check) => check.cluster === cluster && check.ok === false)!.detail += (await nameFiles(copy, damaged)).map((line) => `\n${line}`).join('');
   } finally {
     await copy.sandbox.end();
-    removeFiles(one);
+    await removeFiles(one);
   }
 }
 
-function removeFiles({ folder }: Drill): void {
-  for (const name of ['own', 'root', ...fs.readdirSync(path.join(folder, 'files')).map((top) => `files/${top}`)]) if (name !== 'files/record') fs.rmSync(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 });
+// Several files at a time: to free what the kernel remembers of 5 GB takes seconds.
+async function removeFiles({ folder }: Drill): Promise<void> {
+  const names = ['own', 'root', ...fs.readdirSync(path.join(folder, 'files')).map((top) => `files/${top}`)].filter((name) => name !== 'files/record');
+  for (const name of names) await fs.promises.rm(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 });
 }
 
 // Roles out of the archive; the one that initdb made comes first.
@@ -198,6 +222,7 @@ async function extractCluster(one: Drill, { passport, listing }: Copy): Promise<
   const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
   if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`, { hint: '`drill.folder` may name a larger disk' });
   const seconds = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? ['record'] : [])], `extracting ${passport.name}`);
+  await one.confirm();
   if (one.own && fs.readFileSync(path.join(one.folder, 'files/record/manifest.json'), 'utf8') !== one.own) throw new Problem('the record in the archive is not the one that this server wrote with it');
   one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
   return { ok: true, detail: `${count(files, 'file')}, ${size(bytes)}, ${size(bytes / Math.max(seconds, 0.1))}/s` };

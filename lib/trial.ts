@@ -36,7 +36,7 @@ export async function startTrial(programs: Programs, folder: string): Promise<Tr
     fs.rmSync(sandbox.folder, { recursive: true, force: true });
   };
   try {
-    const made = await look([...sandbox.words, path.join(programs.binaries, 'initdb'), '-D', '/own/empty', '--username=postgres', '--auth=trust', '--encoding=UTF8', '--locale=C', '--no-sync']);
+    const made = await look([...sandbox.words, path.join(programs.binaries, 'initdb'), '-D', '/own/empty', '--username=postgres', '--auth=trust', '--encoding=UTF8', '--locale=C', '--wal-segsize=1', '--no-sync']);
     if (made.code === 126 || made.code === 127) {
       await end();
       return null;

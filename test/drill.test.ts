@@ -46,8 +46,15 @@ scenarios('a drill', import.meta.url, {
     const { drill } = JSON.parse((await server.run(['status', '--json'])).out);
     assert.equal(drill.proven, true);
     assert.equal(JSON.parse((await server.run(['doctor', '--json'])).out).find((one: any) => one.check === 'last drill').ok, true);
+    const memory = ['record', 'history.jsonl'].map((name) => path.join(server.stateFolder, name));
+    for (const one of memory) execFileSync('cp', ['-a', one, `${one}.then`]);
     expectEnd(world, await server.run(), { code: 0 });
     const { archive } = server.history().pop();
+    // A machine that was put back to yesterday remembers an older archive than there is: the newest one is rehearsed all the same.
+    for (const one of memory) execFileSync('sh', ['-c', 'mv "$1" "$1.now" && mv "$1.then" "$1"', 'sh', one]);
+    const newest = JSON.parse((await server.run(['drill', '--json'])).out);
+    assert.deepEqual([newest.archive, newest.proven, newest.checks.map((one: any) => one.check)], [archive, true, CHECKS]);
+    for (const one of memory) execFileSync('sh', ['-c', 'rm -r "$1" && mv "$1.now" "$1"', 'sh', one]);
     assert.equal(JSON.parse(server.borg('extract', '--stdout', `::${archive}`, 'record/manifest.json')).drill.archive, certificate.archive);
     assert.match(server.borg('extract', '--stdout', `::proven-${archive}`, 'record/history.jsonl'), /"certificate":\{"archive"/);
     server.writeSettings({ drill: { queries: [query(world, 'select count(*) from nights', 2)] } });
