@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: f7565a6a96e04208aff73136cc675d5839e8029c7064ddac543133d8abce77ae
+// Checksum of all but the settings: ba43b725e5f50bf77e1a1079d394d06dc1ba0618ada616e31f82da1051e2bb3d
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3583,6 +3583,8 @@ function containersAgain({ containers, plan }) {
 
 const psqlOf = (one) => ['runuser', '-u', one.owner, '--', 'env', 'PGOPTIONS=-c search_path=pg_catalog', 'psql', '-XqAt', '-h', one.socketFolder || '/var/run/postgresql', '-p', one.port || '5432'];
 
+const psqlIn = (one) => ['docker', 'exec', '--interactive', '--user', String(one.uid), one.container, 'sh', '-c', 'exec psql -XqAt -U "${POSTGRES_USER:-postgres}" "$@"', 'sh'];
+
 function checks(manifest, clusters) {
   const ran = clusters.filter((one) => one.pid !== 0);
   if (ran.length === 0) return [];
@@ -3596,7 +3598,7 @@ function checks(manifest, clusters) {
 }
 
 // Counts every table that the manifest counted. connections: by cluster, the words that run psql there.
-const counting = (connections) => block([`python3 - <<'END'`, 'import json, subprocess, sys', `connections = ${JSON.stringify(connections)}`, 'bad = same = 0',
+const counting = (connections, first = []) => block([...first, `python3 - <<'END'`, 'import json, subprocess, sys', `connections = ${JSON.stringify(connections)}`, 'bad = same = 0',
   `for cluster in json.load(open('/root/restore/record/manifest.json'))['postgres']:`,
   `    for database in cluster['databases'] if cluster['name'] in connections else []:`,
   `        if not database['connectable']: continue`,
@@ -3649,8 +3651,8 @@ function start(manifest, clusters) {
   const inContainers = plan.clusters.filter((one) => one.container !== '' && one.pid !== 0);
   const missing = parts.filter((part) => part.kind === 'service' || part.kind === 'command').map((part) => part.name);
   return ['## 8. Start, in this order', ...(missing.length > 0 ? [`Programs and units of ${missing.join(', ')} are in this archive only if their files are among the paths above: else install them first.`] : []), block(lines),
-    ...(inContainers.length > 0 ? ['PostgreSQL in containers, as soon as it answers:', counting(Object.fromEntries(inContainers.map((one) => [one.name, ['docker', 'exec', '--interactive', '--user', String(one.uid), one.container, 'sh', '-c',
-      'exec psql -XqAt -U "${POSTGRES_USER:-postgres}" "$@"', 'sh']])))] : []),
+    ...(inContainers.length > 0 ? ['PostgreSQL in containers, as soon as it answers:', counting(Object.fromEntries(inContainers.map((one) => [one.name, psqlIn(one)])),
+      inContainers.map((one) => `for i in $(seq 60); do ${q(...psqlIn(one))} -d template1 -c 'select' </dev/null >/dev/null 2>&1 && break; sleep 1; done`))] : []),
     'Before applications and users come back: archiving, replication slots and subscriptions now work as on the old machine. If that one still runs, there are two of it.',
     'Is this machine to stay? `mkdir /opt/cold-backup`, `backup.js` and `backup.settings.js` from `/root/restore/record` into it, key and passphrase where those settings say, and `node backup.js setup`.'];
 }
@@ -5450,7 +5452,8 @@ async function workOut(settings, [name = '', ...words], how, startedAt) {
   const pieces = await findPieces(rootsMeant(manifest, words, [how.stateFolder, process.argv[1] ?? '', settings.keyFile, settings.passphraseFile]), stamp);
   await countPieces(settings, archive, pieces);
   const clusters = manifest.plan.clusters.filter((one) => whereIs(pieces, one.dataDirectory, (piece) => piece.place) !== '');
-  const comeback = { archive, stamp, manifest, settings, how, isWhole: words.length === 0, pieces, clusters, findings: await judge(manifest, clusters, { scratch: temporaryFolder() }), parts: [], asleep: [] };
+  const scratch = temporaryFolder(), findings = await judge(manifest, clusters, { scratch }).finally(() => fs.rmSync(scratch, { recursive: true, force: true })); // now, not at the end: we may be killed
+  const comeback = { archive, stamp, manifest, settings, how, isWhole: words.length === 0, pieces, clusters, findings, parts: [], asleep: [] };
   return { ...comeback, ...await partsOf(comeback) };
 }
 

@@ -48,7 +48,8 @@ export async function workOut(settings: Settings, [name = '', ...words]: string[
   const pieces = await findPieces(rootsMeant(manifest, words, [how.stateFolder, process.argv[1] ?? '', settings.keyFile, settings.passphraseFile]), stamp);
   await countPieces(settings, archive, pieces);
   const clusters = manifest.plan.clusters.filter((one) => whereIs(pieces, one.dataDirectory, (piece) => piece.place) !== '');
-  const comeback: Comeback = { archive, stamp, manifest, settings, how, isWhole: words.length === 0, pieces, clusters, findings: await judge(manifest, clusters, { scratch: temporaryFolder() }), parts: [], asleep: [] };
+  const scratch = temporaryFolder(), findings = await judge(manifest, clusters, { scratch }).finally(() => fs.rmSync(scratch, { recursive: true, force: true })); // now, not at the end: we may be killed
+  const comeback: Comeback = { archive, stamp, manifest, settings, how, isWhole: words.length === 0, pieces, clusters, findings, parts: [], asleep: [] };
   return { ...comeback, ...await partsOf(comeback) };
 }
 

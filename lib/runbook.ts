@@ -138,6 +138,8 @@ function containersAgain({ containers, plan }: Manifest): string[] {
 
 const psqlOf = (one: HostCluster) => ['runuser', '-u', one.owner, '--', 'env', 'PGOPTIONS=-c search_path=pg_catalog', 'psql', '-XqAt', '-h', one.socketFolder || '/var/run/postgresql', '-p', one.port || '5432'];
 
+const psqlIn = (one: HostCluster) => ['docker', 'exec', '--interactive', '--user', String(one.uid), one.container, 'sh', '-c', 'exec psql -XqAt -U "${POSTGRES_USER:-postgres}" "$@"', 'sh'];
+
 function checks(manifest: Manifest, clusters: HostCluster[]): string[] {
   const ran = clusters.filter((one) => one.pid !== 0);
   if (ran.length === 0) return [];
@@ -151,7 +153,7 @@ function checks(manifest: Manifest, clusters: HostCluster[]): string[] {
 }
 
 // Counts every table that the manifest counted. connections: by cluster, the words that run psql there.
-const counting = (connections: Record<string, string[]>) => block([`python3 - <<'END'`, 'import json, subprocess, sys', `connections = ${JSON.stringify(connections)}`, 'bad = same = 0',
+const counting = (connections: Record<string, string[]>, first: string[] = []) => block([...first, `python3 - <<'END'`, 'import json, subprocess, sys', `connections = ${JSON.stringify(connections)}`, 'bad = same = 0',
   `for cluster in json.load(open('/root/restore/record/manifest.json'))['postgres']:`,
   `    for database in cluster['databases'] if cluster['name'] in connections else []:`,
   `        if not database['connectable']: continue`,
@@ -204,8 +206,8 @@ function start(manifest: Manifest, clusters: HostCluster[]): string[] {
   const inContainers = plan.clusters.filter((one) => one.container !== '' && one.pid !== 0);
   const missing = parts.filter((part) => part.kind === 'service' || part.kind === 'command').map((part) => part.name);
   return ['## 8. Start, in this order', ...(missing.length > 0 ? [`Programs and units of ${missing.join(', ')} are in this archive only if their files are among the paths above: else install them first.`] : []), block(lines),
-    ...(inContainers.length > 0 ? ['PostgreSQL in containers, as soon as it answers:', counting(Object.fromEntries(inContainers.map((one) => [one.name, ['docker', 'exec', '--interactive', '--user', String(one.uid), one.container, 'sh', '-c',
-      'exec psql -XqAt -U "${POSTGRES_USER:-postgres}" "$@"', 'sh']])))] : []),
+    ...(inContainers.length > 0 ? ['PostgreSQL in containers, as soon as it answers:', counting(Object.fromEntries(inContainers.map((one) => [one.name, psqlIn(one)])),
+      inContainers.map((one) => `for i in $(seq 60); do ${q(...psqlIn(one))} -d template1 -c 'select' </dev/null >/dev/null 2>&1 && break; sleep 1; done`))] : []),
     'Before applications and users come back: archiving, replication slots and subscriptions now work as on the old machine. If that one still runs, there are two of it.',
     'Is this machine to stay? `mkdir /opt/cold-backup`, `backup.js` and `backup.settings.js` from `/root/restore/record` into it, key and passphrase where those settings say, and `node backup.js setup`.'];
 }

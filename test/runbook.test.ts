@@ -10,6 +10,8 @@ import { treeFacts } from './night.ts';
 import { testFolder } from './script.ts';
 import { cannotRun, daemon, install, remove } from './systemd-host.ts';
 
+const CONTAINER = '--name shop-db --volume shop_db:/var/lib/postgresql/data postgres'; // of docker run, and of docker create
+
 describe('RESTORE.md', { skip: cannotRun }, () => {
   const kept = testFolder('runbook'), hosts: (Host | undefined)[] = [];
   after(async () => { for (const host of hosts) await remove(host); });
@@ -20,16 +22,19 @@ describe('RESTORE.md', { skip: cannotRun }, () => {
   const facts = async (host: Host, folder: string) => treeFacts(host.root + folder).replace(/^([^\t\n]*\t\S+ \S+) \d+ \d+/gm, '$1')
     + await host.must(`cd '${folder}' && find . -printf '%P %u %g\\n' | sort && getfacl --recursive .`);
 
-  test('a server with two clusters, tablespace, WAL elsewhere, a locale and a user of its own comes back on a fresh machine by pasting its blocks', { timeout: 400_000 }, async () => {
+  test('a server with two clusters, tablespace, WAL elsewhere, a locale and a user of its own, and one in a container, comes back on a fresh machine by pasting its blocks', { timeout: 400_000 }, async () => {
     const units = { 'web.service': daemon() }, clusters = ['15/main', '15/sec_2'], folders = ['/srv/up loads', '/etc/postgresql/15/main', '/etc/postgresql/15/sec_2'];
     const sql = `create role app login; create database shop owner app template template0 encoding 'UTF8' locale 'de_DE.UTF-8';
       create table t as select n, md5(n::text) from generate_series(1, 5000) n; create table f tablespace fast as select * from t`;
-    const product = await install({ units, enable: ['web'] }, { stop: ['service web', 'postgres *'], folders: ['/srv/up loads'] }, async (made) => {
+    const product = await install({ units, enable: ['web'] }, { stop: ['service web', 'container shop-db', 'postgres *'], folders: ['/srv/up loads'], volumes: ['shop_db'] }, async (made) => {
       hosts.push(made);
       await made.must(`useradd --uid 4711 app && localedef -i de_DE -f UTF-8 de_DE.UTF-8 && mkdir -p '/srv/up loads/sub' && cd '/srv/up loads' && head -c 300000 /dev/urandom > sub/picture && ln sub/picture again
         ln -s sub/picture link && chown -R app:app . && chmod 2750 sub && setfacl -m u:www-data:r sub/picture`);
       await made.createCluster({ name: 'main', tablespaces: { fast: '/srv/fast' }, walFolder: '/srv/wal', initdb: ['--data-checksums'], sql });
       await made.createCluster({ name: 'sec_2', settings: { max_connections: '33' }, sql: 'create table only_here as select generate_series(1, 7)' });
+      await made.startDocker({ images: ['postgres'] });
+      await made.must(`docker run --detach ${CONTAINER}`);
+      await made.waitFor('PostgreSQL in its container', 'docker exec shop-db psql -U postgres -c "create table boxed as select generate_series(1, 500) n"');
       await made.psql('15/main', 'create table words (w text primary key, v text collate "en-x-icu"); create index on words (v); insert into words select md5(n::text), n from generate_series(1, 500) n', 'shop');
     });
     const old = product.host;
@@ -47,6 +52,7 @@ describe('RESTORE.md', { skip: cannotRun }, () => {
     const fresh = await startHost({ name: 'new', units, debianWaits: false, clusters: [{ name: 'main', sql: 'create table of_the_package()' }] });
     hosts.push(fresh);
     await fresh.must(`mkdir '/srv/up loads' && touch '/srv/up loads/in the way' && useradd --uid 4711 taken && ! locale -a | grep -q de_DE`);
+    await fresh.startDocker({ images: ['postgres'] });
     const storage = await fresh.startStorage({ name: 'web1' });
     execFileSync('cp', ['-a', path.join(kept, 'repository'), `${fresh.root}/srv/borg/web1`]);
     await fresh.must(`chown -R borg:borg /srv/borg/web1 && mkdir -p -m 700 /root/.ssh && ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519`);
@@ -55,11 +61,15 @@ describe('RESTORE.md', { skip: cannotRun }, () => {
     await fresh.write('/root/borg_key', fs.readFileSync(path.join(kept, 'borg_key'), 'utf8'), 0o600);
 
     if (process.env.COLD_BACKUP_KEEP) fs.writeFileSync(process.env.COLD_BACKUP_KEEP, text);
-    const blocks = [...text.matchAll(/^```sh\n([^]*?)^```$/gm)].map((match) => match[1]!);
+    const blocksOf = (part: string) => [...part.matchAll(/^```sh\n([^]*?)^```$/gm)].map((match) => match[1]!), [before, later] = text.split(/^(?=## 7\. )/m) as [string, string];
+    assert.match(before, /^- `shop-db`: image `postgres` .*mounts shop_db:\/var\/lib\/postgresql\/data[^]*Make `shop-db` with `docker create --name \.\.\.` as above/m);
+    const blocks = [...blocksOf(before), `docker create ${CONTAINER}\n`, ...blocksOf(later)]; // what it tells a person to do by hand, and nothing else is ours
     const done = await fresh.run(['bash', '-ec', blocks.join('\necho "--- a block ended"\n')], { input: passphrase, timeout: 200 });
     const said = done.stdout + done.stderr;
     assert.equal(done.code, 0, said);
     assert.match(said, /^4 tables are as recorded, 0 errors$/m, said);
+    assert.match(said, /^1 tables are as recorded, 0 errors$/m, said);
+    assert.equal(await fresh.must('docker exec shop-db psql -U postgres -XqAtc "select count(*) from boxed"; stat -c %u /var/lib/docker/volumes/shop_db/_data/PG_VERSION'), '500\n999');
     for (const line of ['apt-get', 'REINDEX']) assert.ok(!said.includes(line), said);
     assert.ok(await fresh.isActive('web') && await fresh.isActive('postgresql@15-main') && await fresh.isActive('postgresql@15-sec_2'), said);
     for (const [index, one] of clusters.entries()) assert.deepEqual(await dump(fresh, one), rows[index]);
