@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: ba43b725e5f50bf77e1a1079d394d06dc1ba0618ada616e31f82da1051e2bb3d
+// Checksum of all but the settings: 201a424216a504b362a0f63b91431aab546cd6f32130d7c6486d9508c8787922
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -6168,8 +6168,7 @@ async function rehearse(settings, borg, server, name, id, folder, full, startedA
   let archive = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
   const own = archive && copyOwnRecord(settings.stateFolder, archive, record);
   if (own) {
-    listed.catch(() => {}); // heard in confirm()
-    await version;
+    for (const one of [version, listed]) one.catch(() => {}); // heard in confirm()
   } else {
     const [found, meant] = await Promise.allSettled([version, listed]); // no borg is left behind when one fails
     for (const one of [found, meant]) if (one.status === 'rejected') throw one.reason;
@@ -6178,6 +6177,7 @@ async function rehearse(settings, borg, server, name, id, folder, full, startedA
     await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
   }
   const confirm = async () => {
+    await version;
     if (await listed !== archive) throw Object.assign(new Superseded(), { archive: await listed });
   };
   const manifest = soundManifest(own || fs.readFileSync(path.join(record, 'manifest.json'), 'utf8'), archive);
@@ -6268,7 +6268,7 @@ async function rehearseCluster(one, passport) {
 // Several files at a time: to free what the kernel remembers of 5 GB takes seconds.
 async function removeFiles({ folder }) {
   const names = ['own', 'root', ...fs.readdirSync(path.join(folder, 'files')).map((top) => `files/${top}`)].filter((name) => name !== 'files/record');
-  for (const name of names) await fs.promises.rm(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 });
+  await Promise.all(names.map((name) => fs.promises.rm(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 })));
 }
 
 // Roles out of the archive; the one that initdb made comes first.

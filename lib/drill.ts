@@ -96,8 +96,7 @@ async function rehearse(settings: Settings, borg: Settings, server: string, name
   let archive = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
   const own = archive && copyOwnRecord(settings.stateFolder, archive, record);
   if (own) {
-    listed.catch(() => {}); // heard in confirm()
-    await version;
+    for (const one of [version, listed]) one.catch(() => {}); // heard in confirm()
   } else {
     const [found, meant] = await Promise.allSettled([version, listed]); // no borg is left behind when one fails
     for (const one of [found, meant]) if (one.status === 'rejected') throw one.reason;
@@ -106,6 +105,7 @@ async function rehearse(settings: Settings, borg: Settings, server: string, name
     await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
   }
   const confirm = async () => {
+    await version;
     if (await listed !== archive) throw Object.assign(new Superseded(), { archive: await listed });
   };
   const manifest = soundManifest(own || fs.readFileSync(path.join(record, 'manifest.json'), 'utf8'), archive);
@@ -196,7 +196,7 @@ async function rehearseCluster(one: Drill, passport: ClusterPassport): Promise<v
 // Several files at a time: to free what the kernel remembers of 5 GB takes seconds.
 async function removeFiles({ folder }: Drill): Promise<void> {
   const names = ['own', 'root', ...fs.readdirSync(path.join(folder, 'files')).map((top) => `files/${top}`)].filter((name) => name !== 'files/record');
-  for (const name of names) await fs.promises.rm(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 });
+  await Promise.all(names.map((name) => fs.promises.rm(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 })));
 }
 
 // Roles out of the archive; the one that initdb made comes first.
