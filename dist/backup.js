@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 201a424216a504b362a0f63b91431aab546cd6f32130d7c6486d9508c8787922
+// Checksum of all but the settings: 85c82bd7427c6fad2580aeb8380a08191c75a0777b2356884cf97db1f95cdb27
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -48,11 +48,13 @@
 //   ==== COLLATIONS ====       Collations: does this machine sort texts as the saved one did? Indexes on text lie in the order of the C library or of ICU; where another version of them sorts two words the other way round, an index no longer finds what is there, and PostgreSQL says at most a warning (before 15 not even that for a database's own collation).
 //   ==== MACHINE ====          This machine beside the saved one, as far as files and processes tell: architecture.
 //   ==== JUDGE ====            The judge: would these files work on this machine? It compares an archive's passport with what is here, before anything is touched, and says of each difference what it would break and the command that mends it.
+//   ==== MEASURE ====          What is about to be extracted: how many files and bytes, which links.
 //   ==== COMING BACK ====      Coming back: `restore ...
 //   ==== PLACES ====           Where things come back to: which roots of an archive are meant, where they lie on this machine.
 //   ==== COMEBACK ====         What would come back: the parts of an archive that are meant, what has to stop for it here.
 //   ==== IN PLACE ====         In place: `restore ARCHIVE|latest --in-place [PART ...]` puts an archive, or parts of it.
 //   ==== CHECKS ====           What a drill looks at in a copy.
+//   ==== REHEARSAL ====        The rehearsal of a drill: extracts the clusters of an archive into the drill's scratch folder.
 //   ==== DRILL ====            The drill: a restore, rehearsed.
 //   ==== STATUS ====           Is there a good recent backup? Answers from the state folder alone.
 //   ==== DOCTOR ====           The doctor: everything that can be checked while all runs.
@@ -2442,8 +2444,8 @@ async function readFromArchive(settings, archive, file) {
  * The archives of this server ('' = of any), oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
  * twin's comment, so that one listing answers everything. Names that are not ours are left out.
  */
-async function listArchives(settings, server, more = []) {
-  const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}']);
+async function listArchives(settings, server, more = [], options = {}) {
+  const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}'], options);
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
   const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d`;
   const ours = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-(${stamp})(-warm\\.checkpoint)?$`);
@@ -3200,7 +3202,9 @@ async function settleRestore(ledger) {
   restore.state = settleSwaps(restore);
   if (restore.state === 'new') noteLater(ledger);
   const hasUnits = restore.swaps.some(({ place }) => /^\/(etc|usr|lib)\//.test(place)); // or configuration that a generator reads
-  if (restore.state === 'new' && hasUnits && hasSystemd()) await change(['timeout', '-k', '5', '60', 'systemctl', 'daemon-reload'], { unlimited: true });
+  if (restore.state === 'new' && hasUnits && hasSystemd()) { // whatever comes of it, things have to be started
+    await change(['timeout', '-k', '5', '60', 'systemctl', 'daemon-reload'], { unlimited: true }).catch((error) => warn(`systemd has not been told of new units: ${error.message}`));
+  }
   say(restore.state === 'new' ? `the restore of ${restore.archive} had put everything in its place: the new contents stay` : `the restore of ${restore.archive} was not through: the old contents are in place`);
 }
 
@@ -3768,7 +3772,7 @@ function soundManifest(text, archive) {
   const { plan, parents, containers, postgres, host } = manifest ?? {};
   if (manifest?.format !== 1 || !isText(manifest.server) || !isText(manifest.madeAt)) throw bad('its form is not known here');
   if (!all(plan?.roots, (one) => isPath(one.path) && isText(one.why))) throw bad('a path to restore is none');
-  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isPath(one.walFolder) && isText(one.container) && isText(one.socketFolder ?? '') && /^\d+(\.\d+)?$/.test(one.version)
+  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isPath(one.walFolder) && isText(one.binaries) && isText(one.container) && isText(one.socketFolder ?? '') && /^\d+(\.\d+)?$/.test(one.version)
     && all(one.tablespaces, (space) => isText(space.oid) && isText(space.location)))) throw bad('a cluster is none');
   if (!all(plan.parts, (one) => isText(one.name) && isText(one.kind) && Number.isInteger(one.group)) || !Array.isArray(plan.exclude)) throw bad('a part is none');
   if (!all(parents, (one) => isPath(one.path) && /^[0-7]{3,5}$/.test(one.mode) && Number.isInteger(one.uid) && Number.isInteger(one.gid))) throw bad('a folder is none');
@@ -4983,6 +4987,106 @@ function psqlWords(cluster, told) {
 }
 
 // =========================================================================================================
+// ==== MEASURE ====
+// What is about to be extracted: how many files and bytes, which links, and whether borg would write outside the folder it is given.
+// Only looks: at borg's listing of an archive, or at the listing in the state folder when it is the same archive's.
+
+/** Given an archive and paths (none: all of it), returns what they are. Throws Problem when a path is not there, or when extracting them is not safe. */
+async function measure(settings, archive, wanted, more = [], options = {}) {
+  const listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set(), parents = new Set(foldersAbove(wanted));
+  const why = watchEntries(listed.links);
+  let trouble = '';
+  const onLine = (line) => {
+    if (trouble) return;
+    const one = parseEntry(line), file = `/${one?.path}`;
+    trouble = one ? why(one) : 'a line of its listing cannot be read';
+    if (!one || trouble) return;
+    const roots = wanted.filter((root) => isBelow(file, root));
+    roots.forEach((root) => seen.add(root));
+    if (roots.length === 0 && parents.has(file)) return void listed.above.push(file);
+    listed.entries++;
+    listed.files += one.type === 'd' ? 0 : 1;
+    listed.bytes += one.type === '-' ? one.size : 0;
+  };
+  const done = await askBorg(settings, ['list', ...more, '--json-lines', '--format', '{size}{path}', `::${archive}`, ...[...parents].map(asExactly), ...wanted.map(asPattern)], { ...options, onLine, keepBytes: 0 });
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
+  if (trouble) throw unsafe(archive, trouble);
+  const missing = wanted.filter((root) => !seen.has(root)), link = listed.above.find((one) => listed.links.has(one));
+  if (missing.length > 0 && link) throw new Problem(`not in ${archive}: ${named(missing[0])}`, { hint: `${named(link)} is a link to ${named(listed.links.get(link))}: name the path below that` });
+  if (missing.length > 0) throw notInArchive(archive, missing);
+  return listed;
+}
+
+/**
+ * The same from the state folder: the listing of what this server saved last, when that is this archive. borg reads its own for a second and more.
+ * A hard link counts as a file of its own there. Returns null when borg has to be asked: another archive, or something about a path that only borg's listing tells.
+ */
+async function measureOwn(settings, archive, wanted) {
+  const file = listingFile(settings.stateFolder), record = recordFolder(settings.stateFolder);
+  if (!ownManifest(settings.stateFolder, archive) || !fs.existsSync(file)) return null;
+  const listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set(), parents = new Set(foldersAbove(wanted));
+  const add = (type, bytes) => {
+    listed.entries++;
+    listed.files += type === 'd' ? 0 : 1;
+    listed.bytes += type === 'f' ? bytes : 0;
+  };
+  const isRead = await eachRecord(file, (line) => {
+    const [type = '', , , , bytes] = line.split('\t'), one = pathIn(line);
+    if (type === 'l') listed.links.set(one, '');
+    const isMeant = wanted.length === 0 || wanted.some((root) => isBelow(one, root));
+    if (wanted.includes(one)) seen.add(one);
+    if (isMeant && type !== 's') add(type, Number(bytes));
+    else if (parents.has(one)) listed.above.push(one);
+  }).then(() => ownManifest(settings.stateFolder, archive) !== '', () => false); // a night that begins meanwhile makes a new record
+  if (!isRead) return null;
+  if (wanted.length === 0) for (const name of ['.', ...fs.readdirSync(record)]) add(name === '.' ? 'd' : 'f', fs.statSync(path.join(record, name)).size);
+  return wanted.every((one) => seen.has(one) && !listed.links.has(one)) ? listed : null;
+}
+
+const foldersAbove = (files) => files.flatMap((file) => file.split('/').slice(2).map((_, index) => file.split('/').slice(0, index + 2).join('/')));
+const asExactly = (file) => `re:^${file.slice(1).replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}\\Z`; // borg 1.2 complains of every pf: that it never matched
+
+function parseEntry(line) {
+  try {
+    const one = JSON.parse(line);
+    return typeof one.path === 'string' ? one : null;
+  } catch {
+    return null;
+  }
+}
+
+const unsafe = (archive, why) => new Problem(`${archive} is not safe to extract: ${why}. Files would be written outside the folder, so nothing was`,
+  { hint: 'restore only the paths you need, if you trust them; if nobody made such links on the server, somebody made this archive to harm you' });
+
+/**
+ * borg writes through a link that the archive itself holds, follows `..` in names, and makes hard links to files outside (tried with 1.2.4). Returns
+ * a function that is given every entry in the archive's order and says what is unsafe about it, '' when nothing is. Remembers only links, in `links`.
+ */
+function watchEntries(links) {
+  const isOdd = (file) => /(^|\/)\.{0,2}(\/|$)/.test(file); // begins with /, or has an empty part, . or ..
+  let folder = '', link = ''; // of the last entry: most entries lie in the same folder
+  const linkAbove = (file) => {
+    const own = path.posix.dirname(file);
+    if (own !== folder) {
+      folder = own;
+      link = links.size === 0 ? '' : foldersAbove([`/${file}`]).find((one) => links.has(one)) ?? '';
+    }
+    return link;
+  };
+  return (one) => {
+    const isHardLink = one.type !== 'l' && Boolean(one.source);
+    if (isOdd(one.path) || (isHardLink && isOdd(one.source))) return `${named(one.path)} leads out of it`;
+    const above = linkAbove(one.path) || (isHardLink ? linkAbove(`${one.source}/.`) : '');
+    if (above) return `${named(`/${one.path}`)} lies below ${named(above)}, a link`;
+    if (one.type === 'l') {
+      links.set(`/${one.path}`, one.source);
+      folder = ''; // what was said of this folder may not hold any more
+    }
+    return '';
+  };
+}
+
+// =========================================================================================================
 // ==== COMING BACK ====
 // Coming back: `restore ... --to FOLDER` lays an archive, or part of it, into an empty folder.
 // Writes only below that folder, which must be empty: nothing that exists is ever overwritten. Stops nothing, starts nothing. What would be
@@ -5051,100 +5155,6 @@ function refuseUsedFolder(target) {
   if (facts && (!facts.isDirectory() || fs.readdirSync(target).length > 0)) {
     throw new Problem(`${named(target)} is not an empty folder: nothing is ever extracted over something`, { exitCode: 64, hint: 'name a new folder; it is made' });
   }
-}
-
-/** Given an archive and paths (none: all of it), returns what they are. Throws Problem when a path is not there, or when extracting them is not safe. */
-async function measure(settings, archive, wanted, more = []) {
-  const listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set(), parents = new Set(foldersAbove(wanted));
-  const why = watchEntries(listed.links);
-  let trouble = '';
-  const onLine = (line) => {
-    if (trouble) return;
-    const one = parseEntry(line), file = `/${one?.path}`;
-    trouble = one ? why(one) : 'a line of its listing cannot be read';
-    if (!one || trouble) return;
-    const roots = wanted.filter((root) => isBelow(file, root));
-    roots.forEach((root) => seen.add(root));
-    if (roots.length === 0 && parents.has(file)) return void listed.above.push(file);
-    listed.entries++;
-    listed.files += one.type === 'd' ? 0 : 1;
-    listed.bytes += one.type === '-' ? one.size : 0;
-  };
-  const done = await askBorg(settings, ['list', ...more, '--json-lines', '--format', '{size}{path}', `::${archive}`, ...[...parents].map(asExactly), ...wanted.map(asPattern)], { onLine, keepBytes: 0 });
-  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
-  if (trouble) throw unsafe(archive, trouble);
-  const missing = wanted.filter((root) => !seen.has(root)), link = listed.above.find((one) => listed.links.has(one));
-  if (missing.length > 0 && link) throw new Problem(`not in ${archive}: ${named(missing[0])}`, { hint: `${named(link)} is a link to ${named(listed.links.get(link))}: name the path below that` });
-  if (missing.length > 0) throw notInArchive(archive, missing);
-  return listed;
-}
-
-/**
- * The same from the state folder: the listing of what this server saved last, when that is this archive. borg reads its own for a second and more.
- * A hard link counts as a file of its own there. Returns null when borg has to be asked: another archive, or something about a path that only borg's listing tells.
- */
-async function measureOwn(settings, archive, wanted) {
-  const file = listingFile(settings.stateFolder), record = recordFolder(settings.stateFolder);
-  if (!ownManifest(settings.stateFolder, archive) || !fs.existsSync(file)) return null;
-  const listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set(), parents = new Set(foldersAbove(wanted));
-  const add = (type, bytes) => {
-    listed.entries++;
-    listed.files += type === 'd' ? 0 : 1;
-    listed.bytes += type === 'f' ? bytes : 0;
-  };
-  await eachRecord(file, (line) => {
-    const [type = '', , , , bytes] = line.split('\t'), one = pathIn(line);
-    if (type === 'l') listed.links.set(one, '');
-    const isMeant = wanted.length === 0 || wanted.some((root) => isBelow(one, root));
-    if (wanted.includes(one)) seen.add(one);
-    if (isMeant && type !== 's') add(type, Number(bytes));
-    else if (parents.has(one)) listed.above.push(one);
-  });
-  if (wanted.length === 0) for (const name of ['.', ...fs.readdirSync(record)]) add(name === '.' ? 'd' : 'f', fs.statSync(path.join(record, name)).size);
-  return wanted.every((one) => seen.has(one) && !listed.links.has(one)) ? listed : null;
-}
-
-const foldersAbove = (files) => files.flatMap((file) => file.split('/').slice(2).map((_, index) => file.split('/').slice(0, index + 2).join('/')));
-const asExactly = (file) => `re:^${file.slice(1).replace(/[.*+?^${}()|[\]\\]/g, '\\$&')}\\Z`; // borg 1.2 complains of every pf: that it never matched
-
-function parseEntry(line) {
-  try {
-    const one = JSON.parse(line);
-    return typeof one.path === 'string' ? one : null;
-  } catch {
-    return null;
-  }
-}
-
-const unsafe = (archive, why) => new Problem(`${archive} is not safe to extract: ${why}. Files would be written outside the folder, so nothing was`,
-  { hint: 'restore only the paths you need, if you trust them; if nobody made such links on the server, somebody made this archive to harm you' });
-
-/**
- * borg writes through a link that the archive itself holds, follows `..` in names, and makes hard links to files outside (tried with 1.2.4). Returns
- * a function that is given every entry in the archive's order and says what is unsafe about it, '' when nothing is. Remembers only links, in `links`.
- */
-function watchEntries(links) {
-  const isOdd = (file) => /(^|\/)\.{0,2}(\/|$)/.test(file); // begins with /, or has an empty part, . or ..
-  let folder = '', link = ''; // of the last entry: most entries lie in the same folder
-  const linkAbove = (file) => {
-    const own = path.posix.dirname(file);
-    if (own !== folder) {
-      folder = own;
-      link = links.size === 0 ? '' : foldersAbove([`/${file}`]).find((one) => links.has(one)) ?? '';
-    }
-    return link;
-  };
-  return (one) => {
-    const isHardLink = one.type !== 'l' && Boolean(one.source);
-    if (isOdd(one.path) || (isHardLink && isOdd(one.source))) return `${named(one.path)} leads out of it`;
-    const above = linkAbove(one.path) || (isHardLink ? linkAbove(`${one.source}/.`) : '');
-    if (above) return `${named(`/${one.path}`)} lies below ${named(above)}, a link`;
-    if (one.type === 'l') {
-      links.set(`/${one.path}`, one.source);
-      folder = ''; // what was said of this folder may not hold any more
-    }
-    return '';
-  };
 }
 
 // A link comes back as a link: who names one usually wants what it leads to.
@@ -5554,25 +5564,16 @@ function clustersToCome({ clusters, parts, pieces }) {
 }
 
 /** What runs in the new state and did not run here: parts that slept, and clusters that come back. Given what was extracted, or is in its place. */
-async function partsToCome({ asleep, clusters, parts, pieces, settings }) {
+async function partsToCome({ asleep, clusters, parts, pieces, settings, manifest }) {
   const found = [...asleep];
   for (const cluster of clustersToCome({ clusters, parts, pieces })) {
     const dataDirectory = whereIs(pieces, cluster.dataDirectory, (piece) => piece.place), folder = whereIs(pieces, cluster.dataDirectory, staged);
     const isDebian = /^\d+(\.\d+)?\/[\w.-]+$/.test(cluster.name) && whereIs(pieces, `/etc/postgresql/${cluster.name}`, (piece) => piece.place) !== '';
-    const binaries = await programsOf(cluster.version);
+    const binaries = (await findPrograms(cluster, manifest))?.binaries ?? '';
     if (!isDebian && binaries === '') warn(`no PostgreSQL ${cluster.version} is here to start ${named(cluster.name)}`);
     else found.push({ ...await clusterPart({ ...describeCluster(isDebian ? cluster.name : dataDirectory, folder, isDebian ? 'Debian' : ''), dataDirectory, binaries }, settings.stopTimeoutSeconds), group: 1_000_000 });
   }
   return found;
-}
-
-/** The folder of this machine's own programs of a major version, '' = none. */
-async function programsOf(version) {
-  for (const folder of [`/usr/lib/postgresql/${version}/bin`, `/usr/pgsql-${version}/bin`, '/usr/local/pgsql/bin', '/usr/local/bin', '/usr/bin']) {
-    const { code, out } = fs.existsSync(path.join(folder, 'pg_ctl')) ? await look([path.join(folder, 'postgres'), '--version']) : { code: 127, out: '' };
-    if (code === 0 && new RegExp(` ${version.replace('.', '\\.')}(\\D|$)`).test(out)) return folder;
-  }
-  return '';
 }
 
 // ---- what is said before ----
@@ -6097,14 +6098,10 @@ async function nameFiles(copy, files) {
 }
 
 // =========================================================================================================
-// ==== DRILL ====
-// The drill: a restore, rehearsed. Extracts the clusters of an archive into a scratch folder, starts each in the sandbox, checks it, measures, and
-// throws it away. Changes the scratch folder (which it removes, whatever happens; what a killed drill left, the next run, drill or `recover`
-// removes) and adds a line to the history. The running clusters are never touched, and a nightly run neither waits for it nor sees it: it has its own
-// lock, its own borg cache, reads without borg's lock, and everything it starts is nice to others.
+// ==== REHEARSAL ====
+// The rehearsal of a drill: extracts the clusters of an archive into the drill's scratch folder, starts each in the sandbox, checks it, and measures.
+// Reads the repository without borg's lock, so that a night neither waits nor is waited for; writes only in the scratch folder, which the drill removes.
 
-const SCRATCH = 'cold-backup-drill-'; // and the drill's id
-const LOCK = 'drill.lock';
 const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
 
 // throws Superseded, or what kept the list of archives from us
@@ -6114,55 +6111,11 @@ class Superseded extends Error {
   archive = '';
 }
 
-const scratchOf = (settings) => settings.drill.folder || path.join(settings.stateFolder, 'drill');
-
-/** Remove what drills left that were killed: processes, containers, files. Does nothing while one is under way. */
-async function sweepDrills(settings) {
-  const scratch = scratchOf(settings), left = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder).filter((name) => name.startsWith(SCRATCH)) : []);
-  if (left(scratch).length === 0) return;
-  const lock = takeLock(settings.stateFolder, 0, LOCK);
-  if (lock === null) return;
-  for (const name of left(scratch)) await removeScratch(path.join(scratch, name));
-  fs.closeSync(lock);
-}
-
-async function removeScratch(folder) {
-  await endRun(path.basename(folder).slice(SCRATCH.length), ['SIGKILL']); // a borg that still extracts
-  const name = path.basename(folder), left = await look(['docker', 'ps', '--all', '--quiet', `--filter=label=${SANDBOX_MARK}`, `--filter=name=${name}`], { unlimited: true }); // whoever asks us to stop
-  if (left.out.trim()) await look(['docker', 'rm', '--force', name], { unlimited: true });
-  fs.rmSync(folder, { recursive: true, force: true, maxRetries: 3 });
-}
-
-/** `drill [ARCHIVE|latest]`: rehearse a restore. Returns 0 proven, 1 with warnings, 2 not proven. Throws Problem: 75 another drill is under way. */
-async function drill(settings, server, [name = 'latest'], full) {
-  checkSecretFiles(settings);
-  fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
-  await sweepDrills(settings);
-  const lock = takeLock(settings.stateFolder, 1, LOCK);
-  if (lock === null) throw new Problem('another drill is under way', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
-  const startedAt = new Date(), id = randomUUID(), scratch = scratchOf(settings);
-  openTranscript(path.join(settings.stateFolder, 'log'), `${startedAt.toISOString().slice(0, 19)}-drill`);
-  fs.mkdirSync(scratch, { recursive: true, mode: 0o711 });
-  const folder = path.join(fs.realpathSync(scratch), `${SCRATCH}${id}`);
-  fs.mkdirSync(folder, { mode: 0o711 }); // the sandbox's user has to pass
-  let certificate = null, trouble = null;
-  try {
-    const attempt = (archive) => rehearse(settings, { ...settings, stateFolder: folder }, server, archive, id, folder, full, startedAt);
-    certificate = await attempt(name).catch(async (error) => {
-      if (!(error instanceof Superseded)) throw error;
-      await fs.promises.rm(path.join(folder, 'files'), { recursive: true });
-      return attempt(error.archive);
-    });
-  } catch (error) {
-    trouble = error;
-  }
-  await removeScratch(folder);
-  return endDrill(settings, certificate, trouble, startedAt, server);
-}
-
+/** Given the drill's settings, those of its own borg, the archive's name or 'latest', and its folder, rehearses. Returns the certificate. Throws Problem when there is nothing to rehearse, Superseded when it began with an older archive than is meant. */
 async function rehearse(settings, borg, server, name, id, folder, full, startedAt) {
   const record = path.join(folder, 'files/record'), extracted = { bytes: 0, seconds: 0 };
-  const version = borgVersion(), listed = patiently(() => listArchives(borg, server, ['--bypass-lock'])).then((all) => archiveMeant(all, name));
+  const marked = { env: markOfRun(id) }; // who removes the scratch folder of a killed drill ends its borgs first: they would make it anew
+  const version = borgVersion(), listed = patiently(() => listArchives(borg, server, ['--bypass-lock'], marked)).then((all) => archiveMeant(all, name));
   // Each start of borg takes a second. What this server itself saved last is safe to extract, and its record is here: that begins before the list
   // of archives is there. Of any other archive it is looked first whether borg would write elsewhere.
   let archive = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
@@ -6173,7 +6126,7 @@ async function rehearse(settings, borg, server, name, id, folder, full, startedA
     const [found, meant] = await Promise.allSettled([version, listed]); // no borg is left behind when one fails
     for (const one of [found, meant]) if (one.status === 'rejected') throw one.reason;
     archive = await listed;
-    await patiently(() => measure(borg, archive, [], ['--bypass-lock']));
+    await patiently(() => measure(borg, archive, [], ['--bypass-lock'], marked));
     await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
   }
   const confirm = async () => {
@@ -6199,7 +6152,8 @@ function copyOwnRecord(stateFolder, archive, to) {
   const text = ownManifest(stateFolder, archive), names = ['listing', 'manifest.json'];
   if (!text) return '';
   try {
-    fs.mkdirSync(to, { recursive: true });
+    fs.mkdirSync(path.dirname(to), { mode: 0o711 }); // the sandbox's user has to pass
+    fs.mkdirSync(to, { mode: 0o700 });
     for (const name of names) fs.copyFileSync(path.join(recordFolder(stateFolder), name), path.join(to, name));
     return fs.readFileSync(path.join(to, 'manifest.json'), 'utf8') === text ? text : '';
   } catch {
@@ -6356,6 +6310,62 @@ async function readBack(one, bytes) {
     verdict = { ok: false, detail: `${error.message}\n${lastLines(error.facts.said ?? '', 3)}` };
   }
   one.checks.push({ cluster: '', check: 'everything read back', ok: verdict.ok, seconds: (Date.now() - began) / 1000, detail: verdict.detail });
+}
+
+// =========================================================================================================
+// ==== DRILL ====
+// The drill: a restore, rehearsed. Extracts the clusters of an archive into a scratch folder, starts each in the sandbox, checks it, measures, and
+// throws it away. Changes the scratch folder (which it removes, whatever happens; what a killed drill left, the next run, drill or `recover`
+// removes) and adds a line to the history. The running clusters are never touched, and a nightly run neither waits for it nor sees it: it has its own
+// lock, its own borg cache, reads without borg's lock, and everything it starts is nice to others.
+
+const SCRATCH = 'cold-backup-drill-'; // and the drill's id
+const LOCK = 'drill.lock';
+
+const scratchOf = (settings) => settings.drill.folder || path.join(settings.stateFolder, 'drill');
+
+/** Remove what drills left that were killed: processes, containers, files. Does nothing while one is under way. */
+async function sweepDrills(settings) {
+  const scratch = scratchOf(settings), left = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder).filter((name) => name.startsWith(SCRATCH)) : []);
+  if (left(scratch).length === 0) return;
+  const lock = takeLock(settings.stateFolder, 0, LOCK);
+  if (lock === null) return;
+  for (const name of left(scratch)) await removeScratch(path.join(scratch, name));
+  fs.closeSync(lock);
+}
+
+async function removeScratch(folder) {
+  await endRun(path.basename(folder).slice(SCRATCH.length), ['SIGKILL']); // a borg that still extracts
+  const name = path.basename(folder), left = await look(['docker', 'ps', '--all', '--quiet', `--filter=label=${SANDBOX_MARK}`, `--filter=name=${name}`], { unlimited: true }); // whoever asks us to stop
+  if (left.out.trim()) await look(['docker', 'rm', '--force', name], { unlimited: true });
+  fs.rmSync(folder, { recursive: true, force: true, maxRetries: 3 });
+}
+
+/** `drill [ARCHIVE|latest]`: rehearse a restore. Returns 0 proven, 1 with warnings, 2 not proven. Throws Problem: 75 another drill is under way. */
+async function drill(settings, server, [name = 'latest'], full) {
+  checkSecretFiles(settings);
+  fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
+  await sweepDrills(settings);
+  const lock = takeLock(settings.stateFolder, 1, LOCK);
+  if (lock === null) throw new Problem('another drill is under way', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
+  const startedAt = new Date(), id = randomUUID(), scratch = scratchOf(settings);
+  openTranscript(path.join(settings.stateFolder, 'log'), `${startedAt.toISOString().slice(0, 19)}-drill`);
+  fs.mkdirSync(scratch, { recursive: true, mode: 0o711 });
+  const folder = path.join(fs.realpathSync(scratch), `${SCRATCH}${id}`);
+  fs.mkdirSync(folder, { mode: 0o711 }); // the sandbox's user has to pass
+  let certificate = null, trouble = null;
+  try {
+    const attempt = (archive) => rehearse(settings, { ...settings, stateFolder: folder }, server, archive, id, folder, full, startedAt);
+    certificate = await attempt(name).catch(async (error) => {
+      if (!(error instanceof Superseded)) throw error;
+      await fs.promises.rm(path.join(folder, 'files'), { recursive: true });
+      return attempt(error.archive);
+    });
+  } catch (error) {
+    trouble = error;
+  }
+  await removeScratch(folder);
+  return endDrill(settings, certificate, trouble, startedAt, server);
 }
 
 /** Tell how it ended: certificate, history, messages. Returns the exit code. */

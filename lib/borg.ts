@@ -239,8 +239,8 @@ export type ArchiveFacts = { archive: string; madeAt: string; kind: 'proven' | '
  * The archives of this server ('' = of any), oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
  * twin's comment, so that one listing answers everything. Names that are not ours are left out.
  */
-export async function listArchives(settings: Settings, server: string, more: string[] = []): Promise<ArchiveFacts[]> {
-  const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}']);
+export async function listArchives(settings: Settings, server: string, more: string[] = [], options: RunOptions = {}): Promise<ArchiveFacts[]> {
+  const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}'], options);
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
   const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d`;
   const ours = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-(${stamp})(-warm\\.checkpoint)?$`);

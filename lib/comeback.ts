@@ -6,7 +6,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, count, mode, named, pasteable, say, sayBlock, size, warn, warnings } from './say.ts';
-import { look, temporaryFolder } from './shell.ts';
+import { temporaryFolder } from './shell.ts';
 import { isPartName } from './rules.ts';
 import type { Settings } from './settings.ts';
 import type { Part } from './units.ts';
@@ -21,6 +21,7 @@ import { isThere, swapsFor } from './swap.ts';
 import { soundManifest } from './record.ts';
 import type { Manifest } from './record.ts';
 import { archiveMeant, asPattern } from './list.ts';
+import { findPrograms } from './sandbox.ts';
 import { judge } from './judge.ts';
 import type { Finding } from './judge.ts';
 import { LISTING, countPieces, extractions, findPieces, staged, whereIs } from './places.ts';
@@ -150,25 +151,16 @@ function clustersToCome({ clusters, parts, pieces }: Pick<Comeback, 'clusters' |
 }
 
 /** What runs in the new state and did not run here: parts that slept, and clusters that come back. Given what was extracted, or is in its place. */
-export async function partsToCome({ asleep, clusters, parts, pieces, settings }: Comeback): Promise<Part[]> {
+export async function partsToCome({ asleep, clusters, parts, pieces, settings, manifest }: Comeback): Promise<Part[]> {
   const found = [...asleep];
   for (const cluster of clustersToCome({ clusters, parts, pieces })) {
     const dataDirectory = whereIs(pieces, cluster.dataDirectory, (piece) => piece.place), folder = whereIs(pieces, cluster.dataDirectory, staged);
     const isDebian = /^\d+(\.\d+)?\/[\w.-]+$/.test(cluster.name) && whereIs(pieces, `/etc/postgresql/${cluster.name}`, (piece) => piece.place) !== '';
-    const binaries = await programsOf(cluster.version);
+    const binaries = (await findPrograms(cluster, manifest))?.binaries ?? '';
     if (!isDebian && binaries === '') warn(`no PostgreSQL ${cluster.version} is here to start ${named(cluster.name)}`);
     else found.push({ ...await clusterPart({ ...describeCluster(isDebian ? cluster.name : dataDirectory, folder, isDebian ? 'Debian' : ''), dataDirectory, binaries }, settings.stopTimeoutSeconds), group: 1_000_000 });
   }
   return found;
-}
-
-/** The folder of this machine's own programs of a major version, '' = none. */
-async function programsOf(version: string): Promise<string> {
-  for (const folder of [`/usr/lib/postgresql/${version}/bin`, `/usr/pgsql-${version}/bin`, '/usr/local/pgsql/bin', '/usr/local/bin', '/usr/bin']) {
-    const { code, out } = fs.existsSync(path.join(folder, 'pg_ctl')) ? await look([path.join(folder, 'postgres'), '--version']) : { code: 127, out: '' };
-    if (code === 0 && new RegExp(` ${version.replace('.', '\\.')}(\\D|$)`).test(out)) return folder;
-  }
-  return '';
 }
 
 // ---- what is said before ----

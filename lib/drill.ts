@@ -3,44 +3,23 @@
 // removes) and adds a line to the history. The running clusters are never touched, and a nightly run neither waits for it nor sees it: it has its own
 // lock, its own borg cache, reads without borg's lock, and everything it starts is nice to others.
 import fs from 'node:fs';
-import os from 'node:os';
 import path from 'node:path';
 import { randomUUID } from 'node:crypto';
-import { Problem, answer, count, lastLines, mode, named, openTranscript, say, sayBlock, sayError, size, warn, warnings } from './say.ts';
-import { failure, freeBytes, goOn, look } from './shell.ts';
-import { SANDBOX_MARK, endRun, markOfRun } from './processes.ts';
-import { lastGoodRun, remember } from './history.ts';
+import { Problem, answer, mode, openTranscript, sayBlock, sayError, warn, warnings } from './say.ts';
+import { look } from './shell.ts';
+import { SANDBOX_MARK, endRun } from './processes.ts';
+import { remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import { checkSecretFiles } from './check.ts';
 import type { Settings } from './settings.ts';
 import { tell } from './tell.ts';
-import { borgVersion, listArchives } from './borg.ts';
-import { eachRecord } from './proof.ts';
-import { isBelow } from './plan.ts';
 import { takeLock } from './ledger.ts';
-import { archiveMeant, asPattern } from './list.ts';
-import { extract, measure } from './restore.ts';
-import { ownManifest, recordFolder, soundManifest } from './record.ts';
-import type { Manifest } from './record.ts';
-import type { ClusterPassport } from './passport.ts';
-import { findPrograms, openSandbox, startInside } from './sandbox.ts';
-import type { Place } from './sandbox.ts';
+import { Superseded, rehearse } from './rehearsal.ts';
 import { certificateText, failedChecks } from './certificate.ts';
-import type { Certificate, DrillCheck } from './certificate.ts';
-import { FILE_CHECKS, SERVER_CHECKS, nameFiles } from './checks.ts';
-import type { Copy, Verdict } from './checks.ts';
+import type { Certificate } from './certificate.ts';
 
 const SCRATCH = 'cold-backup-drill-'; // and the drill's id
 const LOCK = 'drill.lock';
-const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
-
-type Drill = { settings: Settings; borg: Settings; id: string; folder: string; archive: string; manifest: Manifest; own: string; full: boolean; checks: DrillCheck[]; extracted: { bytes: number; seconds: number };
-  confirm: () => Promise<void> }; // throws Superseded, or what kept the list of archives from us
-
-/** The archive that this server saved last, as far as it remembers, is not the newest one. */
-class Superseded extends Error {
-  archive = '';
-}
 
 const scratchOf = (settings: Settings) => settings.drill.folder || path.join(settings.stateFolder, 'drill');
 
@@ -86,204 +65,6 @@ export async function drill(settings: Settings, server: string, [name = 'latest'
   }
   await removeScratch(folder);
   return endDrill(settings, certificate, trouble, startedAt, server);
-}
-
-async function rehearse(settings: Settings, borg: Settings, server: string, name: string, id: string, folder: string, full: boolean, startedAt: Date): Promise<Certificate> {
-  const record = path.join(folder, 'files/record'), extracted = { bytes: 0, seconds: 0 };
-  const version = borgVersion(), listed = patiently(() => listArchives(borg, server, ['--bypass-lock'])).then((all) => archiveMeant(all, name));
-  // Each start of borg takes a second. What this server itself saved last is safe to extract, and its record is here: that begins before the list
-  // of archives is there. Of any other archive it is looked first whether borg would write elsewhere.
-  let archive = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
-  const own = archive && copyOwnRecord(settings.stateFolder, archive, record);
-  if (own) {
-    for (const one of [version, listed]) one.catch(() => {}); // heard in confirm()
-  } else {
-    const [found, meant] = await Promise.allSettled([version, listed]); // no borg is left behind when one fails
-    for (const one of [found, meant]) if (one.status === 'rejected') throw one.reason;
-    archive = await listed;
-    await patiently(() => measure(borg, archive, [], ['--bypass-lock']));
-    await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
-  }
-  const confirm = async () => {
-    await version;
-    if (await listed !== archive) throw Object.assign(new Superseded(), { archive: await listed });
-  };
-  const manifest = soundManifest(own || fs.readFileSync(path.join(record, 'manifest.json'), 'utf8'), archive);
-  const one: Drill = { settings, borg, id, folder, archive, manifest, own, full, checks: [], extracted, confirm };
-  const all = await bytesBelow(path.join(folder, 'files/record/listing'), ['/']);
-  for (const cluster of manifest.postgres) await rehearseCluster(one, cluster);
-  await confirm();
-  if (manifest.postgres.length === 0 || full) await readBack(one, all.bytes);
-  for (const { cluster, ...query } of settings.drill.queries) {
-    if (!manifest.postgres.some((known) => isNamed(known, cluster))) one.checks.push({ cluster, check: 'your queries', ok: false, seconds: 0, detail: `no cluster ${named(cluster)} in this archive: ${query.sql}` });
-  }
-  const { bytes, seconds } = one.extracted;
-  return { archive, server: manifest.server, proven: one.checks.length > 0 && one.checks.every((check) => check.ok !== false), madeAt: startedAt.toISOString(), where: os.hostname(), full, checks: one.checks, extractedBytes: bytes,
-    extractSeconds: seconds, restoreSeconds: Math.round(10 * seconds * (bytes > 0 ? Math.max(1, all.bytes / bytes) : 1)) / 10, drillSeconds: (Date.now() - startedAt.getTime()) / 1000 };
-}
-
-// A night that comes along makes a new record: its first step removes the old one, its last step writes the manifest, which is copied last here.
-function copyOwnRecord(stateFolder: string, archive: string, to: string): string {
-  const text = ownManifest(stateFolder, archive), names = ['listing', 'manifest.json'];
-  if (!text) return '';
-  try {
-    fs.mkdirSync(to, { recursive: true });
-    for (const name of names) fs.copyFileSync(path.join(recordFolder(stateFolder), name), path.join(to, name));
-    return fs.readFileSync(path.join(to, 'manifest.json'), 'utf8') === text ? text : '';
-  } catch {
-    return '';
-  }
-}
-
-// borg without its lock may look at the repository in the very moment in which a run completes an archive.
-async function patiently<T>(ask: () => Promise<T>): Promise<T> {
-  for (let attempt = 1; ; attempt++) {
-    const began = Date.now();
-    try {
-      return await ask();
-    } catch (error) {
-      goOn();
-      if (attempt === 3 || Date.now() - began > 15_000 || !(error instanceof Problem) || /passphrase|key ?file|integrity/i.test(`${error.facts.said} ${error.facts.hint}`)) throw error;
-      say(`the repository was busy: ${error.message}; once more`);
-      await look(['sleep', '2']);
-    }
-  }
-}
-
-const isNamed = ({ name, dataDirectory }: ClusterPassport, wanted: string) => [name, `postgres ${name}`, dataDirectory, name.replace(/^container /, '')].includes(wanted);
-
-async function rehearseCluster(one: Drill, passport: ClusterPassport): Promise<void> {
-  const cluster = passport.name, step = async (check: string, work: () => Promise<Verdict>): Promise<Verdict> => {
-    const began = Date.now();
-    say(`${cluster}: ${check}`);
-    const verdict = await work().catch(async (error): Promise<Verdict> => {
-      goOn();
-      await one.confirm();
-      if (!(error instanceof Problem)) throw error;
-      return { ok: false, detail: [error.message, ...(error.facts.said ? [lastLines(error.facts.said, 4)] : []), ...(error.facts.hint ? [error.facts.hint] : [])].join('\n') };
-    });
-    goOn();
-    one.checks.push({ cluster, check, ok: verdict.ok, seconds: (Date.now() - began) / 1000, detail: verdict.detail });
-    return verdict;
-  };
-  const files = path.join(one.folder, 'files'), copy: Copy = { passport, sandbox: { folder: '', words: [], end: async () => {} }, programs: { version: '', binaries: '', image: '' }, files, onHost: files + passport.dataDirectory,
-    inside: passport.insideDataDirectory || passport.dataDirectory, listing: path.join(files, 'record/listing'), queries: one.settings.drill.queries.filter((query) => isNamed(passport, query.cluster)), full: one.full, server: null, databases: [], counted: new Map() };
-  const begun = await step('extract', async () => {
-    const programs = await findPrograms(passport, one.manifest);
-    if (!programs) throw new Problem(`no PostgreSQL ${named(passport.version)} here to start it with`, { hint: packagesMissing(passport, one.manifest) });
-    copy.programs = programs;
-    return extractCluster(one, copy);
-  });
-  if (begun.ok === false) return await removeFiles(one);
-  try {
-    const damaged: string[] = [];
-    const first = await step(FILE_CHECKS[0]!.check, () => FILE_CHECKS[0]!.look(copy));
-    damaged.push(...first.damaged ?? []);
-    await lockIn(one, copy);
-    for (const { check, look: judge } of FILE_CHECKS.slice(1)) damaged.push(...(await step(check, () => judge(copy))).damaged ?? []);
-    const started = await step('starts', async () => {
-      copy.server = await startInside(copy.sandbox, copy.programs, copy.inside, copy.onHost, superusers(passport));
-      return { ok: true, detail: `PostgreSQL ${passport.version}, ${copy.programs.image ? `in image ${copy.programs.image}` : 'with this host\'s own programs'}` };
-    });
-    if (started.ok) for (const { check, look: judge } of SERVER_CHECKS) await step(check, () => judge(copy));
-    if (started.ok && damaged.length > 0) one.checks.find((check) => check.cluster === cluster && check.ok === false)!.detail += (await nameFiles(copy, damaged)).map((line) => `\n${line}`).join('');
-  } finally {
-    await copy.sandbox.end();
-    await removeFiles(one);
-  }
-}
-
-// Several files at a time: to free what the kernel remembers of 5 GB takes seconds.
-async function removeFiles({ folder }: Drill): Promise<void> {
-  const names = ['own', 'root', ...fs.readdirSync(path.join(folder, 'files')).map((top) => `files/${top}`)].filter((name) => name !== 'files/record');
-  await Promise.all(names.map((name) => fs.promises.rm(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 })));
-}
-
-// Roles out of the archive; the one that initdb made comes first.
-function superusers({ roles = [], owner }: ClusterPassport): string[] {
-  const known = roles.filter((role) => role.rolsuper && role.rolcanlogin).sort((a, b) => Number(a.oid) - Number(b.oid)).map((role) => String(role.rolname));
-  return [...new Set([...known, owner, 'postgres'])].filter((role) => role !== '').slice(0, 10);
-}
-
-function packagesMissing({ version, container }: ClusterPassport, { packages, containers, postgres }: Manifest): string {
-  const box = containers.find((one) => one.name === container);
-  if (box) return `docker pull ${box.imageDigests[0] ?? box.image}`;
-  const own = postgres.find((one) => one.version === version)?.packages ?? packages;
-  const names = Object.keys(own.needed).filter((name) => name.startsWith('postgresql-') && name.includes(version)).map((name) => name.split(':')[0]!);
-  return `apt-get install ${[...new Set([`postgresql-${version}`, ...names])].filter((name) => /^[\w.+-]+$/.test(name)).join(' ')}`;
-}
-
-/** Extract the files of a cluster. Given that what runs it is here, refuses without room, or when borg cannot read everything. */
-async function extractCluster(one: Drill, { passport, listing }: Copy): Promise<Verdict> {
-  const whole = passport.roots.filter((root) => path.isAbsolute(root) && path.normalize(root) === root && root !== '/');
-  const roots = whole.filter((root) => !whole.some((other) => other !== root && isBelow(root, other))); // pg_wal lies below the data directory, most often
-  if (roots.length === 0 || !roots.some((root) => isBelow(passport.dataDirectory, root))) throw new Problem('the record of this archive does not name its files');
-  const { bytes, files } = await bytesBelow(listing, roots);
-  const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
-  if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`, { hint: '`drill.folder` may name a larger disk' });
-  const seconds = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? ['record'] : [])], `extracting ${passport.name}`);
-  await one.confirm();
-  if (one.own && fs.readFileSync(path.join(one.folder, 'files/record/manifest.json'), 'utf8') !== one.own) throw new Problem('the record in the archive is not the one that this server wrote with it');
-  one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
-  return { ok: true, detail: `${count(files, 'file')}, ${size(bytes)}, ${size(bytes / Math.max(seconds, 0.1))}/s` };
-}
-
-async function extractFrom(one: Pick<Drill, 'id' | 'folder' | 'borg' | 'archive'>, paths: string[], title: string): Promise<number> {
-  const target = path.join(one.folder, 'files'), began = Date.now();
-  fs.mkdirSync(target, { recursive: true, mode: 0o711 });
-  await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', `::${one.archive}`, ...paths.map(asPattern)], target, title, markOfRun(one.id)));
-  return (Date.now() - began) / 1000;
-}
-
-/** How many files lie below these paths, and how large they are, by the listing in the archive. */
-async function bytesBelow(listing: string, roots: string[]): Promise<{ files: number; bytes: number }> {
-  const found = { files: 0, bytes: 0 };
-  await eachRecord(listing, (record) => {
-    const [type, , , , bytes, , , ...file] = record.split('\t');
-    if (type === 'd' || !roots.some((root) => isBelow(Buffer.from(file.join('\t'), 'latin1').toString(), root))) return;
-    found.files++;
-    found.bytes += Number(bytes);
-  });
-  return found;
-}
-
-// The copy belongs to the sandbox's user from here, and nothing of it may lead out: what is locked in finds there only what came with it, at the old paths.
-async function lockIn(one: Drill, copy: Copy): Promise<void> {
-  const { passport, files } = copy, roots = passport.roots.filter((root) => fs.statSync(files + root, { throwIfNoEntry: false })?.isDirectory() && !isBelow(root, '/etc'));
-  for (const root of roots) if (fs.realpathSync(files + root) !== files + root) throw new Problem(`${named(root)} is a link in this archive, or lies below one: its record cannot be trusted`);
-  const mounts = one.manifest.containers.find((box) => box.name === passport.container)?.mounts ?? [];
-  const inside = (root: string): string => {
-    const mount = mounts.filter((single) => isBelow(root, single.source)).sort((a, b) => b.source.length - a.source.length)[0];
-    return mount ? path.normalize(mount.destination + root.slice(mount.source.length)) : root;
-  };
-  const places: Place[] = roots.map((root) => ({ from: files + root, at: inside(root) })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
-  const system = places.find(({ at }) => !path.isAbsolute(at) || /^\/(|(bin|sbin|lib\w*|etc|proc|dev|sys|own|tmp)(\/.*)?|usr|usr\/(bin|sbin|lib\w*|local\/s?bin)(\/.*)?)$/.test(at) && !/^\/tmp\/./.test(at));
-  if (system) throw new Problem(`${named(system.at)} is a folder of the system, no place for a cluster: the record of this archive cannot be trusted`);
-  for (const name of ['standby.signal', 'recovery.signal']) fs.rmSync(path.join(copy.onHost, name), { force: true }); // a standby's copy comes up by itself, and follows nobody
-  fs.writeFileSync(path.join(copy.onHost, SANDBOX_MARK), '', { flag: 'wx' });
-  copy.sandbox = await openSandbox(one.folder, places, copy.programs);
-  const user = fs.statSync(path.join(one.folder, 'own'));
-  const owned = await look(['chown', '--recursive', '--no-dereference', `${user.uid}:${user.gid}`, ...places.map(({ from }) => from)], { seconds: 3600 });
-  if (owned.code !== 0) throw failure('the copy cannot be given to the user of the sandbox', owned);
-  const opened = await look(['chmod', 'u=rwx,go=', ...places.map(({ from }) => from)]); // PostgreSQL insists
-  if (opened.code !== 0) throw failure('the copy cannot be closed to others', opened);
-}
-
-/** Read everything in the archive back, without writing it anywhere: every chunk comes over the line, is decrypted and verified by borg. */
-async function readBack(one: Drill, bytes: number): Promise<void> {
-  const began = Date.now();
-  say('reading everything back');
-  let verdict: Verdict;
-  try {
-    await patiently(() => extract(one.borg, [...NICELY, 'borg', '--log-json', '--progress', 'extract', '--bypass-lock', '--dry-run', `::${one.archive}`], one.folder, 'reading everything back', markOfRun(one.id)));
-    verdict = { ok: true, detail: `${size(bytes)}, every chunk came and was whole` };
-    if (one.extracted.bytes === 0) one.extracted = { bytes, seconds: (Date.now() - began) / 1000 };
-  } catch (error) {
-    goOn();
-    if (!(error instanceof Problem)) throw error;
-    verdict = { ok: false, detail: `${error.message}\n${lastLines(error.facts.said ?? '', 3)}` };
-  }
-  one.checks.push({ cluster: '', check: 'everything read back', ok: verdict.ok, seconds: (Date.now() - began) / 1000, detail: verdict.detail });
 }
 
 /** Tell how it ended: certificate, history, messages. Returns the exit code. */

@@ -15,7 +15,8 @@ import type { Root } from './plan.ts';
 import { eachRecord, pathIn } from './proof.ts';
 import type { Manifest } from './record.ts';
 import { asPattern } from './list.ts';
-import { parseEntry, showProgress, unsafe, watchEntries } from './restore.ts';
+import { parseEntry, unsafe, watchEntries } from './measure.ts';
+import { showProgress } from './restore.ts';
 import { isThere, mountPoints, nearestFolder, stagingFor, swapsFor } from './swap.ts';
 
 /** Something that is extracted in one go and swapped as one: a root of the archive, or what a disk mounted below one holds. */

@@ -92,7 +92,7 @@ export function soundManifest(text: string, archive: string): Manifest {
   const { plan, parents, containers, postgres, host } = manifest ?? {};
   if (manifest?.format !== 1 || !isText(manifest.server) || !isText(manifest.madeAt)) throw bad('its form is not known here');
   if (!all(plan?.roots, (one) => isPath(one.path) && isText(one.why))) throw bad('a path to restore is none');
-  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isPath(one.walFolder) && isText(one.container) && isText(one.socketFolder ?? '') && /^\d+(\.\d+)?$/.test(one.version)
+  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isPath(one.walFolder) && isText(one.binaries) && isText(one.container) && isText(one.socketFolder ?? '') && /^\d+(\.\d+)?$/.test(one.version)
     && all(one.tablespaces, (space) => isText(space.oid) && isText(space.location)))) throw bad('a cluster is none');
   if (!all(plan.parts, (one) => isText(one.name) && isText(one.kind) && Number.isInteger(one.group)) || !Array.isArray(plan.exclude)) throw bad('a part is none');
   if (!all(parents, (one) => isPath(one.path) && /^[0-7]{3,5}$/.test(one.mode) && Number.isInteger(one.uid) && Number.isInteger(one.gid))) throw bad('a folder is none');

@@ -158,7 +158,9 @@ export async function settleRestore(ledger: Ledger): Promise<void> {
   restore.state = settleSwaps(restore);
   if (restore.state === 'new') noteLater(ledger);
   const hasUnits = restore.swaps.some(({ place }) => /^\/(etc|usr|lib)\//.test(place)); // or configuration that a generator reads
-  if (restore.state === 'new' && hasUnits && hasSystemd()) await change(['timeout', '-k', '5', '60', 'systemctl', 'daemon-reload'], { unlimited: true });
+  if (restore.state === 'new' && hasUnits && hasSystemd()) { // whatever comes of it, things have to be started
+    await change(['timeout', '-k', '5', '60', 'systemctl', 'daemon-reload'], { unlimited: true }).catch((error) => warn(`systemd has not been told of new units: ${error.message}`));
+  }
   say(restore.state === 'new' ? `the restore of ${restore.archive} had put everything in its place: the new contents stay` : `the restore of ${restore.archive} was not through: the old contents are in place`);
 }
 
