@@ -29,7 +29,7 @@ scenarios('a failure while everything runs', import.meta.url, {
   'the window ends during the warm pass: nothing is stopped, and it says how far it came': async (world) => {
     world.server.writeSettings({ warmPass: true });
     randomFile(world, 'big', 30);
-    world.server.writeSettings({ window: windowOf(15).window, uploadLimitKiB: 100 });
+    world.server.writeSettings({ window: windowOf(40).window, uploadLimitKiB: 100 });
     const ended = await fails(world, [/warm pass did not get through in time: \d+ files, [\d.]+ MB read, [\d.]+ MB new/]);
     assert.match(ended.err, /what was uploaded counts/);
     assert.equal(world.server.archives().some((name) => name.endsWith('-warm.checkpoint.checkpoint')), true, 'what was uploaded is kept');
