@@ -21,10 +21,13 @@ import { restoreInPlace } from './lib/inplace.ts';
 import { status } from './lib/status.ts';
 import { setup } from './lib/setup.ts';
 import { doctor } from './lib/doctor.ts';
+import { loadOperator } from './lib/operator.ts';
+import { audit } from './lib/audit.ts';
+import { prune } from './lib/prune.ts';
 
-const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'drill', 'recover', 'borg'];
-const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'in-place', 'reindex', 'full'];
-const OPTIONS_OF: Record<string, string[]> = { 'dry-run': ['', 'restore'], now: [''], yes: ['setup'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], 'in-place': ['restore'], reindex: ['restore'], full: ['drill'],
+const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'drill', 'recover', 'borg', 'audit', 'prune'];
+const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'in-place', 'reindex', 'full', 'undo-plan', 'accept'];
+const OPTIONS_OF: Record<string, string[]> = { 'dry-run': ['', 'restore', 'prune'], now: [''], yes: ['setup', 'audit', 'prune'], 'undo-plan': ['audit'], accept: ['audit'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], 'in-place': ['restore'], reindex: ['restore'], full: ['drill', 'audit'],
   ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find', 'drill']])) }; // all others go everywhere
 const VALUES = ['settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
 
@@ -64,7 +67,7 @@ function readOptions(argv: string[]): Options {
   if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
   if (command === 'restore') refuseRestore(words, found.to ?? '', found);
   if (command === 'find' && !words[0]) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
-  const most: Record<string, number> = { list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity };
+  const most: Record<string, number> = { list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity, audit: Infinity, prune: Infinity };
   if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
     color: found.colour && !process.env.NO_COLOR && Boolean(process.stderr.isTTY) });
@@ -82,12 +85,14 @@ function refuseRestore(words: string[], to: string, flags: Record<string, unknow
 /** Given the command line without node and script, does what it says. Returns the exit code. */
 async function command(argv: string[]): Promise<number> {
   const { command: name, words, values, flags } = readOptions(argv);
-  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
+  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]!), file = values.settings!;
   if (flags.help) return said(HELP.trimEnd());
   if (flags.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
   if (name === 'recover') return recoverAll(script, file);
   if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
+  if (name === 'audit') return audit(settings, loadOperator(script, file), words, { full: flags.full!, accept: flags.accept!, yes: flags.yes!, undoPlan: flags['undo-plan']! });
+  if (name === 'prune') return prune(settings, loadOperator(script, file), words, flags.yes!);
   const loaded = values.repository ? bareMachine(values) : loadSettings(settings, script, file);
   const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
   if (flags['print-settings']) return said(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));

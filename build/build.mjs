@@ -61,9 +61,17 @@ const CHAPTERS = [
   { file: 'lib/setup.ts', title: 'SETUP' },
   { file: 'backup.ts', title: 'MAIN PROGRAM' },
   null, // here the operator's part begins
+  { file: 'lib/operator.ts', title: 'OPERATOR' },
+  { file: 'lib/segments.ts', title: 'SEGMENTS' },
+  { file: 'lib/book.ts', title: 'OPERATOR\'S LEDGER' },
+  { file: 'lib/findings.ts', title: 'FINDINGS' },
+  { file: 'lib/undo.ts', title: 'UNDO' },
+  { file: 'lib/audit.ts', title: 'AUDIT' },
+  { file: 'lib/retention.ts', title: 'RETENTION' },
+  { file: 'lib/prune.ts', title: 'PRUNE' },
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
-const MOST_LINES = { readable: 6900, operator: 1000 };
+const MOST_LINES = { readable: 7100, operator: 1150 };
 const OLDEST_NODE = 'node18';
 
 const output = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../dist/backup.js', import.meta.url)));

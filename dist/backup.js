@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 85c82bd7427c6fad2580aeb8380a08191c75a0777b2356884cf97db1f95cdb27
+// Checksum of all but the settings: 61dd796a44360370ae7de73d0601d3b6008769580ce0c98ce7dc19aca91abc69
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -61,6 +61,14 @@
 //   ==== SETUP ====            Setup: make what is missing (ssh key, passphrase, known host, repository with its key.
 //   ==== MAIN PROGRAM ====     The command line: which command, with which options.
 //   ==== OPERATOR'S PART ====  What follows runs only on the operator's own machine.
+//   ==== OPERATOR ====         The operator's own computer: its settings name every server with full access to its repository.
+//   ==== SEGMENTS ====         The files of a borg 1 repository, read from outside: which transactions there are.
+//   ==== OPERATOR'S LEDGER ==== The operator's ledger: what an audit saw of a server's repository.
+//   ==== FINDINGS ====         What an audit finds wrong, rule by rule.
+//   ==== UNDO ====             The way back after an alarm: `audit --undo-plan` prints commands and runs none of them.
+//   ==== AUDIT ====            The audit: has somebody tampered with an append-only repository? It reads what is new since the last audit, compares it with the ledger, and says `clean` or `alarm`.
+//   ==== RETENTION ====        Which archives stay.
+//   ==== PRUNE ====            Retention, from the operator's computer, after a clean audit.
 //   ==== LIBRARIES ====        Written by others and compiled: nothing to edit.
 'use strict';
 
@@ -311,7 +319,7 @@ async function proveTheArchive(night, plan, { cold, first, second, manifestText 
   const back = await readFromArchive(settings, plan.archive, 'record/manifest.json');
   if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
   const line = finishedLine(night, null);
-  const facts = { archive: plan.archive, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
+  const facts = { archive: plan.archive, id: cold.archiveId, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
   const folder = writeProof(settings.stateFolder, { format: 1, ...facts, before: first, after: second }, line);
   await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
 }
@@ -1191,11 +1199,20 @@ function isNear(one, other, slips) {
  * Throws Problem (64) with every mistake in one list, or when others could change the file.
  */
 function loadSettings(builtIn, script, file) {
+  return loadWith(builtIn, script, settingsSource(script, file), filledIn);
+}
+
+/** Where the settings stand: FILE of --settings, or backup.settings.js beside the script, or the script itself. */
+function settingsSource(script, file) {
   const beside = path.join(path.dirname(script), 'backup.settings.js');
-  let source = file ? path.resolve(file) : fs.lstatSync(beside, { throwIfNoEntry: false }) ? beside : script;
+  const source = file ? path.resolve(file) : fs.lstatSync(beside, { throwIfNoEntry: false }) ? beside : script;
+  return fs.existsSync(source) && fs.realpathSync(source) === script ? script : source;
+}
+
+/** The same for any settings: fill checks what was found, says what is wrong with it, and returns it with its defaults. */
+function loadWith(builtIn, script, source, fill) {
   let whole;
   try {
-    if (fs.realpathSync(source) === script) source = script;
     whole = fs.readFileSync(source, 'utf8');
   } catch (error) {
     throw new Problem(`the settings ${named(source)} cannot be read: ${error.code ?? error.message}`, { exitCode: 64 });
@@ -1205,7 +1222,7 @@ function loadSettings(builtIn, script, file) {
   const found = source === script ? builtIn : readAsData(whole, source, scan);
   const mistakes = scan.twice.map(({ at, line }) => ({ line, text: `${at} is given twice: JavaScript would take the last one and say nothing` }));
   const wrong = (at, message) => mistakes.push({ line: lineOf(scan.lines, at), text: `${at || 'settings'} ${message}` });
-  const settings = filledIn(found, wrong);
+  const settings = fill(found, wrong);
   if (mistakes.length > 0) {
     const list = mistakes.sort((one, other) => one.line - other.line).map(({ line, text }) => `${source}${line ? `, line ${line}` : ''}: ${text}`);
     throw new Problem(`${count(list.length, 'mistake')} in the settings; nothing was touched\n  ${list.join('\n  ')}`, { exitCode: 64 });
@@ -2376,7 +2393,7 @@ function createCommand(settings, what) {
  * size, shows progress and returns what borg did. tested: a pass of this run was made before it, and borg tests itself once. Throws Problem when borg failed: then there is no archive of that name.
  */
 async function takePass(settings, command, options) {
-  const result = { files: 0, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 0, changed: [], unread: [], complaints: [] };
+  const result = { archiveId: '', files: 0, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 0, changed: [], unread: [], complaints: [] };
   const began = Date.now();
   let progressAt = 0;
   const progress = progressTeller(options.title, options.expectedBytes);
@@ -2401,8 +2418,8 @@ async function takePass(settings, command, options) {
   goOn(); // borg may have ended because we asked it to
   if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${progress.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
-  const stats = JSON.parse(done.out).archive.stats;
-  return Object.assign(result, { files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size });
+  const { id: archiveId, stats } = JSON.parse(done.out).archive;
+  return Object.assign(result, { archiveId, files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size });
 }
 
 // Hundreds of paths are no help in an error.
@@ -2434,8 +2451,8 @@ function progressTeller(title, expectedBytes) {
 }
 
 /** One file out of an archive, as text. Throws Problem when it is not there. */
-async function readFromArchive(settings, archive, file) {
-  const done = await askBorg(settings, ['extract', '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024 });
+async function readFromArchive(settings, archive, file, options = {}) {
+  const done = await askBorg(settings, ['extract', '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024, ...options });
   if (done.code !== 0) throw borgFailure(`${file} cannot be read back from ${archive}`, done);
   return done.out;
 }
@@ -2467,6 +2484,29 @@ async function listArchives(settings, server, more = [], options = {}) {
       files: facts.files ?? null,
     };
   });
+}
+
+
+
+/** Every archive of the repository, checkpoints too, oldest first. Reads without borg's lock: a run that is under way is not in the way. */
+async function listEverything(settings, options = {}) {
+  const done = await askBorg(settings, ['list', '--bypass-lock', '--json', '--consider-checkpoints', '--format', '{id}{end}{comment}'], { keepBytes: 1 << 28, ...options });
+  if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
+  return JSON.parse(done.out).archives.map(({ id, name, start, end, comment }) => {
+    let facts = {};
+    try {
+      const read = JSON.parse(comment ?? '');
+      if (typeof read === 'object' && read !== null) facts = read;
+    } catch { /* another tool's */ }
+    return { id, name, startedAt: `${start.slice(0, 19)}Z`, endedAt: `${(end ?? start).slice(0, 19)}Z`, facts };
+  });
+}
+
+/** The ids of all archives alone, in the same order: at once, however many there are. */
+async function listIds(settings, options = {}) {
+  const done = await askBorg(settings, ['list', '--bypass-lock', '--consider-checkpoints', '--format', '{id}{NL}'], options);
+  if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
+  return done.out.split('\n').filter((line) => line !== '');
 }
 
 // =========================================================================================================
@@ -6522,6 +6562,13 @@ async function tryConnection(settings) {
   throw failure('no ssh connection to the storage', done, hint);
 }
 
+/** What the server on the storage says of itself: its command line as Python lists it, and borg's version; null when it does not say. Nothing is opened or written. */
+async function serverCommandLine(ssh) {
+  const report = await look(['sh', '-c', 'bytes=$1; shift; printf %s "$bytes" | base64 -d | exec "$@"', 'sh', ASK_SERVER, ...ssh, 'borg serve']);
+  const text = `${report.out}\n${report.said}`;
+  return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
+}
+
 /** What the storage itself reports of the command it forces on us: shell, paths, append-only, quota, version. */
 async function checkServer(settings) {
   const names = ['no shell', 'other paths refused', 'append-only', 'quota', 'server version'];
@@ -6529,9 +6576,7 @@ async function checkServer(settings) {
   if (!isRemote(settings)) return unknown('the repository is a path on this machine');
   const shell = await look([...sshToStorage(settings), 'echo PROBE-$((6*7))']);
   if (shell.code === 255) return unknown('no ssh connection');
-  const report = await look(['sh', '-c', 'bytes=$1; shift; printf %s "$bytes" | base64 -d | exec "$@"', 'sh', ASK_SERVER, ...sshToStorage(settings), 'borg serve']);
-  const text = `${report.out}\n${report.said}`;
-  const words = /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version = /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null;
+  const { words, version } = await serverCommandLine(sshToStorage(settings));
   const says = (what) => (words === null ? null : words.includes(what));
   const old = version === null ? null : /^1\.2\.[0-4]\b/.test(version);
   const line = 'the line that `node backup.js setup` prints, whole, in the storage\'s authorized_keys';
@@ -6710,9 +6755,9 @@ async function installTimers(settings, script, file) {
 // ==== MAIN PROGRAM ====
 // The command line: which command, with which options. Nothing is done here; each command is a chapter of its own.
 
-const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'drill', 'recover', 'borg'];
-const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'in-place', 'reindex', 'full'];
-const OPTIONS_OF = { 'dry-run': ['', 'restore'], now: [''], yes: ['setup'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], 'in-place': ['restore'], reindex: ['restore'], full: ['drill'],
+const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'drill', 'recover', 'borg', 'audit', 'prune'];
+const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'in-place', 'reindex', 'full', 'undo-plan', 'accept'];
+const OPTIONS_OF = { 'dry-run': ['', 'restore', 'prune'], now: [''], yes: ['setup', 'audit', 'prune'], 'undo-plan': ['audit'], accept: ['audit'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], 'in-place': ['restore'], reindex: ['restore'], full: ['drill', 'audit'],
   ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find', 'drill']])) }; // all others go everywhere
 const VALUES = ['settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
 
@@ -6750,7 +6795,7 @@ function readOptions(argv) {
   if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
   if (command === 'restore') refuseRestore(words, found.to ?? '', found);
   if (command === 'find' && !words[0]) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
-  const most = { list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity };
+  const most = { list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity, audit: Infinity, prune: Infinity };
   if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
     color: found.colour && !process.env.NO_COLOR && Boolean(process.stderr.isTTY) });
@@ -6768,12 +6813,14 @@ function refuseRestore(words, to, flags) {
 /** Given the command line without node and script, does what it says. Returns the exit code. */
 async function command(argv) {
   const { command: name, words, values, flags } = readOptions(argv);
-  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
+  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]), file = values.settings;
   if (flags.help) return said(HELP.trimEnd());
   if (flags.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
   if (name === 'recover') return recoverAll(script, file);
   if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
+  if (name === 'audit') return audit(settings, loadOperator(script, file), words, { full: flags.full, accept: flags.accept, yes: flags.yes, undoPlan: flags['undo-plan'] });
+  if (name === 'prune') return prune(settings, loadOperator(script, file), words, flags.yes);
   const loaded = values.repository ? bareMachine(values) : loadSettings(settings, script, file);
   const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
   if (flags['print-settings']) return said(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
@@ -6848,6 +6895,1016 @@ async function main() {
 // =========================================================================================================
 // ==== OPERATOR'S PART ====
 // What follows runs only on the operator's own machine. A client can stop reading here.
+
+// =========================================================================================================
+// ==== OPERATOR ====
+// The operator's own computer: its settings name every server with full access to its repository. Nothing on a production server
+// can do what follows: there is no such file there, and its ssh key may only add. This chapter reads the file, and
+// runs programs on the storage. What stands on the storage is not believed here, only looked at.
+
+const NO_SERVER = { server: '', repository: '', sshKey: '', knownHostsFile: '', keyFile: '', passphraseFile: '', storage: [], cutAccess: [], giveAccess: [], timeZone: 'UTC' };
+const KEEP = { last: 3, daily: 7, weekly: 4, monthly: 12, yearly: 3 };
+const RULES_OF_SERVER = { server: aServer, repository: aRepository, sshKey: aPath, knownHostsFile: aPath, keyFile: aSecretFile, passphraseFile: aSecretFile, storage: aCommand, cutAccess: aCommand, giveAccess: aCommand, timeZone: aTimeZone };
+
+/** Given the block of this script (for its names), the script and FILE of --settings, returns the operator's settings. Throws Problem (64) when there is no such file, or with every mistake in it. */
+function loadOperator(script, file) {
+  const source = settingsSource(script, file), hint = 'on the operator\'s computer: write `const settings = { ledgerFolder, servers: [ ... ] };` (see README) into backup.settings.js beside backup.js, or name it with --settings FILE';
+  if (source === script) throw new Problem('there is no operator\'s file here: audit, prune and report are not for a production server', { exitCode: 64, hint });
+  const { settings } = loadWith(null, script, source, (found, wrong) => {
+    if (isGroup(found) && !('servers' in found) && ('stop' in found || 'folders' in found || 'repository' in found)) {
+      throw new Problem(`${named(source)} is the file of a production server, not the operator's: audit, prune and report are not for a production server`, { exitCode: 64, hint });
+    }
+    return filledOperator(found, wrong);
+  });
+  const folder = path.resolve(path.dirname(fs.realpathSync(source)), settings.ledgerFolder);
+  return { ...settings, ledgerFolder: folder, file: source };
+}
+
+function filledOperator(found, wrong) {
+  if (!isGroup(found)) return wrong('', `must be a group: const settings = { ... }; and not ${shown(found)}`), {};
+  refuseUnknown(found, '', ['ledgerFolder', 'servers'], wrong);
+  const { ledgerFolder = 'ledger', servers } = found;
+  if (typeof ledgerFolder !== 'string' || ledgerFolder === '') wrong('ledgerFolder', `must be a folder, not ${shown(ledgerFolder)}`);
+  if (!Array.isArray(servers)) wrong('servers', `must be a list of servers in [ ], not ${shown(servers)}`);
+  const list = Array.isArray(servers) ? servers.map((one, index) => filledServer(one, `servers[${index}]`, wrong)) : [];
+  list.forEach(({ server }, index) => {
+    if (list.findIndex((other) => other.server === server) < index) wrong(`servers[${index}].server`, `${shown(server)} is in the list already`);
+  });
+  return { ledgerFolder, servers: list };
+}
+
+function filledServer(one, at, wrong) {
+  if (!isGroup(one)) return wrong(at, `must be a group in { }, not ${shown(one)}`), {};
+  refuseUnknown(one, at, [...Object.keys(RULES_OF_SERVER), 'keep'], wrong);
+  for (const [key, rule] of Object.entries(RULES_OF_SERVER)) {
+    if (one[key] !== undefined && one[key] !== '') rule(one[key], `${at}.${key}`, wrong);
+    else if (key === 'server' || key === 'repository') wrong(`${at}.${key}`, 'is missing');
+  }
+  const keep = isGroup(one.keep) ? { ...KEEP, ...one.keep } : one.keep ?? KEEP; // aGroup wants all of them
+  aGroup({ last: aNumber(1, 1e6, 'whole'), ...Object.fromEntries(['daily', 'weekly', 'monthly', 'yearly'].map((rule) => [rule, aNumber(0, 1e6, 'whole')])) })(keep, `${at}.keep`, wrong);
+  if (Boolean((one.cutAccess)?.length) !== Boolean((one.giveAccess)?.length)) wrong(`${at}.cutAccess`, 'and giveAccess go together: what is cut must be given back');
+  return { ...NO_SERVER, ...one, keep };
+}
+
+/** The servers named, or all. Throws Problem (64) for a name that is not in the file. */
+function serversMeant({ servers, file }, names) {
+  const unknown = names.filter((name) => !servers.some(({ server }) => server === name));
+  if (unknown.length > 0) throw new Problem(`no such server in ${named(file)}: ${unknown.join(', ')}`, { exitCode: 64, hint: `it names ${servers.map(({ server }) => server).join(', ') || 'none'}` });
+  if (servers.length === 0) throw new Problem(`${named(file)} names no server`, { exitCode: 64 });
+  return servers.filter(({ server }) => names.length === 0 || names.includes(server));
+}
+
+/** The settings with which borg is run for this server from here: full access, its own cache. Throws Problem (64) when others could read a key. */
+function borgSettings(builtIn, { ledgerFolder }, one) {
+  const { server, repository, sshKey, knownHostsFile, keyFile, passphraseFile } = one;
+  const settings = { ...builtIn, server, repository, sshKey, knownHostsFile, keyFile, passphraseFile, stateFolder: path.join(ledgerFolder, '.cache', server) };
+  checkSecretFiles(settings);
+  for (const file of [sshKey, keyFile, passphraseFile]) {
+    if (file && !fs.existsSync(file)) throw new Problem(`${named(file)} is not there`, { exitCode: 64, hint: 'the escrowed key and passphrase stand on the recovery sheet of this server' });
+  }
+  fs.mkdirSync(path.join(settings.stateFolder, 'borg'), { recursive: true, mode: 0o700 });
+  return settings;
+}
+
+/** From here a repository may be somewhere else than yesterday: its pruned copy, a storage that moved. That it is the same one, its id in the ledger tells. */
+const ANYWHERE = { env: { BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' } };
+
+/** Whether archives can be named: with key and passphrase. Without, the audit reads the repository's files alone. */
+const canDecrypt = ({ passphraseFile }) => passphraseFile !== '';
+
+/** Whether the repository's files can be read: by a shell there, or because they lie here. */
+const hasShell = ({ storage, repository }) => storage.length > 0 || repository.startsWith('/');
+
+/** The repository's folder as the storage's shell sees it, which starts in the home folder. */
+function folderThere({ repository }) {
+  const folder = isRemote({ repository }) ? repositoryAddress(repository).path : repository;
+  return folder.replace(/^~\//, './').replace(/(?<=.)\/+$/, '');
+}
+
+let scratch = ''; // made once
+
+/** Run a script (of sh or python3) on the storage: it goes there on standard input, so that no shell in between reads its words. looks: it changes nothing. */
+async function onStorage(one, what, interpreter, script, options = {}) {
+  const file = path.join(scratch ||= temporaryFolder(), 'script');
+  fs.writeFileSync(file, script, { mode: 0o600 });
+  const fd = fs.openSync(file, 'r'), { looks = false, ...more } = options;
+  try {
+    const done = await (looks ? look : change)([...one.storage, ...interpreter], { seconds: 3600, ...more, stdin: fd });
+    if (done.code === 0) return done;
+    const hint = done.code === 127 ? `${interpreter[0]} is not there: borg is a Python program, so install python3 on the storage` : `does this open a shell there: ${one.storage.join(' ')}`;
+    throw failure(what, done, one.storage.length > 0 ? hint : '');
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+// =========================================================================================================
+// ==== SEGMENTS ====
+// The files of a borg 1 repository, read from outside: which transactions there are, what each put and deleted, and when the storage
+// itself says it was. No key is needed and borg is not asked. A repository is a list of segment files that only grows; each entry is
+// crc32, size, tag and, for PUT and DELETE, the id of a chunk; a COMMIT ends a transaction, whose number is that of its segment file
+// (borg: docs/internals/data-structures.rst, "Segments"; repository.py). The storage's server writes a DELETE before it PUTs an id again, whatever a client
+// asks: a client cannot hide that. The reader below is Python, which is there wherever borg is. It only reads, one entry at a time.
+
+const READER = String.raw`
+import configparser, datetime, hashlib, json, os, struct, sys, zlib
+served = os.path.realpath(SERVED)
+os.chdir(REPO)
+say = lambda **what: sys.stdout.write(json.dumps(what) + '\n')
+digest = lambda lines: hashlib.sha256(''.join('%d %d\n' % line for line in lines).encode()).hexdigest()
+segments = {}
+for folder in os.listdir('data'):
+    for name in os.listdir(os.path.join('data', folder)):
+        if name.isdigit(): segments[int(name)] = os.path.join('data', folder, name)
+log, times = b'', {}
+if os.path.exists('transactions'): log = open('transactions', 'rb').read()
+log = log[:log.rfind(b'\n') + 1]
+for line in log.decode('ascii', 'replace').split('\n'):
+    words = line.replace(',', '').split()
+    if len(words) == 5 and words[1].isdigit(): times[int(words[1])] = words[4]
+sizes = [(number, os.stat(segments[number]).st_size) for number in sorted(segments)]
+wanted, manifest_id = set(map(bytes.fromhex, IDS)), bytes(32)
+last, damage, pending = AFTER, [], []
+fresh = lambda: dict(puts=0, bytes=0, manifest=None, deleted=0)
+now, place = fresh(), 0
+for number, size_of_file in sizes:
+    if number <= AFTER or (UNTIL and number > UNTIL): continue
+    try: file = open(segments[number], 'rb')
+    except FileNotFoundError: continue # the rest of a broken upload, cleaned up just now
+    with file:
+        if file.read(8) != b'BORG_SEG': pending.append('data file %d does not begin as one' % number)
+        while True:
+            head = file.read(9)
+            if not head: break
+            crc, size, tag = struct.unpack('<IIB', head) if len(head) == 9 else (0, 0, 255)
+            if tag > 2 or size < (9 if tag == 2 else 41):
+                pending.append('data file %d cannot be read from byte %d on' % (number, file.tell() - len(head)))
+                break
+            key, rest = (file.read(32), size - 41) if tag < 2 else (b'', size - 9)
+            place += 1
+            if DATA or rest < 4096:
+                data = file.read(rest)
+                if len(data) < rest or zlib.crc32(data, zlib.crc32(head[4:] + key)) != crc: pending.append('data file %d: the entry before byte %d is damaged' % (number, file.tell()))
+            else: file.seek(rest, 1)
+            if tag == 2:
+                for text in pending[:20]: damage.append(text)
+                last, pending, place = number, [], 0
+                stamp = datetime.datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%S.%f')
+                say(number=number, time=times.get(number), fileTime=stamp, **now)
+                now = fresh()
+            elif key == manifest_id:
+                if tag == 0: now['manifest'] = size
+                if tag == 0: now['bytes'] += size
+            elif tag == 0:
+                now['puts'] += 1
+                now['bytes'] += size
+                if key in wanted: say(found=key.hex(), place=place)
+            else:
+                now['deleted'] += 1
+                if now['deleted'] <= 10000: say(deleted=key.hex(), place=place)
+        if number <= last and size_of_file < file.tell(): damage.append('data file %d is cut off' % number)
+config = configparser.ConfigParser(interpolation=None)
+config.read('config')
+serving = []
+for pid in filter(str.isdigit, os.listdir('/proc') if os.path.isdir('/proc') else []):
+    try: words = open('/proc/%s/cmdline' % pid, 'rb').read().decode('utf8', 'replace').split('\0')
+    except OSError: continue
+    if 'serve' not in words or not any('borg' in os.path.basename(word) for word in words[:3]): continue
+    allowed = [word.split('=', 1)[1] if '=' in word else words[at + 1] for at, word in enumerate(words) if word.startswith('--restrict-to-')]
+    try: home = os.readlink('/proc/%s/cwd' % pid)
+    except OSError: home = '/'
+    places = [os.path.realpath(os.path.join(home, os.path.expanduser(one))) for one in allowed]
+    if not places or any(served == one or served.startswith(one.rstrip('/') + '/') for one in places): serving.append('process %s: %s' % (pid, ' '.join(words).strip()))
+committed = [line for line in sizes if line[0] <= last]
+say(config=dict(config['repository']), nonce=open('nonce').read().strip() if os.path.exists('nonce') else '', damage=damage[:100], last=last,
+    bytes=sum(size for number, size in committed), segments=len(committed), files=dict(count=len(committed), sha256=digest(committed)),
+    oldFiles=dict(count=len([1 for line in sizes if line[0] <= AFTER]), sha256=digest([line for line in sizes if line[0] <= AFTER])),
+    log=dict(bytes=len(log), sha256=hashlib.sha256(log).hexdigest()), oldLog=hashlib.sha256(log[:LOG]).hexdigest(), appendOnlyLines=len(times),
+    state=hashlib.sha256(repr((digest(sizes), log, open('nonce').read() if os.path.exists('nonce') else '')).encode()).hexdigest(), serving=serving, locked=os.path.exists('lock.exclusive') and bool(os.listdir('lock.exclusive')))
+`;
+
+/** The reader as a text for python3. served: where the repository is when `borg serve` opens it; folder: where it is now. Its last line is a JSON object. */
+function readerText(folder, served, { after, until, logBytes, ids, data }) {
+  const values = { REPO: folder, SERVED: served, AFTER: after, UNTIL: until, LOG: logBytes, IDS: ids };
+  return `${Object.entries(values).map(([name, value]) => `${name} = ${JSON.stringify(value)}\n`).join('')}DATA = ${data ? 'True' : 'False'}\n${READER}`;
+}
+
+/** Given a server and what is wanted, reads its repository's files where they lie, and returns what they say. Throws Problem when they cannot be read. */
+async function readRepository(one, wanted) {
+  const transactions = [], found = [], deletes = [];
+  let rest = null;
+  const onLine = (line) => {
+    const what = JSON.parse(line);
+    if (typeof what.found === 'string') found.push([what.found, what.place]);
+    else if (typeof what.place === 'number') deletes.push([what.deleted, what.place]);
+    else if (typeof what.number === 'number') transactions.push({ ...what, found: found.splice(0), deletes: deletes.splice(0) });
+    else rest = what;
+  };
+  await onStorage(one, `the files of the repository of ${one.server} cannot be read`, ['python3', '-'], readerText(folderThere(one), folderThere(one), wanted), { looks: true, onLine, keepBytes: 0, seconds: 24 * 3600 });
+  if (!rest) throw new Problem(`the files of the repository of ${one.server} were not read to their end`);
+  return { ...rest, transactions };
+}
+
+/** When a transaction was, as the storage itself noted: ISO 8601 UTC, to the second. */
+const timeOf = ({ time, fileTime }) => `${(time ?? fileTime).slice(0, 19)}Z`;
+
+/** What to read when only the repository's state is of interest, not its transactions. */
+const STATE_ALONE = { after: Number.MAX_SAFE_INTEGER, until: 0, logBytes: 0, ids: [], data: false };
+
+// =========================================================================================================
+// ==== OPERATOR'S LEDGER ====
+// The operator's ledger: what an audit saw of a server's repository, one readable JSON file a server on the operator's computer. It is what
+// the storage and the server are measured by, so it never forgets: archives that were pruned stay in it, with the day. Written whole
+// or not at all. Changes only files in `ledgerFolder`.
+
+const bookFile = ({ ledgerFolder }, server) => path.join(ledgerFolder, `${server}.json`);
+
+/** The ledger of a server; null before its first audit. Throws Problem (64) when the file is there and is none: a ledger is never begun anew by itself. */
+function readBook(operator, { server, repository }) {
+  const file = bookFile(operator, server);
+  let text;
+  try {
+    text = fs.readFileSync(file, 'utf8');
+  } catch (error) {
+    if (error.code === 'ENOENT') return null;
+    throw new Problem(`the ledger ${named(file)} cannot be read: ${error.code}`, { exitCode: 64 });
+  }
+  try {
+    const book = JSON.parse(text);
+    if (book.format !== 1 || !Array.isArray(book.archives)) throw new Error();
+    if (book.server !== server) throw new Problem(`the ledger ${named(file)} is that of ${book.server}`, { exitCode: 64 });
+    return { ...book, repository };
+  } catch (error) {
+    if (error instanceof Problem) throw error;
+    throw new Problem(`the ledger ${named(file)} is damaged`, { exitCode: 64, hint: 'bring it back from your own backup. If there is none, move it away: the next audit begins a new one, and trusts what it finds' });
+  }
+}
+
+function newBook({ server, repository }, now) {
+  return { format: 1, server, repository, firstAuditAt: now, lastAuditAt: now, mark: null, appendOnly: false, config: {}, archives: [], days: [], audits: [], prunes: [], pruning: null };
+}
+
+/** Write the ledger, on disk when this returns. */
+function writeBook(operator, book) {
+  fs.mkdirSync(operator.ledgerFolder, { recursive: true, mode: 0o700 });
+  writeDurably(bookFile(operator, book.server), `${JSON.stringify(book, null, 1)}\n`);
+}
+
+/** The archives that are still there, as far as the ledger knows. */
+const present = (book) => book.archives.filter((one) => !one.goneAt);
+
+/** Given the server and an archive's name, what kind it is. 'other': neither this script nor an interrupted pass of it writes such a name. */
+function kindOf(server, name) {
+  const own = new RegExp(`^(proven-)?${server.replaceAll('.', '\\.')}-\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(-warm\\.checkpoint)?((?:\\.checkpoint(?:\\.\\d+)?)?)$`).exec(name);
+  if (!own) return 'other';
+  return own[3] ? 'checkpoint' : own[2] ? 'warm' : own[1] ? 'proof' : 'cold';
+}
+
+/** The time in an archive's name, as ISO 8601 UTC; '' when there is none. */
+function stampOf(name) {
+  const stamp = /\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d/.exec(name)?.[0];
+  return stamp ? `${stamp}Z` : '';
+}
+
+// =========================================================================================================
+// ==== FINDINGS ====
+// What an audit finds wrong, rule by rule. Given the ledger, what was read of the repository's files and (with the key) the list of archives,
+// these functions return findings in words a person understands. They only judge: nothing is read or changed here.
+// R1 overwritten, R2 deleted, R3 without a manifest, R4 manifest shrunk, R5 not expected, R6 sudden growth or shrinking, R7 key, configuration
+// or nonce changed, R8 archive gone, R9 damaged, R10 times that do not fit the storage's own, R11 a proof that is none.
+
+const HOUR = 3_600_000;
+const SMALLEST_ENTRY = 32; // bytes by which the manifest shrinks, at least, when an archive leaves it: the id alone. A checkpoint's name that becomes the final one is 11
+const MOST_TRANSACTIONS = 600; // a day: one every five minutes, twice
+const MOST_ARCHIVES = 150; // a day
+const LATEST_PROOF = 2 * HOUR; // after its archive
+const NONCE_JUMP = 1n << 44n; // a session takes 2^28 at least (borg: NONCE_SPACE_RESERVATION)
+
+const aFinding = (rule, at, transaction, archives, what) => ({ rule, at, archives, what, undo: '', transaction });
+const apart = (one, other) => Math.abs(Date.parse(one) - Date.parse(other));
+const sha256 = (text) => createHash('sha256').update(text).digest('hex');
+
+/** Everything that is wrong, the earliest first. */
+function findingsOf(evidence) {
+  const { reading, listed, isFirst } = evidence;
+  if (isFirst) return reading ? damaged(reading, evidence.now) : []; // what was there before we came is trusted
+  const found = [...(reading ? [...rewritten(evidence, reading), ...manifests(evidence.book, reading), ...unexpected(evidence, reading), ...configuration(evidence, reading), ...damaged(reading, evidence.now)] : []),
+    ...(listed ? [...gone(evidence, listed), ...strangers(evidence), ...times(evidence), ...proofs(evidence, listed)] : []), ...sizes(evidence)];
+  return onceEach(found).sort((one, other) => (one.transaction ?? Infinity) - (other.transaction ?? Infinity) || (one.rule < other.rule ? -1 : 1));
+}
+
+// An archive whose deletion was seen in the files is also missing in the list: told once.
+function onceEach(found) {
+  const told = new Set();
+  return found.filter(({ rule, archives }) => rule !== 'R8' || archives.some((name) => !told.has(name) && told.add(name)));
+}
+
+/** R1 and R2, and R8 where an archive itself was deleted. An honest run deletes one thing: its own last checkpoint, right after it. */
+function rewritten({ book, puts, fresh, listed }, { transactions, oldFiles }) {
+  const found = [], known = new Map([...book.archives, ...fresh].map((one) => [one.id, one]));
+  let before = book.mark?.transaction ?? 0;
+  for (const one of transactions) {
+    const overwritten = [], deleted = [], checkpoints = [];
+    for (const [id, place] of one.deletes) {
+      const all = puts.get(id) ?? [], isEarlier = ([number, at]) => number < one.number || (number === one.number && at < place);
+      const last = all.filter(isEarlier).pop()?.[0], archive = known.get(id), isKept = archive && archive.kind !== 'checkpoint' && !archive.goneAt;
+      if (all.some((put) => !isEarlier(put))) overwritten.push(id);
+      else if (last === one.number) continue; // what one transaction puts and takes back was never there: a file that could not be read to its end
+      else if (last === before && !isKept && (archive || !listed || before !== book.mark?.transaction)) checkpoints.push(id); // with the key the ledger knows each archive up to its mark
+      else if (archive && isKept) found.push(aFinding('R8', timeOf(one), one.number, [archive.name], `archive ${archive.name} was deleted, or renamed or written anew, which deletes it, too`));
+      else deleted.push(id);
+    }
+    if (checkpoints.length > 1 || deleted.length > 0 || overwritten.length > 0 || one.manifest === null) deleted.push(...checkpoints); // no honest run
+    const uncounted = one.deleted - one.deletes.length, place = `in transaction ${one.number}`;
+    if (overwritten.length > 0) found.push(aFinding('R1', timeOf(one), one.number, [], `${count(overwritten.length, 'piece')} of stored data ${overwritten.length === 1 ? 'was' : 'were'} overwritten ${place}: every archive that holds such a piece is damaged`));
+    if (deleted.length + uncounted > 0) found.push(aFinding('R2', timeOf(one), one.number, [], `${count(deleted.length + uncounted, 'piece')} of stored data ${deleted.length + uncounted === 1 ? 'was' : 'were'} deleted ${place}`));
+    before = one.number;
+  }
+  const { mark } = book;
+  if (mark && oldFiles.sha256 !== mark.files.sha256) {
+    found.push(aFinding('R2', book.lastAuditAt, null, [], `the data files that the last audit knew are not the same any more (${mark.files.count} then, ${oldFiles.count} now): somebody with full access deleted, compacted, repaired or rolled back, and it was not \`prune\``));
+  }
+  return found;
+}
+
+/** R3 and R4. */
+function manifests({ mark }, { transactions }) {
+  const found = [];
+  let last = mark?.manifestBytes ?? 0;
+  for (const one of transactions) {
+    if (one.manifest === null) found.push(aFinding('R3', timeOf(one), one.number, [], `transaction ${one.number} has no list of archives: no borg client ends one so`));
+    else {
+      if (last - one.manifest >= SMALLEST_ENTRY) found.push(aFinding('R4', timeOf(one), one.number, [], `the list of archives became ${last - one.manifest} bytes shorter in transaction ${one.number}: an archive was taken out of it`));
+      last = one.manifest;
+    }
+  }
+  return found;
+}
+
+/** R5, from the files: written around the append-only server, its log changed, too much in a day. */
+function unexpected({ book, fresh }, { transactions, oldLog }) {
+  const found = [], outside = transactions.filter((one) => book.appendOnly && one.time === null);
+  if (outside.length > 0) found.push(aFinding('R5', timeOf(outside[0]), outside[0].number, [], `${count(outside.length, 'transaction')} (${listedBriefly(outside.map(({ number }) => String(number)))}) did not come through the append-only server: somebody wrote with full access, and it was not \`prune\``));
+  if (book.mark && book.mark.log.bytes > 0 && oldLog !== book.mark.log.sha256) found.push(aFinding('R5', book.lastAuditAt, null, [], 'the storage\'s own log of transactions was changed, not only added to'));
+  for (const [day, list] of byDay(transactions)) {
+    if (list.length > MOST_TRANSACTIONS) found.push(aFinding('R5', timeOf(list[0]), list[0].number, [], `a flood: ${list.length} transactions on ${day}`));
+  }
+  for (const [day, list] of groups(fresh, ({ seenAt }) => seenAt.slice(0, 10))) {
+    if (list.length > MOST_ARCHIVES) found.push(aFinding('R5', list[0].seenAt, list[0].transaction || null, list.map(({ name }) => name), `a flood: ${list.length} new archives on ${day}`));
+  }
+  return found;
+}
+
+/** R5, by name: archives that this script does not write. */
+function strangers({ fresh, book }) {
+  const other = fresh.filter(({ kind }) => kind === 'other');
+  if (other.length === 0) return [];
+  return [aFinding('R5', other[0].seenAt, other[0].transaction || null, other.map(({ name }) => name), `${count(other.length, 'archive')} that backup.js does not write on ${book.server}: ${listedBriefly(other.map(({ name }) => named(name)))}`)];
+}
+
+/** R7. */
+function configuration({ book, now }, reading) {
+  const is = hashedConfig(reading.config), was = book.config, found = [];
+  for (const key of new Set([...Object.keys(was), ...Object.keys(is)])) {
+    if (was[key] === is[key]) continue;
+    const what = key === 'id' ? 'this is another repository: its id changed' : key === 'key' ? 'the key that lies in the repository was overwritten' : `the repository's configuration changed: ${key} was ${was[key] ?? 'not there'}, and is ${is[key] ?? 'not there'}`;
+    found.push(aFinding('R7', now, null, [], what));
+  }
+  const [before, after] = [book.mark?.nonce, reading.nonce].map((hex) => (/^[0-9a-f]+$/.test(hex ?? '') ? BigInt(`0x${hex}`) : null));
+  if (before != null && after == null) found.push(aFinding('R7', now, null, [], 'the repository\'s nonce, which keeps its encryption safe, is gone'));
+  else if (before != null && after != null && (after < before || after - before > NONCE_JUMP)) {
+    found.push(aFinding('R7', now, null, [], `the repository's nonce, which keeps its encryption safe, ${after < before ? 'went back' : 'jumped'}: from ${book.mark.nonce} to ${reading.nonce}${after < before ? '' : '. At its end no backup could be written any more'}`));
+  }
+  return found;
+}
+
+/** The configuration as the ledger keeps it: the key only as a checksum. What `borg check` notes there for itself is left out. */
+const hashedConfig = (config) =>
+  Object.fromEntries(Object.entries(config).filter(([key]) => key !== 'last_segment_checked').map(([key, value]) => [key, key === 'key' ? `sha256 ${sha256(value)}` : value]));
+
+/** R9. */
+const damaged = ({ damage }, now) => (damage.length === 0 ? [] : [aFinding('R9', now, null, [], `the repository's files are damaged: ${listedBriefly(damage, 5)}`)]);
+
+/** R8, by the list of archives. */
+function gone({ book, reading }, listed) {
+  const ids = new Set(listed.map(({ id }) => id)), names = new Set(listed.map(({ name }) => name));
+  return present(book).filter(({ id, kind }) => kind !== 'checkpoint' && !ids.has(id)).map(({ id, name }) => {
+    const deletion = reading?.transactions.find(({ deletes }) => deletes.some(([one]) => one === id));
+    return aFinding('R8', deletion ? timeOf(deletion) : book.lastAuditAt, deletion?.number ?? null, [name], names.has(name)
+      ? `archive ${named(name)} is not the one of the last audit: it was deleted and written anew` : `archive ${named(name)} is gone: it was deleted or renamed`);
+  });
+}
+
+/** R10. What the client claims, against what the storage saw. */
+function times({ book, fresh, reading }) {
+  return fresh.flatMap((one) => {
+    const stamp = stampOf(one.name), wrong = (what) => [aFinding('R10', one.seenAt, one.transaction || null, [one.name], `archive ${named(one.name)} ${what}`)];
+    const seen = `the storage saw it on ${one.seenAt}`;
+    if (one.seenBy === 'storage' && one.transaction <= (book.mark?.transaction ?? 0) && reading) return wrong('is new in the list, but its data is older than the last audit');
+    if (Date.parse(one.endedAt) - Date.parse(one.seenAt) > HOUR) return wrong(`claims a time in the future: ${one.endedAt}; ${seen}`);
+    if (one.seenBy === 'storage' ? apart(one.endedAt, one.seenAt) > HOUR : Date.parse(one.endedAt) < Date.parse(book.lastAuditAt) - HOUR) return wrong(`claims another time than it was written at: ${one.endedAt}; ${seen}`);
+    if (stamp && (Date.parse(stamp) - Date.parse(one.claimedAt) > HOUR || Date.parse(one.seenAt) - Date.parse(stamp) > 7 * 24 * HOUR)) return wrong(`bears another time in its name than it was written at; ${seen}`);
+    return [];
+  });
+}
+
+/** R11. Only the run itself says that an archive is good, and at once. */
+function proofs({ book, fresh }, listed) {
+  const all = new Map([...present(book), ...fresh].map((one) => [one.name, one]));
+  return fresh.filter(({ kind }) => kind === 'proof').flatMap((proof) => {
+    const name = proof.name.slice('proven-'.length), cold = all.get(name), claims = listed.find(({ id }) => id === proof.id)?.facts.id;
+    const wrong = (what) => [aFinding('R11', proof.seenAt, proof.transaction || null, [name, proof.name], what)];
+    if (!cold) return wrong(`${proof.name} says that ${name} is good, and there is no such archive`);
+    if (cold.unproven) return wrong(`${name} was not proven at an earlier audit, and now there is a proof of it: only the run itself could know (if that audit fell into the minutes in which the run was starting its services again, all is well)`);
+    if (Date.parse(proof.seenAt) - Date.parse(cold.seenAt) > LATEST_PROOF) return wrong(`the proof of ${name} was written ${span(apart(proof.seenAt, cold.seenAt) / 1000)} after it: a run writes it at once`);
+    if (claims && claims !== cold.id) return wrong(`${proof.name} was written for another archive of that name: ${name} was written anew`);
+    return [];
+  });
+}
+
+/** R6. Given archives that are new and proven, how they compare with those before: a night that holds half or less, or thrice and more, or sends more than ever. */
+function sizes({ book, fresh, reading, listed }) {
+  const proven = provenOnes(present(book)), found = [];
+  for (const one of provenOnes(fresh)) {
+    const wrong = (what) => found.push(aFinding('R6', one.seenAt, one.transaction || null, [one.name], `${one.name} ${what}`));
+    const odd = oddSize(one, proven);
+    if (odd) wrong(odd);
+    const sent = proven.slice(-14).flatMap(({ newBytes }) => newBytes ?? []);
+    if (reading && isSudden(one.newBytes ?? 0, sent, reading.bytes)) wrong(`sent ${size(one.newBytes)}, where the nights before sent ${size(Math.max(...sent))} at most: was everything changed, as by encryption?`);
+    proven.push(one);
+  }
+  for (const [day, list] of reading && !listed ? byDay(reading.transactions) : []) {
+    const bytes = list.reduce((sum, one) => sum + one.bytes, 0) + (book.days.find((one) => one.day === day)?.bytes ?? 0), before = book.days.filter((one) => one.day < day).slice(-14).map((one) => one.bytes);
+    if (isSudden(bytes, before, reading.bytes)) found.push(aFinding('R6', timeOf(list[0]), list[0].number, [], `${size(bytes)} came on ${day}, where the days before brought ${size(Math.max(...before))} at most: was everything changed, as by encryption?`));
+  }
+  return found;
+}
+
+const provenOnes = (archives) => {
+  const proofs = new Set(archives.filter(({ kind }) => kind === 'proof').map(({ name }) => name.slice('proven-'.length)));
+  return archives.filter(({ name, kind }) => kind === 'cold' && proofs.has(name)).sort((one, other) => (one.seenAt < other.seenAt ? -1 : 1));
+};
+
+/** In which way the size of an archive is not that of the up to seven before it; '' when it is. */
+function oddSize({ originalBytes, files }, earlier) {
+  const known = earlier.slice(-7).filter((one) => one.originalBytes !== null);
+  if (known.length < 3 || originalBytes === null) return '';
+  const [least, most] = [Math.min(...known.map((one) => one.originalBytes)), Math.max(...known.map((one) => one.originalBytes))], fewest = Math.min(...known.map((one) => one.files ?? 0));
+  if (originalBytes < least / 2 && least - originalBytes > 1e6) return `holds ${size(originalBytes)}, where the ones before hold ${size(least)} at least`;
+  if (files !== null && files < fewest / 2 && fewest - files > 20) return `holds ${count(files, 'file')}, where the ones before hold ${fewest} at least`;
+  return originalBytes > most * 3 && originalBytes - most > 16e6 ? `holds ${size(originalBytes)}, where the ones before hold ${size(most)} at most` : '';
+}
+
+const isSudden = (bytes, before, repositoryBytes) => before.length >= 5 && bytes > 16e6 && bytes > 5 * Math.max(...before) && bytes > (repositoryBytes - bytes) / 2;
+
+function byDay(transactions) {
+  return groups(transactions, (one) => timeOf(one).slice(0, 10));
+}
+
+function groups(list, keyOf) {
+  const found = new Map();
+  for (const one of list) found.set(keyOf(one), [...found.get(keyOf(one)) ?? [], one]);
+  return found;
+}
+
+const listedBriefly = (texts, most = 10) => texts.slice(0, most).join(', ') + (texts.length > most ? ` and ${texts.length - most} more` : '');
+
+// =========================================================================================================
+// ==== UNDO ====
+// The way back after an alarm: `audit --undo-plan` prints commands and runs none of them. A repository that only grows is as it was when
+// the files of later transactions are taken away, and with them what borg derived from them (borg: docs/usage/notes.rst, "Append-only
+// mode"). Nothing is thrown away before a copy is made; what honest nights wrote after the attack is named, because it goes, too.
+
+/** Given a server, its ledger and what the audit found, returns the plan as text: one block of shell for the storage, one for the operator's computer, one for the server. */
+function undoPlan({ ledgerFolder }, one, book, { reading, fresh, listed }, findings) {
+  const { server } = one, folder = pasteable([folderThere(one)]), first = Math.min(...findings.map(({ transaction }) => transaction ?? Infinity));
+  const keyLost = findings.some(({ what }) => /the key that lies in the repository/.test(what)) && book.config.key !== undefined, nonceWrong = findings.some(({ rule, what }) => rule === 'R7' && /nonce/.test(what));
+  const changed = Object.keys(book.config).filter((key) => key !== 'key' && reading && reading.config[key] !== book.config[key]).concat(reading?.config.key !== undefined && book.config.key === undefined ? ['key'] : []);
+  const head = [`# ${server}: the way back. Nothing of it has been done.`, ...findings.map(({ rule, what }) => `#   ${rule} ${what}`)];
+  if (!reading) return [...head, '# The storage gives no shell: ask its keeper to put the repository back to the state before the time above (from a snapshot, or by the steps of borg\'s manual, "Append-only mode").'].join('\n');
+  const good = lastGood(book, reading, fresh, listed !== null, first);
+  const later = first === Infinity ? [] : reading.transactions.filter(({ number }) => number > good);
+  const perFolder = Number(reading.config.segments_per_dir ?? 1000);
+  const lost = fresh.filter(({ transaction, kind }) => transaction > good && kind !== 'other'), files = `data/${Math.floor((good + 1) / perFolder)}/${good + 1} to data/${Math.floor(reading.last / perFolder)}/${reading.last}`;
+  const storage = [`# 1. On the storage, as the owner of the repository${one.storage.length > 0 ? ` (${pasteable(one.storage)})` : ''}:`, 'set -eu', `cd ${folder}`,
+    ...(one.cutAccess.length > 0 ? [`# first, on the operator's computer: ${pasteable(one.cutAccess)}`] : ['# first put a # before this server\'s line in authorized_keys, and end its `borg serve` if one runs (pgrep -af "borg serve")']),
+    'quarantine="$PWD.quarantine"; test ! -e "$quarantine"', 'cp -al . "$quarantine"       # hard links: it costs no space',
+    'for file in transactions config nonce; do if [ -e $file ]; then cp -a --remove-destination $file "$quarantine"/; fi; done       # these are changed in place',
+    ...(later.length > 0 ? rollBack(good, files) : []),
+    ...changed.map((key) => (book.config[key] === undefined ? `sed -i '/^${key} *=/d' config` : `sed -i ${pasteable([`s|^${key} *=.*|${key} = ${book.config[key].replaceAll('|', '\\|')}|`])} config`)),
+    ...(nonceWrong ? ['# the nonce must never be lower than one that was used: the highest of what the ledger knows, and 2^40 more', `printf '%016x' ${BigInt(`0x${book.mark?.nonce || '0'}`) + (1n << 40n)} > nonce`] : [])];
+  const operator = ['# 2. On the operator\'s computer:',
+    ...(keyLost ? ['# the key: from the escrowed export (the recovery sheet); it overwrites the one in the repository', `borg key import ${pasteable([one.repository])} ESCROWED-KEY-FILE`] : []),
+    ...(canDecrypt(one) ? ['# borg remembers the newest state it saw, and would take the old one for an attack', `rm -rf ${pasteable([path.join(ledgerFolder, '.cache', server)])}`] : []),
+    `node backup.js audit ${server}       # must say: clean`];
+  const client = [`# 3. On ${server}, as root, before its next run (its borg remembers the newest state, too):`,
+    `rm -f "\${STATE_FOLDER:-/var/lib/cold-backup}"/borg/.config/borg/security/${reading.config.id}/manifest-timestamp`, 'node backup.js borg delete --cache-only', 'node backup.js borg check --verify-data       # reads everything; it may take hours', 'node backup.js list'];
+  const restore = ['# 4. Give access back: ' + (one.giveAccess.length > 0 ? pasteable(one.giveAccess) : 'take the # away again'), '# Keep the quarantine until a drill has proven the newest archive; then remove it.'];
+  const honest = lost.length === 0 ? [] : ['# These archives were written later, and go, too (they stay readable in the quarantine, where they were not touched):', ...lost.map(({ name }) => `#   ${name}`)];
+  if (later.length === 0 && changed.length === 0 && !keyLost && !nonceWrong) return [...head, '# No transaction is to be taken back. What changed was done with full access to the files: bring them back from a copy of the storage,', `# or, when it was you: node backup.js audit ${server} --accept`].join('\n');
+  return [...head, ...(later.length > 0 ? [`# Back to transaction ${good}: everything after it goes (from ${timeOf(later[0])} on by the storage's clock).`] : []), ...honest, ...(listed ? [] : ['# (without the passphrase archives have no names here)']), '', ...storage, '', ...operator, '', ...client, '', ...restore].join('\n');
+}
+
+// The last transaction before the first bad one that ended with an archive which is still listed: what lies between belongs to no archive, or to the deed.
+function lastGood(book, { transactions }, fresh, hasNames, first) {
+  const ends = hasNames ? fresh.filter(({ kind }) => kind !== 'other').map(({ transaction }) => transaction) : transactions.map(({ number }) => number);
+  return Math.max(book.mark?.transaction ?? 0, ...ends.filter((number) => number < first));
+}
+
+// The data files of the transactions after the last good one, then what borg makes anew from those that stay. The log of the append-only server
+// loses their lines, too, or their numbers would come twice.
+function rollBack(good, files) {
+  return [`# transaction ${good} is the last good one; what came later lies in ${files}`,
+    `for file in data/*/*; do if [ "\${file##*/}" -gt ${good} ]; then rm -f "$file"; fi; done`,
+    'rm -f hints.* index.* integrity.*       # borg makes them anew',
+    `if [ -e transactions ]; then awk '{ number = $2; sub(",", "", number); if (number + 0 <= ${good}) print }' transactions > transactions.new; cat transactions.new > transactions; rm transactions.new; fi`];
+}
+
+// =========================================================================================================
+// ==== AUDIT ====
+// The audit: has somebody tampered with an append-only repository? It reads what is new since the last audit, compares it with the
+// ledger, and says `clean` or `alarm`. A clean one moves the ledger's mark forward; an alarm leaves it where it was, so that
+// every audit after it finds the same, until it is undone, or the operator accepts it. Changes the ledger alone; on the storage nothing.
+
+const SETTLED = 90; // seconds after which a new archive without its proof counts as unproven: until then its run is starting services again
+
+/** `audit [SERVER...]`: given the operator's file, audits each server. Returns 0 when all are clean, 2 after an alarm or when one could not be audited. */
+async function audit(builtIn, operator, names, options) {
+  const results = [];
+  let code = 0;
+  for (const one of serversMeant(operator, names)) {
+    try {
+      const { server, verdict, findings, notes, book, evidence } = await auditServer(builtIn, operator, one, options);
+      const plan = findings.length > 0 ? undoPlan(operator, one, book, evidence, findings) : `# ${server}: no alarm, so there is nothing to undo`;
+      results.push({ server, verdict, findings, notes, newTransactions: evidence.reading?.transactions.length ?? null, archives: present(book).length, ...(options.undoPlan ? { undoPlan: plan } : {}) });
+      if (options.undoPlan && !mode.json) answer(plan);
+      else if (!mode.json && !(mode.quiet && verdict === 'clean')) answer(auditText(server, verdict, findings, notes));
+      if (verdict === 'alarm') code = 2;
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      goOn();
+      sayError(error);
+      results.push({ server: one.server, verdict: 'unknown', findings: [], notes: [], error: error.message });
+      code = Math.max(code, error.facts.exitCode === 64 ? 64 : 2);
+    }
+  }
+  if (mode.json) answer(JSON.stringify(results, null, 1));
+  return code;
+}
+
+/** Audit one server and write its ledger. Throws Problem when the repository cannot be read. */
+async function auditServer(builtIn, operator, one, options) {
+  const now = new Date().toISOString(), was = readBook(operator, one), book = was ?? newBook(one, now);
+  if (!hasShell(one) && !canDecrypt(one)) throw new Problem(`${one.server}: without a shell on the storage and without the passphrase there is nothing to audit by`, { exitCode: 64, hint: 'give `storage`, or `keyFile` and `passphraseFile`' });
+  const evidence = await gather(builtIn, operator, one, { book, isFirst: was === null, now }, options.full);
+  const findings = findingsOf(evidence).map((found) => ({ ...found, undo: undoOf(one, found) }));
+  if (evidence.listTrouble && findings.length === 0) throw evidence.listTrouble;
+  const notes = notesOf(evidence, canDecrypt(one));
+  const isAccepted = findings.length > 0 && options.accept && await acceptFindings(one.server, findings, options.yes);
+  const verdict = findings.length > 0 && !isAccepted ? 'alarm' : 'clean';
+  book.lastAuditAt = verdict === 'clean' ? now : book.lastAuditAt;
+  book.audits.push({ at: now, verdict, transactions: evidence.reading?.transactions.length ?? 0, findings, ...(isAccepted ? { accepted: `by the operator, ${now}` } : {}) });
+  if (verdict === 'clean') moveForward(evidence, isAccepted ? findings : []);
+  if (!mode.dryRun) writeBook(operator, book);
+  return { server: one.server, verdict, findings: isAccepted ? [] : findings, notes: isAccepted ? [...notes, `${count(findings.length, 'finding')} accepted`] : notes, book, evidence };
+}
+
+/** Read what there is to judge by: the files since the mark, the list of archives, and where in the files the ids that matter were PUT. */
+async function gather(builtIn, operator, one, { book, isFirst, now }, full) {
+  const mark = book.mark, after = mark?.transaction ?? 0, logBytes = mark?.log.bytes ?? 0, began = Date.now();
+  let listed = null, listTrouble = null, reading = null;
+  const read = async () => (hasShell(one) ? readRepository(one, { after, until: 0, logBytes, ids: [], data: !isFirst }) : null);
+  const settings = canDecrypt(one) ? borgSettings(builtIn, operator, one) : null;
+  for (let isOne = false; !isOne;) { // until nobody wrote between the first look and the last
+    reading = await read();
+    const isNew = !reading || isFirst || reading.transactions.length > 0; // without a new transaction the list is that of the last audit
+    try {
+      listed = settings && isNew ? await orWrongBorg(listSettled(settings, one.server, book)) : null;
+    } catch (error) { // it may be what was done to the repository that keeps borg from reading it: the files tell
+      if (!(error instanceof Problem) || isFirst || !reading) throw error;
+      listTrouble = error;
+    }
+    isOne = !reading || !listed || (await readRepository(one, STATE_ALONE)).state === reading.state;
+  }
+  if (full && reading) reading.damage = (await readRepository(one, { after: 0, until: reading.last, logBytes, ids: [], data: true })).damage;
+  const known = new Set(book.archives.map(({ id }) => id)), added = listed?.filter(({ id }) => !known.has(id)) ?? [];
+  const puts = new Map(), at = new Map(reading?.transactions.map((transaction) => [transaction.number, timeOf(transaction)]));
+  const ids = new Set([...added.map(({ id }) => id), ...reading?.transactions.flatMap(({ deletes }) => deletes.map(([id]) => id)) ?? []]);
+  if (reading && ids.size > 0) await findPuts(one, { after: mark?.previous ?? 0, until: reading.last, logBytes, ids: [...ids], data: false }, puts, at);
+  const missing = reading ? added.filter(({ id }) => !puts.has(id)).map(({ id }) => id) : [];
+  if (missing.length > 0 && after > 0) await findPuts(one, { after: 0, until: reading.last, logBytes, ids: missing, data: false }, puts, at);
+  const fresh = added.map((archive) => knownArchive(archive, one.server, puts.get(archive.id)?.[0]?.[0] ?? 0, at, { reading, isFirst, now }));
+  countNewBytes(fresh, book, reading);
+  say(`${one.server}: ${reading ? `read ${count(reading.transactions.length, 'transaction')}${after > 0 ? ' since the last audit' : ''} in ${span((Date.now() - began) / 1000)}` : 'no shell on the storage: only the list of archives is compared'}`);
+  return { book, isFirst, reading, puts, listed, listTrouble, fresh, now };
+}
+
+// A run writes its proof when all services are up again: an archive of a minute ago need not have one.
+async function listSettled(settings, server, book) {
+  const known = new Set(book.archives.map(({ id }) => id)), began = Date.now();
+  for (;;) {
+    const listed = await listEverything(settings, ANYWHERE), names = new Set(listed.map(({ name }) => name));
+    const open = listed.find(({ id, name, endedAt }) => !known.has(id) && kindOf(server, name) === 'cold' && !names.has(`proven-${name}`) && Math.abs(Date.now() - Date.parse(endedAt)) < SETTLED * 1000 && Date.now() - Date.parse(stampOf(name)) < 86_400_000);
+    if (!open || Date.now() - began > SETTLED * 1000) return listed;
+    say(`${server}: ${open.name} was written just now, and has no proof yet: waiting for it, ${SETTLED} s at most`);
+    await sleep(5000);
+    goOn();
+  }
+}
+
+async function findPuts(one, wanted, puts, at) {
+  const { transactions } = await readRepository(one, wanted);
+  for (const transaction of transactions) {
+    at.set(transaction.number, timeOf(transaction));
+    for (const [id, place] of transaction.found) puts.set(id, [...puts.get(id) ?? [], [transaction.number, place]]);
+  }
+}
+
+function knownArchive({ id, name, startedAt, endedAt }, server, transaction, at, { reading, isFirst, now }) {
+  const logged = transaction > 0 && (!isFirst || reading.appendOnlyLines > 0), seenAt = logged ? at.get(transaction) : isFirst ? endedAt : `${now.slice(0, 19)}Z`;
+  return { id, name, kind: kindOf(server, name), seenAt, seenBy: logged ? 'storage' : isFirst ? 'first audit' : 'audit', transaction, claimedAt: startedAt, endedAt, originalBytes: null, files: null, newBytes: null };
+}
+
+// What a run sent: everything since the proof before it. Sizes come from the proof's comment.
+function countNewBytes(fresh, book, reading) {
+  let before = book.mark?.transaction ?? 0;
+  for (const cold of provenOnes(fresh)) {
+    const proof = fresh.find(({ name }) => name === `proven-${cold.name}`);
+    if (reading) cold.newBytes = reading.transactions.filter(({ number }) => number > before && number <= proof.transaction).reduce((sum, { bytes }) => sum + bytes, 0);
+    before = Math.max(before, proof.transaction);
+  }
+}
+
+/** The ledger takes in what was found: the new mark, archives, bytes a day. Given what was accepted, too. */
+function moveForward({ book, reading, listed, fresh, now }, accepted) {
+  if (reading) {
+    const { transactions, last, files, log, nonce } = reading, lastOne = transactions[transactions.length - 1];
+    const manifestBytes = transactions.reduce((bytes, { manifest }) => manifest ?? bytes, book.mark?.manifestBytes ?? 0);
+    book.mark = { transaction: last, previous: lastOne ? transactions[transactions.length - 2]?.number ?? book.mark?.transaction ?? 0 : book.mark?.previous ?? 0, time: lastOne ? timeOf(lastOne) : book.mark?.time ?? now, files, log, manifestBytes, nonce };
+    book.appendOnly ||= reading.appendOnlyLines > 0;
+    book.config = hashedConfig(reading.config);
+    for (const [day, list] of byDay(transactions)) {
+      const known = book.days.find((one) => one.day === day) ?? { day, bytes: 0, transactions: 0 };
+      if (known.transactions === 0) book.days.push(known);
+      known.bytes += list.reduce((sum, { bytes }) => sum + bytes, 0);
+      known.transactions += list.length;
+    }
+  }
+  if (!listed) return;
+  const ids = new Set(listed.map(({ id }) => id)), names = new Set(listed.map(({ name }) => name)), facts = new Map(listed.map((one) => [one.name, one.facts]));
+  book.archives.push(...fresh);
+  for (const one of present(book)) {
+    const proof = facts.get(`proven-${one.name}`);
+    if (!ids.has(one.id)) Object.assign(one, { goneAt: now, goneBy: one.kind === 'checkpoint' ? 'its run' : accepted.length > 0 ? 'accepted' : 'unknown' });
+    else if (one.kind === 'cold' && names.has(`proven-${one.name}`)) delete one.unproven;
+    else if (one.kind === 'cold') one.unproven = true;
+    if (proof && one.kind === 'cold') Object.assign(one, { originalBytes: numberOrNull(proof.originalBytes), files: numberOrNull(proof.files) });
+  }
+}
+
+const numberOrNull = (value) => (typeof value === 'number' && value >= 0 ? value : null);
+
+function undoOf({ server }, { rule, transaction }) {
+  if (rule === 'R9') return 'borg check on the storage; restore the damaged files from a copy of the storage';
+  if (transaction === null && rule === 'R7') return `node backup.js audit ${server} --undo-plan prints how to put it back`;
+  if (transaction === null) return 'ask who has full access to the storage; when it was you: node backup.js audit --accept';
+  return `nothing is lost until somebody prunes or compacts: node backup.js audit ${server} --undo-plan prints the way back to before transaction ${transaction}`;
+}
+
+function notesOf({ book, isFirst, reading, listed, listTrouble, fresh, now }, hasKey) {
+  const proven = provenOnes([...present(book), ...fresh]).pop(), all = listed?.length ?? 0, notes = [];
+  if (isFirst) notes.push(`first audit: it trusts what it found${reading ? `, ${count(reading.transactions.length, 'transaction')} in ${size(reading.bytes)}` : ''}${listed ? `, ${count(all, 'archive')}` : ''}`);
+  if (isFirst && reading) {
+    const removing = reading.transactions.filter(({ deletes }) => deletes.length > 1).length, outside = reading.transactions.slice(1).filter(({ time }) => time === null).length;
+    if (removing > 0) notes.push(`${count(removing, 'transaction')} deleted data before this audit: if nobody pruned, look at the archives now`);
+    if (outside > 0) notes.push(`${count(outside, 'transaction')} did not come through an append-only server`);
+    const off = fresh.filter((one) => one.seenBy === 'storage' && stampOf(one.name) !== '' && Math.abs(Date.parse(one.endedAt) - Date.parse(one.seenAt)) > 3_600_000);
+    if (off.length > 0) notes.push(`${count(off.length, 'archive')} bear another time than the storage saw: ${listedBriefly(off.map(({ name }) => named(name)), 5)}`);
+  }
+  if (listTrouble) notes.push(`the archives cannot be listed: ${listTrouble.message}: ${lastLines(listTrouble.facts.said ?? '', 1)}`);
+  else if (!hasKey) notes.push('without the passphrase archives have no names here, and times are not compared');
+  if (!reading) notes.push('the storage has no shell: overwritten data, a changed key or configuration and damage cannot be seen');
+  if (hasKey && proven) notes.push(`newest proven archive: ${proven.name}, ${span(Math.max(0, Date.parse(now) - Date.parse(proven.seenAt)) / 1000)} ago`);
+  if (hasKey && !proven) notes.push('there is no proven archive');
+  return notes;
+}
+
+function auditText(server, verdict, findings, notes) {
+  if (verdict === 'clean') return [`${server}: clean`, ...notes.map((note) => `  ${note}`)].join('\n');
+  return [`${server}: ALARM: ${count(findings.length, 'finding')}. Do not prune or compact this repository`, ...findings.flatMap(({ rule, at, archives, what, undo }) => [`  ${rule.padEnd(4)} ${at.slice(0, 19)}Z  ${what}`,
+    ...(archives.length > 0 ? [`       archives: ${listedBriefly(archives.map(named), 20)}`] : []), `       undo: ${undo}`]),
+  ...notes.map((note) => `  note: ${note}`), `  next: node backup.js audit ${server} --undo-plan    (or, when you know who did it and want to keep it: --accept)`].join('\n');
+}
+
+async function acceptFindings(server, findings, yes) {
+  if (!mode.json) answer(auditText(server, 'alarm', findings, []));
+  return yes || agrees(`Take what was found on ${server} as it is, from now on?`);
+}
+
+// =========================================================================================================
+// ==== RETENTION ====
+// Which archives stay. By the times that the storage saw, in the server's time zone, never by a time that the server wrote. Only judges.
+
+const WEEK = 7 * 24 * 3_600_000;
+const KEEP_RULES = ['last', 'daily', 'weekly', 'monthly', 'yearly'];
+
+/**
+ * Given the ledger, the rules, the time zone, the archive that a drill proved last ('' = none) and the time, returns the fate of every archive
+ * that is there, oldest first. As `borg prune` does it: a rule counts only archives that no earlier rule keeps; of a day, week, month or year the
+ * last one stays; and the oldest of all stays while a rule is not filled. A proof shares the fate of its archive.
+ */
+function fatesOf(book, keep, timeZone, drilled, now) {
+  const all = present(book), proven = provenOnes(all).reverse(), why = new Map(); // by id
+  for (const rule of KEEP_RULES) {
+    let kept = 0, last = '';
+    for (const one of proven) {
+      const period = periodOf(rule, one, timeZone);
+      if (kept >= keep[rule] || period === last) continue;
+      last = period;
+      if (why.has(one.id)) continue;
+      why.set(one.id, `${rule} ${++kept}`);
+    }
+    const oldest = proven[proven.length - 1];
+    if (oldest && rule !== 'last' && kept < keep[rule] && keep[rule] > 0 && !why.has(oldest.id)) why.set(oldest.id, `${rule}, the oldest`);
+  }
+  const dated = proven.find(({ name }) => name === drilled);
+  if (dated && !why.has(dated.id)) why.set(dated.id, 'a drill proved it last');
+  const isOld = ({ seenAt }) => now.getTime() - Date.parse(seenAt) > WEEK;
+  const isProven = new Set(proven.map(({ id }) => id)), byName = new Map(proven.map((one) => [one.name, one]));
+  return all.map((archive) => {
+    const cold = archive.kind === 'proof' ? byName.get(archive.name.slice('proven-'.length)) : archive;
+    if (cold && isProven.has(cold.id)) return { archive, stays: why.has(cold.id), why: why.get(cold.id) ?? 'no rule keeps it' };
+    if (archive.kind === 'other') return { archive, stays: true, why: 'not written by backup.js' };
+    if (archive.kind === 'proof') return { archive, stays: true, why: 'a proof without its archive' };
+    const what = archive.kind === 'cold' ? 'unproven' : archive.kind;
+    return isOld(archive) ? { archive, stays: false, why: `${what}, older than a week` } : { archive, stays: true, why: `${what}, not a week old` };
+  }).sort((one, other) => (one.archive.seenAt < other.archive.seenAt ? -1 : 1));
+}
+
+// The day, ISO week, month or year in which the storage saw it, as the server's clock shows it.
+function periodOf(rule, { id, seenAt }, timeZone) {
+  if (rule === 'last') return id;
+  const day = new Intl.DateTimeFormat('sv-SE', { timeZone, year: 'numeric', month: '2-digit', day: '2-digit' }).format(new Date(seenAt)); // 2026-11-23
+  if (rule === 'daily') return day;
+  if (rule === 'monthly') return day.slice(0, 7);
+  if (rule === 'yearly') return day.slice(0, 4);
+  const monday = new Date(`${day}T00:00:00Z`);
+  monday.setUTCDate(monday.getUTCDate() - (monday.getUTCDay() + 6) % 7); // a week is named by its Monday
+  return monday.toISOString().slice(0, 10);
+}
+
+// =========================================================================================================
+// ==== PRUNE ====
+// Retention, from the operator's computer, after a clean audit. Everything is done in a hard-linked copy beside the repository, which no
+// server can reach: delete, compact, check, list. Only a copy that came out right takes the repository's place, by two renames, and only when
+// nobody wrote to the repository meanwhile. Whatever breaks before leaves the repository as it was; whatever breaks after is finished
+// by the next call. Changes: the repository, the ledger, and access by the operator's own commands, which is always given back.
+
+const NAMES_AT_A_TIME = 200;
+
+/** `prune [SERVER...]`: given the operator's file, prunes each server after a clean audit. Returns 0, 2 when one was refused or failed, 75 when somebody is writing just now. */
+async function prune(builtIn, operator, names, yes) {
+  const results = [];
+  let code = 0;
+  for (const one of serversMeant(operator, names)) {
+    try {
+      results.push(await pruneServer(builtIn, operator, one, yes));
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      sayError(error);
+      results.push({ server: one.server, outcome: 'refused', deleted: [], kept: [], freedBytes: 0, error: error.message });
+      code = Math.max(code === 75 ? 0 : code, error.facts.exitCode ?? 2);
+      goOn();
+    }
+  }
+  if (mode.json) answer(JSON.stringify(results, null, 1));
+  return code;
+}
+
+/** Prune one server. Throws Problem when it is refused, or when it failed: then the repository is what it was. */
+async function pruneServer(builtIn, operator, one, yes) {
+  if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`, { exitCode: 64 });
+  if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
+  const settings = borgSettings(builtIn, operator, one), before = readBook(operator, one);
+  if (!before) throw new Problem(`${one.server} has no ledger: it was never audited`, { hint: `node backup.js audit ${one.server}` });
+  if (before.pruning && !mode.dryRun) await finishInterrupted({ builtIn, operator, one, settings, book: before });
+  await refuseAppendOnly(one, settings);
+  const { verdict, book, findings } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
+  if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0].what}): nothing is pruned`, { hint: `node backup.js audit ${one.server}` });
+  const job = { builtIn, operator, one, settings, book };
+  await refuseUnsure(job);
+  const fates = fatesOf(book, one.keep, one.timeZone, await drilledLast(job), new Date()), going = fates.filter(({ stays }) => !stays);
+  if (!mode.json) answer(fatesText(one.server, fates));
+  const result = { server: one.server, outcome: 'nothing to prune', deleted: going.map(({ archive }) => archive.name), kept: fates.filter(({ stays }) => stays).map(({ archive, why }) => ({ archive: archive.name, why })), freedBytes: 0 };
+  if (going.length === 0) return result;
+  if (mode.dryRun) return { ...result, outcome: 'dry run' };
+  if (!yes && !await agrees(`Delete these ${going.length} archives of ${one.server} for ever?`)) return { ...result, outcome: 'refused', deleted: [], error: 'the operator said no' };
+  return { ...result, outcome: 'pruned', freedBytes: await withAccessCut(job, () => (hasShell(one) ? pruneInCopy(job, going) : pruneInPlace(job, going))) };
+}
+
+function fatesText(server, fates) {
+  const going = fates.filter(({ stays }) => !stays).length;
+  return [`${server}: ${count(going, 'archive')} of ${fates.length} to delete`, ...fates.filter(({ archive }) => archive.kind !== 'proof').map(({ archive, stays, why }) => `  ${stays ? 'keep  ' : 'DELETE'} ${named(archive.name)}  seen ${archive.seenAt}  (${why})`)].join('\n');
+}
+
+/** A prune through a key that may only add would delete nothing, and look as if it had. */
+async function refuseAppendOnly(one, settings) {
+  const words = isRemote(settings) ? (await serverCommandLine(sshToStorage(settings))).words : null;
+  const reading = hasShell(one) ? (await readRepository(one, STATE_ALONE)).config : {};
+  if (words?.includes('--append-only') || /^(1|true|yes|on)$/i.test(reading.append_only ?? '')) {
+    throw new Problem(`${one.server}: this connection may only add: nothing could be pruned through it`, { ...(words ? { said: words } : {}), hint: 'prune with the operator\'s own key, which authorized_keys does not force into --append-only (and with append_only = 0 in the repository\'s config)' });
+  }
+}
+
+/** Nothing is pruned on the strength of a newest archive that may be worthless, or while somebody writes. */
+async function refuseUnsure({ one, book }) {
+  const cold = present(book).filter(({ kind }) => kind === 'cold').sort((a, b) => (a.seenAt < b.seenAt ? -1 : 1)), newest = cold[cold.length - 1];
+  if (newest && !provenOnes(present(book)).includes(newest)) throw new Problem(`${one.server}: the newest archive, ${newest.name}, is not proven: nothing is pruned`, { hint: `look at that night first (\`node backup.js status\` on ${one.server}); prune after the next good one` });
+  if (hasShell(one)) refuseIfWriting(one, await readRepository(one, STATE_ALONE));
+}
+
+function refuseIfWriting(one, { serving, locked }) {
+  if (!locked && serving.length === 0) return;
+  throw new Problem(`${one.server}: somebody is connected to this repository, and could write to it meanwhile: nothing is pruned`, { exitCode: 75, said: serving.join('\n') || 'the repository is locked',
+    hint: one.cutAccess.length > 0 ? 'does `cutAccess` end its `borg serve`, too?' : 'call again when its run is over, or give `cutAccess` and `giveAccess` in the operator\'s file' });
+}
+
+/** The archive that the last drill on the server proved, as the history in the newest proof tells; '' when there is none. What it claims can only keep more. */
+async function drilledLast({ settings, book }) {
+  const newest = provenOnes(present(book)).pop();
+  if (!newest) return '';
+  const lines = (await readFromArchive(settings, `proven-${newest.name}`, 'record/history.jsonl', ANYWHERE)).split('\n').filter((line) => /"kind":"drill"/.test(line));
+  return lines.map((line) => JSON.parse(line)).filter(({ certificate }) => certificate?.proven).pop()?.certificate.archive ?? '';
+}
+
+/** Cut the server's access by the operator's command, do the work, and give it back, whatever happened. That it is cut stands in the ledger first: a later call gives it back when this one is killed. */
+async function withAccessCut({ operator, one, book }, work) {
+  book.pruning = { startedAt: new Date().toISOString(), stage: hasShell(one) ? 'copy' : 'hosted', deleting: [], accessCut: one.cutAccess.length > 0 };
+  writeBook(operator, book);
+  let failed = null, result;
+  try {
+    if (one.cutAccess.length > 0) {
+      const done = await change(one.cutAccess, { seconds: 600 });
+      if (done.code !== 0) throw failure(`${one.server}: its access could not be cut: nothing was pruned`, done);
+    }
+    result = await work();
+  } catch (error) {
+    failed = error;
+  }
+  await giveBack(operator, one, book, failed);
+  if (failed) throw failed;
+  return result;
+}
+
+async function giveBack(operator, one, book, failed) {
+  if (book.pruning?.accessCut) {
+    const done = await change(one.giveAccess, { seconds: 600, unlimited: true });
+    if (done.code !== 0) throw failure(`${one.server}: ITS ACCESS COULD NOT BE GIVEN BACK: it cannot save its data tonight${failed instanceof Problem ? ` (and before: ${failed.message})` : ''}`, done, 'mend it and run `node backup.js prune` again, or give it back by hand');
+    book.pruning.accessCut = false;
+  }
+  if (book.pruning?.stage !== 'swap') book.pruning = null;
+  writeBook(operator, book);
+}
+
+// ---- in a copy ----
+
+const places = (one) => {
+  const folder = folderThere(one);
+  return { folder, copy: `${folder}.pruning`, old: `${folder}.before-prune` };
+};
+
+const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
+
+const shell = (one, what, script) => onStorage(one, `${one.server}: ${what}`, ['sh', '-s'], `set -eu\ntrap '' HUP PIPE\nfolder=${quoted(places(one).folder)} copy=${quoted(places(one).copy)} old=${quoted(places(one).old)}\n${script}`, { unlimited: true });
+
+/** Delete, compact and check in a hard-linked copy, and let it take the repository's place. Returns the bytes that became free. */
+async function pruneInCopy(job, going) {
+  const { operator, one, settings, book } = job;
+  const began = await readRepository(one, STATE_ALONE);
+  refuseIfWriting(one, began);
+  await refuseWithoutSpace(one, began);
+  // What borg changes in place is copied, all else is linked: borg never writes into a data file that is there (repository.py, LoggedIO).
+  await shell(one, 'the copy cannot be made', 'rm -rf "$copy"\ntest ! -e "$old"\ncp -al "$folder" "$copy"\nfor file in transactions config nonce README; do if [ -e "$folder/$file" ]; then cp -a --remove-destination "$folder/$file" "$copy/"; fi; done\nrm -rf "$copy"/lock.*\n');
+  try {
+    const there = { ...settings, repository: `${settings.repository.replace(/\/+$/, '')}.pruning` };
+    await deleteAndCheck(there, book, going);
+    const is = await readRepository(one, STATE_ALONE);
+    refuseIfWriting(one, is);
+    if (is.state !== began.state) throw written(one);
+    await shell(one, 'the copy cannot be made ready', 'chown -R --reference="$folder" "$copy" 2>/dev/null || true\nowner=$(stat -c %u "$folder")\nif find "$copy" ! -user "$owner" | grep -q .; then echo "not everything in the copy belongs to the owner of the repository: run this as its owner, or as root" >&2; exit 1; fi\nsync\n');
+  } catch (error) {
+    await shell(one, 'the copy cannot be removed', 'rm -rf "$copy"\n');
+    throw error;
+  }
+  book.pruning = { ...book.pruning, stage: 'swap', deleting: going.map(({ archive }) => archive.id) };
+  writeBook(operator, book);
+  await swap(job, began);
+  return finishPrune(job);
+}
+
+/** In the copy: delete by name, and be sure that these and no others are gone (borg 1.2 deletes what it finds, and is content); compact; read all of it. Throws Problem when anything is not as it should be. */
+async function deleteAndCheck(there, book, going) {
+  const relocated = { ...ANYWHERE, seconds: 7 * 24 * 3600 }, goingIds = new Set(going.map(({ archive }) => archive.id));
+  for (let from = 0; from < going.length; from += NAMES_AT_A_TIME) {
+    const [first, ...others] = going.slice(from, from + NAMES_AT_A_TIME).map(({ archive }) => archive.name);
+    await borgMust(there, 'the archives cannot be deleted', ['delete', `::${first}`, ...others], relocated);
+  }
+  const left = await listIds(there, relocated), expected = present(book).filter(({ id }) => !goingIds.has(id));
+  const missing = expected.filter(({ id }) => !left.includes(id)), still = going.filter(({ archive }) => left.includes(archive.id));
+  if (missing.length + still.length > 0) throw new Problem(`after the deletion these are ${missing.length > 0 ? 'gone, too' : 'still there'}: ${[...missing, ...still.map(({ archive }) => archive)].map(({ name }) => name).join(', ')}; nothing was pruned`);
+  await borgMust(there, 'the repository cannot be compacted', ['compact'], relocated);
+  await borgMust(there, 'the repository does not pass its check after pruning', ['check', '--repository-only'], relocated);
+  if ((await listIds(there, relocated)).length !== left.length) throw new Problem('after compacting the list of archives is another one; nothing was pruned');
+  const newest = provenOnes(expected).pop();
+  if (newest) JSON.parse(await readFromArchive(there, newest.name, 'record/manifest.json', relocated)); // it can still be read
+}
+
+async function borgMust(settings, what, words, options) {
+  say(`  $ borg ${words.join(' ')}`);
+  const done = await askBorg(settings, words, options);
+  if (done.code !== 0) throw borgFailure(`${what}; nothing was pruned`, done);
+}
+
+async function refuseWithoutSpace(one, { bytes, segments, config }) {
+  const done = await shell(one, 'its free space cannot be seen', 'df -Pk "$folder" | tail -n 1\n');
+  const free = Number(done.out.trim().split(/\s+/)[3]) * 1024, needed = Math.min(bytes, Number(config.max_segment_size ?? 5e8)) + bytes / 20 + 16e6;
+  if (free < needed) throw new Problem(`${one.server}: the storage has ${size(free)} free; compacting ${size(bytes)} in ${count(segments, 'file')} needs ${size(needed)} besides what is there: nothing was pruned`, { hint: 'make room on the storage. Nothing is freed before the result has been checked' });
+}
+
+const written = (one) => new Problem(`${one.server}: somebody wrote to the repository while its copy was pruned: nothing was pruned, and nothing is lost`, { exitCode: 75, hint: 'call again when its run is over' });
+
+/**
+ * The pruned copy takes the repository's place: two renames, and between them, while no server can open it, a last look whether anybody wrote until
+ * then; if so, the old one goes back. All in one script over there, which ends even when the line breaks. Who reached the empty place
+ * meanwhile and made a repository of its own there finds it aside.
+ */
+async function swap({ one, book }, { state }) {
+  const { folder, old } = places(one), isSame = `*'"state": "${state}"'*'"serving": []'*'"locked": false'*`;
+  const done = await shell(one, 'the copy cannot take the place of the repository', `mv -T "$folder" "$old"\nis=$(python3 - <<'END_OF_READER' || true\n${readerText(old, folder, STATE_ALONE)}\nEND_OF_READER\n)
+case "$is" in
+  ${isSame}) if [ -e "$folder" ]; then mv -T "$folder" "$folder.unexpected-$(date +%s)"; fi; mv -T "$copy" "$folder"; sync; echo swapped;;
+  *) if [ -e "$folder" ]; then mv -T "$folder" "$folder.unexpected-$(date +%s)"; fi; mv -T "$old" "$folder"; rm -rf "$copy"; echo back;;
+esac
+`);
+  if (/^swapped$/m.test(done.out)) return;
+  book.pruning.stage = 'copy';
+  throw written(one);
+}
+
+/** After the swap: look again at what is there now, write the ledger, and only then remove the repository as it was. Returns the bytes that became free. */
+async function finishPrune({ operator, one, settings, book }) {
+  const gone = new Set(book.pruning.deleting), at = new Date().toISOString(), ids = await listIds(settings, ANYWHERE), lost = present(book).filter(({ id }) => !gone.has(id) && !ids.includes(id));
+  if (lost.length > 0) throw new Problem(`${one.server}: after pruning ${lost[0].name} is missing, and should be there; the repository as it was lies beside it, as ${places(one).old}`, { hint: 'put it back, and tell the makers of backup.js' });
+  const after = await readRepository(one, { ...STATE_ALONE, after: 0 }), numbers = after.transactions.map(({ number }) => number), deleted = present(book).filter(({ id }) => gone.has(id));
+  const was = await shell(one, 'its size cannot be seen', 'if [ -e "$old" ]; then find "$old/data" -type f -printf "%s\\n"; fi | awk \'{ sum += $1 } END { printf "%d", sum }\'\n');
+  for (const archive of deleted) Object.assign(archive, { goneAt: at, goneBy: 'prune' });
+  book.mark = { transaction: after.last, previous: numbers[numbers.length - 2] ?? 0, time: at, files: after.files, log: after.log, manifestBytes: after.transactions[after.transactions.length - 1]?.manifest ?? 0, nonce: after.nonce };
+  const freedBytes = Math.max(0, Number(was.out) - after.bytes);
+  if (deleted.length > 0) book.prunes.push({ at, deleted: deleted.map(({ name }) => name), freedBytes });
+  writeBook(operator, book); // before the old one goes: a call that is killed here finds it and removes it
+  await shell(one, 'the repository as it was cannot be removed', 'rm -rf "$old"\n');
+  book.pruning = { ...book.pruning, stage: 'copy' };
+  say(`${one.server}: ${count(deleted.length, 'archive')} deleted, ${size(freedBytes)} freed`);
+  return freedBytes;
+}
+
+/** What an interrupted prune left: not yet swapped, or in the middle of it, it is undone; swapped, it is finished. Access is given back in any case. */
+async function finishInterrupted(job) {
+  const { operator, one, book } = job;
+  say(`${one.server}: the prune of ${book.pruning.startedAt} was interrupted: what it left is put in order first`);
+  let failed = null;
+  try {
+    if (book.pruning.stage === 'hosted') noteDeleted(book, await listIds(job.settings, ANYWHERE));
+    else {
+      const done = await shell(one, 'what an interrupted prune left cannot be removed', 'if [ ! -e "$folder" ] && [ -e "$old" ]; then mv -T "$old" "$folder"; fi\nif [ -e "$folder" ]; then rm -rf "$copy"; fi\nif [ -e "$old" ]; then echo swapped; fi\n');
+      if (/^swapped$/m.test(done.out)) await finishPrune(job);
+    }
+    book.pruning.stage = 'copy';
+  } catch (error) {
+    failed = error;
+  }
+  await giveBack(operator, one, book, failed);
+  if (failed) throw failed;
+}
+
+// ---- where the storage gives no shell ----
+
+/** Hosted borg: no copy can be made there, so borg deletes and compacts in the repository itself. Returns 0: how much became free is not told. */
+async function pruneInPlace({ operator, one, settings, book }, going) {
+  book.pruning.deleting = going.map(({ archive }) => archive.id);
+  writeBook(operator, book); // killed from here on, the next call still knows who deleted them
+  say(`${one.server}: the storage gives no shell: there is no copy to go back to, and nothing but borg's own lock keeps the server from writing meanwhile`);
+  await deleteAndCheck(settings, book, going);
+  noteDeleted(book, await listIds(settings, ANYWHERE));
+  writeBook(operator, book);
+  return 0;
+}
+
+function noteDeleted(book, left) {
+  const at = new Date().toISOString(), deleted = present(book).filter(({ id }) => book.pruning.deleting.includes(id) && !left.includes(id));
+  for (const archive of deleted) Object.assign(archive, { goneAt: at, goneBy: 'prune' });
+  if (deleted.length > 0) book.prunes.push({ at, deleted: deleted.map(({ name }) => name), freedBytes: 0 });
+}
 
 // =========================================================================================================
 // ==== LIBRARIES ====

@@ -11,7 +11,7 @@ import { markOfRun } from './processes.ts';
 import type { Pass } from './history.ts';
 import type { Settings } from './settings.ts';
 
-export type PassResult = Pass & { changed: string[]; unread: string[]; complaints: string[] };
+export type PassResult = Pass & { archiveId: string; changed: string[]; unread: string[]; complaints: string[] };
 
 const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
 const SHORT_LOCK_WAIT = '30'; // while services are down
@@ -169,7 +169,7 @@ export function createCommand(settings: Settings, what: { archive: string; roots
  * size, shows progress and returns what borg did. tested: a pass of this run was made before it, and borg tests itself once. Throws Problem when borg failed: then there is no archive of that name.
  */
 export async function takePass(settings: Settings, command: string[], options: { cwd: string; run: string; title: string; expectedBytes: number; seconds?: number; tested?: boolean }): Promise<PassResult> {
-  const result: PassResult = { files: 0, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 0, changed: [], unread: [], complaints: [] };
+  const result: PassResult = { archiveId: '', files: 0, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 0, changed: [], unread: [], complaints: [] };
   const began = Date.now();
   let progressAt = 0;
   const progress = progressTeller(options.title, options.expectedBytes);
@@ -194,8 +194,8 @@ export async function takePass(settings: Settings, command: string[], options: {
   goOn(); // borg may have ended because we asked it to
   if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${progress.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
-  const stats = JSON.parse(done.out).archive.stats;
-  return Object.assign(result, { files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size });
+  const { id: archiveId, stats } = JSON.parse(done.out).archive;
+  return Object.assign(result, { archiveId, files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size });
 }
 
 // Hundreds of paths are no help in an error.
@@ -227,8 +227,8 @@ function progressTeller(title: string, expectedBytes: number): ((note: BorgNote)
 }
 
 /** One file out of an archive, as text. Throws Problem when it is not there. */
-export async function readFromArchive(settings: Settings, archive: string, file: string): Promise<string> {
-  const done = await askBorg(settings, ['extract', '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024 });
+export async function readFromArchive(settings: Settings, archive: string, file: string, options: RunOptions = {}): Promise<string> {
+  const done = await askBorg(settings, ['extract', '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024, ...options });
   if (done.code !== 0) throw borgFailure(`${file} cannot be read back from ${archive}`, done);
   return done.out;
 }
@@ -262,4 +262,28 @@ export async function listArchives(settings: Settings, server: string, more: str
       files: facts.files ?? null,
     };
   });
+}
+
+/** An archive as borg lists it, whoever wrote it. startedAt and endedAt: what the client says, ISO 8601 UTC. facts: its comment, {} when that is no JSON of ours. */
+export type ListedArchive = { id: string; name: string; startedAt: string; endedAt: string; facts: Record<string, any> };
+
+/** Every archive of the repository, checkpoints too, oldest first. Reads without borg's lock: a run that is under way is not in the way. */
+export async function listEverything(settings: Settings, options: RunOptions = {}): Promise<ListedArchive[]> {
+  const done = await askBorg(settings, ['list', '--bypass-lock', '--json', '--consider-checkpoints', '--format', '{id}{end}{comment}'], { keepBytes: 1 << 28, ...options });
+  if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
+  return JSON.parse(done.out).archives.map(({ id, name, start, end, comment }: Record<string, string>) => {
+    let facts = {};
+    try {
+      const read = JSON.parse(comment ?? '');
+      if (typeof read === 'object' && read !== null) facts = read;
+    } catch { /* another tool's */ }
+    return { id, name, startedAt: `${start!.slice(0, 19)}Z`, endedAt: `${(end ?? start)!.slice(0, 19)}Z`, facts };
+  });
+}
+
+/** The ids of all archives alone, in the same order: at once, however many there are. */
+export async function listIds(settings: Settings, options: RunOptions = {}): Promise<string[]> {
+  const done = await askBorg(settings, ['list', '--bypass-lock', '--consider-checkpoints', '--format', '{id}{NL}'], options);
+  if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
+  return done.out.split('\n').filter((line) => line !== '');
 }

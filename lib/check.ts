@@ -20,11 +20,20 @@ export type Loaded = { settings: Settings; file: string; text: string; given: Re
  * Throws Problem (64) with every mistake in one list, or when others could change the file.
  */
 export function loadSettings(builtIn: Settings, script: string, file: string): Loaded {
+  return loadWith<Settings>(builtIn, script, settingsSource(script, file), filledIn);
+}
+
+/** Where the settings stand: FILE of --settings, or backup.settings.js beside the script, or the script itself. */
+export function settingsSource(script: string, file: string): string {
   const beside = path.join(path.dirname(script), 'backup.settings.js');
-  let source = file ? path.resolve(file) : fs.lstatSync(beside, { throwIfNoEntry: false }) ? beside : script;
+  const source = file ? path.resolve(file) : fs.lstatSync(beside, { throwIfNoEntry: false }) ? beside : script;
+  return fs.existsSync(source) && fs.realpathSync(source) === script ? script : source;
+}
+
+/** The same for any settings: fill checks what was found, says what is wrong with it, and returns it with its defaults. */
+export function loadWith<T>(builtIn: unknown, script: string, source: string, fill: (found: unknown, wrong: Wrong) => Record<string, any>): Omit<Loaded, 'settings'> & { settings: T } {
   let whole: string;
   try {
-    if (fs.realpathSync(source) === script) source = script;
     whole = fs.readFileSync(source, 'utf8');
   } catch (error: any) {
     throw new Problem(`the settings ${named(source)} cannot be read: ${error.code ?? error.message}`, { exitCode: 64 });
@@ -34,7 +43,7 @@ export function loadSettings(builtIn: Settings, script: string, file: string): L
   const found: unknown = source === script ? builtIn : readAsData(whole, source, scan);
   const mistakes = scan.twice.map(({ at, line }) => ({ line, text: `${at} is given twice: JavaScript would take the last one and say nothing` }));
   const wrong: Wrong = (at, message) => mistakes.push({ line: lineOf(scan.lines, at), text: `${at || 'settings'} ${message}` });
-  const settings = filledIn(found, wrong);
+  const settings = fill(found, wrong);
   if (mistakes.length > 0) {
     const list = mistakes.sort((one, other) => one.line - other.line).map(({ line, text }) => `${source}${line ? `, line ${line}` : ''}: ${text}`);
     throw new Problem(`${count(list.length, 'mistake')} in the settings; nothing was touched\n  ${list.join('\n  ')}`, { exitCode: 64 });

@@ -101,6 +101,13 @@ export async function tryConnection(settings: Settings): Promise<string> {
   throw failure('no ssh connection to the storage', done, hint);
 }
 
+/** What the server on the storage says of itself: its command line as Python lists it, and borg's version; null when it does not say. Nothing is opened or written. */
+export async function serverCommandLine(ssh: string[]): Promise<{ words: string | null; version: string | null }> {
+  const report = await look(['sh', '-c', 'bytes=$1; shift; printf %s "$bytes" | base64 -d | exec "$@"', 'sh', ASK_SERVER, ...ssh, 'borg serve']);
+  const text = `${report.out}\n${report.said}`;
+  return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
+}
+
 /** What the storage itself reports of the command it forces on us: shell, paths, append-only, quota, version. */
 async function checkServer(settings: Settings): Promise<Check[]> {
   const names = ['no shell', 'other paths refused', 'append-only', 'quota', 'server version'];
@@ -108,9 +115,7 @@ async function checkServer(settings: Settings): Promise<Check[]> {
   if (!isRemote(settings)) return unknown('the repository is a path on this machine');
   const shell = await look([...sshToStorage(settings), 'echo PROBE-$((6*7))']);
   if (shell.code === 255) return unknown('no ssh connection');
-  const report = await look(['sh', '-c', 'bytes=$1; shift; printf %s "$bytes" | base64 -d | exec "$@"', 'sh', ASK_SERVER, ...sshToStorage(settings), 'borg serve']);
-  const text = `${report.out}\n${report.said}`;
-  const words = /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version = /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null;
+  const { words, version } = await serverCommandLine(sshToStorage(settings));
   const says = (what: string) => (words === null ? null : words.includes(what));
   const old = version === null ? null : /^1\.2\.[0-4]\b/.test(version);
   const line = 'the line that `node backup.js setup` prints, whole, in the storage\'s authorized_keys';

@@ -2,7 +2,7 @@
 import { inspect } from 'node:util';
 
 export type Wrong = (at: string, message: string) => void;
-type Rule = (value: unknown, at: string, wrong: Wrong) => unknown; // says what is wrong with a value, if anything
+export type Rule = (value: unknown, at: string, wrong: Wrong) => unknown; // says what is wrong with a value, if anything
 
 export const isGroup = (value: unknown): value is Record<string, unknown> => typeof value === 'object' && value !== null && !Array.isArray(value);
 const isLine = (value: unknown): value is string => typeof value === 'string' && value.trim() !== '' && !/[\0\r\n]/.test(value);
@@ -16,13 +16,13 @@ const must = (be: string, isRight: (value: unknown) => boolean, known: string[] 
   isRight(value) || wrong(at, `must be ${be}, not ${shown(value)}${isLine(value) ? meant(value, known) : ''}`);
 const like = (pattern: RegExp, be: string) => must(be, (value) => isLine(value) && pattern.test(value));
 const oneOf = (...known: string[]) => must(known.map((one) => `'${one}'`).join(' or '), (value) => known.some((one) => one === value), known);
-const aNumber = (least: number, most: number, kind: 'whole' | 'any') => must(`a ${kind === 'whole' ? 'whole ' : ''}number from ${least} to ${most}, without quotes`,
+export const aNumber = (least: number, most: number, kind: 'whole' | 'any') => must(`a ${kind === 'whole' ? 'whole ' : ''}number from ${least} to ${most}, without quotes`,
   (value) => typeof value === 'number' && value >= least && value <= most && (kind === 'any' || Number.isInteger(value)));
 const yesOrNo = must('true or false, without quotes', (value) => typeof value === 'boolean');
-const aText = must('text in quotes, on one line and not empty', isLine);
+export const aText = must('text in quotes, on one line and not empty', isLine);
 const aWord = must('text in quotes, and not empty', (value) => typeof value === 'string' && value !== '' && !value.includes('\0'));
 
-const each = (rule: Rule): Rule => (value, at, wrong) => (Array.isArray(value)
+export const each = (rule: Rule): Rule => (value, at, wrong) => (Array.isArray(value)
   ? Array.from(value, (one, index) => rule(one, `${at}[${index}]`, wrong)) // unlike forEach, it sees the hole in ['a', , 'b'], too
   : wrong(at, `must be a list in [ ], not ${shown(value)}`));
 
@@ -38,14 +38,14 @@ const aListOf = (rule: Rule): Rule => (value, at, wrong) => {
   if (Array.isArray(value)) noteEach(value, at, wrong);
 };
 
-const aCommand: Rule = (value, at, wrong) => {
+export const aCommand: Rule = (value, at, wrong) => {
   if (!Array.isArray(value)) return wrong(at, `must be a list of words, like ${isLine(value) ? inspect(value.split(/\s+/)) : "['vpn', 'up']"}, not ${shown(value)}`);
   each(aWord)(value, at, wrong);
   if (isLine(value[0]) && value[0].startsWith('-')) wrong(at, 'must begin with a program, not with an option');
 };
 
 /** A group that has exactly these keys. */
-const aGroup = (rules: Record<string, Rule>): Rule => (value, at, wrong) => {
+export const aGroup = (rules: Record<string, Rule>): Rule => (value, at, wrong) => {
   if (!isGroup(value)) return wrong(at, `must be a group in { } with ${Object.keys(rules).join(', ')}, not ${shown(value)}`);
   refuseUnknown(value, at, Object.keys(rules), wrong);
   for (const [key, rule] of Object.entries(rules)) {
@@ -60,17 +60,17 @@ export function refuseUnknown(group: Record<string, unknown>, at: string, known:
   }
 }
 
-const aPath = like(/^\/(?!.*(\/\/|\/\.\.?(\/|$)))/, "a whole path like '/var/www', without // or .. in it");
+export const aPath = like(/^\/(?!.*(\/\/|\/\.\.?(\/|$)))/, "a whole path like '/var/www', without // or .. in it");
 const aName = like(/^(?!-)\S+$/, 'a name without blanks that does not start with -');
 const aPattern = like(/^(?!-)/, 'a borg pattern that does not start with -');
-const aServer = like(/^(?!proven-)[A-Za-z0-9][\w.-]*$/, "of letters, digits, dots, _ and -, and cannot start with '-' or 'proven-'");
+export const aServer = like(/^(?!proven-)[A-Za-z0-9][\w.-]*$/, "of letters, digits, dots, _ and -, and cannot start with '-' or 'proven-'");
 const aCompression = like(/^(obfuscate,\d+,)?(auto,)?(none|lz4|zstd(,([1-9]|1\d|2[0-2]))?|(zlib|lzma)(,\d)?)$/, "one that borg knows, as 'zstd,3', 'lz4' or 'zlib,6'");
 const aChunker = like(/^(default|fixed,\d+(,\d+)?|(buzhash,)?\d+,\d+,\d+,\d+)$/, "one that borg knows, as 'fixed,65536' or 'buzhash,19,23,21,4095'");
 const aClock = like(/^([01]\d|2[0-3]):[0-5]\d$/, "a time from '00:00' to '23:59', with four digits");
 
 // What is written in these three is never repeated in a message: it may be a password.
-const aSecretFile: Rule = (value, at, wrong) => aPath(value, at, () => wrong(at, 'must be the whole path of a file'));
-const aRepository: Rule = (value, at, wrong) => {
+export const aSecretFile: Rule = (value, at, wrong) => aPath(value, at, () => wrong(at, 'must be the whole path of a file'));
+export const aRepository: Rule = (value, at, wrong) => {
   const url = /^ssh:\/\/([^\s@:/-][^\s@:/]*@)?([^\s@:/[-][^\s@:/]*|\[[\da-fA-F:.]+\])(:\d+)?\/\S+$/, asForScp = /^([^\s@:/-][^\s@:/]*@)?[^\s@:/-][^\s@:/]*:(?!\/\/)\S+$/;
   if (isLine(value) && /^(\w+:\/\/)?[^/@]*:[^/@]*@/.test(value)) wrong(at, 'holds a password, which every user here could see with `ps`: use an ssh key');
   else if (!isLine(value) || value.replace(/\[.*?\]/, '').includes('::') || ![url, asForScp, /^\//].some((form) => form.test(value))) wrong(at, "must be like 'ssh://borg@storage.example.org/./web1', or a path that starts with /");
@@ -78,7 +78,7 @@ const aRepository: Rule = (value, at, wrong) => {
 const aWebAddress: Rule = (value, at, wrong) => (isLine(value) && /^https?:\/\/[^\s/?#@]+([/?#]\S*)?$/.test(value))
   || wrong(at, "must be an address that starts with 'https://' or 'http://', without user and password");
 
-const aTimeZone: Rule = (value, at, wrong) => {
+export const aTimeZone: Rule = (value, at, wrong) => {
   try {
     if (isLine(value) && /^[A-Za-z]/.test(value)) return new Intl.DateTimeFormat('en', { timeZone: value });
   } catch { /* it is unknown */ }

@@ -195,7 +195,7 @@ async function proveTheArchive(night: Night, plan: Plan, { cold, first, second, 
   const back = await readFromArchive(settings, plan.archive, 'record/manifest.json');
   if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
   const line = finishedLine(night, null);
-  const facts = { archive: plan.archive, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
+  const facts = { archive: plan.archive, id: cold.archiveId, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
   const folder = writeProof(settings.stateFolder, { format: 1, ...facts, before: first, after: second }, line);
   await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
 }

@@ -60,7 +60,7 @@ async function makeKnownHost(settings: Settings, yes: boolean): Promise<void> {
   fs.renameSync(draft, settings.knownHostsFile);
 }
 
-async function agrees(question: string): Promise<boolean> {
+export async function agrees(question: string): Promise<boolean> {
   if (!process.stdin.isTTY) throw new Problem(`${question} There is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const lines = createInterface({ input: process.stdin, output: process.stderr });
   const words = await lines.question(`${question} [yes/no] `);

@@ -1,0 +1,80 @@
+// The operator's ledger: what an audit saw of a server's repository, one readable JSON file a server on the operator's computer. It is what
+// the storage and the server are measured by, so it never forgets: archives that were pruned stay in it, with the day. Written whole
+// or not at all. Changes only files in `ledgerFolder`.
+import fs from 'node:fs';
+import path from 'node:path';
+import { Problem, named } from './say.ts';
+import { writeDurably } from './shell.ts';
+import type { Operator, OperatedServer } from './operator.ts';
+
+export type ArchiveKind = 'cold' | 'proof' | 'warm' | 'checkpoint' | 'other';
+
+/** An archive as the ledger knows it. seenAt: when the storage says that it was written; seenBy tells how that is known. goneAt: pruned by us, or accepted as gone. */
+export type KnownArchive = { id: string; name: string; kind: ArchiveKind; seenAt: string; seenBy: 'storage' | 'first audit' | 'audit'; transaction: number; claimedAt: string; endedAt: string;
+  originalBytes: number | null; files: number | null; newBytes: number | null; unproven?: true; goneAt?: string; goneBy?: string };
+
+export type Finding = { rule: string; at: string; archives: string[]; what: string; undo: string; transaction: number | null };
+
+/** Up to where the repository is known: its last transaction, the one before, what the files up to there were, and the log of the append-only server. */
+export type Mark = { transaction: number; previous: number; time: string; files: { count: number; sha256: string }; log: { bytes: number; sha256: string }; manifestBytes: number; nonce: string };
+
+export type Book = {
+  format: 1; server: string; repository: string; firstAuditAt: string; lastAuditAt: string;
+  mark: Mark | null; // null: its files cannot be read
+  appendOnly: boolean; // whether the storage has ever noted a transaction in its append-only log
+  config: Record<string, string>;
+  archives: KnownArchive[];
+  days: { day: string; bytes: number; transactions: number }[];
+  audits: { at: string; verdict: 'clean' | 'alarm'; transactions: number; findings: Finding[]; accepted?: string }[];
+  prunes: { at: string; deleted: string[]; freedBytes: number }[];
+  pruning: { startedAt: string; stage: 'copy' | 'swap' | 'hosted'; deleting: string[]; accessCut: boolean } | null; // a prune that is under way, or was interrupted
+};
+
+const bookFile = ({ ledgerFolder }: Operator, server: string) => path.join(ledgerFolder, `${server}.json`);
+
+/** The ledger of a server; null before its first audit. Throws Problem (64) when the file is there and is none: a ledger is never begun anew by itself. */
+export function readBook(operator: Operator, { server, repository }: OperatedServer): Book | null {
+  const file = bookFile(operator, server);
+  let text: string;
+  try {
+    text = fs.readFileSync(file, 'utf8');
+  } catch (error: any) {
+    if (error.code === 'ENOENT') return null;
+    throw new Problem(`the ledger ${named(file)} cannot be read: ${error.code}`, { exitCode: 64 });
+  }
+  try {
+    const book = JSON.parse(text);
+    if (book.format !== 1 || !Array.isArray(book.archives)) throw new Error();
+    if (book.server !== server) throw new Problem(`the ledger ${named(file)} is that of ${book.server}`, { exitCode: 64 });
+    return { ...book, repository };
+  } catch (error) {
+    if (error instanceof Problem) throw error;
+    throw new Problem(`the ledger ${named(file)} is damaged`, { exitCode: 64, hint: 'bring it back from your own backup. If there is none, move it away: the next audit begins a new one, and trusts what it finds' });
+  }
+}
+
+export function newBook({ server, repository }: OperatedServer, now: string): Book {
+  return { format: 1, server, repository, firstAuditAt: now, lastAuditAt: now, mark: null, appendOnly: false, config: {}, archives: [], days: [], audits: [], prunes: [], pruning: null };
+}
+
+/** Write the ledger, on disk when this returns. */
+export function writeBook(operator: Operator, book: Book): void {
+  fs.mkdirSync(operator.ledgerFolder, { recursive: true, mode: 0o700 });
+  writeDurably(bookFile(operator, book.server), `${JSON.stringify(book, null, 1)}\n`);
+}
+
+/** The archives that are still there, as far as the ledger knows. */
+export const present = (book: Book) => book.archives.filter((one) => !one.goneAt);
+
+/** Given the server and an archive's name, what kind it is. 'other': neither this script nor an interrupted pass of it writes such a name. */
+export function kindOf(server: string, name: string): ArchiveKind {
+  const own = new RegExp(`^(proven-)?${server.replaceAll('.', '\\.')}-\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(-warm\\.checkpoint)?((?:\\.checkpoint(?:\\.\\d+)?)?)$`).exec(name);
+  if (!own) return 'other';
+  return own[3] ? 'checkpoint' : own[2] ? 'warm' : own[1] ? 'proof' : 'cold';
+}
+
+/** The time in an archive's name, as ISO 8601 UTC; '' when there is none. */
+export function stampOf(name: string): string {
+  const stamp = /\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d/.exec(name)?.[0];
+  return stamp ? `${stamp}Z` : '';
+}

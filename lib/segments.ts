@@ -1,0 +1,123 @@
+// The files of a borg 1 repository, read from outside: which transactions there are, what each put and deleted, and when the storage
+// itself says it was. No key is needed and borg is not asked. A repository is a list of segment files that only grows; each entry is
+// crc32, size, tag and, for PUT and DELETE, the id of a chunk; a COMMIT ends a transaction, whose number is that of its segment file
+// (borg: docs/internals/data-structures.rst, "Segments"; repository.py). The storage's server writes a DELETE before it PUTs an id again, whatever a client
+// asks: a client cannot hide that. The reader below is Python, which is there wherever borg is. It only reads, one entry at a time.
+import { Problem } from './say.ts';
+import { folderThere, onStorage } from './operator.ts';
+import type { OperatedServer } from './operator.ts';
+
+/** One transaction. deletes and found: [id, its place in the transaction]; found: PUTs of the ids that were asked for. manifest: size of the last one, null: none was written. */
+export type Transaction = { number: number; time: string | null; fileTime: string; puts: number; bytes: number; manifest: number | null; deletes: [string, number][]; deleted: number; found: [string, number][] };
+
+/** The repository as it was read. oldFiles: the segment files up to `after`; oldLog: the file `transactions` up to its first `logBytes` bytes. state: changes when anybody writes anything. */
+export type Reading = { transactions: Transaction[]; config: Record<string, string>; nonce: string; damage: string[]; last: number; bytes: number; segments: number; files: { count: number; sha256: string };
+  oldFiles: { count: number; sha256: string }; log: { bytes: number; sha256: string }; oldLog: string; appendOnlyLines: number; state: string; serving: string[]; locked: boolean };
+
+/** What to read: transactions after that one, up to this one (0: all); the ids whose PUTs are wanted; whether data is read, too, and its checksum compared. */
+export type Wanted = { after: number; until: number; logBytes: number; ids: string[]; data: boolean };
+
+const READER = String.raw`
+import configparser, datetime, hashlib, json, os, struct, sys, zlib
+served = os.path.realpath(SERVED)
+os.chdir(REPO)
+say = lambda **what: sys.stdout.write(json.dumps(what) + '\n')
+digest = lambda lines: hashlib.sha256(''.join('%d %d\n' % line for line in lines).encode()).hexdigest()
+segments = {}
+for folder in os.listdir('data'):
+    for name in os.listdir(os.path.join('data', folder)):
+        if name.isdigit(): segments[int(name)] = os.path.join('data', folder, name)
+log, times = b'', {}
+if os.path.exists('transactions'): log = open('transactions', 'rb').read()
+log = log[:log.rfind(b'\n') + 1]
+for line in log.decode('ascii', 'replace').split('\n'):
+    words = line.replace(',', '').split()
+    if len(words) == 5 and words[1].isdigit(): times[int(words[1])] = words[4]
+sizes = [(number, os.stat(segments[number]).st_size) for number in sorted(segments)]
+wanted, manifest_id = set(map(bytes.fromhex, IDS)), bytes(32)
+last, damage, pending = AFTER, [], []
+fresh = lambda: dict(puts=0, bytes=0, manifest=None, deleted=0)
+now, place = fresh(), 0
+for number, size_of_file in sizes:
+    if number <= AFTER or (UNTIL and number > UNTIL): continue
+    try: file = open(segments[number], 'rb')
+    except FileNotFoundError: continue # the rest of a broken upload, cleaned up just now
+    with file:
+        if file.read(8) != b'BORG_SEG': pending.append('data file %d does not begin as one' % number)
+        while True:
+            head = file.read(9)
+            if not head: break
+            crc, size, tag = struct.unpack('<IIB', head) if len(head) == 9 else (0, 0, 255)
+            if tag > 2 or size < (9 if tag == 2 else 41):
+                pending.append('data file %d cannot be read from byte %d on' % (number, file.tell() - len(head)))
+                break
+            key, rest = (file.read(32), size - 41) if tag < 2 else (b'', size - 9)
+            place += 1
+            if DATA or rest < 4096:
+                data = file.read(rest)
+                if len(data) < rest or zlib.crc32(data, zlib.crc32(head[4:] + key)) != crc: pending.append('data file %d: the entry before byte %d is damaged' % (number, file.tell()))
+            else: file.seek(rest, 1)
+            if tag == 2:
+                for text in pending[:20]: damage.append(text)
+                last, pending, place = number, [], 0
+                stamp = datetime.datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%S.%f')
+                say(number=number, time=times.get(number), fileTime=stamp, **now)
+                now = fresh()
+            elif key == manifest_id:
+                if tag == 0: now['manifest'] = size
+                if tag == 0: now['bytes'] += size
+            elif tag == 0:
+                now['puts'] += 1
+                now['bytes'] += size
+                if key in wanted: say(found=key.hex(), place=place)
+            else:
+                now['deleted'] += 1
+                if now['deleted'] <= 10000: say(deleted=key.hex(), place=place)
+        if number <= last and size_of_file < file.tell(): damage.append('data file %d is cut off' % number)
+config = configparser.ConfigParser(interpolation=None)
+config.read('config')
+serving = []
+for pid in filter(str.isdigit, os.listdir('/proc') if os.path.isdir('/proc') else []):
+    try: words = open('/proc/%s/cmdline' % pid, 'rb').read().decode('utf8', 'replace').split('\0')
+    except OSError: continue
+    if 'serve' not in words or not any('borg' in os.path.basename(word) for word in words[:3]): continue
+    allowed = [word.split('=', 1)[1] if '=' in word else words[at + 1] for at, word in enumerate(words) if word.startswith('--restrict-to-')]
+    try: home = os.readlink('/proc/%s/cwd' % pid)
+    except OSError: home = '/'
+    places = [os.path.realpath(os.path.join(home, os.path.expanduser(one))) for one in allowed]
+    if not places or any(served == one or served.startswith(one.rstrip('/') + '/') for one in places): serving.append('process %s: %s' % (pid, ' '.join(words).strip()))
+committed = [line for line in sizes if line[0] <= last]
+say(config=dict(config['repository']), nonce=open('nonce').read().strip() if os.path.exists('nonce') else '', damage=damage[:100], last=last,
+    bytes=sum(size for number, size in committed), segments=len(committed), files=dict(count=len(committed), sha256=digest(committed)),
+    oldFiles=dict(count=len([1 for line in sizes if line[0] <= AFTER]), sha256=digest([line for line in sizes if line[0] <= AFTER])),
+    log=dict(bytes=len(log), sha256=hashlib.sha256(log).hexdigest()), oldLog=hashlib.sha256(log[:LOG]).hexdigest(), appendOnlyLines=len(times),
+    state=hashlib.sha256(repr((digest(sizes), log, open('nonce').read() if os.path.exists('nonce') else '')).encode()).hexdigest(), serving=serving, locked=os.path.exists('lock.exclusive') and bool(os.listdir('lock.exclusive')))
+`;
+
+/** The reader as a text for python3. served: where the repository is when `borg serve` opens it; folder: where it is now. Its last line is a JSON object. */
+export function readerText(folder: string, served: string, { after, until, logBytes, ids, data }: Wanted): string {
+  const values = { REPO: folder, SERVED: served, AFTER: after, UNTIL: until, LOG: logBytes, IDS: ids };
+  return `${Object.entries(values).map(([name, value]) => `${name} = ${JSON.stringify(value)}\n`).join('')}DATA = ${data ? 'True' : 'False'}\n${READER}`;
+}
+
+/** Given a server and what is wanted, reads its repository's files where they lie, and returns what they say. Throws Problem when they cannot be read. */
+export async function readRepository(one: OperatedServer, wanted: Wanted): Promise<Reading> {
+  const transactions: Transaction[] = [], found: [string, number][] = [], deletes: [string, number][] = [];
+  let rest: Omit<Reading, 'transactions'> | null = null;
+  const onLine = (line: string) => {
+    const what = JSON.parse(line);
+    if (typeof what.found === 'string') found.push([what.found, what.place]);
+    else if (typeof what.place === 'number') deletes.push([what.deleted, what.place]);
+    else if (typeof what.number === 'number') transactions.push({ ...what, found: found.splice(0), deletes: deletes.splice(0) });
+    else rest = what;
+  };
+  await onStorage(one, `the files of the repository of ${one.server} cannot be read`, ['python3', '-'], readerText(folderThere(one), folderThere(one), wanted), { looks: true, onLine, keepBytes: 0, seconds: 24 * 3600 });
+  if (!rest) throw new Problem(`the files of the repository of ${one.server} were not read to their end`);
+  return { ...rest as Omit<Reading, 'transactions'>, transactions };
+}
+
+/** When a transaction was, as the storage itself noted: ISO 8601 UTC, to the second. */
+export const timeOf = ({ time, fileTime }: Transaction) => `${(time ?? fileTime).slice(0, 19)}Z`;
+
+/** What to read when only the repository's state is of interest, not its transactions. */
+export const STATE_ALONE: Wanted = { after: Number.MAX_SAFE_INTEGER, until: 0, logBytes: 0, ids: [], data: false };
