@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 61dd796a44360370ae7de73d0601d3b6008769580ce0c98ce7dc19aca91abc69
+// Checksum of all but the settings: e77d609d70ce6082267eaf06e1161a81dd5722dcd44df74e512594fe976ffea8
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7188,8 +7188,9 @@ const sha256 = (text) => createHash('sha256').update(text).digest('hex');
 function findingsOf(evidence) {
   const { reading, listed, isFirst } = evidence;
   if (isFirst) return reading ? damaged(reading, evidence.now) : []; // what was there before we came is trusted
-  const found = [...(reading ? [...rewritten(evidence, reading), ...manifests(evidence.book, reading), ...unexpected(evidence, reading), ...configuration(evidence, reading), ...damaged(reading, evidence.now)] : []),
-    ...(listed ? [...gone(evidence, listed), ...strangers(evidence), ...times(evidence), ...proofs(evidence, listed)] : []), ...sizes(evidence)];
+  const taken = reading ? rewritten(evidence, reading) : [], missing = listed ? gone(evidence, listed) : [];
+  const found = [...taken, ...missing, ...(reading ? [...manifests(evidence, reading, taken.length + missing.length > 0), ...unexpected(evidence, reading), ...configuration(evidence, reading), ...damaged(reading, evidence.now)] : []),
+    ...(listed ? [...strangers(evidence), ...times(evidence), ...proofs(evidence, listed)] : []), ...sizes(evidence)];
   return onceEach(found).sort((one, other) => (one.transaction ?? Infinity) - (other.transaction ?? Infinity) || (one.rule < other.rule ? -1 : 1));
 }
 
@@ -7227,18 +7228,21 @@ function rewritten({ book, puts, fresh, listed }, { transactions, oldFiles }) {
   return found;
 }
 
-/** R3 and R4. */
-function manifests({ mark }, { transactions }) {
-  const found = [];
-  let last = mark?.manifestBytes ?? 0;
+/** R3, and R4: by the names, a transaction that stored data and is that of no archive in the list; without them, a list that became shorter. */
+function manifests({ book, listed, fresh, puts }, { transactions }, isTampered) {
+  const found = [], shorter = [], ends = new Set(fresh.map(({ transaction }) => transaction)), taken = new Set([...puts].filter(([id]) => !fresh.some((one) => one.id === id)).flatMap(([, list]) => list.map(([number]) => number)));
+  let last = book.mark?.manifestBytes ?? 0;
   for (const one of transactions) {
+    if (listed && one.puts > 0 && one.manifest !== null && !ends.has(one.number) && !taken.has(one.number)) {
+      found.push(aFinding('R4', timeOf(one), one.number, [], `transaction ${one.number} stored ${size(one.bytes)}, and there is no archive of it: it was taken out of the list, or somebody stores other things here`));
+    }
     if (one.manifest === null) found.push(aFinding('R3', timeOf(one), one.number, [], `transaction ${one.number} has no list of archives: no borg client ends one so`));
     else {
-      if (last - one.manifest >= SMALLEST_ENTRY) found.push(aFinding('R4', timeOf(one), one.number, [], `the list of archives became ${last - one.manifest} bytes shorter in transaction ${one.number}: an archive was taken out of it`));
+      if (last - one.manifest >= SMALLEST_ENTRY) shorter.push(aFinding('R4', timeOf(one), one.number, [], `the list of archives became ${last - one.manifest} bytes shorter in transaction ${one.number}: an archive was taken out of it`));
       last = one.manifest;
     }
   }
-  return found;
+  return listed && !isTampered ? found : [...found, ...shorter]; // another compression makes the list shorter, too: with the names that alone is no alarm
 }
 
 /** R5, from the files: written around the append-only server, its log changed, too much in a day. */
@@ -7738,7 +7742,8 @@ async function drilledLast({ settings, book }) {
 }
 
 /** Cut the server's access by the operator's command, do the work, and give it back, whatever happened. That it is cut stands in the ledger first: a later call gives it back when this one is killed. */
-async function withAccessCut({ operator, one, book }, work) {
+async function withAccessCut(job, work) {
+  const { operator, one, book } = job;
   book.pruning = { startedAt: new Date().toISOString(), stage: hasShell(one) ? 'copy' : 'hosted', deleting: [], accessCut: one.cutAccess.length > 0 };
   writeBook(operator, book);
   let failed = null, result;
@@ -7751,18 +7756,21 @@ async function withAccessCut({ operator, one, book }, work) {
   } catch (error) {
     failed = error;
   }
-  await giveBack(operator, one, book, failed);
+  await giveBack(job, failed);
   if (failed) throw failed;
   return result;
 }
 
-async function giveBack(operator, one, book, failed) {
+async function giveBack({ operator, one, book, settings }, failed) {
   if (book.pruning?.accessCut) {
     const done = await change(one.giveAccess, { seconds: 600, unlimited: true });
     if (done.code !== 0) throw failure(`${one.server}: ITS ACCESS COULD NOT BE GIVEN BACK: it cannot save its data tonight${failed instanceof Problem ? ` (and before: ${failed.message})` : ''}`, done, 'mend it and run `node backup.js prune` again, or give it back by hand');
     book.pruning.accessCut = false;
   }
-  if (book.pruning?.stage !== 'swap') book.pruning = null;
+  if (book.pruning?.stage !== 'swap') {
+    book.pruning = null;
+    fs.rmSync(memoryOfCopy(settings), { recursive: true, force: true });
+  }
   writeBook(operator, book);
 }
 
@@ -7772,6 +7780,9 @@ const places = (one) => {
   const folder = folderThere(one);
   return { folder, copy: `${folder}.pruning`, old: `${folder}.before-prune` };
 };
+
+// What borg remembers of the copy (cache, newest state seen) is kept apart: a copy that is thrown away must not make the repository itself look rolled back.
+const memoryOfCopy = ({ stateFolder }) => `${stateFolder}.pruning`;
 
 const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
 
@@ -7786,7 +7797,9 @@ async function pruneInCopy(job, going) {
   // What borg changes in place is copied, all else is linked: borg never writes into a data file that is there (repository.py, LoggedIO).
   await shell(one, 'the copy cannot be made', 'rm -rf "$copy"\ntest ! -e "$old"\ncp -al "$folder" "$copy"\nfor file in transactions config nonce README; do if [ -e "$folder/$file" ]; then cp -a --remove-destination "$folder/$file" "$copy/"; fi; done\nrm -rf "$copy"/lock.*\n');
   try {
-    const there = { ...settings, repository: `${settings.repository.replace(/\/+$/, '')}.pruning` };
+    const there = { ...settings, repository: `${settings.repository.replace(/\/+$/, '')}.pruning`, stateFolder: memoryOfCopy(settings) };
+    fs.rmSync(there.stateFolder, { recursive: true, force: true });
+    fs.cpSync(settings.stateFolder, there.stateFolder, { recursive: true });
     await deleteAndCheck(there, book, going);
     const is = await readRepository(one, STATE_ALONE);
     refuseIfWriting(one, is);
@@ -7853,12 +7866,16 @@ esac
 
 /** After the swap: look again at what is there now, write the ledger, and only then remove the repository as it was. Returns the bytes that became free. */
 async function finishPrune({ operator, one, settings, book }) {
+  if (fs.existsSync(memoryOfCopy(settings))) {
+    fs.rmSync(settings.stateFolder, { recursive: true, force: true });
+    fs.renameSync(memoryOfCopy(settings), settings.stateFolder);
+  }
   const gone = new Set(book.pruning.deleting), at = new Date().toISOString(), ids = await listIds(settings, ANYWHERE), lost = present(book).filter(({ id }) => !gone.has(id) && !ids.includes(id));
   if (lost.length > 0) throw new Problem(`${one.server}: after pruning ${lost[0].name} is missing, and should be there; the repository as it was lies beside it, as ${places(one).old}`, { hint: 'put it back, and tell the makers of backup.js' });
   const after = await readRepository(one, { ...STATE_ALONE, after: 0 }), numbers = after.transactions.map(({ number }) => number), deleted = present(book).filter(({ id }) => gone.has(id));
   const was = await shell(one, 'its size cannot be seen', 'if [ -e "$old" ]; then find "$old/data" -type f -printf "%s\\n"; fi | awk \'{ sum += $1 } END { printf "%d", sum }\'\n');
   for (const archive of deleted) Object.assign(archive, { goneAt: at, goneBy: 'prune' });
-  book.mark = { transaction: after.last, previous: numbers[numbers.length - 2] ?? 0, time: at, files: after.files, log: after.log, manifestBytes: after.transactions[after.transactions.length - 1]?.manifest ?? 0, nonce: after.nonce };
+  book.mark = { transaction: after.last, previous: numbers[numbers.length - 2] ?? 0, time: at, files: after.files, log: after.log, manifestBytes: 0, nonce: after.nonce };
   const freedBytes = Math.max(0, Number(was.out) - after.bytes);
   if (deleted.length > 0) book.prunes.push({ at, deleted: deleted.map(({ name }) => name), freedBytes });
   writeBook(operator, book); // before the old one goes: a call that is killed here finds it and removes it
@@ -7870,7 +7887,7 @@ async function finishPrune({ operator, one, settings, book }) {
 
 /** What an interrupted prune left: not yet swapped, or in the middle of it, it is undone; swapped, it is finished. Access is given back in any case. */
 async function finishInterrupted(job) {
-  const { operator, one, book } = job;
+  const { one, book } = job;
   say(`${one.server}: the prune of ${book.pruning.startedAt} was interrupted: what it left is put in order first`);
   let failed = null;
   try {
@@ -7883,7 +7900,7 @@ async function finishInterrupted(job) {
   } catch (error) {
     failed = error;
   }
-  await giveBack(operator, one, book, failed);
+  await giveBack(job, failed);
   if (failed) throw failed;
 }
 

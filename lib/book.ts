@@ -15,7 +15,7 @@ export type KnownArchive = { id: string; name: string; kind: ArchiveKind; seenAt
 
 export type Finding = { rule: string; at: string; archives: string[]; what: string; undo: string; transaction: number | null };
 
-/** Up to where the repository is known: its last transaction, the one before, what the files up to there were, and the log of the append-only server. */
+/** Up to where the repository is known: its last transaction, the one before, what the files up to there were, and the log of the append-only server. manifestBytes: 0 after a prune, which compresses the list of archives in its own way. */
 export type Mark = { transaction: number; previous: number; time: string; files: { count: number; sha256: string }; log: { bytes: number; sha256: string }; manifestBytes: number; nonce: string };
 
 export type Book = {

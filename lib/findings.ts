@@ -29,8 +29,9 @@ const sha256 = (text: string) => createHash('sha256').update(text).digest('hex')
 export function findingsOf(evidence: Evidence): Finding[] {
   const { reading, listed, isFirst } = evidence;
   if (isFirst) return reading ? damaged(reading, evidence.now) : []; // what was there before we came is trusted
-  const found = [...(reading ? [...rewritten(evidence, reading), ...manifests(evidence.book, reading), ...unexpected(evidence, reading), ...configuration(evidence, reading), ...damaged(reading, evidence.now)] : []),
-    ...(listed ? [...gone(evidence, listed), ...strangers(evidence), ...times(evidence), ...proofs(evidence, listed)] : []), ...sizes(evidence)];
+  const taken = reading ? rewritten(evidence, reading) : [], missing = listed ? gone(evidence, listed) : [];
+  const found = [...taken, ...missing, ...(reading ? [...manifests(evidence, reading, taken.length + missing.length > 0), ...unexpected(evidence, reading), ...configuration(evidence, reading), ...damaged(reading, evidence.now)] : []),
+    ...(listed ? [...strangers(evidence), ...times(evidence), ...proofs(evidence, listed)] : []), ...sizes(evidence)];
   return onceEach(found).sort((one, other) => (one.transaction ?? Infinity) - (other.transaction ?? Infinity) || (one.rule < other.rule ? -1 : 1));
 }
 
@@ -68,18 +69,21 @@ function rewritten({ book, puts, fresh, listed }: Evidence, { transactions, oldF
   return found;
 }
 
-/** R3 and R4. */
-function manifests({ mark }: Book, { transactions }: Reading): Finding[] {
-  const found: Finding[] = [];
-  let last = mark?.manifestBytes ?? 0;
+/** R3, and R4: by the names, a transaction that stored data and is that of no archive in the list; without them, a list that became shorter. */
+function manifests({ book, listed, fresh, puts }: Evidence, { transactions }: Reading, isTampered: boolean): Finding[] {
+  const found: Finding[] = [], shorter: Finding[] = [], ends = new Set(fresh.map(({ transaction }) => transaction)), freshIds = new Set(fresh.map(({ id }) => id)), taken = new Set([...puts].filter(([id]) => !freshIds.has(id)).flatMap(([, list]) => list.map(([number]) => number)));
+  let last = book.mark?.manifestBytes ?? 0;
   for (const one of transactions) {
+    if (listed && one.puts > 0 && one.manifest !== null && !ends.has(one.number) && !taken.has(one.number)) {
+      found.push(aFinding('R4', timeOf(one), one.number, [], `transaction ${one.number} stored ${size(one.bytes)}, and there is no archive of it: it was taken out of the list, or somebody stores other things here`));
+    }
     if (one.manifest === null) found.push(aFinding('R3', timeOf(one), one.number, [], `transaction ${one.number} has no list of archives: no borg client ends one so`));
     else {
-      if (last - one.manifest >= SMALLEST_ENTRY) found.push(aFinding('R4', timeOf(one), one.number, [], `the list of archives became ${last - one.manifest} bytes shorter in transaction ${one.number}: an archive was taken out of it`));
+      if (last - one.manifest >= SMALLEST_ENTRY) shorter.push(aFinding('R4', timeOf(one), one.number, [], `the list of archives became ${last - one.manifest} bytes shorter in transaction ${one.number}: an archive was taken out of it`));
       last = one.manifest;
     }
   }
-  return found;
+  return listed && !isTampered ? found : [...found, ...shorter]; // another compression makes the list shorter, too: with the names that alone is no alarm
 }
 
 /** R5, from the files: written around the append-only server, its log changed, too much in a day. */

@@ -2,6 +2,7 @@
 // server can reach: delete, compact, check, list. Only a copy that came out right takes the repository's place, by two renames, and only when
 // nobody wrote to the repository meanwhile. Whatever breaks before leaves the repository as it was; whatever breaks after is finished
 // by the next call. Changes: the repository, the ledger, and access by the operator's own commands, which is always given back.
+import fs from 'node:fs';
 import { Problem, answer, count, mode, named, say, sayError, size } from './say.ts';
 import { change, failure, goOn } from './shell.ts';
 import type { Settings } from './settings.ts';
@@ -100,7 +101,8 @@ async function drilledLast({ settings, book }: Job): Promise<string> {
 }
 
 /** Cut the server's access by the operator's command, do the work, and give it back, whatever happened. That it is cut stands in the ledger first: a later call gives it back when this one is killed. */
-async function withAccessCut<T>({ operator, one, book }: Job, work: () => Promise<T>): Promise<T> {
+async function withAccessCut<T>(job: Job, work: () => Promise<T>): Promise<T> {
+  const { operator, one, book } = job;
   book.pruning = { startedAt: new Date().toISOString(), stage: hasShell(one) ? 'copy' : 'hosted', deleting: [], accessCut: one.cutAccess.length > 0 };
   writeBook(operator, book);
   let failed: unknown = null, result: T | undefined;
@@ -113,18 +115,21 @@ async function withAccessCut<T>({ operator, one, book }: Job, work: () => Promis
   } catch (error) {
     failed = error;
   }
-  await giveBack(operator, one, book, failed);
+  await giveBack(job, failed);
   if (failed) throw failed;
   return result as T;
 }
 
-async function giveBack(operator: Operator, one: OperatedServer, book: Book, failed: unknown): Promise<void> {
+async function giveBack({ operator, one, book, settings }: Job, failed: unknown): Promise<void> {
   if (book.pruning?.accessCut) {
     const done = await change(one.giveAccess, { seconds: 600, unlimited: true });
     if (done.code !== 0) throw failure(`${one.server}: ITS ACCESS COULD NOT BE GIVEN BACK: it cannot save its data tonight${failed instanceof Problem ? ` (and before: ${failed.message})` : ''}`, done, 'mend it and run `node backup.js prune` again, or give it back by hand');
     book.pruning.accessCut = false;
   }
-  if (book.pruning?.stage !== 'swap') book.pruning = null;
+  if (book.pruning?.stage !== 'swap') {
+    book.pruning = null;
+    fs.rmSync(memoryOfCopy(settings), { recursive: true, force: true });
+  }
   writeBook(operator, book);
 }
 
@@ -134,6 +139,9 @@ const places = (one: OperatedServer) => {
   const folder = folderThere(one);
   return { folder, copy: `${folder}.pruning`, old: `${folder}.before-prune` };
 };
+
+// What borg remembers of the copy (cache, newest state seen) is kept apart: a copy that is thrown away must not make the repository itself look rolled back.
+const memoryOfCopy = ({ stateFolder }: Settings) => `${stateFolder}.pruning`;
 
 const quoted = (text: string) => `'${text.replaceAll("'", `'\\''`)}'`;
 
@@ -148,7 +156,9 @@ async function pruneInCopy(job: Job, going: Fate[]): Promise<number> {
   // What borg changes in place is copied, all else is linked: borg never writes into a data file that is there (repository.py, LoggedIO).
   await shell(one, 'the copy cannot be made', 'rm -rf "$copy"\ntest ! -e "$old"\ncp -al "$folder" "$copy"\nfor file in transactions config nonce README; do if [ -e "$folder/$file" ]; then cp -a --remove-destination "$folder/$file" "$copy/"; fi; done\nrm -rf "$copy"/lock.*\n');
   try {
-    const there = { ...settings, repository: `${settings.repository.replace(/\/+$/, '')}.pruning` };
+    const there = { ...settings, repository: `${settings.repository.replace(/\/+$/, '')}.pruning`, stateFolder: memoryOfCopy(settings) };
+    fs.rmSync(there.stateFolder, { recursive: true, force: true });
+    fs.cpSync(settings.stateFolder, there.stateFolder, { recursive: true });
     await deleteAndCheck(there, book, going);
     const is = await readRepository(one, STATE_ALONE);
     refuseIfWriting(one, is);
@@ -215,12 +225,16 @@ esac
 
 /** After the swap: look again at what is there now, write the ledger, and only then remove the repository as it was. Returns the bytes that became free. */
 async function finishPrune({ operator, one, settings, book }: Job): Promise<number> {
+  if (fs.existsSync(memoryOfCopy(settings))) {
+    fs.rmSync(settings.stateFolder, { recursive: true, force: true });
+    fs.renameSync(memoryOfCopy(settings), settings.stateFolder);
+  }
   const gone = new Set(book.pruning!.deleting), at = new Date().toISOString(), ids = await listIds(settings, ANYWHERE), lost = present(book).filter(({ id }) => !gone.has(id) && !ids.includes(id));
   if (lost.length > 0) throw new Problem(`${one.server}: after pruning ${lost[0]!.name} is missing, and should be there; the repository as it was lies beside it, as ${places(one).old}`, { hint: 'put it back, and tell the makers of backup.js' });
   const after = await readRepository(one, { ...STATE_ALONE, after: 0 }), numbers = after.transactions.map(({ number }) => number), deleted = present(book).filter(({ id }) => gone.has(id));
   const was = await shell(one, 'its size cannot be seen', 'if [ -e "$old" ]; then find "$old/data" -type f -printf "%s\\n"; fi | awk \'{ sum += $1 } END { printf "%d", sum }\'\n');
   for (const archive of deleted) Object.assign(archive, { goneAt: at, goneBy: 'prune' });
-  book.mark = { transaction: after.last, previous: numbers[numbers.length - 2] ?? 0, time: at, files: after.files, log: after.log, manifestBytes: after.transactions[after.transactions.length - 1]?.manifest ?? 0, nonce: after.nonce };
+  book.mark = { transaction: after.last, previous: numbers[numbers.length - 2] ?? 0, time: at, files: after.files, log: after.log, manifestBytes: 0, nonce: after.nonce };
   const freedBytes = Math.max(0, Number(was.out) - after.bytes);
   if (deleted.length > 0) book.prunes.push({ at, deleted: deleted.map(({ name }) => name), freedBytes });
   writeBook(operator, book); // before the old one goes: a call that is killed here finds it and removes it
@@ -232,7 +246,7 @@ async function finishPrune({ operator, one, settings, book }: Job): Promise<numb
 
 /** What an interrupted prune left: not yet swapped, or in the middle of it, it is undone; swapped, it is finished. Access is given back in any case. */
 async function finishInterrupted(job: Job): Promise<void> {
-  const { operator, one, book } = job;
+  const { one, book } = job;
   say(`${one.server}: the prune of ${book.pruning!.startedAt} was interrupted: what it left is put in order first`);
   let failed: unknown = null;
   try {
@@ -245,7 +259,7 @@ async function finishInterrupted(job: Job): Promise<void> {
   } catch (error) {
     failed = error;
   }
-  await giveBack(operator, one, book, failed);
+  await giveBack(job, failed);
   if (failed) throw failed;
 }
 

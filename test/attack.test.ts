@@ -87,6 +87,10 @@ describe('an intruder with the append-only key', { skip: cannotRunHere() }, () =
     'takes an archive out of the list, and deletes nothing': {
       does: () => speakProtocol(server, ['from borg.helpers import Manifest', 'manifest, key = Manifest.load(repository, Manifest.NO_OPERATION_CHECK)', `del manifest.archives["${good[1]}"]`, 'manifest.write()', 'repository.commit()']), rules: ['R4', 'R8'], names: () => [good[1]!],
     },
+    'hides an archive of tonight': {
+      does: () => { plant(server, `web1-${new Date().toISOString().slice(0, 19)}`, ['--comment', '{{}}'], storage.folder); speakProtocol(server, ['from borg.helpers import Manifest', 'manifest, key = Manifest.load(repository, Manifest.NO_OPERATION_CHECK)',
+        'del manifest.archives[[name for name in manifest.archives if name.startswith("web1-")][-1]]', 'manifest.write()', 'repository.commit()']); }, rules: ['R4'], says: /there is no archive of it/,
+    },
     'overwrites the key that may lie in the repository': { does: () => speakProtocol(server, ['repository.save_key(b"garbage")']), rules: ['R7'], says: /key that lies in the repository was overwritten/ },
     'exhausts the nonce': { does: () => speakProtocol(server, ['nonce = repository.get_free_nonce()', 'repository.commit_nonce_reservation(2**64 - 1, nonce)']), rules: ['R7'], says: /nonce.*jumped/ },
     'writes an archive of last year': { does: () => plant(server, 'web1-2025-11-01T02:00:00', ['--timestamp', '2025-11-01T02:00:00']), rules: ['R10'], says: /another time than it was written at/, names: () => ['web1-2025-11-01T02:00:00'] },
