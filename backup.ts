@@ -7,7 +7,7 @@ import type { Settings } from './lib/settings.ts';
 import { HELP, VERSION, editedOrAsBuilt } from './lib/about.ts';
 import { Problem, answer, mode, sayError } from './lib/say.ts';
 import { meant } from './lib/rules.ts';
-import { loadSettings, printSettings, settingsAsJson, stateFoldersIn } from './lib/check.ts';
+import { loadSettings, printSettings, settingsAsJson, settingsSource, stateFoldersIn } from './lib/check.ts';
 import type { Loaded } from './lib/check.ts';
 import { listenToSignals, temporaryFolder } from './lib/shell.ts';
 import { serverName } from './lib/plan.ts';
@@ -20,6 +20,7 @@ import { drill, sweepDrills } from './lib/drill.ts';
 import { restoreInPlace } from './lib/inplace.ts';
 import { status } from './lib/status.ts';
 import { setup } from './lib/setup.ts';
+import { firstSettings } from './lib/answers.ts';
 import { doctor } from './lib/doctor.ts';
 import { loadOperator } from './lib/operator.ts';
 import { audit } from './lib/audit.ts';
@@ -27,9 +28,9 @@ import { prune } from './lib/prune.ts';
 
 const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'drill', 'recover', 'borg', 'audit', 'prune'];
 const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'in-place', 'reindex', 'full', 'undo-plan', 'accept'];
-const OPTIONS_OF: Record<string, string[]> = { 'dry-run': ['', 'restore', 'prune'], now: [''], yes: ['setup', 'audit', 'prune'], 'undo-plan': ['audit'], accept: ['audit'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], 'in-place': ['restore'], reindex: ['restore'], full: ['drill', 'audit'],
-  ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find', 'drill']])) }; // all others go everywhere
-const VALUES = ['settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
+const OPTIONS_OF: Record<string, string[]> = { 'dry-run': ['', 'restore', 'prune'], now: [''], yes: ['setup', 'audit', 'prune'], ...Object.fromEntries(['server', 'stop', 'folders', 'volumes', 'window', 'language', 'quota'].map((option) => [option, ['setup']])), 'undo-plan': ['audit'], accept: ['audit'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], 'in-place': ['restore'], reindex: ['restore'], full: ['drill', 'audit'],
+  ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find', 'drill', ...(option === 'ssh-key' ? [] : ['setup'])]])) }; // all others go everywhere
+const VALUES = ['server', 'stop', 'folders', 'volumes', 'window', 'language', 'quota', 'settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
 
 type Options = { command: string; words: string[]; values: Record<string, string>; flags: Record<string, boolean> };
 
@@ -93,10 +94,11 @@ async function command(argv: string[]): Promise<number> {
   if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
   if (name === 'audit') return audit(settings, loadOperator(script, file), words, { full: flags.full!, accept: flags.accept!, yes: flags.yes!, undoPlan: flags['undo-plan']! });
   if (name === 'prune') return prune(settings, loadOperator(script, file), words, flags.yes!);
-  const loaded = values.repository ? bareMachine(values) : loadSettings(settings, script, file);
+  if (name === 'setup') await answerFirst(script, file, values, flags.yes!);
+  const loaded = values.repository && name !== 'setup' ? bareMachine(values) : loadSettings(settings, script, file);
   const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
   if (flags['print-settings']) return said(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
-  if (name === 'setup') return setup(loaded, script, { yes: flags.yes!, schedule: values.schedule! });
+  if (name === 'setup') return setup(loaded, script, { yes: flags.yes!, schedule: values.schedule!, quota: values.quota!, keyFile: values['key-file']!, passphraseFile: values['passphrase-file']! });
   if (name === 'doctor') return doctor(loaded, script);
   if (name === 'status') return status(loaded.settings);
   if (name === 'list') return list(loaded.settings, server, words);
@@ -108,6 +110,14 @@ async function command(argv: string[]): Promise<number> {
   if (name === 'drill') return drill(loaded.settings, server, words, flags.full!);
   if (name === 'borg') return borgItself(loaded.settings, words);
   return takeBackup(loaded, script);
+}
+
+// On a server without settings `setup` begins by making them; where there are some, what they say is edited there.
+async function answerFirst(script: string, file: string, values: Record<string, string>, yes: boolean): Promise<void> {
+  const isFilled = settingsSource(script, file) !== script || settings.repository !== '' || settings.stop.length + settings.folders.length + settings.volumes.length > 0;
+  const said = ['repository', 'server', 'stop', 'folders', 'volumes', 'window', 'language'].find((key) => values[key]);
+  if (!isFilled) return firstSettings(script, values, yes);
+  if (said) throw new Problem(`--${said}: this server has settings already`, { exitCode: 64, hint: `edit them: ${settingsSource(script, file)}` });
 }
 
 // A machine without settings: repository, key and passphrase are on the command line; borg's cache lives as long as we do.

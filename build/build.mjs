@@ -58,6 +58,8 @@ const CHAPTERS = [
   { file: 'lib/drill.ts', title: 'DRILL' },
   { file: 'lib/status.ts', title: 'STATUS' },
   { file: 'lib/doctor.ts', title: 'DOCTOR' },
+  { file: 'lib/schedule.ts', title: 'SCHEDULE' },
+  { file: 'lib/answers.ts', title: 'ANSWERS' },
   { file: 'lib/setup.ts', title: 'SETUP' },
   { file: 'backup.ts', title: 'MAIN PROGRAM' },
   null, // here the operator's part begins
@@ -71,7 +73,7 @@ const CHAPTERS = [
   { file: 'lib/prune.ts', title: 'PRUNE' },
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
-const MOST_LINES = { readable: 7100, operator: 1150 };
+const MOST_LINES = { readable: 7300, operator: 1150 };
 const OLDEST_NODE = 'node18';
 
 const output = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../dist/backup.js', import.meta.url)));

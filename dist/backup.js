@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: e77d609d70ce6082267eaf06e1161a81dd5722dcd44df74e512594fe976ffea8
+// Checksum of all but the settings: 94cfe01e6a59860ee853ef9d6a1c20ff25a27d77fd687b1be3bcd63524239798
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -58,6 +58,8 @@
 //   ==== DRILL ====            The drill: a restore, rehearsed.
 //   ==== STATUS ====           Is there a good recent backup? Answers from the state folder alone.
 //   ==== DOCTOR ====           The doctor: everything that can be checked while all runs.
+//   ==== SCHEDULE ====         The schedule, installed only when somebody says so: lines of cron, or timers of systemd.
+//   ==== ANSWERS ====          The walk for a server that has no settings yet: questions on a terminal.
 //   ==== SETUP ====            Setup: make what is missing (ssh key, passphrase, known host, repository with its key.
 //   ==== MAIN PROGRAM ====     The command line: which command, with which options.
 //   ==== OPERATOR'S PART ====  What follows runs only on the operator's own machine.
@@ -140,6 +142,7 @@ const connect = (...given) => require('node:net').connect(...given);
 const createServer = (...given) => require('node:net').createServer(...given);
 const os = require('node:os');
 const constants = require('node:os').constants;
+const homedir = (...given) => require('node:os').homedir(...given);
 const hostname = (...given) => require('node:os').hostname(...given);
 const tmpdir = (...given) => require('node:os').tmpdir(...given);
 const path = require('node:path');
@@ -2459,16 +2462,17 @@ async function readFromArchive(settings, archive, file, options = {}) {
 
 /**
  * The archives of this server ('' = of any), oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
- * twin's comment, so that one listing answers everything. Names that are not ours are left out.
+ * twin's comment, so that one listing answers everything. 'other': what another tool
+ * wrote here before. Those of other servers, and interrupted passes, are left out.
  */
 async function listArchives(settings, server, more = [], options = {}) {
   const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}'], options);
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
   const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d`;
   const ours = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-(${stamp})(-warm\\.checkpoint)?$`);
-  const archives = JSON.parse(done.out).archives;
+  const archives = JSON.parse(done.out).archives, isOther = ({ name }) => !/^(proven-)?.+-\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(-warm\.checkpoint)?$|\.checkpoint(\.\d+)?$/.test(name);
   const proofs = new Map(archives.filter(({ name }) => name.startsWith('proven-')).map(({ name, comment }) => [name.slice('proven-'.length), comment]));
-  return archives.filter(({ name }) => !name.startsWith('proven-') && ours.test(name)).map(({ name, start }) => {
+  return archives.filter((one) => isOther(one) || (!one.name.startsWith('proven-') && ours.test(one.name))).map(({ name, start }) => {
     const proof = proofs.get(name);
     let facts = {};
     try {
@@ -2477,7 +2481,7 @@ async function listArchives(settings, server, more = [], options = {}) {
     return {
       archive: name,
       madeAt: `${(ours.exec(name)?.[2] ?? start).slice(0, 19)}Z`,
-      kind: name.endsWith('-warm.checkpoint') ? 'warm' : proof === undefined ? 'unproven' : 'proven',
+      kind: isOther({ name }) ? 'other' : name.endsWith('-warm.checkpoint') ? 'warm' : proof === undefined ? 'unproven' : 'proven',
       originalBytes: facts.originalBytes ?? null,
       deduplicatedBytes: facts.deduplicatedBytes ?? null,
       downSeconds: facts.downSeconds ?? null,
@@ -4185,6 +4189,7 @@ function archiveMeant(archives, name, use = 'restore') {
     throw new Problem(`${name} is a copy of the running system: its files do not belong together, and a database in it is worthless`,
       { hint: `use \`latest\`; if it must be this one: node backup.js borg extract ${pasteable([`::${name}`])} PATH` });
   }
+  if (found.kind === 'other') warn(`${name} was not written by this script: nothing proves that it was cold`);
   if (found.kind === 'unproven') warn(`${name} is not proven: it does not count as a backup`);
   return found.archive;
 }
@@ -5176,14 +5181,19 @@ async function lookAt(settings, server, name, wanted) {
   if (archives.status === 'rejected') throw archives.reason;
   const archive = archiveMeant(archives.value, name);
   const [manifest, listed] = archive === guess && guessed ? guessed : await looks(archive);
-  if (manifest.status === 'rejected') throw manifest.reason;
+  const isOther = archives.value.some((one) => one.archive === archive && one.kind === 'other');
+  if (manifest.status === 'rejected' && !isOther) throw manifest.reason;
   if (listed.status === 'rejected') throw listed.reason;
-  for (const root of manifest.value.plan.roots) { // volumes are extracted in a pass of their own, whatever the order in the archive
+  const record = manifest.status === 'fulfilled' ? manifest.value : NO_RECORD;
+  for (const root of record.plan.roots) { // volumes are extracted in a pass of their own, whatever the order in the archive
     const link = [...listed.value.links.keys()].find((one) => one !== root.path && isBelow(root.path, one));
     if (link) throw unsafe(archive, `${named(root.path)} lies below ${named(link)}, a link`);
   }
-  return { archive, manifest: manifest.value, listed: listed.value };
+  return { archive, manifest: record, listed: listed.value };
 }
+
+// Another tool's archive has no record: its files come back, and what stands around them is not known.
+const NO_RECORD = { plan: { roots: [], clusters: [] }, parents: [] };
 
 /** The manifest of an archive: on its own server from the state folder when it is still there. Throws Problem when it cannot be had or is none. */
 async function readManifest(settings, archive) {
@@ -6506,6 +6516,7 @@ async function doctor(loaded, script) {
 
 async function everyCheck({ settings, file }, script) {
   const checks = [];
+  let parts = [];
   const add = (check, ok, detail, hint = '', needed = false) => checks.push({ check, ok, detail, hint, needed });
   const attempt = async (check, work) => {
     try {
@@ -6531,10 +6542,15 @@ async function everyCheck({ settings, file }, script) {
   await attempt('repository', async () => `it opens (${(await tryRepository(settings)).encryption})`);
   await attempt('parts and paths', async () => {
     const plan = await makePlan(settings, new Date());
+    parts = plan.parts;
     return `${plan.parts.length} parts, ${plan.roots.length} paths are there`;
   });
   add('unsaved', warnings.length === 0, warnings.join('; ') || 'nothing found here is left out', 'name it in `stop`, `folders` or `volumes`');
   checks.push(...await checkServer(settings));
+  if (hasSystemd()) add('starts at boot', ...await startAtBoot(parts));
+  add('clock', ...await clockIsRight());
+  const free = freeBytes(fs.existsSync(settings.stateFolder) ? settings.stateFolder : '/');
+  add('free space', free > 64e6, `${size(free)} in ${named(settings.stateFolder)}; how much the storage has, only its keeper knows`, 'make room: without it no run begins');
   add('schedule', await isScheduled(script), 'a crontab line or a timer that starts this script', 'node backup.js setup --schedule cron    (or systemd)');
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
   add('last drill', settings.drill.maxAgeDays === 0 ? null : last ? warning === '' : warning === '' ? null : false,
@@ -6542,6 +6558,7 @@ async function everyCheck({ settings, file }, script) {
   const sheet = sheetFile(settings);
   const isHere = fs.existsSync(sheet);
   add('key exported', isHere || fs.existsSync(sheetMark(settings)), isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made, and is not here any more', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
+  if (isHere || fs.existsSync(sheetMark(settings))) add('sheet kept apart', !isHere, isHere ? 'the recovery sheet still lies on this server: who breaks in has it, and who loses the server loses it' : 'it is not on this server', `print it, put it away, then: rm ${pasteable([sheet, sheet.replace(/txt$/, 'html')])}`);
   return checks;
 }
 
@@ -6569,6 +6586,16 @@ async function serverCommandLine(ssh) {
   return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
 }
 
+/**
+ * The second way to ask, when the command line does not tell: `compact` with a threshold that no data file can reach. A server that may compact says that it
+ * begins to, an append-only one passes over it (repository.py, commit()). Returns null when neither can be seen. It adds an empty transaction, and deletes nothing on either.
+ */
+async function compactsNothing(settings) {
+  const done = await askBorg(settings, ['compact', '--debug', '--threshold', '1000']);
+  if (done.code !== 0 || !/check_free_space/.test(done.said)) return null;
+  return !/Compaction started/i.test(done.said);
+}
+
 /** What the storage itself reports of the command it forces on us: shell, paths, append-only, quota, version. */
 async function checkServer(settings) {
   const names = ['no shell', 'other paths refused', 'append-only', 'quota', 'server version'];
@@ -6576,17 +6603,30 @@ async function checkServer(settings) {
   if (!isRemote(settings)) return unknown('the repository is a path on this machine');
   const shell = await look([...sshToStorage(settings), 'echo PROBE-$((6*7))']);
   if (shell.code === 255) return unknown('no ssh connection');
-  const { words, version } = await serverCommandLine(sshToStorage(settings));
+  const { words, version } = await serverCommandLine(sshToStorage(settings)), isAppendOnly = words?.includes('--append-only') || await compactsNothing(settings);
   const says = (what) => (words === null ? null : words.includes(what));
   const old = version === null ? null : /^1\.2\.[0-4]\b/.test(version);
   const line = 'the line that `node backup.js setup` prints, whole, in the storage\'s authorized_keys';
   return [
     { check: 'no shell', ok: !shell.out.includes('PROBE-42'), detail: shell.out.includes('PROBE-42') ? 'our key opens a shell on the storage' : 'our key opens no shell', hint: line, needed: false },
     { check: 'other paths refused', ok: words === null ? null : /--restrict-to-(repository|path)/.test(words), detail: words ?? 'the storage does not say', hint: line, needed: false },
-    { check: 'append-only', ok: says('--append-only'), detail: words ?? 'the storage does not say', hint: line, needed: false },
+    { check: 'append-only', ok: isAppendOnly, detail: isAppendOnly === null ? 'the storage does not say' : `${words ?? 'by what `compact` does there'}${isAppendOnly && !words?.includes('--append-only') ? '; the repository itself is set so' : ''}`, hint: line, needed: false },
     { check: 'quota', ok: says('--storage-quota'), detail: words ?? 'the storage does not say', hint: 'without a quota one server can fill the storage of all', needed: false },
     { check: 'server version', ok: old === null ? null : !old, detail: version ? `borg ${version}` : 'the storage does not say', hint: 'borg 1.2.0 to 1.2.4 takes forged archives from who writes to the repository (CVE-2023-36811): upgrade to 1.2.6 or newer', needed: false },
   ];
+}
+
+// What is not started at boot stays down after a power cut in the day, when no run left a ledger.
+async function startAtBoot(parts) {
+  const units = parts.filter((part) => part.wasRunning && part.unit).map((part) => part.unit);
+  const not = (await describeUnits(units)).filter((facts) => facts.UnitFileState === 'disabled' && facts.TriggeredBy === '').map((facts) => facts.Id);
+  return [not.length === 0, not.length > 0 ? `not started at boot: ${not.join(', ')}` : 'every unit named in `stop` that runs', `systemctl enable ${not.join(' ')}`];
+}
+
+// An archive bears this clock's time, and the audit compares it with the storage's own.
+async function clockIsRight() {
+  const said = (await look(['timedatectl', 'show', '--property=NTPSynchronized', '--value'])).out.trim();
+  return [said === 'yes' ? true : said === 'no' ? false : null, said === 'yes' ? 'kept right by time servers' : said === 'no' ? 'it is not kept right by time servers' : 'nobody here knows whether it is right', 'install chrony or systemd-timesyncd: an archive whose time is an hour off is an alarm at the next audit'];
 }
 
 // A line in a crontab, or a timer whose service names this script.
@@ -6598,106 +6638,14 @@ async function isScheduled(script) {
 }
 
 // =========================================================================================================
-// ==== SETUP ====
-// Setup: make what is missing (ssh key, passphrase, known host, repository with its key, recovery sheet), keep what is there, say
-// what the storage needs. It may be run again and again. Changes: files beside `sshKey`, `keyFile`, `passphraseFile`, `knownHostsFile`,
-// the new repository, and a schedule only when told. Never touches a service, never changes what exists.
-
-/** `setup`: given the settings, the script and the options, makes what is missing. Returns 0 when a run would now work. */
-async function setup(loaded, script, options) {
-  const { settings } = loaded;
-  await borgVersion();
-  for (const file of [settings.sshKey, settings.keyFile, settings.passphraseFile, settings.knownHostsFile, path.join(settings.stateFolder, 'x')]) {
-    fs.mkdirSync(path.dirname(file), { recursive: true, mode: 0o700 });
-  }
-  if (!fs.existsSync(settings.passphraseFile)) {
-    writeDurably(settings.passphraseFile, `${randomBytes(32).toString('base64url')}\n`);
-    say(`made the passphrase: ${named(settings.passphraseFile)}`);
-  }
-  if (isRemote(settings)) {
-    await makeSshKey(settings);
-    await makeKnownHost(settings, options.yes);
-    sayBlock(`\nThis line belongs into authorized_keys of the storage's user (set the quota to what this server may use):\n\n${authorizedKeysLine(settings)}\n`);
-    await tryConnection(settings); // says what to do while the storage does not know the key
-  }
-  await makeRepository(settings);
-  await writeSheet(settings);
-  if (options.schedule === 'cron') installCron(settings, script, loaded.file);
-  if (options.schedule === 'systemd') await installTimers(settings, script, loaded.file);
-  const code = await doctor(loaded, script);
-  return code === 1 ? 0 : code;
-}
-
-async function makeSshKey(settings) {
-  if (fs.existsSync(settings.sshKey)) return;
-  const done = await change(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-C', `cold-backup ${serverName(settings)}`, '-f', settings.sshKey]);
-  if (done.code !== 0) throw failure('the ssh key cannot be made', done);
-}
-
-async function makeKnownHost(settings, yes) {
-  if (fs.existsSync(settings.knownHostsFile)) return;
-  const { host, port } = repositoryAddress(settings.repository);
-  const keys = await lookFor(`the storage ${host} does not show its host key`, ['ssh-keyscan', '-T', '10', ...(port ? ['-p', port] : []), '--', host], 'is it reachable from here (VPN, firewall, name)?');
-  if (keys.trim() === '') throw new Problem(`the storage ${host} does not show its host key`, { hint: 'is it reachable from here (VPN, firewall, name)?' });
-  const draft = `${settings.knownHostsFile}.new`;
-  fs.writeFileSync(draft, keys, { mode: 0o600 });
-  const prints = await look(['ssh-keygen', '-l', '-f', draft]);
-  sayBlock(`The storage's host keys; compare one of them with what its keeper says:\n${prints.out.trimEnd()}`);
-  if (!yes && !await agrees('Is this the storage?')) {
-    fs.rmSync(draft);
-    throw new Problem('the host key was not accepted', { hint: 'ask the storage\'s keeper for its fingerprint (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub)' });
-  }
-  fs.renameSync(draft, settings.knownHostsFile);
-}
-
-async function agrees(question) {
-  if (!process.stdin.isTTY) throw new Problem(`${question} There is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
-  const lines = createInterface({ input: process.stdin, output: process.stderr });
-  const words = await lines.question(`${question} [yes/no] `);
-  lines.close();
-  return /^y(es)?$/i.test(words.trim());
-}
-
-/** The line that gives this server the right to add archives to its own repository on the storage, and no other right (sshd(8), borg serve). */
-function authorizedKeysLine(settings) {
-  const { path: folder } = repositoryAddress(settings.repository);
-  const key = fs.readFileSync(`${settings.sshKey}.pub`, 'utf8').trim();
-  return `command="borg serve --append-only --restrict-to-repository ${pasteable([folder]).replaceAll('"', '\\"')} --storage-quota 500G",restrict ${key}`;
-}
-
-async function makeRepository(settings) {
-  const there = await askBorg(settings, ['info', '--json']);
-  if (there.code === 0) return say('the repository is there');
-  if (/Keyfile|borg_key|No key file/.test(there.said) || (!fs.existsSync(settings.keyFile) && /"msgid": "(LocalException|PassphraseWrong)"|FileNotFoundError/.test(there.said))) {
-    throw new Problem('the repository is there, but its key is not here', { hint: 'bring key and passphrase from the recovery sheet into place (`keyFile`, `passphraseFile`); do not make new ones' });
-  }
-  // An empty folder that the storage's keeper has made is no repository yet; init itself refuses one that is not empty.
-  if (!/"msgid": "Repository\.(DoesNotExist|InvalidRepository)"/.test(there.said)) throw borgFailure('the repository cannot be reached yet', there);
-  // keyfile: the key stays here and on paper. In the repository (repokey) whoever holds our ssh key could overwrite it.
-  const made = await change(['borg', '--log-json', 'init', '--encryption', 'keyfile-blake2', ...(isRemote(settings) ? [] : ['--make-parent-dirs'])], { env: { ...borgEnvironment(settings), BORG_DISPLAY_PASSPHRASE: 'no' }, seconds: 600 });
-  if (made.code !== 0) throw borgFailure('the repository cannot be made', made);
-  say('made the repository and its key');
-}
-
-/** The recovery sheet: what a restore needs when this server is gone. Written beside the key, readable by root only. */
-async function writeSheet(settings) {
-  const sheet = sheetFile(settings);
-  if (fs.existsSync(sheet) || fs.existsSync(sheetMark(settings))) return; // printed and removed: it is not written to disk again
-  const draft = `${sheet}.key`;
-  const done = await change(['borg', 'key', 'export', '--paper', '::', draft], { env: borgEnvironment(settings), seconds: 600 });
-  if (done.code !== 0) throw borgFailure('the key cannot be exported', done);
-  const key = fs.readFileSync(draft, 'utf8');
-  fs.rmSync(draft);
-  writeDurably(sheet, [`RECOVERY SHEET of server ${serverName(settings)}`, '', 'Print this, keep it on paper away from the server, then remove this file.', 'Whoever has it and can reach the storage can read every backup.', '',
-    `repository  ${settings.repository}`, `passphrase  ${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`, '', key, ''].join('\n'));
-  writeDurably(sheetMark(settings), `the recovery sheet was made on ${new Date().toISOString()}; to have it made again, remove this file and run setup\n`);
-  say(`wrote the recovery sheet: ${named(sheet)}`);
-}
+// ==== SCHEDULE ====
+// The schedule, installed only when somebody says so: lines of cron, or timers of systemd. Changes /etc/cron.d/cold-backup or the files
+// cold-backup* in /etc/systemd/system, nothing else.
 
 const commandLine = (script, file, words) => `${pasteable([process.execPath, script])}${file === script ? '' : ` --settings ${pasteable([file])}`} ${words}`;
 
-// A drill touches nothing that runs, so it has its own day and hour: away from the night's.
-// cron knows only the machine's own time: the window's start is turned into it, as it is tonight.
+/** Given settings, script and settings file, writes the lines for cron: the night, what comes after a power cut, the weekly drill. A drill touches nothing that runs, so it has
+ * its own day and hour. cron knows only the machine's own time: the window's start is turned into it, as it is tonight. */
 function installCron(settings, script, file) {
   const begin = startOfWindow(settings);
   const line = (when, words) => `${when} root ${commandLine(script, file, words).replaceAll('%', '\\%')}`;
@@ -6727,6 +6675,7 @@ function windowBegin(settings, begin) {
   return begin;
 }
 
+/** The same as systemd's timers. Throws Problem when this machine is not run by systemd. */
 async function installTimers(settings, script, file) {
   if (!hasSystemd()) throw new Problem('this machine is not run by systemd', { hint: 'use --schedule cron' });
   const at = settings.window ? `*-*-* ${settings.window.from}:00 ${settings.window.timeZone}` : '*-*-* 02:00:00';
@@ -6734,6 +6683,7 @@ async function installTimers(settings, script, file) {
     '[Service]', 'Type=oneshot', `ExecStart=${commandLine(script, file, words).replaceAll('%', '%%')}`, ...more, ''].join('\n');
   const timer = (when) => ['[Unit]', 'Description=cold-backup', '', '[Timer]', ...when, '', '[Install]', 'WantedBy=timers.target', ''].join('\n');
   const files = {
+    // No sandboxing: what the unit may not do, the daemons that a `start` command of the settings starts might not do either, for they inherit it.
     // The script ends its children itself; whatever it leaves running lives in units of its own.
     'cold-backup.service': service('the nightly run', '--quiet', [`ExecStopPost=${commandLine(script, file, 'recover --quiet').replaceAll('%', '%%')}`, 'KillMode=mixed', 'TimeoutStartSec=infinity', 'TimeoutStopSec=30min', 'SuccessExitStatus=75', 'OOMScoreAdjust=-500']),
     'cold-backup.timer': timer([`OnCalendar=${at}`]), // not Persistent: a missed night must not stop services in the morning
@@ -6752,14 +6702,253 @@ async function installTimers(settings, script, file) {
 }
 
 // =========================================================================================================
+// ==== ANSWERS ====
+// The walk for a server that has no settings yet: questions on a terminal, or the same answers as options, end in a settings file beside the script,
+// which its owner then reads and edits. It looks at what runs to make a proposal. Changes one file, and never one that is there.
+
+/** Whether somebody sits at a terminal and can answer. */
+const canAsk = () => Boolean(process.stdin.isTTY);
+
+/** Ask one question. Given what an empty answer means and what an answer must look like, returns the answer; asks again until it fits. Throws Problem (64) without a terminal. */
+async function ask(question, usual, form, how = 'shown') {
+  if (!canAsk()) throw new Problem(`${question} There is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
+  const lines = createInterface({ input: process.stdin, output: process.stderr, terminal: true });
+  try {
+    for (;;) {
+      const asked = lines.question(`${question}${usual ? ` [${usual}]` : ''} `);
+      if (how === 'hidden') (lines)._writeToOutput = () => {}; // no other way is left to hide what is typed (nodejs/node #30427)
+      const answer = (await asked).trim() || usual;
+      if (form.test(answer)) return answer;
+    }
+  } finally {
+    lines.close();
+  }
+}
+
+async function agrees(question) {
+  return /^y/i.test(await ask(`${question} [yes/no]`, '', /^(y(es)?|no?)$/i));
+}
+
+const USUAL_UNITS = /^(nginx|apache2|httpd|caddy|tomcat\d*|odoo|php[\d.]*-fpm|gunicorn|uwsgi|supervisor|geoserver|redis-server|rabbitmq-server|memcached)\.service$/;
+
+/** What runs here that is usually stopped for a backup, as entries of `stop`: web servers first, databases last. */
+async function proposal() {
+  const units = (await look(['systemctl', 'list-units', '--type=service', '--state=running', '--plain', '--no-legend'])).out.split('\n').map((line) => line.split(' ')[0]).filter((unit) => USUAL_UNITS.test(unit));
+  const containers = (await look(['docker', 'ps', '--quiet'])).out.trim() !== '', clusters = / online/.test((await look(['pg_lsclusters', '--no-header'])).out);
+  return [...units.map((unit) => `service ${unit.replace(/\.service$/, '')}`), ...(containers ? ['container *'] : []), ...(clusters ? ['postgres *'] : [])];
+}
+
+/**
+ * Given the script, the block's settings (unfilled) and what the command line says (server, repository, stop, folders, volumes, window, language: lists with commas),
+ * asks for the rest and writes backup.settings.js beside the script. Throws Problem (64) when nobody can be asked for what is missing.
+ */
+async function firstSettings(script, given, yes) {
+  const isAsked = !yes && canAsk(), listed = (text) => text.split(',').map((one) => one.trim()).filter((one) => one !== '');
+  const answerTo = async (key, question, usual, form) => given[key] || (isAsked ? ask(question, usual, form) : usual);
+  if (!isAsked && !given.repository) throw new Problem('there are no settings yet', { exitCode: 64, hint: 'run setup on a terminal, which asks; or fill in the block at the top of backup.js; or say all here: setup --repository ssh://borg@storage.example.org/./web1 --stop \'postgres *\' --folders /srv/files' });
+  const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname(), /^(?!proven-)[A-Za-z0-9][\w.-]*$/);
+  const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', /^(ssh:\/\/\S+|\/\S+|[^\s:]+:\S+)$/);
+  const stop = listed(await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?', isAsked ? (await proposal()).join(', ') : '', /^/));
+  const folders = listed(await answerTo('folders', 'Which folders are saved, with commas (databases named above are saved whole anyway)?', '', stop.length > 0 ? /^/ : /^\//));
+  const volumes = listed(await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stop.some((one) => /^(container|compose) /.test(one)) ? '*' : '', /^/));
+  const window = await answerTo('window', 'Between which hours may it be down (01:00-05:30 Africa/Maputo, or: any)?', isAsked ? `01:00-05:30 ${Intl.DateTimeFormat().resolvedOptions().timeZone}` : 'any', /^(any|\d\d:\d\d-\d\d:\d\d \S+)$/);
+  const [, from = '', until = '', timeZone = ''] = /^(\d\d:\d\d)-(\d\d:\d\d) (\S+)$/.exec(window) ?? [];
+  const language = await answerTo('language', 'Language of what is written for people (en, es)?', 'en', /^(en|es)$/);
+  const settings = { server, stop, folders, volumes, repository, window: until ? { from, until, timeZone } : null, language: language };
+  const file = path.join(path.dirname(script), 'backup.settings.js'), lines = Object.entries(settings).map(([key, value]) => `  ${key}: ${JSON.stringify(value)},`);
+  const text = `// What this server stops and saves; every other setting has its default (node backup.js --print-settings).\nconst settings = {\n${lines.join('\n')}\n};\n`;
+  writeDurably(file, text);
+  sayBlock(text);
+  say(`wrote ${named(file)}: read it, and edit it whenever you like`);
+}
+
+// =========================================================================================================
+// ==== SETUP ====
+// Setup: make what is missing (ssh key, passphrase, known host, repository with its key, recovery sheet), keep what is there, say
+// what the storage needs. It may be run again and again. Changes: files beside `sshKey`, `keyFile`, `passphraseFile`, `knownHostsFile`,
+// the new repository, and a schedule only when told. Never touches a service, never changes what exists.
+
+/** `setup`: given the settings, the script and the options, makes what is missing. Returns 0 when a run would now work. */
+async function setup(loaded, script, options) {
+  const { settings } = loaded, isAsked = !options.yes && canAsk();
+  await borgVersion();
+  for (const file of [settings.sshKey, settings.keyFile, settings.passphraseFile, settings.knownHostsFile, path.join(settings.stateFolder, 'x')]) {
+    fs.mkdirSync(path.dirname(file), { recursive: true, mode: 0o700 });
+  }
+  for (const [given, place] of [[options.keyFile, settings.keyFile], [options.passphraseFile, settings.passphraseFile]]) {
+    if (given && path.resolve(given) !== place) takeOver(given, place);
+  }
+  if (isRemote(settings)) {
+    await makeSshKey(settings);
+    await makeKnownHost(settings, options.yes);
+    await reachStorage(settings, options.quota || '500G', isAsked);
+  }
+  await makeRepository(settings, isAsked);
+  await writeSheet(settings);
+  if (isAsked) await confirmSheet(settings);
+  const schedule = options.schedule || (isAsked && !fs.existsSync('/etc/cron.d/cold-backup') && !fs.existsSync('/etc/systemd/system/cold-backup.timer') ? await ask('Start it every night by cron, by systemd, or not yet?', 'no', /^(cron|systemd|no)$/) : '');
+  if (schedule === 'cron') installCron(settings, script, loaded.file);
+  if (schedule === 'systemd') await installTimers(settings, script, loaded.file);
+  const code = await doctor(loaded, script);
+  return code === 1 ? 0 : code;
+}
+
+/** A key or passphrase of a repository that is there already, put where the settings say. Throws Problem (64) rather than overwrite another one. */
+function takeOver(given, place) {
+  const text = fs.readFileSync(given, 'utf8');
+  if (fs.existsSync(place) && fs.readFileSync(place, 'utf8') !== text) throw new Problem(`${named(place)} is there already, and is another one than ${named(given)}`, { exitCode: 64, hint: 'move it away first, when you are sure that nothing is encrypted with it' });
+  writeDurably(place, text);
+  say(`${named(given)} is now ${named(place)}, too`);
+}
+
+/** Show what the storage's keeper has to do, and wait until it is done, when somebody is here to say so. Throws Problem while the storage does not let us in. */
+async function reachStorage(settings, quota, isAsked) {
+  sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota, /^\d+(\.\d+)?[KMGTP]?$/i) : quota));
+  for (;;) {
+    try {
+      await tryConnection(settings); // says what to do while the storage does not know the key
+      return;
+    } catch (error) {
+      if (!(error instanceof Problem) || !isAsked || !await agrees(`${error.message}. Is the line in its place now? Try again?`)) throw error;
+    }
+  }
+}
+
+async function makeSshKey(settings) {
+  if (fs.existsSync(settings.sshKey)) return;
+  const done = await change(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-C', `cold-backup ${serverName(settings)}`, '-f', settings.sshKey]);
+  if (done.code !== 0) throw failure('the ssh key cannot be made', done);
+}
+
+async function makeKnownHost(settings, yes) {
+  if (fs.existsSync(settings.knownHostsFile)) return;
+  const { host, port } = repositoryAddress(settings.repository);
+  const keys = await lookFor(`the storage ${host} does not show its host key`, ['ssh-keyscan', '-T', '10', ...(port ? ['-p', port] : []), '--', host], 'is it reachable from here (VPN, firewall, name)?');
+  if (keys.trim() === '') throw new Problem(`the storage ${host} does not show its host key`, { hint: 'is it reachable from here (VPN, firewall, name)?' });
+  const draft = `${settings.knownHostsFile}.new`;
+  fs.writeFileSync(draft, keys, { mode: 0o600 });
+  const prints = await look(['ssh-keygen', '-l', '-f', draft]);
+  sayBlock(`The storage's host keys; compare one of them with what its keeper says:\n${prints.out.trimEnd()}`);
+  if (!yes && !await agrees('Is this the storage?')) {
+    fs.rmSync(draft);
+    throw new Problem('the host key was not accepted', { hint: 'ask the storage\'s keeper for its fingerprint (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub)' });
+  }
+  fs.renameSync(draft, settings.knownHostsFile);
+}
+
+/** The line that gives this server the right to add archives to its own repository on the storage, and no other right (sshd(8), borg serve). */
+function authorizedKeysLine(settings, quota) {
+  const { path: folder } = repositoryAddress(settings.repository);
+  const key = fs.readFileSync(`${settings.sshKey}.pub`, 'utf8').trim();
+  return `command="borg serve --append-only --restrict-to-repository ${pasteable([folder]).replaceAll('"', '\\"')} --storage-quota ${quota}",restrict ${key}`;
+}
+
+/** What the storage's keeper does once for the storage, and once for each server. The line stands alone, to be pasted. */
+function storageInstructions(settings, quota) {
+  const user = repositoryAddress(settings.repository).user || 'borg';
+  return `
+This line belongs into authorized_keys of the storage's user (the quota is what this server may use):
+
+${authorizedKeysLine(settings, quota)}
+
+On a storage that is new, its keeper does this first, as root (Debian):
+  apt-get install borgbackup openssh-server
+  adduser --system --group --shell /bin/sh --home /srv/${user} ${user}
+  install -d -m 700 -o ${user} -g ${user} /srv/${user}/.ssh          # and the line above into /srv/${user}/.ssh/authorized_keys
+  printf 'ClientAliveInterval 10\\nClientAliveCountMax 6\\n' > /etc/ssh/sshd_config.d/borg.conf && systemctl reload ssh   # a dead line frees its lock
+and, when the repository is there, so that a full disk can still be cleaned up:
+  borg config /srv/${user}/REPOSITORY additional_free_space 2G
+`;
+}
+
+/** Find the repository or make it. One that is there already (of borgmatic, or of this server's former self) is taken over with its archives. */
+async function makeRepository(settings, isAsked) {
+  let there = await askBorg(settings, ['info', '--json']);
+  const isMissing = () => /"msgid": "Repository\.(DoesNotExist|InvalidRepository)"/.test(there.said); // an empty folder that the storage's keeper has made is no repository yet
+  if (there.code !== 0 && isMissing()) return initRepository(settings);
+  if (there.code !== 0 && !fs.existsSync(settings.keyFile) && await findKey(settings)) there = await askBorg(settings, ['info', '--json']);
+  if (there.code !== 0 && !fs.existsSync(settings.passphraseFile) && isAsked) {
+    writeDurably(settings.passphraseFile, `${await ask('The repository is there already. Its passphrase?', '', /./, 'hidden')}\n`);
+    there = await askBorg(settings, ['info', '--json']);
+    if (there.code !== 0) fs.rmSync(settings.passphraseFile);
+  }
+  if (there.code !== 0) {
+    if (!fs.existsSync(settings.passphraseFile) || !fs.existsSync(settings.keyFile)) {
+      throw new Problem('the repository is there, but its key or passphrase is not here', { said: borgFailure('', there).facts.said,
+        hint: 'bring both from the recovery sheet, or from where the tool before kept them: node backup.js setup --passphrase-file FILE --key-file FILE; do not make new ones' });
+    }
+    throw borgFailure('the repository cannot be reached yet', there);
+  }
+  if (!fs.existsSync(settings.keyFile)) { // the key lies in the repository: a copy here, or whoever holds our ssh key could destroy the only one
+    const done = await change(['borg', 'key', 'export', '::', settings.keyFile], { env: borgEnvironment(settings), seconds: 600 });
+    if (done.code !== 0) throw borgFailure('the key cannot be exported', done);
+    fs.chmodSync(settings.keyFile, 0o600);
+  }
+  say(`the repository is there (${(await tryRepository(settings)).encryption})`);
+}
+
+async function initRepository(settings) {
+  if (!fs.existsSync(settings.passphraseFile)) {
+    writeDurably(settings.passphraseFile, `${randomBytes(32).toString('base64url')}\n`);
+    say(`made the passphrase: ${named(settings.passphraseFile)}`);
+  }
+  // keyfile: the key stays here and on paper. In the repository (repokey) whoever holds our ssh key could overwrite it.
+  const made = await change(['borg', '--log-json', 'init', '--encryption', 'keyfile-blake2', ...(isRemote(settings) ? [] : ['--make-parent-dirs'])], { env: { ...borgEnvironment(settings), BORG_DISPLAY_PASSPHRASE: 'no' }, seconds: 600 });
+  if (made.code !== 0) throw borgFailure('the repository cannot be made', made);
+  say('made the repository and its key');
+}
+
+/** borg keeps keys in ~/.config/borg/keys: the one that fits this repository is copied to where the settings say. Returns whether there is one. */
+async function findKey(settings) {
+  const folder = path.join(homedir(), '.config/borg/keys');
+  for (const name of fs.existsSync(folder) ? fs.readdirSync(folder) : []) {
+    const done = await askBorg({ ...settings, keyFile: path.join(folder, name) }, ['info', '--json']);
+    if (done.code !== 0 && /"msgid": "Keyfile(NotFound|Mismatch|Invalid)Error"/.test(done.said)) continue;
+    takeOver(path.join(folder, name), settings.keyFile);
+    return true;
+  }
+  return false;
+}
+
+/** The recovery sheet: what a restore needs when this server is gone, as text and as a page to print with the key in QR codes. Both lie beside the key, readable by root only. */
+async function writeSheet(settings) {
+  const sheet = sheetFile(settings), page = sheet.replace(/txt$/, 'html');
+  if (fs.existsSync(sheet) || fs.existsSync(sheetMark(settings))) return; // printed and removed: it is not written to disk again
+  const exported = [];
+  for (const form of ['--paper', '--qr-html']) {
+    const draft = `${sheet}.key`;
+    const done = await change(['borg', 'key', 'export', form, '::', draft], { env: borgEnvironment(settings), seconds: 600 });
+    if (done.code !== 0) throw borgFailure('the key cannot be exported', done);
+    exported.push(fs.readFileSync(draft, 'utf8'));
+    fs.rmSync(draft);
+  }
+  const text = ['Print this, keep it on paper away from the server, then remove this file.', 'Whoever has it and can reach the storage can read every backup.', '',
+    `repository  ${settings.repository}`, `passphrase  ${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`], title = `RECOVERY SHEET of server ${serverName(settings)}`;
+  const html = (lines) => lines.join('\n').replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
+  writeDurably(page, exported[1].replace(/<body[^>]*>/, (body) => `${body}\n<h1>${html([title])}</h1>\n<pre style="white-space: pre-wrap">${html(text)}</pre>\n`)); // borg's own page, which draws the codes itself
+  writeDurably(sheet, [title, '', ...text, '', exported[0], ''].join('\n'));
+  writeDurably(sheetMark(settings), `the recovery sheet was made on ${new Date().toISOString()}; to have it made again, remove this file and run setup\n`);
+  say(`wrote the recovery sheet: ${named(sheet)}, and the same to print with QR codes: ${named(page)}`);
+}
+
+/** Somebody who says that the sheet is printed has it removed from the server. */
+async function confirmSheet(settings) {
+  const sheet = sheetFile(settings);
+  if (!fs.existsSync(sheet)) return;
+  if (!await agrees(`Is the recovery sheet (${sheet}) printed, and kept away from this server? Then it is removed here`)) return;
+  for (const file of [sheet, sheet.replace(/txt$/, 'html')]) fs.rmSync(file, { force: true });
+  say('the recovery sheet is removed from this server');
+}
+
+// =========================================================================================================
 // ==== MAIN PROGRAM ====
 // The command line: which command, with which options. Nothing is done here; each command is a chapter of its own.
 
 const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'drill', 'recover', 'borg', 'audit', 'prune'];
 const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'in-place', 'reindex', 'full', 'undo-plan', 'accept'];
-const OPTIONS_OF = { 'dry-run': ['', 'restore', 'prune'], now: [''], yes: ['setup', 'audit', 'prune'], 'undo-plan': ['audit'], accept: ['audit'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], 'in-place': ['restore'], reindex: ['restore'], full: ['drill', 'audit'],
-  ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find', 'drill']])) }; // all others go everywhere
-const VALUES = ['settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
+const OPTIONS_OF = { 'dry-run': ['', 'restore', 'prune'], now: [''], yes: ['setup', 'audit', 'prune'], ...Object.fromEntries(['server', 'stop', 'folders', 'volumes', 'window', 'language', 'quota'].map((option) => [option, ['setup']])), 'undo-plan': ['audit'], accept: ['audit'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], 'in-place': ['restore'], reindex: ['restore'], full: ['drill', 'audit'],
+  ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find', 'drill', ...(option === 'ssh-key' ? [] : ['setup'])]])) }; // all others go everywhere
+const VALUES = ['server', 'stop', 'folders', 'volumes', 'window', 'language', 'quota', 'settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
 
 // minimist takes `--dry-run false` and `--no-dry-run` for "no dry run": a slip like that must not begin a real one.
 function refuseSlips(argv) {
@@ -6821,10 +7010,11 @@ async function command(argv) {
   if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
   if (name === 'audit') return audit(settings, loadOperator(script, file), words, { full: flags.full, accept: flags.accept, yes: flags.yes, undoPlan: flags['undo-plan'] });
   if (name === 'prune') return prune(settings, loadOperator(script, file), words, flags.yes);
-  const loaded = values.repository ? bareMachine(values) : loadSettings(settings, script, file);
+  if (name === 'setup') await answerFirst(script, file, values, flags.yes);
+  const loaded = values.repository && name !== 'setup' ? bareMachine(values) : loadSettings(settings, script, file);
   const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
   if (flags['print-settings']) return said(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
-  if (name === 'setup') return setup(loaded, script, { yes: flags.yes, schedule: values.schedule });
+  if (name === 'setup') return setup(loaded, script, { yes: flags.yes, schedule: values.schedule, quota: values.quota, keyFile: values['key-file'], passphraseFile: values['passphrase-file'] });
   if (name === 'doctor') return doctor(loaded, script);
   if (name === 'status') return status(loaded.settings);
   if (name === 'list') return list(loaded.settings, server, words);
@@ -6836,6 +7026,14 @@ async function command(argv) {
   if (name === 'drill') return drill(loaded.settings, server, words, flags.full);
   if (name === 'borg') return borgItself(loaded.settings, words);
   return takeBackup(loaded, script);
+}
+
+// On a server without settings `setup` begins by making them; where there are some, what they say is edited there.
+async function answerFirst(script, file, values, yes) {
+  const isFilled = settingsSource(script, file) !== script || settings.repository !== '' || settings.stop.length + settings.folders.length + settings.volumes.length > 0;
+  const said = ['repository', 'server', 'stop', 'folders', 'volumes', 'window', 'language'].find((key) => values[key]);
+  if (!isFilled) return firstSettings(script, values, yes);
+  if (said) throw new Problem(`--${said}: this server has settings already`, { exitCode: 64, hint: `edit them: ${settingsSource(script, file)}` });
 }
 
 // A machine without settings: repository, key and passphrase are on the command line; borg's cache lives as long as we do.
@@ -7230,7 +7428,7 @@ function rewritten({ book, puts, fresh, listed }, { transactions, oldFiles }) {
 
 /** R3, and R4: by the names, a transaction that stored data and is that of no archive in the list; without them, a list that became shorter. */
 function manifests({ book, listed, fresh, puts }, { transactions }, isTampered) {
-  const found = [], shorter = [], ends = new Set(fresh.map(({ transaction }) => transaction)), taken = new Set([...puts].filter(([id]) => !fresh.some((one) => one.id === id)).flatMap(([, list]) => list.map(([number]) => number)));
+  const found = [], shorter = [], ends = new Set(fresh.map(({ transaction }) => transaction)), freshIds = new Set(fresh.map(({ id }) => id)), taken = new Set([...puts].filter(([id]) => !freshIds.has(id)).flatMap(([, list]) => list.map(([number]) => number)));
   let last = book.mark?.manifestBytes ?? 0;
   for (const one of transactions) {
     if (listed && one.puts > 0 && one.manifest !== null && !ends.has(one.number) && !taken.has(one.number)) {

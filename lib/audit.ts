@@ -8,7 +8,7 @@ import type { Settings } from './settings.ts';
 import { listEverything } from './borg.ts';
 import type { ListedArchive } from './borg.ts';
 import { orWrongBorg } from './list.ts';
-import { agrees } from './setup.ts';
+import { agrees } from './answers.ts';
 import { ANYWHERE, borgSettings, canDecrypt, hasShell, serversMeant } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
 import { STATE_ALONE, readRepository, timeOf } from './segments.ts';

@@ -233,20 +233,21 @@ export async function readFromArchive(settings: Settings, archive: string, file:
   return done.out;
 }
 
-export type ArchiveFacts = { archive: string; madeAt: string; kind: 'proven' | 'unproven' | 'warm'; originalBytes: number | null; deduplicatedBytes: number | null; downSeconds: number | null; files: number | null };
+export type ArchiveFacts = { archive: string; madeAt: string; kind: 'proven' | 'unproven' | 'warm' | 'other'; originalBytes: number | null; deduplicatedBytes: number | null; downSeconds: number | null; files: number | null };
 
 /**
  * The archives of this server ('' = of any), oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
- * twin's comment, so that one listing answers everything. Names that are not ours are left out.
+ * twin's comment, so that one listing answers everything. 'other': what another tool
+ * wrote here before. Those of other servers, and interrupted passes, are left out.
  */
 export async function listArchives(settings: Settings, server: string, more: string[] = [], options: RunOptions = {}): Promise<ArchiveFacts[]> {
   const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}'], options);
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
   const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d`;
   const ours = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-(${stamp})(-warm\\.checkpoint)?$`);
-  const archives: { name: string; start: string; comment: string }[] = JSON.parse(done.out).archives;
+  const archives: { name: string; start: string; comment: string }[] = JSON.parse(done.out).archives, isOther = ({ name }: { name: string }) => !/^(proven-)?.+-\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(-warm\.checkpoint)?$|\.checkpoint(\.\d+)?$/.test(name);
   const proofs = new Map(archives.filter(({ name }) => name.startsWith('proven-')).map(({ name, comment }) => [name.slice('proven-'.length), comment]));
-  return archives.filter(({ name }) => !name.startsWith('proven-') && ours.test(name)).map(({ name, start }) => {
+  return archives.filter((one) => isOther(one) || (!one.name.startsWith('proven-') && ours.test(one.name))).map(({ name, start }) => {
     const proof = proofs.get(name);
     let facts: any = {};
     try {
@@ -255,7 +256,7 @@ export async function listArchives(settings: Settings, server: string, more: str
     return {
       archive: name,
       madeAt: `${(ours.exec(name)?.[2] ?? start).slice(0, 19)}Z`,
-      kind: name.endsWith('-warm.checkpoint') ? 'warm' : proof === undefined ? 'unproven' : 'proven',
+      kind: isOther({ name }) ? 'other' : name.endsWith('-warm.checkpoint') ? 'warm' : proof === undefined ? 'unproven' : 'proven',
       originalBytes: facts.originalBytes ?? null,
       deduplicatedBytes: facts.deduplicatedBytes ?? null,
       downSeconds: facts.downSeconds ?? null,

@@ -2,13 +2,15 @@
 // Changes nothing anywhere: it looks, connects, and asks. What cannot be known here is said to be unknown, never taken for good.
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, answer, lastLines, mode, named, span, warnings } from './say.ts';
+import { Problem, answer, lastLines, mode, named, pasteable, size, span, warnings } from './say.ts';
 import { drillFacts } from './certificate.ts';
-import { failure, look } from './shell.ts';
+import { failure, freeBytes, hasSystemd, look } from './shell.ts';
 import { checkSecretFiles } from './check.ts';
 import type { Loaded } from './check.ts';
 import type { Settings } from './settings.ts';
-import { borgVersion, isRemote, sshCommand, tryRepository } from './borg.ts';
+import { askBorg, borgVersion, isRemote, sshCommand, tryRepository } from './borg.ts';
+import { describeUnits } from './units.ts';
+import type { Part } from './units.ts';
 import { makePlan } from './plan.ts';
 
 /** ok: true, false, or null when it cannot be known here. needed: without it a run would fail. */
@@ -45,6 +47,7 @@ export async function doctor(loaded: Loaded, script: string): Promise<number> {
 
 async function everyCheck({ settings, file }: Loaded, script: string): Promise<Check[]> {
   const checks: Check[] = [];
+  let parts: Part[] = [];
   const add = (check: string, ok: boolean | null, detail: string, hint = '', needed = false) => checks.push({ check, ok, detail, hint, needed });
   const attempt = async (check: string, work: () => Promise<string> | string) => {
     try {
@@ -70,10 +73,15 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   await attempt('repository', async () => `it opens (${(await tryRepository(settings)).encryption})`);
   await attempt('parts and paths', async () => {
     const plan = await makePlan(settings, new Date());
+    parts = plan.parts;
     return `${plan.parts.length} parts, ${plan.roots.length} paths are there`;
   });
   add('unsaved', warnings.length === 0, warnings.join('; ') || 'nothing found here is left out', 'name it in `stop`, `folders` or `volumes`');
   checks.push(...await checkServer(settings));
+  if (hasSystemd()) add('starts at boot', ...await startAtBoot(parts));
+  add('clock', ...await clockIsRight());
+  const free = freeBytes(fs.existsSync(settings.stateFolder) ? settings.stateFolder : '/');
+  add('free space', free > 64e6, `${size(free)} in ${named(settings.stateFolder)}; how much the storage has, only its keeper knows`, 'make room: without it no run begins');
   add('schedule', await isScheduled(script), 'a crontab line or a timer that starts this script', 'node backup.js setup --schedule cron    (or systemd)');
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
   add('last drill', settings.drill.maxAgeDays === 0 ? null : last ? warning === '' : warning === '' ? null : false,
@@ -81,6 +89,7 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   const sheet = sheetFile(settings);
   const isHere = fs.existsSync(sheet);
   add('key exported', isHere || fs.existsSync(sheetMark(settings)), isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made, and is not here any more', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
+  if (isHere || fs.existsSync(sheetMark(settings))) add('sheet kept apart', !isHere, isHere ? 'the recovery sheet still lies on this server: who breaks in has it, and who loses the server loses it' : 'it is not on this server', `print it, put it away, then: rm ${pasteable([sheet, sheet.replace(/txt$/, 'html')])}`);
   return checks;
 }
 
@@ -108,6 +117,16 @@ export async function serverCommandLine(ssh: string[]): Promise<{ words: string 
   return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
 }
 
+/**
+ * The second way to ask, when the command line does not tell: `compact` with a threshold that no data file can reach. A server that may compact says that it
+ * begins to, an append-only one passes over it (repository.py, commit()). Returns null when neither can be seen. It adds an empty transaction, and deletes nothing on either.
+ */
+async function compactsNothing(settings: Settings): Promise<boolean | null> {
+  const done = await askBorg(settings, ['compact', '--debug', '--threshold', '1000']);
+  if (done.code !== 0 || !/check_free_space/.test(done.said)) return null;
+  return !/Compaction started/i.test(done.said);
+}
+
 /** What the storage itself reports of the command it forces on us: shell, paths, append-only, quota, version. */
 async function checkServer(settings: Settings): Promise<Check[]> {
   const names = ['no shell', 'other paths refused', 'append-only', 'quota', 'server version'];
@@ -115,17 +134,30 @@ async function checkServer(settings: Settings): Promise<Check[]> {
   if (!isRemote(settings)) return unknown('the repository is a path on this machine');
   const shell = await look([...sshToStorage(settings), 'echo PROBE-$((6*7))']);
   if (shell.code === 255) return unknown('no ssh connection');
-  const { words, version } = await serverCommandLine(sshToStorage(settings));
+  const { words, version } = await serverCommandLine(sshToStorage(settings)), isAppendOnly = words?.includes('--append-only') || await compactsNothing(settings);
   const says = (what: string) => (words === null ? null : words.includes(what));
   const old = version === null ? null : /^1\.2\.[0-4]\b/.test(version);
   const line = 'the line that `node backup.js setup` prints, whole, in the storage\'s authorized_keys';
   return [
     { check: 'no shell', ok: !shell.out.includes('PROBE-42'), detail: shell.out.includes('PROBE-42') ? 'our key opens a shell on the storage' : 'our key opens no shell', hint: line, needed: false },
     { check: 'other paths refused', ok: words === null ? null : /--restrict-to-(repository|path)/.test(words), detail: words ?? 'the storage does not say', hint: line, needed: false },
-    { check: 'append-only', ok: says('--append-only'), detail: words ?? 'the storage does not say', hint: line, needed: false },
+    { check: 'append-only', ok: isAppendOnly, detail: isAppendOnly === null ? 'the storage does not say' : `${words ?? 'by what `compact` does there'}${isAppendOnly && !words?.includes('--append-only') ? '; the repository itself is set so' : ''}`, hint: line, needed: false },
     { check: 'quota', ok: says('--storage-quota'), detail: words ?? 'the storage does not say', hint: 'without a quota one server can fill the storage of all', needed: false },
     { check: 'server version', ok: old === null ? null : !old, detail: version ? `borg ${version}` : 'the storage does not say', hint: 'borg 1.2.0 to 1.2.4 takes forged archives from who writes to the repository (CVE-2023-36811): upgrade to 1.2.6 or newer', needed: false },
   ];
+}
+
+// What is not started at boot stays down after a power cut in the day, when no run left a ledger.
+async function startAtBoot(parts: Part[]): Promise<[boolean, string, string]> {
+  const units = parts.filter((part) => part.wasRunning && part.unit).map((part) => part.unit!);
+  const not = (await describeUnits(units)).filter((facts) => facts.UnitFileState === 'disabled' && facts.TriggeredBy === '').map((facts) => facts.Id!);
+  return [not.length === 0, not.length > 0 ? `not started at boot: ${not.join(', ')}` : 'every unit named in `stop` that runs', `systemctl enable ${not.join(' ')}`];
+}
+
+// An archive bears this clock's time, and the audit compares it with the storage's own.
+async function clockIsRight(): Promise<[boolean | null, string, string]> {
+  const said = (await look(['timedatectl', 'show', '--property=NTPSynchronized', '--value'])).out.trim();
+  return [said === 'yes' ? true : said === 'no' ? false : null, said === 'yes' ? 'kept right by time servers' : said === 'no' ? 'it is not kept right by time servers' : 'nobody here knows whether it is right', 'install chrony or systemd-timesyncd: an archive whose time is an hour off is an alarm at the next audit'];
 }
 
 // A line in a crontab, or a timer whose service names this script.

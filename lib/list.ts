@@ -51,6 +51,7 @@ export function archiveMeant(archives: ArchiveFacts[], name: string, use: 'look'
     throw new Problem(`${name} is a copy of the running system: its files do not belong together, and a database in it is worthless`,
       { hint: `use \`latest\`; if it must be this one: node backup.js borg extract ${pasteable([`::${name}`])} PATH` });
   }
+  if (found.kind === 'other') warn(`${name} was not written by this script: nothing proves that it was cold`);
   if (found.kind === 'unproven') warn(`${name} is not proven: it does not count as a backup`);
   return found.archive;
 }

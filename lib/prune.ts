@@ -8,7 +8,7 @@ import { change, failure, goOn } from './shell.ts';
 import type { Settings } from './settings.ts';
 import { askBorg, borgFailure, isRemote, listIds, readFromArchive } from './borg.ts';
 import { serverCommandLine, sshToStorage } from './doctor.ts';
-import { agrees } from './setup.ts';
+import { agrees } from './answers.ts';
 import { ANYWHERE, borgSettings, canDecrypt, folderThere, hasShell, onStorage, serversMeant } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
 import { STATE_ALONE, readRepository, readerText } from './segments.ts';

@@ -61,14 +61,19 @@ export async function lookAt(settings: Settings, server: string, name: string, w
   if (archives.status === 'rejected') throw archives.reason;
   const archive = archiveMeant(archives.value, name);
   const [manifest, listed] = archive === guess && guessed ? guessed : await looks(archive);
-  if (manifest.status === 'rejected') throw manifest.reason;
+  const isOther = archives.value.some((one) => one.archive === archive && one.kind === 'other');
+  if (manifest.status === 'rejected' && !isOther) throw manifest.reason;
   if (listed.status === 'rejected') throw listed.reason;
-  for (const root of manifest.value.plan.roots) { // volumes are extracted in a pass of their own, whatever the order in the archive
+  const record = manifest.status === 'fulfilled' ? manifest.value : NO_RECORD;
+  for (const root of record.plan.roots) { // volumes are extracted in a pass of their own, whatever the order in the archive
     const link = [...listed.value.links.keys()].find((one) => one !== root.path && isBelow(root.path, one));
     if (link) throw unsafe(archive, `${named(root.path)} lies below ${named(link)}, a link`);
   }
-  return { archive, manifest: manifest.value, listed: listed.value };
+  return { archive, manifest: record, listed: listed.value };
 }
+
+// Another tool's archive has no record: its files come back, and what stands around them is not known.
+const NO_RECORD = { plan: { roots: [], clusters: [] }, parents: [] } as unknown as Manifest;
 
 /** The manifest of an archive: on its own server from the state folder when it is still there. Throws Problem when it cannot be had or is none. */
 async function readManifest(settings: Settings, archive: string): Promise<Manifest> {

@@ -13,7 +13,7 @@ import type { Storage } from './storage.ts';
 import { cannotRunHere, filesWith, stamps, watchCommandLines } from './night.ts';
 
 describe('setup', { skip: cannotRunHere() }, () => {
-  const folder = testFolder('setup'), etc = path.join(folder, 'server', 'etc'), sheet = path.join(etc, 'recovery-sheet.txt');
+  const folder = testFolder('setup'), etc = path.join(folder, 'server', 'etc'), sheet = path.join(etc, 'recovery-sheet.txt'), page = path.join(etc, 'recovery-sheet.html');
   let storage: Storage, server: Server, seen: string[];
   const modeOf = (file: string) => (fs.statSync(file).mode & 0o777).toString(8);
 
@@ -74,7 +74,7 @@ describe('setup', { skip: cannotRunHere() }, () => {
     const text = fs.readFileSync(sheet, 'utf8');
     assert.ok(text.includes(secret) && text.includes(String(server.settings.repository)) && text.includes('BORG PAPER KEY v1'));
     assert.equal((await server.run()).code, 0);
-    assert.deepEqual(filesWith(folder, [secret]).sort(), [path.join(etc, 'passphrase'), sheet].sort());
+    assert.deepEqual(filesWith(folder, [secret]).sort(), [path.join(etc, 'passphrase'), sheet, page].sort());
     assert.deepEqual(seen.filter((line) => line.includes(secret)), []);
     assert.ok(seen.some((line) => line.includes('borg --log-json init')), 'the watcher saw borg');
   });

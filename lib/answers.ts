@@ -1,0 +1,64 @@
+// The walk for a server that has no settings yet: questions on a terminal, or the same answers as options, end in a settings file beside the script,
+// which its owner then reads and edits. It looks at what runs to make a proposal. Changes one file, and never one that is there.
+import { hostname } from 'node:os';
+import path from 'node:path';
+import { createInterface } from 'node:readline/promises';
+import { Problem, named, say, sayBlock } from './say.ts';
+import { look, writeDurably } from './shell.ts';
+import type { Settings } from './settings.ts';
+
+/** Whether somebody sits at a terminal and can answer. */
+export const canAsk = () => Boolean(process.stdin.isTTY);
+
+/** Ask one question. Given what an empty answer means and what an answer must look like, returns the answer; asks again until it fits. Throws Problem (64) without a terminal. */
+export async function ask(question: string, usual: string, form: RegExp, how: 'shown' | 'hidden' = 'shown'): Promise<string> {
+  if (!canAsk()) throw new Problem(`${question} There is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
+  const lines = createInterface({ input: process.stdin, output: process.stderr, terminal: true });
+  try {
+    for (;;) {
+      const asked = lines.question(`${question}${usual ? ` [${usual}]` : ''} `);
+      if (how === 'hidden') (lines as any)._writeToOutput = () => {}; // no other way is left to hide what is typed (nodejs/node #30427)
+      const answer = (await asked).trim() || usual;
+      if (form.test(answer)) return answer;
+    }
+  } finally {
+    lines.close();
+  }
+}
+
+export async function agrees(question: string): Promise<boolean> {
+  return /^y/i.test(await ask(`${question} [yes/no]`, '', /^(y(es)?|no?)$/i));
+}
+
+const USUAL_UNITS = /^(nginx|apache2|httpd|caddy|tomcat\d*|odoo|php[\d.]*-fpm|gunicorn|uwsgi|supervisor|geoserver|redis-server|rabbitmq-server|memcached)\.service$/;
+
+/** What runs here that is usually stopped for a backup, as entries of `stop`: web servers first, databases last. */
+async function proposal(): Promise<string[]> {
+  const units = (await look(['systemctl', 'list-units', '--type=service', '--state=running', '--plain', '--no-legend'])).out.split('\n').map((line) => line.split(' ')[0]!).filter((unit) => USUAL_UNITS.test(unit));
+  const containers = (await look(['docker', 'ps', '--quiet'])).out.trim() !== '', clusters = / online/.test((await look(['pg_lsclusters', '--no-header'])).out);
+  return [...units.map((unit) => `service ${unit.replace(/\.service$/, '')}`), ...(containers ? ['container *'] : []), ...(clusters ? ['postgres *'] : [])];
+}
+
+/**
+ * Given the script, the block's settings (unfilled) and what the command line says (server, repository, stop, folders, volumes, window, language: lists with commas),
+ * asks for the rest and writes backup.settings.js beside the script. Throws Problem (64) when nobody can be asked for what is missing.
+ */
+export async function firstSettings(script: string, given: Record<string, string>, yes: boolean): Promise<void> {
+  const isAsked = !yes && canAsk(), listed = (text: string) => text.split(',').map((one) => one.trim()).filter((one) => one !== '');
+  const answerTo = async (key: string, question: string, usual: string, form: RegExp) => given[key] || (isAsked ? ask(question, usual, form) : usual);
+  if (!isAsked && !given.repository) throw new Problem('there are no settings yet', { exitCode: 64, hint: 'run setup on a terminal, which asks; or fill in the block at the top of backup.js; or say all here: setup --repository ssh://borg@storage.example.org/./web1 --stop \'postgres *\' --folders /srv/files' });
+  const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname(), /^(?!proven-)[A-Za-z0-9][\w.-]*$/);
+  const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', /^(ssh:\/\/\S+|\/\S+|[^\s:]+:\S+)$/);
+  const stop = listed(await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?', isAsked ? (await proposal()).join(', ') : '', /^/));
+  const folders = listed(await answerTo('folders', 'Which folders are saved, with commas (databases named above are saved whole anyway)?', '', stop.length > 0 ? /^/ : /^\//));
+  const volumes = listed(await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stop.some((one) => /^(container|compose) /.test(one)) ? '*' : '', /^/));
+  const window = await answerTo('window', 'Between which hours may it be down (01:00-05:30 Africa/Maputo, or: any)?', isAsked ? `01:00-05:30 ${Intl.DateTimeFormat().resolvedOptions().timeZone}` : 'any', /^(any|\d\d:\d\d-\d\d:\d\d \S+)$/);
+  const [, from = '', until = '', timeZone = ''] = /^(\d\d:\d\d)-(\d\d:\d\d) (\S+)$/.exec(window) ?? [];
+  const language = await answerTo('language', 'Language of what is written for people (en, es)?', 'en', /^(en|es)$/);
+  const settings: Partial<Settings> = { server, stop, folders, volumes, repository, window: until ? { from, until, timeZone } : null, language: language as 'en' | 'es' };
+  const file = path.join(path.dirname(script), 'backup.settings.js'), lines = Object.entries(settings).map(([key, value]) => `  ${key}: ${JSON.stringify(value)},`);
+  const text = `// What this server stops and saves; every other setting has its default (node backup.js --print-settings).\nconst settings = {\n${lines.join('\n')}\n};\n`;
+  writeDurably(file, text);
+  sayBlock(text);
+  say(`wrote ${named(file)}: read it, and edit it whenever you like`);
+}

@@ -1,0 +1,66 @@
+// The schedule, installed only when somebody says so: lines of cron, or timers of systemd. Changes /etc/cron.d/cold-backup or the files
+// cold-backup* in /etc/systemd/system, nothing else.
+import fs from 'node:fs';
+import path from 'node:path';
+import { Problem, pasteable, say } from './say.ts';
+import { change, failure, hasSystemd } from './shell.ts';
+import type { Settings } from './settings.ts';
+
+const commandLine = (script: string, file: string, words: string) => `${pasteable([process.execPath, script])}${file === script ? '' : ` --settings ${pasteable([file])}`} ${words}`;
+
+/** Given settings, script and settings file, writes the lines for cron: the night, what comes after a power cut, the weekly drill. A drill touches nothing that runs, so it has
+ * its own day and hour. cron knows only the machine's own time: the window's start is turned into it, as it is tonight. */
+export function installCron(settings: Settings, script: string, file: string): void {
+  const begin = startOfWindow(settings);
+  const line = (when: string, words: string) => `${when} root ${commandLine(script, file, words).replaceAll('%', '\\%')}`;
+  fs.writeFileSync('/etc/cron.d/cold-backup', ['# cold-backup: the nightly run, and what brings services back after a power cut', 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+    line(`${begin.getMinutes()} ${begin.getHours()} * * *`, '--quiet'), line('@reboot', 'recover --quiet'), line('*/5 * * * *', 'recover --quiet'),
+    ...(settings.drill.maxAgeDays > 0 ? [line('0 12 * * 0', 'drill --quiet')] : []), ''].join('\n'), { mode: 0o644 });
+  say('wrote /etc/cron.d/cold-backup');
+}
+
+// The begin of the window (or 02:00) as this machine's clock shows it, the later one of winter and summer; five minutes in, so
+// that no clock is before it.
+function startOfWindow(settings: Settings): Date {
+  const [winter, summer] = [0, 6].map((month) => windowBegin(settings, new Date(new Date().getFullYear(), month, 15))) as [Date, Date];
+  const minutes = (date: Date) => date.getHours() * 60 + date.getMinutes();
+  const later = (minutes(summer) - minutes(winter) + 1440) % 1440 < 720 ? summer : winter;
+  return new Date(later.getTime() + (settings.window ? 5 * 60_000 : 0));
+}
+
+function windowBegin(settings: Settings, begin: Date): Date {
+  const { window } = settings;
+  if (!window) begin.setHours(2, 0, 0, 0);
+  for (let minute = 0; window && minute < 1440; minute++) {
+    const clock = new Intl.DateTimeFormat('en-GB', { timeZone: window.timeZone, hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }).format(begin);
+    if (clock === window.from) break;
+    begin.setMinutes(begin.getMinutes() + 1);
+  }
+  return begin;
+}
+
+/** The same as systemd's timers. Throws Problem when this machine is not run by systemd. */
+export async function installTimers(settings: Settings, script: string, file: string): Promise<void> {
+  if (!hasSystemd()) throw new Problem('this machine is not run by systemd', { hint: 'use --schedule cron' });
+  const at = settings.window ? `*-*-* ${settings.window.from}:00 ${settings.window.timeZone}` : '*-*-* 02:00:00';
+  const service = (what: string, words: string, more: string[]) => ['[Unit]', `Description=cold-backup: ${what}`, 'Wants=network-online.target', 'After=network-online.target', '',
+    '[Service]', 'Type=oneshot', `ExecStart=${commandLine(script, file, words).replaceAll('%', '%%')}`, ...more, ''].join('\n');
+  const timer = (when: string[]) => ['[Unit]', 'Description=cold-backup', '', '[Timer]', ...when, '', '[Install]', 'WantedBy=timers.target', ''].join('\n');
+  const files = {
+    // No sandboxing: what the unit may not do, the daemons that a `start` command of the settings starts might not do either, for they inherit it.
+    // The script ends its children itself; whatever it leaves running lives in units of its own.
+    'cold-backup.service': service('the nightly run', '--quiet', [`ExecStopPost=${commandLine(script, file, 'recover --quiet').replaceAll('%', '%%')}`, 'KillMode=mixed', 'TimeoutStartSec=infinity', 'TimeoutStopSec=30min', 'SuccessExitStatus=75', 'OOMScoreAdjust=-500']),
+    'cold-backup.timer': timer([`OnCalendar=${at}`]), // not Persistent: a missed night must not stop services in the morning
+    'cold-backup-recover.service': service('start what an interrupted run left stopped', 'recover --quiet', ['SuccessExitStatus=75']),
+    'cold-backup-recover.timer': timer(['OnBootSec=20s', 'OnUnitActiveSec=5min', 'AccuracySec=1s']),
+    ...(settings.drill.maxAgeDays > 0 ? { 'cold-backup-drill.service': service('rehearse a restore', 'drill --quiet', ['Nice=19', 'IOSchedulingClass=idle', 'TimeoutStartSec=infinity', 'SuccessExitStatus=75']),
+      'cold-backup-drill.timer': timer(['OnCalendar=Sun *-*-* 12:00:00', 'RandomizedDelaySec=15min']) } : {}),
+  };
+  fs.rmSync('/etc/cron.d/cold-backup', { force: true }); // one schedule at a time
+  for (const [name, text] of Object.entries(files)) fs.writeFileSync(path.join('/etc/systemd/system', name), text, { mode: 0o644 });
+  for (const argv of [['systemctl', 'daemon-reload'], ['systemctl', 'enable', '--now', ...Object.keys(files).filter((name) => name.endsWith('.timer'))]]) {
+    const done = await change(argv);
+    if (done.code !== 0) throw failure('the timers cannot be installed', done);
+  }
+  say(`installed ${Object.keys(files).filter((name) => name.endsWith('.timer')).join(', ')}`);
+}

@@ -1,0 +1,153 @@
+// A server that had another tool before: its repository is taken over with its history. And a server that has no settings yet: the walk, on a real
+// terminal, and the same answers as options.
+import './alone.ts';
+import assert from 'node:assert/strict';
+import { execFileSync, spawn } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { after, before, describe, test } from 'node:test';
+import { distFile, makeServer, start, testFolder, waitFor } from './script.ts';
+import type { Server } from './script.ts';
+import { startStorage } from './storage.ts';
+import type { Storage } from './storage.ts';
+import { makeOperator, speakProtocol, verdictOf } from './operator.ts';
+import { cannotRunHere } from './night.ts';
+
+const OLD = 'web1-2026-11-20T02:00:12.123456'; // as borgmatic names them
+
+describe('what was there before', { skip: cannotRunHere() }, () => {
+  const folder = testFolder('takeover'), files = path.join(folder, 'files'), etc = path.join(folder, 'server/etc');
+  let storage: Storage;
+  before(async () => {
+    fs.mkdirSync(files);
+    fs.writeFileSync(path.join(files, 'one'), 'here I am\n');
+    storage = await startStorage(path.join(folder, 'storage'));
+  });
+  after(() => storage?.destroy());
+
+  const borg = (words: string[], env: NodeJS.ProcessEnv = {}, input?: string) => execFileSync('borg', words,
+    { input, encoding: 'utf8', stdio: ['pipe', 'pipe', 'pipe'], env: { ...process.env, BORG_REPO: storage.repository('web1'), BORG_PASSPHRASE: 'of the tool before', BORG_BASE_DIR: path.join(folder, 'before'), ...env } });
+
+  test('a repository of borgmatic, with its key in the repository, is taken over: list, restore, nights, audit, and the key comes back when an intruder overwrites it', async () => {
+    borg(['init', '--encryption', 'repokey-blake2']);
+    borg(['create', `::${OLD}`, files]);
+    const server: Server = await makeServer(path.join(folder, 'server'), 'web1', storage, { folders: [files], warmPass: false }, { setUp: false });
+    await server.run(['setup', '--yes']);
+    storage.authorize(fs.readFileSync(`${etc}/ssh_key.pub`, 'utf8'), 'web1');
+    const refused = await server.run(['setup', '--yes']);
+    assert.equal(refused.code, 2, refused.out + refused.err);
+    assert.match(refused.err, /the repository is there, but its key or passphrase is not here/);
+    assert.match(refused.err, /hint: .*setup --passphrase-file FILE/);
+    assert.ok(!fs.existsSync(`${etc}/passphrase`), 'a new passphrase would only confuse');
+    fs.writeFileSync(path.join(folder, 'old-passphrase'), 'of the tool before\n', { mode: 0o600 });
+    const ended = await server.run(['setup', '--yes', '--passphrase-file', path.join(folder, 'old-passphrase')]);
+    assert.equal(ended.code, 0, ended.out + ended.err);
+    assert.match(ended.out + ended.err, /the repository is there \(repokey-blake2\)/);
+    assert.match(fs.readFileSync(`${etc}/borg_key`, 'utf8'), /^BORG_KEY [0-9a-f]{64}\n/);
+
+    assert.match((await server.run(['list'])).out, new RegExp(`^${OLD} +other`, 'm'));
+    const back = await server.run(['restore', OLD, '--to', path.join(folder, 'back')]);
+    assert.equal(back.code, 1, back.out + back.err);
+    assert.match(back.err, /was not written by this script: nothing proves that it was cold/);
+    assert.equal(fs.readFileSync(path.join(folder, 'back', files, 'one'), 'utf8'), 'here I am\n');
+    const night = await server.run();
+    assert.equal(night.code, 0, night.out + night.err);
+    const kinds = JSON.parse((await server.run(['list', '--json'])).out).map(({ kind }: any) => kind);
+    assert.deepEqual(kinds, ['other', 'proven']);
+
+    const operator = makeOperator(path.join(folder, 'op'), storage, server);
+    const first = await operator.run(['audit']);
+    assert.equal(first.code, 0, first.out + first.err);
+    assert.match(first.out, /first audit: it trusts what it found/);
+    assert.match((await operator.run(['prune', '--dry-run'])).out, new RegExp(`keep +${OLD} .*not written by backup\\.js`));
+
+    speakProtocol(server, ['repository.save_key(b"garbage")']);
+    const { rules, all } = verdictOf(await operator.run(['audit', '--undo-plan', '--json']));
+    assert.deepEqual(rules, ['R7'], JSON.stringify(all.findings));
+    const command = /^borg key import .*$/m.exec(all.undoPlan)![0].replace('ESCROWED-KEY-FILE', path.join(operator.folder, 'borg_key')).replace(storage.url('web1'), storage.repository('web1'));
+    execFileSync('sh', ['-c', command], { env: { ...process.env, BORG_BASE_DIR: path.join(folder, 'import') }, stdio: 'pipe' });
+    assert.deepEqual(verdictOf(await operator.run(['audit', '--json'])).all.findings, []);
+    assert.match((await server.run(['list'])).out, /proven/);
+  });
+
+  test('a key file where borg keeps it is found', async () => {
+    const home = path.join(folder, 'home'), keys = path.join(home, '.config/borg/keys');
+    fs.mkdirSync(home);
+    borg(['init', '--encryption', 'keyfile-blake2'], { BORG_REPO: storage.repository('web2'), BORG_BASE_DIR: home, BORG_KEYS_DIR: keys });
+    const server = await makeServer(path.join(folder, 'server2'), 'web2', storage, { folders: [files], repository: storage.repository('web2') }, { setUp: false });
+    fs.writeFileSync(path.join(folder, 'server2/etc/passphrase'), 'of the tool before\n', { mode: 0o600 });
+    const ended = await server.run(['setup', '--yes'], { env: { HOME: home } });
+    assert.equal(ended.code, 0, ended.out + ended.err);
+    assert.equal(fs.readFileSync(path.join(folder, 'server2/etc/borg_key'), 'utf8'), fs.readFileSync(path.join(keys, fs.readdirSync(keys)[0]!), 'utf8'));
+  });
+
+  test('a key or passphrase that is there is never overwritten', async () => {
+    const server = await makeServer(path.join(folder, 'server3'), 'web3', storage, { folders: [files] }, { near: true });
+    const was = fs.readFileSync(path.join(folder, 'server3/etc/passphrase'), 'utf8');
+    const ended = await server.run(['setup', '--yes', '--passphrase-file', path.join(folder, 'old-passphrase')]);
+    assert.equal(ended.code, 64);
+    assert.match(ended.err, /is there already, and is another one than/);
+    assert.equal(fs.readFileSync(path.join(folder, 'server3/etc/passphrase'), 'utf8'), was);
+    assert.equal((await server.run(['setup', '--yes', '--repository', '/srv/other'])).code, 64);
+  });
+
+  // The script alone in a folder, with the default places for its files moved into it.
+  const bareScript = (name: string): string => {
+    const place = path.join(folder, name), script = path.join(place, 'backup.js');
+    fs.mkdirSync(place);
+    fs.writeFileSync(script, fs.readFileSync(distFile, 'utf8').replaceAll("'/etc/cold-backup/", `'${place}/etc/`).replaceAll("'/var/lib/cold-backup'", `'${place}/state'`));
+    return script;
+  };
+
+  test('without settings and without a terminal, all answers are options', async () => {
+    const script = bareScript('options'), run = (...words: string[]) => start([process.execPath, script, ...words]).ended;
+    const nothing = await run('setup', '--yes');
+    assert.equal(nothing.code, 64);
+    assert.match(nothing.err, /there are no settings yet/);
+    const ended = await run('setup', '--yes', '--server', 'web4', '--repository', storage.repository('web4'), '--folders', files, '--window', '01:00-05:30 America/Port-au-Prince', '--language', 'es');
+    assert.equal(ended.code, 0, ended.out + ended.err);
+    const shown = JSON.parse((await run('--print-settings', '--json')).out);
+    assert.deepEqual(Object.fromEntries(['server', 'folders', 'window', 'language'].map((key) => [key, shown[key].value])),
+      { server: 'web4', folders: [files], window: { from: '01:00', until: '05:30', timeZone: 'America/Port-au-Prince' }, language: 'es' });
+    assert.equal((await run('--now')).code, 0);
+    const doctor = JSON.parse((await run('doctor', '--json')).out), check = (name: string) => doctor.find((one: any) => one.check === name);
+    assert.equal(check('sheet kept apart').ok, false);
+    for (const name of ['clock', 'free space', 'unsaved', 'key exported']) assert.ok(check(name), name);
+  });
+
+  test('the walk: questions on a terminal, a settings file, the line for the storage, the sheet, and the server is ready', async () => {
+    const script = bareScript('walk'), place = path.dirname(script);
+    const child = spawn('script', ['-qefc', `${process.execPath} ${script} setup`, '/dev/null'], { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, TERM: 'dumb' } });
+    let said = '', from = 0;
+    child.stdout.on('data', (piece) => { said += piece; });
+    process.on('exit', () => child.kill('SIGKILL'));
+    const ended = new Promise<number>((resolve) => { child.on('close', (code) => resolve(code ?? 2)); });
+    const answer = async (question: RegExp, text: string) => {
+      await waitFor(`the question ${question}, after: ${said.slice(from)}`, () => question.test(said.slice(from)), 60).catch((error) => { throw new Error(`${error.message}\n${said}`); });
+      from = said.length;
+      child.stdin.write(`${text}\r`);
+    };
+    await answer(/name of this server/, 'web5');
+    await answer(/Where do the archives go/, storage.url('web5'));
+    await answer(/What is stopped/, '');
+    await answer(/Which folders/, files);
+    await answer(/Which container volumes/, '');
+    await answer(/Between which hours/, 'any');
+    await answer(/Language/, 'en');
+    await answer(/Is this the storage\?/, 'yes');
+    await answer(/How much may this server store/, '20G');
+    await waitFor(`the line, after: ${said.slice(from)}`, () => /command="borg serve.*\r?\n/.test(said));
+    await waitFor('the question whether the line is there', () => /Is the line in its place now/.test(said.slice(from)));
+    storage.authorizeLine(/command="borg serve.*/.exec(said)![0].trim());
+    await answer(/Is the line in its place now/, 'yes');
+    await answer(/recovery sheet .* printed/, 'yes');
+    await answer(/Start it every night/, 'no');
+    assert.equal(await ended, 0, said);
+    assert.match(said, /--storage-quota 20G/);
+    assert.match(said, /ok +quota/);
+    assert.ok(!fs.existsSync(path.join(place, 'etc/recovery-sheet.txt')) && !fs.existsSync(path.join(place, 'etc/recovery-sheet.html')));
+    assert.match(fs.readFileSync(path.join(place, 'backup.settings.js'), 'utf8'), /server: "web5"/);
+    const again = await start([process.execPath, script, '--now']).ended;
+    assert.equal(again.code, 0, again.out + again.err);
+  });
+});
