@@ -20,7 +20,7 @@ export const HELP = `backup.js - stop everything, copy the files with borg, star
 usage: node backup.js [COMMAND] [OPTIONS]
 
   (no command)           take the backup: this is what crontab calls
-  setup                  make ssh key, borg key, passphrase and repository
+  setup                  make settings, keys, passphrase, repository; it asks
   doctor                 check everything that can be checked while all runs
   status                 is there a good recent backup? (for monitoring, too)
   list [ARCHIVE [PATH]]  the archives, or the files in one
@@ -31,20 +31,21 @@ usage: node backup.js [COMMAND] [OPTIONS]
   drill [ARCHIVE] [--full]  rehearse a restore: extract, start, check, discard
   recover                start whatever an interrupted run left stopped
   borg ARGS...           borg itself, with this server's repository and key
+on the operator's computer:
+  audit [SERVER...] [--undo-plan] [--accept] [--full]  was it tampered with?
+  prune [SERVER...] [--yes]      retention, after a clean audit
 
-  --dry-run              only say what a backup or a restore in place would do
+  --dry-run              only say what would be done: backup, restore, prune
   --now                  take the backup outside the window, too
-  --settings FILE        instead of the block in backup.js, or of
-                         backup.settings.js beside it
+  --settings FILE        in place of the settings in backup.js or beside it
   --print-settings       each setting in force, and where it comes from
   --repository, --key-file, --passphrase-file, --ssh-key
                          list, find, restore, drill: in place of settings
-  --yes, --schedule cron|systemd  setup: ask nothing; install a schedule
+  --yes, --schedule cron|systemd, --quota, and each answer as --server,
+  --stop, --folders, --volumes, --window, --language: setup
   --json                 one JSON document on stdout, all else on stderr
-  --quiet                only warnings and errors: for cron's mail
-  --verbose              also every look at the machine
-  --no-color             as NO_COLOR does
-  --version, --help
+  --quiet, --verbose     only warnings and errors (for cron's mail); all looks
+  --no-color, --version, --help
 
 exit codes
   0  good                        1  done, but a warning needs attention
@@ -53,6 +54,5 @@ exit codes
   64 wrong usage or settings     75 not now: another run, or outside the window
   128+n  ended by signal n, after everything was started again
 
-first time:  edit the settings at the top of backup.js, then
-             node backup.js setup && node backup.js --dry-run
+first time:  node backup.js setup   then:  node backup.js --dry-run
 `;

@@ -28,6 +28,7 @@ describe('an intruder with the append-only key', { skip: cannotRunHere() }, () =
     fs.mkdirSync(files);
     storage = await startStorage(path.join(folder, 'storage'));
     server = await makeServer(path.join(folder, 'server'), 'web1', storage, { folders: [files], warmPass: false });
+    fs.writeFileSync(path.join(files, 'attachments'), Buffer.alloc(3_000_000, 'x'));
     for (const text of ['monday ', 'tuesday ', 'wednesday ']) await night(text);
     operator = makeOperator(path.join(folder, 'op'), storage, server);
     const ended = await operator.run(['audit', '--json']);
@@ -158,6 +159,19 @@ describe('an intruder with the append-only key', { skip: cannotRunHere() }, () =
     plant(server, good[5]!);
     const { rules, verdict } = verdictOf(await operator.run(['audit', '--json']));
     assert.deepEqual([verdict, rules], ['alarm', ['R11']]);
+  });
+
+  test('a night that holds much less than the ones before is an alarm', async () => {
+    asBefore();
+    fs.renameSync(path.join(files, 'attachments'), path.join(folder, 'attachments'));
+    await night('thursday ');
+    fs.renameSync(path.join(folder, 'attachments'), path.join(files, 'attachments'));
+    const { rules, all } = verdictOf(await operator.run(['audit', '--json']));
+    assert.deepEqual(rules, ['R6'], JSON.stringify(all.findings));
+    assert.match(all.findings[0].what, /holds [\d.]+ [kM]B, where the ones before hold [\d.]+ MB at least/);
+    assert.equal((await operator.run(['prune', '--yes'])).code, 2, 'it prunes with a newest archive that is suspiciously small');
+    assert.equal((await operator.run(['audit', '--accept', '--yes'])).code, 0);
+    assert.equal(verdictOf(await operator.run(['audit', '--json'])).verdict, 'clean');
   });
 
   test('who writes with full access, past the append-only server, is found', async () => {

@@ -1,6 +1,6 @@
 // `npm run bench [RUNS [GB]]`: what the script costs beside what it calls, as ratios measured in one run. Medians; the raw numbers go
 // to bench/. Nights on 1 GB of PostgreSQL 15, a restore of GB (5) of it; the storage is on this machine: no line limits either side.
-// `npm run bench restore [RUNS [GB]]`: only restore and drill.
+// `npm run bench restore [RUNS [GB]]`: only restore and drill. `npm run bench audit [RUNS]`: an audit of a repository of a million pieces.
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
@@ -12,7 +12,7 @@ import { startStorage } from './storage.ts';
 import { makeHardCluster, watchMemory } from './night.ts';
 import type { TestCluster } from './cluster.ts';
 
-const [only, numbers] = process.argv[2] === 'restore' ? ['restore', process.argv.slice(3)] : ['', process.argv.slice(2)];
+const [only, numbers] = ['restore', 'audit'].includes(process.argv[2]!) ? [process.argv[2], process.argv.slice(3)] : ['', process.argv.slice(2)];
 const RUNS = Number(numbers[0] ?? 3), GIGABYTES = Number(numbers[1] ?? 5);
 const raw: Record<string, number[]> = {};
 const median = (name: string): number => {
@@ -143,6 +143,30 @@ function report(firstBare: number): void {
   console.log(['| what | takes | ratio | memory of the script |', '|---|---|---|---|', ...rows.map((row) => `| ${row.join(' | ')} |`)].join('\n'));
 }
 
+// A million pieces of 1.5 kB in 40 transactions, written by borg's own server code; read from scratch, and again when nothing is new.
+async function benchAudit(folder: string): Promise<void> {
+  fs.mkdirSync(folder, { recursive: true });
+  const repository = path.join(folder, 'web1'), env = { ...process.env, BORG_BASE_DIR: path.join(folder, 'borg') };
+  execFileSync('borg', ['init', '--encryption', 'none', repository], { env, stdio: 'ignore' });
+  execFileSync('/usr/bin/python3', ['-'], { env, stdio: ['pipe', 'ignore', 'inherit'], input: ['import os, hashlib, borg.logger', 'borg.logger.setup_logging()', 'from borg.repository import Repository',
+    `with Repository(${JSON.stringify(repository)}, exclusive=True, append_only=True) as repository:`, '    for transaction in range(40):',
+    '        for number in range(25000): repository.put(hashlib.sha256(b"%d %d" % (transaction, number)).digest(), os.urandom(1500))',
+    '        repository.put(bytes(32), os.urandom(500 + 50 * transaction))', '        repository.commit()'].join('\n') });
+  fs.copyFileSync(path.join(repositoryRoot, 'dist/backup.js'), path.join(folder, 'backup.js'));
+  fs.writeFileSync(path.join(folder, 'backup.settings.js'), `const settings = { servers: [{ server: 'web1', repository: ${JSON.stringify(repository)} }] };\n`, { mode: 0o600 });
+  fs.chmodSync(folder, 0o700);
+  const argv = [process.execPath, path.join(folder, 'backup.js'), 'audit', '--quiet'];
+  for (let run = 0; run < RUNS; run++) {
+    fs.rmSync(path.join(folder, 'ledger'), { recursive: true, force: true });
+    await measure('first audit', argv, { memory: true });
+    await measure('audit of nothing new', argv, { memory: true });
+    await measure('audit --full', [...argv, '--full'], { memory: true });
+    await measure('borg check --repository-only', ['borg', 'check', '--repository-only', repository], { env });
+  }
+  const row = (name: string) => `| ${name} | ${median(name).toFixed(1)} s | ${(median(name) / median('borg check --repository-only')).toFixed(2)} | ${raw[`${name}, memory`] ? `${Math.round(median(`${name}, memory`))} MB` : ''} |`;
+  console.log(`\nA repository of a million pieces, ${RUNS} runs, medians.\n\n| what | takes | against borg check | memory of the script |\n|---|---|---|---|\n${['first audit', 'audit of nothing new', 'audit --full', 'borg check --repository-only'].map(row).join('\n')}`);
+}
+
 function keepRaw(): void {
   fs.mkdirSync(path.join(repositoryRoot, 'bench'), { recursive: true });
   fs.writeFileSync(path.join(repositoryRoot, 'bench', `${new Date().toISOString().slice(0, 19)}.json`), `${JSON.stringify(raw, null, 1)}\n`);
@@ -154,4 +178,5 @@ if (process.getuid?.() === 0 && !process.env.COLD_BACKUP_ALONE) { // other datab
 }
 const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'cold-backup-bench-'));
 fs.chmodSync(folder, 0o755); // PostgreSQL's user has to pass
-(only ? Promise.resolve() : bench(path.join(folder, 'nights'))).then(() => benchRestore(path.join(folder, 'restore'))).then(keepRaw).finally(() => fs.rmSync(folder, { recursive: true, force: true })).then(() => process.exit(0));
+const parts = [...(only ? [] : [() => bench(path.join(folder, 'nights'))]), ...(only === 'audit' ? [] : [() => benchRestore(path.join(folder, 'restore'))]), ...(only === 'restore' ? [] : [() => benchAudit(path.join(folder, 'audit'))])];
+parts.reduce((before, part) => before.then(part), Promise.resolve()).then(keepRaw).finally(() => fs.rmSync(folder, { recursive: true, force: true })).then(() => process.exit(0));

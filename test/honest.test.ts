@@ -114,6 +114,16 @@ describe('two weeks of honest work', { skip: cannotRunHere() }, () => {
     await clean();
   });
 
+  test('but a night in which everything has changed, as encryption by an intruder changes it, is an alarm', async () => {
+    fs.writeFileSync(path.join(files, 'big 0'), randomBytes(90_000_000));
+    await night();
+    const { rules, all } = verdictOf(await operator.run(['audit', '--json']));
+    assert.deepEqual(rules, ['R6'], JSON.stringify(all.findings));
+    assert.match(JSON.stringify(all.findings), /sent [\d.]+ MB, where the nights before sent [\d.]+ MB at most/);
+    assert.equal((await operator.run(['audit', '--accept', '--yes'])).code, 0);
+    fs.rmSync(path.join(files, 'big 0'));
+  });
+
   test('a prune, and the nights after it', async () => {
     const ended = await operator.run(['prune', '--yes']);
     assert.equal(ended.code, 0, ended.out + ended.err);
