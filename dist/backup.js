@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 2539fa2565f364093b98e7efdc5408e06ec8b9c61b3815dfe77aac145e67403d
+// Checksum of all but the settings: a4148ba0ce274c70743f568555b62af755c6eaecb412e85881e31600fef4cad0
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -31,6 +31,7 @@
 //   ==== POSTGRES ====         PostgreSQL clusters on this host and in its containers: find, describe, stop, start.
 //   ==== QUESTIONS ====        What is asked of a cluster: the SQL of the passport, and the one way to run it.
 //   ==== BORG ====             borg: the one chapter that knows its arguments, environment.
+//   ==== STORAGE ====          The storage as this server reaches it: its address, the ssh connection.
 //   ==== PASSPORT ====         The passport: everything needed to build a machine on which the saved files work.
 //   ==== PLAN ====             The plan: what will be stopped, saved and started, worked out once by looking.
 //   ==== PROOF ====            The proof that what is copied is cold, taken before the cold pass and again after it.
@@ -2511,6 +2512,55 @@ async function listIds(settings, options = {}) {
   const done = await askBorg(settings, ['list', '--bypass-lock', '--consider-checkpoints', '--format', '{id}{NL}'], options);
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
   return done.out.split('\n').filter((line) => line !== '');
+}
+
+// =========================================================================================================
+// ==== STORAGE ====
+// The storage as this server reaches it: its address, the ssh connection, and what the `borg serve` over there says of itself.
+// It asks, and changes nothing, but for one empty transaction where nothing else tells whether the storage is append-only.
+
+// A test call that every `borg serve` since 1.1 answers before it opens anything: its error report shows the server's own
+// command line and version (borg, remote.py, inject_exception). MessagePack: negotiate, then inject_exception(kind=divide).
+const ASK_SERVER = 'g6FpAaFtqW5lZ290aWF0ZaFhgatjbGllbnRfZGF0YYGuY2xpZW50X3ZlcnNpb26TAQIEg6FpAqFtsGluamVjdF9leGNlcHRpb26hYYGka2luZKZkaXZpZGU=';
+
+/** The parts of a repository address on ssh: ssh://user@host:port/path, or user@host:path. */
+function repositoryAddress(repository) {
+  const url = /^ssh:\/\/(?:([^@/]+)@)?(\[[^\]]+\]|[^:/]+)(?::(\d+))?(\/.*)$/.exec(repository) ?? /^(?:([^@/:]+)@)?(\[[^\]]+\]|[^:/]+)()?:(.+)$/.exec(repository);
+  if (!url) throw new Problem(`repository ${named(repository)} is no address on ssh`, { exitCode: 64 });
+  const [, user = '', host, port = '', rest] = url;
+  return { user, host: host.replace(/^\[|\]$/g, ''), port, path: rest.replace(/^\/(?=\.\/|~)/, '') }; // borg: /./x and /~/x start at the home folder
+}
+
+/** The ssh command to the storage, without the command to run there. */
+function sshToStorage(settings) {
+  const { user, host, port } = repositoryAddress(settings.repository);
+  return [...sshCommand(settings), ...(port ? ['-p', port] : []), '--', user ? `${user}@${host}` : host];
+}
+
+// ssh by itself, because borg hides what ssh says. A forced command answers in its own way: any answer but 255 is a connection.
+async function tryConnection(settings) {
+  const done = await look([...sshToStorage(settings), 'borg --version']);
+  if (done.code !== 255) return done.out.trim() || 'the storage answers';
+  const hint = /Permission denied/i.test(done.said) ? 'the storage does not know our key: put the line that `node backup.js setup` prints into its authorized_keys'
+    : /host key/i.test(done.said) ? 'the storage\'s host key is not the one in `knownHostsFile`: ask its keeper before you change anything' : 'is the storage reachable from here (VPN, firewall, name)?';
+  throw failure('no ssh connection to the storage', done, hint);
+}
+
+/** What the server on the storage says of itself: its command line as Python lists it, and borg's version; null when it does not say. Nothing is opened or written. */
+async function serverCommandLine(ssh) {
+  const report = await look(['sh', '-c', 'bytes=$1; shift; printf %s "$bytes" | base64 -d | exec "$@"', 'sh', ASK_SERVER, ...ssh, 'borg serve']);
+  const text = `${report.out}\n${report.said}`;
+  return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
+}
+
+/**
+ * The second way to ask, when the command line does not tell: `compact` with a threshold that no data file can reach. A server that may compact says that it
+ * begins to, an append-only one passes over it (repository.py, commit()). Returns null when neither can be seen. It adds an empty transaction, and deletes nothing on either.
+ */
+async function compactsNothing(settings) {
+  const done = await askBorg(settings, ['compact', '--debug', '--threshold', '1000']);
+  if (done.code !== 0 || !/check_free_space/.test(done.said)) return null;
+  return !/Compaction started/i.test(done.said);
 }
 
 // =========================================================================================================
@@ -6485,24 +6535,6 @@ function leftStopped(stateFolder) {
 // The doctor: everything that can be checked while all runs, as a list with a hint for each thing that is not right.
 // Changes nothing anywhere: it looks, connects, and asks. What cannot be known here is said to be unknown, never taken for good.
 
-// A test call that every `borg serve` since 1.1 answers before it opens anything: its error report shows the server's own
-// command line and version (borg, remote.py, inject_exception). MessagePack: negotiate, then inject_exception(kind=divide).
-const ASK_SERVER = 'g6FpAaFtqW5lZ290aWF0ZaFhgatjbGllbnRfZGF0YYGuY2xpZW50X3ZlcnNpb26TAQIEg6FpAqFtsGluamVjdF9leGNlcHRpb26hYYGka2luZKZkaXZpZGU=';
-
-/** The parts of a repository address on ssh: ssh://user@host:port/path, or user@host:path. */
-function repositoryAddress(repository) {
-  const url = /^ssh:\/\/(?:([^@/]+)@)?(\[[^\]]+\]|[^:/]+)(?::(\d+))?(\/.*)$/.exec(repository) ?? /^(?:([^@/:]+)@)?(\[[^\]]+\]|[^:/]+)()?:(.+)$/.exec(repository);
-  if (!url) throw new Problem(`repository ${named(repository)} is no address on ssh`, { exitCode: 64 });
-  const [, user = '', host, port = '', rest] = url;
-  return { user, host: host.replace(/^\[|\]$/g, ''), port, path: rest.replace(/^\/(?=\.\/|~)/, '') }; // borg: /./x and /~/x start at the home folder
-}
-
-/** The ssh command to the storage, without the command to run there. */
-function sshToStorage(settings) {
-  const { user, host, port } = repositoryAddress(settings.repository);
-  return [...sshCommand(settings), ...(port ? ['-p', port] : []), '--', user ? `${user}@${host}` : host];
-}
-
 /** `doctor`: prints the checks. Returns 0 when all is well, 1 when something is to be wished for, 2 when a run would fail. */
 async function doctor(loaded, script) {
   const checks = await everyCheck(loaded, script);
@@ -6568,32 +6600,6 @@ const sheetMark = (settings) => path.join(path.dirname(settings.keyFile), 'recov
 /** Where the recovery sheet lies. */
 function sheetFile(settings) {
   return path.join(path.dirname(settings.keyFile), 'recovery-sheet.txt');
-}
-
-// ssh by itself, because borg hides what ssh says. A forced command answers in its own way: any answer but 255 is a connection.
-async function tryConnection(settings) {
-  const done = await look([...sshToStorage(settings), 'borg --version']);
-  if (done.code !== 255) return done.out.trim() || 'the storage answers';
-  const hint = /Permission denied/i.test(done.said) ? 'the storage does not know our key: put the line that `node backup.js setup` prints into its authorized_keys'
-    : /host key/i.test(done.said) ? 'the storage\'s host key is not the one in `knownHostsFile`: ask its keeper before you change anything' : 'is the storage reachable from here (VPN, firewall, name)?';
-  throw failure('no ssh connection to the storage', done, hint);
-}
-
-/** What the server on the storage says of itself: its command line as Python lists it, and borg's version; null when it does not say. Nothing is opened or written. */
-async function serverCommandLine(ssh) {
-  const report = await look(['sh', '-c', 'bytes=$1; shift; printf %s "$bytes" | base64 -d | exec "$@"', 'sh', ASK_SERVER, ...ssh, 'borg serve']);
-  const text = `${report.out}\n${report.said}`;
-  return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
-}
-
-/**
- * The second way to ask, when the command line does not tell: `compact` with a threshold that no data file can reach. A server that may compact says that it
- * begins to, an append-only one passes over it (repository.py, commit()). Returns null when neither can be seen. It adds an empty transaction, and deletes nothing on either.
- */
-async function compactsNothing(settings) {
-  const done = await askBorg(settings, ['compact', '--debug', '--threshold', '1000']);
-  if (done.code !== 0 || !/check_free_space/.test(done.said)) return null;
-  return !/Compaction started/i.test(done.said);
 }
 
 /** What the storage itself reports of the command it forces on us: shell, paths, append-only, quota, version. */
@@ -7180,6 +7186,7 @@ function folderThere({ repository }) {
 }
 
 let scratch = ''; // made once
+const IS_GONE = 'is not there any more'; // what an audit of a known repository makes an alarm of
 
 /** Run a script (of sh or python3) on the storage: it goes there on standard input, so that no shell in between reads its words. looks: it changes nothing. */
 async function onStorage(one, what, interpreter, script, options = {}) {
@@ -7189,6 +7196,7 @@ async function onStorage(one, what, interpreter, script, options = {}) {
   try {
     const done = await (looks ? look : change)([...one.storage, ...interpreter], { seconds: 3600, ...more, stdin: fd });
     if (done.code === 0) return done;
+    if (/^NOT THERE: /m.test(done.said)) throw new Problem(`the repository of ${one.server} ${IS_GONE}`, { said: done.said, hint: 'was a prune interrupted? `node backup.js prune` puts it in order. Else ask the storage\'s keeper' });
     const hint = done.code === 127 ? `${interpreter[0]} is not there: borg is a Python program, so install python3 on the storage` : `does this open a shell there: ${one.storage.join(' ')}`;
     throw failure(what, done, one.storage.length > 0 ? hint : '');
   } finally {
@@ -7207,6 +7215,7 @@ async function onStorage(one, what, interpreter, script, options = {}) {
 const READER = String.raw`
 import configparser, datetime, hashlib, json, os, struct, sys, zlib
 served = os.path.realpath(SERVED)
+if not os.path.isdir(os.path.join(REPO, 'data')): sys.exit('NOT THERE: no repository in ' + os.path.abspath(REPO))
 os.chdir(REPO)
 say = lambda **what: sys.stdout.write(json.dumps(what) + '\n')
 digest = lambda lines: hashlib.sha256(''.join('%d %d\n' % line for line in lines).encode()).hexdigest()
@@ -7658,7 +7667,7 @@ async function audit(builtIn, operator, names, options) {
 async function auditServer(builtIn, operator, one, options) {
   const now = new Date().toISOString(), was = readBook(operator, one), book = was ?? newBook(one, now);
   if (!hasShell(one) && !canDecrypt(one)) throw new Problem(`${one.server}: without a shell on the storage and without the passphrase there is nothing to audit by`, { exitCode: 64, hint: 'give `storage`, or `keyFile` and `passphraseFile`' });
-  const evidence = await gather(builtIn, operator, one, { book, isFirst: was === null, now }, options.full);
+  const evidence = await gather(builtIn, operator, one, { book, isFirst: was === null, now }, options.full).catch((error) => nothingLeft(error, was, now));
   const findings = findingsOf(evidence).map((found) => ({ ...found, undo: undoOf(one, found) }));
   if (evidence.listTrouble && findings.length === 0) throw evidence.listTrouble;
   const notes = notesOf(evidence, canDecrypt(one));
@@ -7669,6 +7678,12 @@ async function auditServer(builtIn, operator, one, options) {
   if (verdict === 'clean') moveForward(evidence, isAccepted ? findings : []);
   if (!mode.dryRun) writeBook(operator, book);
   return { server: one.server, verdict, findings: isAccepted ? [] : findings, notes: isAccepted ? [...notes, `${count(findings.length, 'finding')} accepted`] : notes, book, evidence };
+}
+
+// A known repository that is not there is an alarm; whatever else fails is no verdict at all.
+function nothingLeft(error, book, now) {
+  if (!book || book.pruning || !(error instanceof Problem) || !error.message.endsWith(IS_GONE)) throw error;
+  return { book, isFirst: false, reading: null, puts: new Map(), listed: [], listTrouble: error, fresh: [], now };
 }
 
 /** Read what there is to judge by: the files since the mark, the list of archives, and where in the files the ids that matter were PUT. */
@@ -7696,6 +7711,7 @@ async function gather(builtIn, operator, one, { book, isFirst, now }, full) {
   const missing = reading ? added.filter(({ id }) => !puts.has(id)).map(({ id }) => id) : [];
   if (missing.length > 0 && after > 0) await findPuts(one, { after: 0, until: reading.last, logBytes, ids: missing, data: false }, puts, at);
   const fresh = added.map((archive) => knownArchive(archive, one.server, puts.get(archive.id)?.[0]?.[0] ?? 0, at, { reading, isFirst, now }));
+  noteSizes(fresh, listed ?? []);
   countNewBytes(fresh, book, reading);
   say(`${one.server}: ${reading ? `read ${count(reading.transactions.length, 'transaction')}${after > 0 ? ' since the last audit' : ''} in ${span((Date.now() - began) / 1000)}` : 'no shell on the storage: only the list of archives is compared'}`);
   return { book, isFirst, reading, puts, listed, listTrouble, fresh, now };
@@ -7727,7 +7743,16 @@ function knownArchive({ id, name, startedAt, endedAt }, server, transaction, at,
   return { id, name, kind: kindOf(server, name), seenAt, seenBy: logged ? 'storage' : isFirst ? 'first audit' : 'audit', transaction, claimedAt: startedAt, endedAt, originalBytes: null, files: null, newBytes: null };
 }
 
-// What a run sent: everything since the proof before it. Sizes come from the proof's comment.
+// How much an archive holds, as the comment of its proof says.
+function noteSizes(archives, listed) {
+  const facts = new Map(listed.map((one) => [one.name, one.facts])), numberOrNull = (value) => (typeof value === 'number' && value >= 0 ? value : null);
+  for (const one of archives) {
+    const proof = one.kind === 'cold' && facts.get(`proven-${one.name}`);
+    if (proof) Object.assign(one, { originalBytes: numberOrNull(proof.originalBytes), files: numberOrNull(proof.files) });
+  }
+}
+
+// What a run sent: everything since the proof before it.
 function countNewBytes(fresh, book, reading) {
   let before = book.mark?.transaction ?? 0;
   for (const cold of provenOnes(fresh)) {
@@ -7753,18 +7778,14 @@ function moveForward({ book, reading, listed, fresh, now }, accepted) {
     }
   }
   if (!listed) return;
-  const ids = new Set(listed.map(({ id }) => id)), names = new Set(listed.map(({ name }) => name)), facts = new Map(listed.map((one) => [one.name, one.facts]));
+  const ids = new Set(listed.map(({ id }) => id)), names = new Set(listed.map(({ name }) => name));
   book.archives.push(...fresh);
   for (const one of present(book)) {
-    const proof = facts.get(`proven-${one.name}`);
     if (!ids.has(one.id)) Object.assign(one, { goneAt: now, goneBy: one.kind === 'checkpoint' ? 'its run' : accepted.length > 0 ? 'accepted' : 'unknown' });
     else if (one.kind === 'cold' && names.has(`proven-${one.name}`)) delete one.unproven;
     else if (one.kind === 'cold') one.unproven = true;
-    if (proof && one.kind === 'cold') Object.assign(one, { originalBytes: numberOrNull(proof.originalBytes), files: numberOrNull(proof.files) });
   }
 }
-
-const numberOrNull = (value) => (typeof value === 'number' && value >= 0 ? value : null);
 
 function undoOf({ server }, { rule, transaction }) {
   if (rule === 'R9') return 'borg check on the storage; restore the damaged files from a copy of the storage';
@@ -7776,19 +7797,24 @@ function undoOf({ server }, { rule, transaction }) {
 function notesOf({ book, isFirst, reading, listed, listTrouble, fresh, now }, hasKey) {
   const proven = provenOnes([...present(book), ...fresh]).pop(), all = listed?.length ?? 0, notes = [];
   if (isFirst) notes.push(`first audit: it trusts what it found${reading ? `, ${count(reading.transactions.length, 'transaction')} in ${size(reading.bytes)}` : ''}${listed ? `, ${count(all, 'archive')}` : ''}`);
-  if (isFirst && reading) {
-    const removing = reading.transactions.filter(({ deletes }) => deletes.length > 1).length, outside = reading.transactions.slice(1).filter(({ time }) => time === null).length;
-    if (removing > 0) notes.push(`${count(removing, 'transaction')} deleted data before this audit: if nobody pruned, look at the archives now`);
-    if (outside > 0) notes.push(`${count(outside, 'transaction')} did not come through an append-only server`);
-    const off = fresh.filter((one) => one.seenBy === 'storage' && stampOf(one.name) !== '' && Math.abs(Date.parse(one.endedAt) - Date.parse(one.seenAt)) > 3_600_000);
-    if (off.length > 0) notes.push(`${count(off.length, 'archive')} bear another time than the storage saw: ${listedBriefly(off.map(({ name }) => named(name)), 5)}`);
-  }
+  if (isFirst) notes.push(...oddAtFirst({ reading, fresh }));
   if (listTrouble) notes.push(`the archives cannot be listed: ${listTrouble.message}: ${lastLines(listTrouble.facts.said ?? '', 1)}`);
   else if (!hasKey) notes.push('without the passphrase archives have no names here, and times are not compared');
   if (!reading) notes.push('the storage has no shell: overwritten data, a changed key or configuration and damage cannot be seen');
   if (hasKey && proven) notes.push(`newest proven archive: ${proven.name}, ${span(Math.max(0, Date.parse(now) - Date.parse(proven.seenAt)) / 1000)} ago`);
   if (hasKey && !proven) notes.push('there is no proven archive');
   return notes;
+}
+
+/** What somebody should look at before the first audit's trust is built upon. */
+function oddAtFirst({ reading, fresh }) {
+  if (!reading) return [];
+  const odd = [], removing = reading.transactions.filter(({ deletes }) => deletes.length > 1).length, outside = reading.transactions.slice(1).filter(({ time }) => time === null).length;
+  if (removing > 0) odd.push(`${count(removing, 'transaction')} deleted data before this audit: if nobody pruned, look at the archives now`);
+  if (outside > 0) odd.push(`${count(outside, 'transaction')} did not come through an append-only server`);
+  const off = fresh.filter((one) => one.seenBy === 'storage' && stampOf(one.name) !== '' && Math.abs(Date.parse(one.endedAt) - Date.parse(one.seenAt)) > 3_600_000);
+  if (off.length > 0) odd.push(`${count(off.length, 'archive')} bear another time than the storage saw: ${listedBriefly(off.map(({ name }) => named(name)), 5)}`);
+  return odd;
 }
 
 function auditText(server, verdict, findings, notes) {
@@ -7888,11 +7914,12 @@ async function pruneServer(builtIn, operator, one, yes) {
   if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`, { exitCode: 64 });
   if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const settings = borgSettings(builtIn, operator, one), before = readBook(operator, one);
-  if (!before) throw new Problem(`${one.server} has no ledger: it was never audited`, { hint: `node backup.js audit ${one.server}` });
-  if (before.pruning && !mode.dryRun) await finishInterrupted({ builtIn, operator, one, settings, book: before });
+  if (before?.pruning && !mode.dryRun) await finishInterrupted({ builtIn, operator, one, settings, book: before });
   await refuseAppendOnly(one, settings);
-  const { verdict, book, findings } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
+  const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
   if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0].what}): nothing is pruned`, { hint: `node backup.js audit ${one.server}` });
+  const odd = before ? [] : oddAtFirst(evidence);
+  if (odd.length > 0) throw new Problem(`${one.server}: this was its first audit, and there is something to look at first: nothing is pruned`, { said: odd.join('\n'), hint: 'look at the archives; when all is well, call prune again' });
   const job = { builtIn, operator, one, settings, book };
   await refuseUnsure(job);
   const fates = fatesOf(book, one.keep, one.timeZone, await drilledLast(job), new Date()), going = fates.filter(({ stays }) => !stays);

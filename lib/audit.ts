@@ -9,7 +9,7 @@ import { listEverything } from './borg.ts';
 import type { ListedArchive } from './borg.ts';
 import { orWrongBorg } from './list.ts';
 import { agrees } from './answers.ts';
-import { ANYWHERE, borgSettings, canDecrypt, hasShell, serversMeant } from './operator.ts';
+import { ANYWHERE, IS_GONE, borgSettings, canDecrypt, hasShell, serversMeant } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
 import { STATE_ALONE, readRepository, timeOf } from './segments.ts';
 import type { Reading, Wanted } from './segments.ts';
@@ -54,7 +54,7 @@ export async function audit(builtIn: Settings, operator: Operator, names: string
 export async function auditServer(builtIn: Settings, operator: Operator, one: OperatedServer, options: AuditOptions): Promise<Audited> {
   const now = new Date().toISOString(), was = readBook(operator, one), book = was ?? newBook(one, now);
   if (!hasShell(one) && !canDecrypt(one)) throw new Problem(`${one.server}: without a shell on the storage and without the passphrase there is nothing to audit by`, { exitCode: 64, hint: 'give `storage`, or `keyFile` and `passphraseFile`' });
-  const evidence = await gather(builtIn, operator, one, { book, isFirst: was === null, now }, options.full);
+  const evidence = await gather(builtIn, operator, one, { book, isFirst: was === null, now }, options.full).catch((error) => nothingLeft(error, was, now));
   const findings = findingsOf(evidence).map((found) => ({ ...found, undo: undoOf(one, found) }));
   if (evidence.listTrouble && findings.length === 0) throw evidence.listTrouble;
   const notes = notesOf(evidence, canDecrypt(one));
@@ -65,6 +65,12 @@ export async function auditServer(builtIn: Settings, operator: Operator, one: Op
   if (verdict === 'clean') moveForward(evidence, isAccepted ? findings : []);
   if (!mode.dryRun) writeBook(operator, book);
   return { server: one.server, verdict, findings: isAccepted ? [] : findings, notes: isAccepted ? [...notes, `${count(findings.length, 'finding')} accepted`] : notes, book, evidence };
+}
+
+// A known repository that is not there is an alarm; whatever else fails is no verdict at all.
+function nothingLeft(error: unknown, book: Book | null, now: string): Evidence {
+  if (!book || book.pruning || !(error instanceof Problem) || !error.message.endsWith(IS_GONE)) throw error;
+  return { book, isFirst: false, reading: null, puts: new Map(), listed: [], listTrouble: error, fresh: [], now };
 }
 
 /** Read what there is to judge by: the files since the mark, the list of archives, and where in the files the ids that matter were PUT. */
@@ -92,6 +98,7 @@ async function gather(builtIn: Settings, operator: Operator, one: OperatedServer
   const missing = reading ? added.filter(({ id }) => !puts.has(id)).map(({ id }) => id) : [];
   if (missing.length > 0 && after > 0) await findPuts(one, { after: 0, until: reading!.last, logBytes, ids: missing, data: false }, puts, at);
   const fresh = added.map((archive) => knownArchive(archive, one.server, puts.get(archive.id)?.[0]?.[0] ?? 0, at, { reading, isFirst, now }));
+  noteSizes(fresh, listed ?? []);
   countNewBytes(fresh, book, reading);
   say(`${one.server}: ${reading ? `read ${count(reading.transactions.length, 'transaction')}${after > 0 ? ' since the last audit' : ''} in ${span((Date.now() - began) / 1000)}` : 'no shell on the storage: only the list of archives is compared'}`);
   return { book, isFirst, reading, puts, listed, listTrouble, fresh, now };
@@ -123,7 +130,16 @@ function knownArchive({ id, name, startedAt, endedAt }: ListedArchive, server: s
   return { id, name, kind: kindOf(server, name), seenAt, seenBy: logged ? 'storage' : isFirst ? 'first audit' : 'audit', transaction, claimedAt: startedAt, endedAt, originalBytes: null, files: null, newBytes: null };
 }
 
-// What a run sent: everything since the proof before it. Sizes come from the proof's comment.
+// How much an archive holds, as the comment of its proof says.
+function noteSizes(archives: KnownArchive[], listed: ListedArchive[]): void {
+  const facts = new Map(listed.map((one) => [one.name, one.facts])), numberOrNull = (value: unknown) => (typeof value === 'number' && value >= 0 ? value : null);
+  for (const one of archives) {
+    const proof = one.kind === 'cold' && facts.get(`proven-${one.name}`);
+    if (proof) Object.assign(one, { originalBytes: numberOrNull(proof.originalBytes), files: numberOrNull(proof.files) });
+  }
+}
+
+// What a run sent: everything since the proof before it.
 function countNewBytes(fresh: KnownArchive[], book: Book, reading: Reading | null): void {
   let before = book.mark?.transaction ?? 0;
   for (const cold of provenOnes(fresh)) {
@@ -149,18 +165,14 @@ function moveForward({ book, reading, listed, fresh, now }: Evidence, accepted: 
     }
   }
   if (!listed) return;
-  const ids = new Set(listed.map(({ id }) => id)), names = new Set(listed.map(({ name }) => name)), facts = new Map(listed.map((one) => [one.name, one.facts]));
+  const ids = new Set(listed.map(({ id }) => id)), names = new Set(listed.map(({ name }) => name));
   book.archives.push(...fresh);
   for (const one of present(book)) {
-    const proof = facts.get(`proven-${one.name}`);
     if (!ids.has(one.id)) Object.assign(one, { goneAt: now, goneBy: one.kind === 'checkpoint' ? 'its run' : accepted.length > 0 ? 'accepted' : 'unknown' });
     else if (one.kind === 'cold' && names.has(`proven-${one.name}`)) delete one.unproven;
     else if (one.kind === 'cold') one.unproven = true;
-    if (proof && one.kind === 'cold') Object.assign(one, { originalBytes: numberOrNull(proof.originalBytes), files: numberOrNull(proof.files) });
   }
 }
-
-const numberOrNull = (value: unknown) => (typeof value === 'number' && value >= 0 ? value : null);
 
 function undoOf({ server }: OperatedServer, { rule, transaction }: Finding): string {
   if (rule === 'R9') return 'borg check on the storage; restore the damaged files from a copy of the storage';
@@ -172,19 +184,24 @@ function undoOf({ server }: OperatedServer, { rule, transaction }: Finding): str
 function notesOf({ book, isFirst, reading, listed, listTrouble, fresh, now }: Evidence, hasKey: boolean): string[] {
   const proven = provenOnes([...present(book), ...fresh]).pop(), all = listed?.length ?? 0, notes: string[] = [];
   if (isFirst) notes.push(`first audit: it trusts what it found${reading ? `, ${count(reading.transactions.length, 'transaction')} in ${size(reading.bytes)}` : ''}${listed ? `, ${count(all, 'archive')}` : ''}`);
-  if (isFirst && reading) {
-    const removing = reading.transactions.filter(({ deletes }) => deletes.length > 1).length, outside = reading.transactions.slice(1).filter(({ time }) => time === null).length;
-    if (removing > 0) notes.push(`${count(removing, 'transaction')} deleted data before this audit: if nobody pruned, look at the archives now`);
-    if (outside > 0) notes.push(`${count(outside, 'transaction')} did not come through an append-only server`);
-    const off = fresh.filter((one) => one.seenBy === 'storage' && stampOf(one.name) !== '' && Math.abs(Date.parse(one.endedAt) - Date.parse(one.seenAt)) > 3_600_000);
-    if (off.length > 0) notes.push(`${count(off.length, 'archive')} bear another time than the storage saw: ${listedBriefly(off.map(({ name }) => named(name)), 5)}`);
-  }
+  if (isFirst) notes.push(...oddAtFirst({ reading, fresh }));
   if (listTrouble) notes.push(`the archives cannot be listed: ${listTrouble.message}: ${lastLines(listTrouble.facts.said ?? '', 1)}`);
   else if (!hasKey) notes.push('without the passphrase archives have no names here, and times are not compared');
   if (!reading) notes.push('the storage has no shell: overwritten data, a changed key or configuration and damage cannot be seen');
   if (hasKey && proven) notes.push(`newest proven archive: ${proven.name}, ${span(Math.max(0, Date.parse(now) - Date.parse(proven.seenAt)) / 1000)} ago`);
   if (hasKey && !proven) notes.push('there is no proven archive');
   return notes;
+}
+
+/** What somebody should look at before the first audit's trust is built upon. */
+export function oddAtFirst({ reading, fresh }: Pick<Evidence, 'reading' | 'fresh'>): string[] {
+  if (!reading) return [];
+  const odd: string[] = [], removing = reading.transactions.filter(({ deletes }) => deletes.length > 1).length, outside = reading.transactions.slice(1).filter(({ time }) => time === null).length;
+  if (removing > 0) odd.push(`${count(removing, 'transaction')} deleted data before this audit: if nobody pruned, look at the archives now`);
+  if (outside > 0) odd.push(`${count(outside, 'transaction')} did not come through an append-only server`);
+  const off = fresh.filter((one) => one.seenBy === 'storage' && stampOf(one.name) !== '' && Math.abs(Date.parse(one.endedAt) - Date.parse(one.seenAt)) > 3_600_000);
+  if (off.length > 0) odd.push(`${count(off.length, 'archive')} bear another time than the storage saw: ${listedBriefly(off.map(({ name }) => named(name)), 5)}`);
+  return odd;
 }
 
 function auditText(server: string, verdict: string, findings: Finding[], notes: string[]): string {

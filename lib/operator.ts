@@ -11,7 +11,7 @@ import type { Wrong } from './rules.ts';
 import { checkSecretFiles, loadWith, settingsSource } from './check.ts';
 import type { Settings } from './settings.ts';
 import { isRemote } from './borg.ts';
-import { repositoryAddress } from './doctor.ts';
+import { repositoryAddress } from './storage.ts';
 
 /** How many archives to keep: the last ones, and the last one of so many days, weeks, months, years. */
 export type Keep = { last: number; daily: number; weekly: number; monthly: number; yearly: number };
@@ -102,6 +102,7 @@ export function folderThere({ repository }: OperatedServer): string {
 }
 
 let scratch = ''; // made once
+export const IS_GONE = 'is not there any more'; // what an audit of a known repository makes an alarm of
 
 /** Run a script (of sh or python3) on the storage: it goes there on standard input, so that no shell in between reads its words. looks: it changes nothing. */
 export async function onStorage(one: OperatedServer, what: string, interpreter: string[], script: string, options: RunOptions & { looks?: boolean } = {}): Promise<Done> {
@@ -111,6 +112,7 @@ export async function onStorage(one: OperatedServer, what: string, interpreter: 
   try {
     const done = await (looks ? look : change)([...one.storage, ...interpreter], { seconds: 3600, ...more, stdin: fd });
     if (done.code === 0) return done;
+    if (/^NOT THERE: /m.test(done.said)) throw new Problem(`the repository of ${one.server} ${IS_GONE}`, { said: done.said, hint: 'was a prune interrupted? `node backup.js prune` puts it in order. Else ask the storage\'s keeper' });
     const hint = done.code === 127 ? `${interpreter[0]} is not there: borg is a Python program, so install python3 on the storage` : `does this open a shell there: ${one.storage.join(' ')}`;
     throw failure(what, done, one.storage.length > 0 ? hint : '');
   } finally {

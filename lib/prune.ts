@@ -7,7 +7,7 @@ import { Problem, answer, count, mode, named, say, sayError, size } from './say.
 import { change, failure, goOn } from './shell.ts';
 import type { Settings } from './settings.ts';
 import { askBorg, borgFailure, isRemote, listIds, readFromArchive } from './borg.ts';
-import { serverCommandLine, sshToStorage } from './doctor.ts';
+import { serverCommandLine, sshToStorage } from './storage.ts';
 import { agrees } from './answers.ts';
 import { ANYWHERE, borgSettings, canDecrypt, folderThere, hasShell, onStorage, serversMeant } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
@@ -16,7 +16,7 @@ import type { Reading } from './segments.ts';
 import { present, readBook, writeBook } from './book.ts';
 import type { Book } from './book.ts';
 import { provenOnes } from './findings.ts';
-import { auditServer } from './audit.ts';
+import { auditServer, oddAtFirst } from './audit.ts';
 import { fatesOf } from './retention.ts';
 import type { Fate } from './retention.ts';
 
@@ -49,11 +49,12 @@ async function pruneServer(builtIn: Settings, operator: Operator, one: OperatedS
   if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`, { exitCode: 64 });
   if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const settings = borgSettings(builtIn, operator, one), before = readBook(operator, one);
-  if (!before) throw new Problem(`${one.server} has no ledger: it was never audited`, { hint: `node backup.js audit ${one.server}` });
-  if (before.pruning && !mode.dryRun) await finishInterrupted({ builtIn, operator, one, settings, book: before });
+  if (before?.pruning && !mode.dryRun) await finishInterrupted({ builtIn, operator, one, settings, book: before });
   await refuseAppendOnly(one, settings);
-  const { verdict, book, findings } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
+  const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
   if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0]!.what}): nothing is pruned`, { hint: `node backup.js audit ${one.server}` });
+  const odd = before ? [] : oddAtFirst(evidence);
+  if (odd.length > 0) throw new Problem(`${one.server}: this was its first audit, and there is something to look at first: nothing is pruned`, { said: odd.join('\n'), hint: 'look at the archives; when all is well, call prune again' });
   const job: Job = { builtIn, operator, one, settings, book };
   await refuseUnsure(job);
   const fates = fatesOf(book, one.keep, one.timeZone, await drilledLast(job), new Date()), going = fates.filter(({ stays }) => !stays);

@@ -13,7 +13,7 @@ import type { Settings } from './settings.ts';
 import { deadlines, isInWindow, windowEnd } from './window.ts';
 import { passportOf } from './passport.ts';
 import { queryCluster } from './questions.ts';
-import { tryConnection } from './doctor.ts';
+import { tryConnection } from './storage.ts';
 import { sweepDrills } from './drill.ts';
 import { borgVersion, isRemote, readFromArchive, takePass, tryRepository } from './borg.ts';
 import type { PassResult } from './borg.ts';

@@ -20,6 +20,7 @@ export type Wanted = { after: number; until: number; logBytes: number; ids: stri
 const READER = String.raw`
 import configparser, datetime, hashlib, json, os, struct, sys, zlib
 served = os.path.realpath(SERVED)
+if not os.path.isdir(os.path.join(REPO, 'data')): sys.exit('NOT THERE: no repository in ' + os.path.abspath(REPO))
 os.chdir(REPO)
 say = lambda **what: sys.stdout.write(json.dumps(what) + '\n')
 digest = lambda lines: hashlib.sha256(''.join('%d %d\n' % line for line in lines).encode()).hexdigest()

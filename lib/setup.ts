@@ -11,7 +11,8 @@ import type { Loaded } from './check.ts';
 import type { Settings } from './settings.ts';
 import { askBorg, borgEnvironment, borgFailure, borgVersion, isRemote, tryRepository } from './borg.ts';
 import { serverName } from './plan.ts';
-import { doctor, repositoryAddress, sheetFile, sheetMark, tryConnection } from './doctor.ts';
+import { repositoryAddress, tryConnection } from './storage.ts';
+import { doctor, sheetFile, sheetMark } from './doctor.ts';
 import { installCron, installTimers } from './schedule.ts';
 import { agrees, ask, canAsk } from './answers.ts';
 

@@ -207,6 +207,22 @@ describe('an intruder with the append-only key', { skip: cannotRunHere() }, () =
     asBefore();
   });
 
+  test('what append-only refuses it refuses, a lock that is broken and a repaired list harm nothing, and a repository that is gone is an alarm', async () => {
+    asBefore();
+    const refused = (...words: string[]) => assert.throws(() => execFileSync('borg', words, { env: { ...server.borgEnv(), BORG_DELETE_I_KNOW_WHAT_I_AM_DOING: 'YES', BORG_CHECK_I_KNOW_WHAT_I_AM_DOING: 'YES' }, stdio: 'pipe' }));
+    refused('delete', '::');
+    refused('check', '--repair', '--repository-only');
+    refused('init', '--encryption', 'none', `${server.settings.repository}x`);
+    server.borg('break-lock');
+    server.borg('check', '--archives-only');
+    assert.deepEqual(verdictOf(await operator.run(['audit', '--json'])).all.findings, []);
+    allIsBack();
+    fs.rmSync(storage.repository('web1'), { recursive: true });
+    const { verdict, rules, archives } = verdictOf(await operator.run(['audit', '--json']));
+    assert.deepEqual([verdict, rules, archives.sort()], ['alarm', ['R8'], [...good].sort()]);
+    asBefore();
+  });
+
   test('without the passphrase the files alone tell what was deleted and overwritten', async () => {
     asBefore();
     operator.write(operator.entry({ keyFile: '', passphraseFile: '' }));

@@ -10,7 +10,7 @@ import { makeServer, testFolder, waitFor } from './script.ts';
 import type { Server } from './script.ts';
 import { startStorage } from './storage.ts';
 import type { Storage } from './storage.ts';
-import { makeOperator, plant, verdictOf } from './operator.ts';
+import { makeOperator, plant, speakProtocol, verdictOf } from './operator.ts';
 import type { OperatorHere } from './operator.ts';
 import { cannotRunHere } from './night.ts';
 
@@ -117,7 +117,8 @@ describe('prune', { skip: cannotRunHere() }, () => {
     assert.equal(there.code, 64);
     assert.match(there.err, /is the file of a production server, not the operator's/);
     fs.rmSync(path.join(operator.folder, 'ledger/web1.json'));
-    assert.match((await operator.run(['prune', '--yes'])).err, /has no ledger: it was never audited/);
+    local(['create', '::made-past-the-append-only-server', server.script]);
+    assert.match((await operator.run(['prune', '--yes'])).err, /this was its first audit, and there is something to look at first: nothing is pruned\n.*\n? {2}said: 1 transaction did not come/);
     asBefore();
     operator.write(operator.entry({ keep, sshKey: path.join(server.folder, 'etc/ssh_key') }));
     const appendOnly = await operator.run(['prune', '--yes']);
@@ -215,7 +216,8 @@ describe('prune', { skip: cannotRunHere() }, () => {
 
   test('a night that runs while the copy is pruned loses nothing: the copy is thrown away', async () => {
     asBefore();
-    fs.writeFileSync(path.join(bin, 'borg'), `#!/bin/sh\ncase " $* " in *" compact "*) touch ${folder}/held; while [ ! -e ${folder}/go ]; do sleep 0.05; done;; esac\nexec /usr/bin/borg "$@"\n`, { mode: 0o755 });
+    const holding = `#!/bin/sh\ncase " $* " in *" compact "*) touch ${folder}/held; while [ ! -e ${folder}/go ]; do sleep 0.05; done;; esac\nexec /usr/bin/borg "$@"\n`;
+    fs.writeFileSync(path.join(bin, 'borg'), holding, { mode: 0o755 });
     const running = operator.start(['prune', '--yes'], { PATH: `${bin}:${process.env.PATH}` });
     await waitFor('it compacts', () => fs.existsSync(path.join(folder, 'held')));
     assert.equal((await server.run()).code, 0);
@@ -227,6 +229,16 @@ describe('prune', { skip: cannotRunHere() }, () => {
     assert.equal(more.length, all.length + 2);
     holds(more);
     assert.equal((await operator.run(['prune', '--yes'])).code, 0);
+    asBefore();
+    for (const file of ['held', 'go']) fs.rmSync(path.join(folder, file));
+    fs.writeFileSync(path.join(bin, 'borg'), holding, { mode: 0o755 });
+    const raced = operator.start(['prune', '--yes'], { PATH: `${bin}:${process.env.PATH}` });
+    await waitFor('it compacts', () => fs.existsSync(path.join(folder, 'held')));
+    speakProtocol(server, ['for number in range(20):', '    repository.put(bytes([number]) * 32, b"junk")', '    repository.commit()']); // asks for no lock
+    fs.writeFileSync(path.join(folder, 'go'), '');
+    assert.equal((await raced.ended).code, 75);
+    assert.deepEqual(names(), all);
+    assert.equal(verdictOf(await operator.run(['audit', '--json'])).verdict, 'alarm');
   });
 
   test('without room on the storage it says what is missing, and touches nothing', async () => {
