@@ -234,7 +234,7 @@ describe('prune', { skip: cannotRunHere() }, () => {
     fs.writeFileSync(path.join(bin, 'borg'), holding, { mode: 0o755 });
     const raced = operator.start(['prune', '--yes'], { PATH: `${bin}:${process.env.PATH}` });
     await waitFor('it compacts', () => fs.existsSync(path.join(folder, 'held')));
-    speakProtocol(server, ['for number in range(20):', '    repository.put(bytes([number]) * 32, b"junk")', '    repository.commit()']); // asks for no lock
+    speakProtocol(server, ['for number in range(1, 21):', '    repository.put(bytes([number]) * 32, b"junk")', '    repository.commit()']); // asks for no lock
     fs.writeFileSync(path.join(folder, 'go'), '');
     assert.equal((await raced.ended).code, 75);
     assert.deepEqual(names(), all);

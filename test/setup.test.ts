@@ -48,12 +48,12 @@ describe('setup', { skip: cannotRunHere() }, () => {
   });
 
   test('called again, it makes what was missing, and keeps what was there', async () => {
-    const made = stamps(path.join(etc, 'ssh_key'), path.join(etc, 'passphrase'), path.join(etc, 'known_hosts'));
+    const made = stamps(path.join(etc, 'ssh_key'), path.join(etc, 'known_hosts')); // the passphrase is made with the repository: one that is there has its own
     const watch = watchCommandLines();
     const ended = await server.run(['setup', '--yes']);
     seen = watch.stop();
     assert.equal(ended.code, 0, ended.out + ended.err);
-    assert.equal(stamps(path.join(etc, 'ssh_key'), path.join(etc, 'passphrase'), path.join(etc, 'known_hosts')), made);
+    assert.equal(stamps(path.join(etc, 'ssh_key'), path.join(etc, 'known_hosts')), made);
     for (const check of ['no shell', 'other paths refused', 'append-only', 'quota', 'key exported']) assert.match(ended.out, new RegExp(`^ok +${check}: `, 'm'));
     assert.match(ended.out, /^to do +schedule: /m); // none was asked for, none was installed
     for (const file of ['ssh_key', 'borg_key', 'passphrase', 'recovery-sheet.txt']) assert.equal(modeOf(path.join(etc, file)), '600', file);
@@ -97,6 +97,26 @@ describe('setup', { skip: cannotRunHere() }, () => {
     const ended = await server.run(['list', '--settings', path.join(there, 'settings.js')]);
     assert.equal(ended.code, 0, ended.err);
     assert.match(ended.out, new RegExp(`^${server.history().pop().archive} +proven`, 'm'));
+  });
+
+  test('whether the storage is append-only is asked in two ways, and what neither tells is unknown', async () => {
+    const keys = path.join(storage.folder, 'authorized_keys'), key = fs.readFileSync(path.join(etc, 'ssh_key.pub'), 'utf8'), repository = storage.repository('web1');
+    const says = async () => JSON.parse((await server.run(['doctor', '--json'])).out).find((one: any) => one.check === 'append-only').ok;
+    const withLine = (options: { appendOnly: boolean; before: string }) => { fs.writeFileSync(keys, ''); storage.authorize(key, 'web1', options); };
+    withLine({ appendOnly: false, before: 'true' });
+    assert.equal(await says(), false);
+    withLine({ appendOnly: true, before: 'export BORG_SHOW_SYSINFO=no' });
+    assert.equal(await says(), true);
+    withLine({ appendOnly: false, before: 'export BORG_SHOW_SYSINFO=no' });
+    assert.equal(await says(), false);
+    execFileSync('sed', ['-i', 's/^append_only = .*/append_only = 1/', path.join(repository, 'config')]);
+    assert.equal(await says(), true, 'the repository itself is set so');
+    execFileSync('sed', ['-i', 's/^append_only = .*/append_only = 0/', path.join(repository, 'config')]);
+    const archives = server.archives();
+    withLine({ appendOnly: true, before: 'case "$SSH_ORIGINAL_COMMAND" in *serve*) exit 1;; esac' });
+    assert.equal(await says(), null);
+    withLine({ appendOnly: true, before: 'true' });
+    assert.deepEqual(server.archives(), archives);
   });
 
   test('a storage whose host key has changed is not spoken to', async () => {
