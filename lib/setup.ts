@@ -176,7 +176,7 @@ async function writeSheet(settings: Settings): Promise<void> {
   const text = ['Print this, keep it on paper away from the server, then remove this file.', 'Whoever has it and can reach the storage can read every backup.', '',
     `repository  ${settings.repository}`, `passphrase  ${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`], title = `RECOVERY SHEET of server ${serverName(settings)}`;
   const html = (lines: string[]) => lines.join('\n').replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
-  writeDurably(page, exported[1]!.replace(/<body[^>]*>/, (body) => `${body}\n<h1>${html([title])}</h1>\n<pre style="white-space: pre-wrap">${html(text)}</pre>\n`)); // borg's own page, which draws the codes itself
+  writeDurably(page, exported[1]!.replace(/<div id="printout">/, (paper) => `${paper}\n<h1>${html([title])}</h1>\n<pre style="white-space: pre-wrap">${html(text)}</pre>\n`)); // onto the paper of borg's own page, which draws the codes itself
   writeDurably(sheet, [title, '', ...text, '', exported[0]!, ''].join('\n'));
   writeDurably(sheetMark(settings), `the recovery sheet was made on ${new Date().toISOString()}; to have it made again, remove this file and run setup\n`);
   say(`wrote the recovery sheet: ${named(sheet)}, and the same to print with QR codes: ${named(page)}`);
