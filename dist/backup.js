@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 35c1feb8385553c06f8a26d6f9354ba2cb52c955460426afab6bafe0937b5e14
+// Checksum of all but the settings: 50ded8c077288e9cdeba7ba3faa9551a9d5bc15e89d66d4e8b07c3201c3c94bb
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7296,8 +7296,8 @@ function readerText(folder, served, { after, until, logBytes, ids, data }) {
   return `${Object.entries(values).map(([name, value]) => `${name} = ${JSON.stringify(value)}\n`).join('')}DATA = ${data ? 'True' : 'False'}\n${READER}`;
 }
 
-/** Given a server and what is wanted, reads its repository's files where they lie, and returns what they say. Throws Problem when they cannot be read. */
-async function readRepository(one, wanted) {
+/** Given a server, what is wanted and (when it is not the settings') the folder, reads the repository's files where they lie, and returns what they say. Throws Problem when they cannot be read. */
+async function readRepository(one, wanted, folder = folderThere(one)) {
   const transactions = [], found = [], deletes = [];
   let rest = null;
   const onLine = (line) => {
@@ -7307,7 +7307,7 @@ async function readRepository(one, wanted) {
     else if (typeof what.number === 'number') transactions.push({ ...what, found: found.splice(0), deletes: deletes.splice(0) });
     else rest = what;
   };
-  await onStorage(one, `the files of the repository of ${one.server} cannot be read`, ['python3', '-'], readerText(folderThere(one), folderThere(one), wanted), { looks: true, onLine, keepBytes: 0, seconds: 24 * 3600 });
+  await onStorage(one, `the files of the repository of ${one.server} cannot be read`, ['python3', '-'], readerText(folder, folderThere(one), wanted), { looks: true, onLine, keepBytes: 0, seconds: 24 * 3600 });
   if (!rest) throw new Problem(`the files of the repository of ${one.server} were not read to their end`);
   return { ...rest, transactions };
 }
@@ -7351,9 +7351,14 @@ function newBook({ server, repository }, now) {
   return { format: 1, server, repository, firstAuditAt: now, lastAuditAt: now, mark: null, appendOnly: false, config: {}, archives: [], days: [], audits: [], prunes: [], pruning: null };
 }
 
+/** One audit or prune of a server at a time, on this computer. Throws Problem (75) when there is another one. */
+function lockBook({ ledgerFolder }, server) {
+  fs.mkdirSync(ledgerFolder, { recursive: true, mode: 0o700 });
+  if (takeLock(ledgerFolder, 1, `.${server}.lock`) === null) throw new Problem(`${server}: another audit or prune of it is going on`, { exitCode: 75, hint: 'wait for its end' });
+}
+
 /** Write the ledger, on disk when this returns. */
 function writeBook(operator, book) {
-  fs.mkdirSync(operator.ledgerFolder, { recursive: true, mode: 0o700 });
   writeDurably(bookFile(operator, book.server), `${JSON.stringify(book, null, 1)}\n`);
 }
 
@@ -7645,6 +7650,7 @@ async function audit(builtIn, operator, names, options) {
   let code = 0;
   for (const one of serversMeant(operator, names)) {
     try {
+      lockBook(operator, one.server);
       const { server, verdict, findings, notes, book, evidence } = await auditServer(builtIn, operator, one, options);
       const plan = findings.length > 0 ? undoPlan(operator, one, book, evidence, findings) : `# ${server}: no alarm, so there is nothing to undo`;
       results.push({ server, verdict, findings, notes, newTransactions: evidence.reading?.transactions.length ?? null, archives: present(book).length, ...(options.undoPlan ? { undoPlan: plan } : {}) });
@@ -7656,7 +7662,7 @@ async function audit(builtIn, operator, names, options) {
       goOn();
       sayError(error);
       results.push({ server: one.server, verdict: 'unknown', findings: [], notes: [], error: error.message });
-      code = Math.max(code, error.facts.exitCode === 64 ? 64 : 2);
+      code = Math.max(code === 75 ? 0 : code, error.facts.exitCode ?? 2);
     }
   }
   if (mode.json) answer(JSON.stringify(results, null, 1));
@@ -7667,6 +7673,7 @@ async function audit(builtIn, operator, names, options) {
 async function auditServer(builtIn, operator, one, options) {
   const now = new Date().toISOString(), was = readBook(operator, one), book = was ?? newBook(one, now);
   if (!hasShell(one) && !canDecrypt(one)) throw new Problem(`${one.server}: without a shell on the storage and without the passphrase there is nothing to audit by`, { exitCode: 64, hint: 'give `storage`, or `keyFile` and `passphraseFile`' });
+  if (book.pruning) throw new Problem(`${one.server}: the prune of ${book.pruning.startedAt} was interrupted`, { hint: `node backup.js prune ${one.server} puts it in order, and audits` });
   const evidence = await gather(builtIn, operator, one, { book, isFirst: was === null, now }, options.full).catch((error) => nothingLeft(error, was, now));
   const findings = findingsOf(evidence).map((found) => ({ ...found, undo: undoOf(one, found) }));
   if (evidence.listTrouble && findings.length === 0) throw evidence.listTrouble;
@@ -7682,7 +7689,7 @@ async function auditServer(builtIn, operator, one, options) {
 
 // A known repository that is not there is an alarm; whatever else fails is no verdict at all.
 function nothingLeft(error, book, now) {
-  if (!book || book.pruning || !(error instanceof Problem) || !error.message.endsWith(IS_GONE)) throw error;
+  if (!book || !(error instanceof Problem) || !error.message.endsWith(IS_GONE)) throw error;
   return { book, isFirst: false, reading: null, puts: new Map(), listed: [], listTrouble: error, fresh: [], now };
 }
 
@@ -7701,7 +7708,8 @@ async function gather(builtIn, operator, one, { book, isFirst, now }, full) {
       if (!(error instanceof Problem) || isFirst || !reading) throw error;
       listTrouble = error;
     }
-    isOne = !reading || !listed || (await readRepository(one, STATE_ALONE)).state === reading.state;
+    const later = reading && isNew ? await readRepository(one, { after: reading.last, until: 0, logBytes: 0, ids: [], data: false }) : null; // an upload that is not committed is no matter
+    isOne = !later || (later.transactions.length === 0 && later.log.sha256 === reading.log.sha256);
   }
   if (full && reading) reading.damage = (await readRepository(one, { after: 0, until: reading.last, logBytes, ids: [], data: true })).damage;
   const known = new Set(book.archives.map(({ id }) => id)), added = listed?.filter(({ id }) => !known.has(id)) ?? [];
@@ -7887,6 +7895,7 @@ function periodOf(rule, { id, seenAt }, timeZone) {
 // server can reach: delete, compact, check, list. Only a copy that came out right takes the repository's place, by two renames, and only when
 // nobody wrote to the repository meanwhile. Whatever breaks before leaves the repository as it was; whatever breaks after is finished
 // by the next call. Changes: the repository, the ledger, and access by the operator's own commands, which is always given back.
+// audited: the state of the repository that the audit saw
 
 const NAMES_AT_A_TIME = 200;
 
@@ -7896,6 +7905,7 @@ async function prune(builtIn, operator, names, yes) {
   let code = 0;
   for (const one of serversMeant(operator, names)) {
     try {
+      lockBook(operator, one.server);
       results.push(await pruneServer(builtIn, operator, one, yes));
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
@@ -7914,13 +7924,13 @@ async function pruneServer(builtIn, operator, one, yes) {
   if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`, { exitCode: 64 });
   if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const settings = borgSettings(builtIn, operator, one), before = readBook(operator, one);
-  if (before?.pruning && !mode.dryRun) await finishInterrupted({ builtIn, operator, one, settings, book: before });
+  if (before?.pruning && !mode.dryRun) await finishInterrupted({ builtIn, operator, one, settings, book: before, audited: '' });
   await refuseAppendOnly(one, settings);
   const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
   if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0].what}): nothing is pruned`, { hint: `node backup.js audit ${one.server}` });
   const odd = before ? [] : oddAtFirst(evidence);
   if (odd.length > 0) throw new Problem(`${one.server}: this was its first audit, and there is something to look at first: nothing is pruned`, { said: odd.join('\n'), hint: 'look at the archives; when all is well, call prune again' });
-  const job = { builtIn, operator, one, settings, book };
+  const job = { builtIn, operator, one, settings, book, audited: evidence.reading?.state ?? '' };
   await refuseUnsure(job);
   const fates = fatesOf(book, one.keep, one.timeZone, await drilledLast(job), new Date()), going = fates.filter(({ stays }) => !stays);
   if (!mode.json) answer(fatesText(one.server, fates));
@@ -8015,9 +8025,10 @@ const shell = (one, what, script) => onStorage(one, `${one.server}: ${what}`, ['
 
 /** Delete, compact and check in a hard-linked copy, and let it take the repository's place. Returns the bytes that became free. */
 async function pruneInCopy(job, going) {
-  const { operator, one, settings, book } = job;
+  const { operator, one, settings, book, audited } = job;
   const began = await readRepository(one, STATE_ALONE);
   refuseIfWriting(one, began);
+  if (began.state !== audited) throw written(one); // what no audit saw is not compacted away
   await refuseWithoutSpace(one, began);
   // What borg changes in place is copied, all else is linked: borg never writes into a data file that is there (repository.py, LoggedIO).
   await shell(one, 'the copy cannot be made', 'rm -rf "$copy"\ntest ! -e "$old"\ncp -al "$folder" "$copy"\nfor file in transactions config nonce README; do if [ -e "$folder/$file" ]; then cp -a --remove-destination "$folder/$file" "$copy/"; fi; done\nrm -rf "$copy"/lock.*\n');
@@ -8030,11 +8041,13 @@ async function pruneInCopy(job, going) {
     refuseIfWriting(one, is);
     if (is.state !== began.state) throw written(one);
     await shell(one, 'the copy cannot be made ready', 'chown -R --reference="$folder" "$copy" 2>/dev/null || true\nowner=$(stat -c %u "$folder")\nif find "$copy" ! -user "$owner" | grep -q .; then echo "not everything in the copy belongs to the owner of the repository: run this as its owner, or as root" >&2; exit 1; fi\nsync\n');
+    const after = await readRepository(one, { ...STATE_ALONE, after: 0 }, places(one).copy), numbers = after.transactions.map(({ number }) => number);
+    book.pruning = { ...book.pruning, stage: 'swap', deleting: going.map(({ archive }) => archive.id), bytes: [began.bytes, after.bytes],
+      mark: { transaction: after.last, previous: numbers[numbers.length - 2] ?? 0, time: new Date().toISOString(), files: after.files, log: after.log, manifestBytes: 0, nonce: after.nonce } };
   } catch (error) {
     await shell(one, 'the copy cannot be removed', 'rm -rf "$copy"\n');
     throw error;
   }
-  book.pruning = { ...book.pruning, stage: 'swap', deleting: going.map(({ archive }) => archive.id) };
   writeBook(operator, book);
   await swap(job, began);
   return finishPrune(job);
@@ -8069,7 +8082,7 @@ async function refuseWithoutSpace(one, { bytes, segments, config }) {
   if (free < needed) throw new Problem(`${one.server}: the storage has ${size(free)} free; compacting ${size(bytes)} in ${count(segments, 'file')} needs ${size(needed)} besides what is there: nothing was pruned`, { hint: 'make room on the storage. Nothing is freed before the result has been checked' });
 }
 
-const written = (one) => new Problem(`${one.server}: somebody wrote to the repository while its copy was pruned: nothing was pruned, and nothing is lost`, { exitCode: 75, hint: 'call again when its run is over' });
+const written = (one) => new Problem(`${one.server}: somebody wrote to the repository since it was audited: nothing was pruned, and nothing is lost`, { exitCode: 75, hint: 'call again when its run is over' });
 
 /**
  * The pruned copy takes the repository's place: two renames, and between them, while no server can open it, a last look whether anybody wrote until
@@ -8089,19 +8102,17 @@ esac
   throw written(one);
 }
 
-/** After the swap: look again at what is there now, write the ledger, and only then remove the repository as it was. Returns the bytes that became free. */
+/** After the swap: write the ledger, and only then remove the repository as it was. Returns the bytes that became free. */
 async function finishPrune({ operator, one, settings, book }) {
   if (fs.existsSync(memoryOfCopy(settings))) {
     fs.rmSync(settings.stateFolder, { recursive: true, force: true });
     fs.renameSync(memoryOfCopy(settings), settings.stateFolder);
   }
-  const gone = new Set(book.pruning.deleting), at = new Date().toISOString(), ids = await listIds(settings, ANYWHERE), lost = present(book).filter(({ id }) => !gone.has(id) && !ids.includes(id));
-  if (lost.length > 0) throw new Problem(`${one.server}: after pruning ${lost[0].name} is missing, and should be there; the repository as it was lies beside it, as ${places(one).old}`, { hint: 'put it back, and tell the makers of backup.js' });
-  const after = await readRepository(one, { ...STATE_ALONE, after: 0 }), numbers = after.transactions.map(({ number }) => number), deleted = present(book).filter(({ id }) => gone.has(id));
-  const was = await shell(one, 'its size cannot be seen', 'if [ -e "$old" ]; then find "$old/data" -type f -printf "%s\\n"; fi | awk \'{ sum += $1 } END { printf "%d", sum }\'\n');
+  const gone = new Set(book.pruning.deleting), at = new Date().toISOString();
+  const deleted = present(book).filter(({ id }) => gone.has(id));
   for (const archive of deleted) Object.assign(archive, { goneAt: at, goneBy: 'prune' });
-  book.mark = { transaction: after.last, previous: numbers[numbers.length - 2] ?? 0, time: at, files: after.files, log: after.log, manifestBytes: 0, nonce: after.nonce };
-  const freedBytes = Math.max(0, Number(was.out) - after.bytes);
+  book.mark = book.pruning.mark; // of the copy, before anybody could write to it: what came since is for the next audit
+  const [was, is] = book.pruning.bytes, freedBytes = Math.max(0, was - is);
   if (deleted.length > 0) book.prunes.push({ at, deleted: deleted.map(({ name }) => name), freedBytes });
   writeBook(operator, book); // before the old one goes: a call that is killed here finds it and removes it
   await shell(one, 'the repository as it was cannot be removed', 'rm -rf "$old"\n');

@@ -11,9 +11,9 @@ import { orWrongBorg } from './list.ts';
 import { agrees } from './answers.ts';
 import { ANYWHERE, IS_GONE, borgSettings, canDecrypt, hasShell, serversMeant } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
-import { STATE_ALONE, readRepository, timeOf } from './segments.ts';
+import { readRepository, timeOf } from './segments.ts';
 import type { Reading, Wanted } from './segments.ts';
-import { kindOf, newBook, present, readBook, stampOf, writeBook } from './book.ts';
+import { kindOf, lockBook, newBook, present, readBook, stampOf, writeBook } from './book.ts';
 import type { Book, Finding, KnownArchive } from './book.ts';
 import { byDay, findingsOf, hashedConfig, listedBriefly, provenOnes } from './findings.ts';
 import type { Evidence } from './findings.ts';
@@ -32,6 +32,7 @@ export async function audit(builtIn: Settings, operator: Operator, names: string
   let code = 0;
   for (const one of serversMeant(operator, names)) {
     try {
+      lockBook(operator, one.server);
       const { server, verdict, findings, notes, book, evidence } = await auditServer(builtIn, operator, one, options);
       const plan = findings.length > 0 ? undoPlan(operator, one, book, evidence, findings) : `# ${server}: no alarm, so there is nothing to undo`;
       results.push({ server, verdict, findings, notes, newTransactions: evidence.reading?.transactions.length ?? null, archives: present(book).length, ...(options.undoPlan ? { undoPlan: plan } : {}) });
@@ -43,7 +44,7 @@ export async function audit(builtIn: Settings, operator: Operator, names: string
       goOn();
       sayError(error);
       results.push({ server: one.server, verdict: 'unknown', findings: [], notes: [], error: error.message });
-      code = Math.max(code, error.facts.exitCode === 64 ? 64 : 2);
+      code = Math.max(code === 75 ? 0 : code, error.facts.exitCode ?? 2);
     }
   }
   if (mode.json) answer(JSON.stringify(results, null, 1));
@@ -54,6 +55,7 @@ export async function audit(builtIn: Settings, operator: Operator, names: string
 export async function auditServer(builtIn: Settings, operator: Operator, one: OperatedServer, options: AuditOptions): Promise<Audited> {
   const now = new Date().toISOString(), was = readBook(operator, one), book = was ?? newBook(one, now);
   if (!hasShell(one) && !canDecrypt(one)) throw new Problem(`${one.server}: without a shell on the storage and without the passphrase there is nothing to audit by`, { exitCode: 64, hint: 'give `storage`, or `keyFile` and `passphraseFile`' });
+  if (book.pruning) throw new Problem(`${one.server}: the prune of ${book.pruning.startedAt} was interrupted`, { hint: `node backup.js prune ${one.server} puts it in order, and audits` });
   const evidence = await gather(builtIn, operator, one, { book, isFirst: was === null, now }, options.full).catch((error) => nothingLeft(error, was, now));
   const findings = findingsOf(evidence).map((found) => ({ ...found, undo: undoOf(one, found) }));
   if (evidence.listTrouble && findings.length === 0) throw evidence.listTrouble;
@@ -69,7 +71,7 @@ export async function auditServer(builtIn: Settings, operator: Operator, one: Op
 
 // A known repository that is not there is an alarm; whatever else fails is no verdict at all.
 function nothingLeft(error: unknown, book: Book | null, now: string): Evidence {
-  if (!book || book.pruning || !(error instanceof Problem) || !error.message.endsWith(IS_GONE)) throw error;
+  if (!book || !(error instanceof Problem) || !error.message.endsWith(IS_GONE)) throw error;
   return { book, isFirst: false, reading: null, puts: new Map(), listed: [], listTrouble: error, fresh: [], now };
 }
 
@@ -88,7 +90,8 @@ async function gather(builtIn: Settings, operator: Operator, one: OperatedServer
       if (!(error instanceof Problem) || isFirst || !reading) throw error;
       listTrouble = error;
     }
-    isOne = !reading || !listed || (await readRepository(one, STATE_ALONE)).state === reading.state;
+    const later = reading && isNew ? await readRepository(one, { after: reading.last, until: 0, logBytes: 0, ids: [], data: false }) : null; // an upload that is not committed is no matter
+    isOne = !later || (later.transactions.length === 0 && later.log.sha256 === reading!.log.sha256);
   }
   if (full && reading) reading.damage = (await readRepository(one, { after: 0, until: reading.last, logBytes, ids: [], data: true })).damage;
   const known = new Set(book.archives.map(({ id }) => id)), added = listed?.filter(({ id }) => !known.has(id)) ?? [];

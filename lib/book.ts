@@ -5,6 +5,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, named } from './say.ts';
 import { writeDurably } from './shell.ts';
+import { takeLock } from './ledger.ts';
 import type { Operator, OperatedServer } from './operator.ts';
 
 export type ArchiveKind = 'cold' | 'proof' | 'warm' | 'checkpoint' | 'other';
@@ -27,7 +28,7 @@ export type Book = {
   days: { day: string; bytes: number; transactions: number }[];
   audits: { at: string; verdict: 'clean' | 'alarm'; transactions: number; findings: Finding[]; accepted?: string }[];
   prunes: { at: string; deleted: string[]; freedBytes: number }[];
-  pruning: { startedAt: string; stage: 'copy' | 'swap' | 'hosted'; deleting: string[]; accessCut: boolean } | null; // a prune that is under way, or was interrupted
+  pruning: { startedAt: string; stage: 'copy' | 'swap' | 'hosted'; deleting: string[]; accessCut: boolean; mark?: Mark; bytes?: [number, number] } | null; // a prune that is under way, or was interrupted. mark: of the pruned copy; bytes: before and after
 };
 
 const bookFile = ({ ledgerFolder }: Operator, server: string) => path.join(ledgerFolder, `${server}.json`);
@@ -57,9 +58,14 @@ export function newBook({ server, repository }: OperatedServer, now: string): Bo
   return { format: 1, server, repository, firstAuditAt: now, lastAuditAt: now, mark: null, appendOnly: false, config: {}, archives: [], days: [], audits: [], prunes: [], pruning: null };
 }
 
+/** One audit or prune of a server at a time, on this computer. Throws Problem (75) when there is another one. */
+export function lockBook({ ledgerFolder }: Operator, server: string): void {
+  fs.mkdirSync(ledgerFolder, { recursive: true, mode: 0o700 });
+  if (takeLock(ledgerFolder, 1, `.${server}.lock`) === null) throw new Problem(`${server}: another audit or prune of it is going on`, { exitCode: 75, hint: 'wait for its end' });
+}
+
 /** Write the ledger, on disk when this returns. */
 export function writeBook(operator: Operator, book: Book): void {
-  fs.mkdirSync(operator.ledgerFolder, { recursive: true, mode: 0o700 });
   writeDurably(bookFile(operator, book.server), `${JSON.stringify(book, null, 1)}\n`);
 }
 

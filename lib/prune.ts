@@ -13,7 +13,7 @@ import { ANYWHERE, borgSettings, canDecrypt, folderThere, hasShell, onStorage, s
 import type { OperatedServer, Operator } from './operator.ts';
 import { STATE_ALONE, readRepository, readerText } from './segments.ts';
 import type { Reading } from './segments.ts';
-import { present, readBook, writeBook } from './book.ts';
+import { lockBook, present, readBook, writeBook } from './book.ts';
 import type { Book } from './book.ts';
 import { provenOnes } from './findings.ts';
 import { auditServer, oddAtFirst } from './audit.ts';
@@ -21,7 +21,7 @@ import { fatesOf } from './retention.ts';
 import type { Fate } from './retention.ts';
 
 type Pruned = { server: string; outcome: 'pruned' | 'nothing to prune' | 'dry run' | 'refused'; deleted: string[]; kept: { archive: string; why: string }[]; freedBytes: number; error?: string };
-type Job = { builtIn: Settings; operator: Operator; one: OperatedServer; settings: Settings; book: Book };
+type Job = { builtIn: Settings; operator: Operator; one: OperatedServer; settings: Settings; book: Book; audited: string }; // audited: the state of the repository that the audit saw
 
 const NAMES_AT_A_TIME = 200;
 
@@ -31,6 +31,7 @@ export async function prune(builtIn: Settings, operator: Operator, names: string
   let code = 0;
   for (const one of serversMeant(operator, names)) {
     try {
+      lockBook(operator, one.server);
       results.push(await pruneServer(builtIn, operator, one, yes));
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
@@ -49,13 +50,13 @@ async function pruneServer(builtIn: Settings, operator: Operator, one: OperatedS
   if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`, { exitCode: 64 });
   if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const settings = borgSettings(builtIn, operator, one), before = readBook(operator, one);
-  if (before?.pruning && !mode.dryRun) await finishInterrupted({ builtIn, operator, one, settings, book: before });
+  if (before?.pruning && !mode.dryRun) await finishInterrupted({ builtIn, operator, one, settings, book: before, audited: '' });
   await refuseAppendOnly(one, settings);
   const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
   if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0]!.what}): nothing is pruned`, { hint: `node backup.js audit ${one.server}` });
   const odd = before ? [] : oddAtFirst(evidence);
   if (odd.length > 0) throw new Problem(`${one.server}: this was its first audit, and there is something to look at first: nothing is pruned`, { said: odd.join('\n'), hint: 'look at the archives; when all is well, call prune again' });
-  const job: Job = { builtIn, operator, one, settings, book };
+  const job: Job = { builtIn, operator, one, settings, book, audited: evidence.reading?.state ?? '' };
   await refuseUnsure(job);
   const fates = fatesOf(book, one.keep, one.timeZone, await drilledLast(job), new Date()), going = fates.filter(({ stays }) => !stays);
   if (!mode.json) answer(fatesText(one.server, fates));
@@ -150,9 +151,10 @@ const shell = (one: OperatedServer, what: string, script: string) => onStorage(o
 
 /** Delete, compact and check in a hard-linked copy, and let it take the repository's place. Returns the bytes that became free. */
 async function pruneInCopy(job: Job, going: Fate[]): Promise<number> {
-  const { operator, one, settings, book } = job;
+  const { operator, one, settings, book, audited } = job;
   const began = await readRepository(one, STATE_ALONE);
   refuseIfWriting(one, began);
+  if (began.state !== audited) throw written(one); // what no audit saw is not compacted away
   await refuseWithoutSpace(one, began);
   // What borg changes in place is copied, all else is linked: borg never writes into a data file that is there (repository.py, LoggedIO).
   await shell(one, 'the copy cannot be made', 'rm -rf "$copy"\ntest ! -e "$old"\ncp -al "$folder" "$copy"\nfor file in transactions config nonce README; do if [ -e "$folder/$file" ]; then cp -a --remove-destination "$folder/$file" "$copy/"; fi; done\nrm -rf "$copy"/lock.*\n');
@@ -165,11 +167,13 @@ async function pruneInCopy(job: Job, going: Fate[]): Promise<number> {
     refuseIfWriting(one, is);
     if (is.state !== began.state) throw written(one);
     await shell(one, 'the copy cannot be made ready', 'chown -R --reference="$folder" "$copy" 2>/dev/null || true\nowner=$(stat -c %u "$folder")\nif find "$copy" ! -user "$owner" | grep -q .; then echo "not everything in the copy belongs to the owner of the repository: run this as its owner, or as root" >&2; exit 1; fi\nsync\n');
+    const after = await readRepository(one, { ...STATE_ALONE, after: 0 }, places(one).copy), numbers = after.transactions.map(({ number }) => number);
+    book.pruning = { ...book.pruning!, stage: 'swap', deleting: going.map(({ archive }) => archive.id), bytes: [began.bytes, after.bytes],
+      mark: { transaction: after.last, previous: numbers[numbers.length - 2] ?? 0, time: new Date().toISOString(), files: after.files, log: after.log, manifestBytes: 0, nonce: after.nonce } };
   } catch (error) {
     await shell(one, 'the copy cannot be removed', 'rm -rf "$copy"\n');
     throw error;
   }
-  book.pruning = { ...book.pruning!, stage: 'swap', deleting: going.map(({ archive }) => archive.id) };
   writeBook(operator, book);
   await swap(job, began);
   return finishPrune(job);
@@ -204,7 +208,7 @@ async function refuseWithoutSpace(one: OperatedServer, { bytes, segments, config
   if (free < needed) throw new Problem(`${one.server}: the storage has ${size(free)} free; compacting ${size(bytes)} in ${count(segments, 'file')} needs ${size(needed)} besides what is there: nothing was pruned`, { hint: 'make room on the storage. Nothing is freed before the result has been checked' });
 }
 
-const written = (one: OperatedServer) => new Problem(`${one.server}: somebody wrote to the repository while its copy was pruned: nothing was pruned, and nothing is lost`, { exitCode: 75, hint: 'call again when its run is over' });
+const written = (one: OperatedServer) => new Problem(`${one.server}: somebody wrote to the repository since it was audited: nothing was pruned, and nothing is lost`, { exitCode: 75, hint: 'call again when its run is over' });
 
 /**
  * The pruned copy takes the repository's place: two renames, and between them, while no server can open it, a last look whether anybody wrote until
@@ -224,19 +228,17 @@ esac
   throw written(one);
 }
 
-/** After the swap: look again at what is there now, write the ledger, and only then remove the repository as it was. Returns the bytes that became free. */
+/** After the swap: write the ledger, and only then remove the repository as it was. Returns the bytes that became free. */
 async function finishPrune({ operator, one, settings, book }: Job): Promise<number> {
   if (fs.existsSync(memoryOfCopy(settings))) {
     fs.rmSync(settings.stateFolder, { recursive: true, force: true });
     fs.renameSync(memoryOfCopy(settings), settings.stateFolder);
   }
-  const gone = new Set(book.pruning!.deleting), at = new Date().toISOString(), ids = await listIds(settings, ANYWHERE), lost = present(book).filter(({ id }) => !gone.has(id) && !ids.includes(id));
-  if (lost.length > 0) throw new Problem(`${one.server}: after pruning ${lost[0]!.name} is missing, and should be there; the repository as it was lies beside it, as ${places(one).old}`, { hint: 'put it back, and tell the makers of backup.js' });
-  const after = await readRepository(one, { ...STATE_ALONE, after: 0 }), numbers = after.transactions.map(({ number }) => number), deleted = present(book).filter(({ id }) => gone.has(id));
-  const was = await shell(one, 'its size cannot be seen', 'if [ -e "$old" ]; then find "$old/data" -type f -printf "%s\\n"; fi | awk \'{ sum += $1 } END { printf "%d", sum }\'\n');
+  const gone = new Set(book.pruning!.deleting), at = new Date().toISOString();
+  const deleted = present(book).filter(({ id }) => gone.has(id));
   for (const archive of deleted) Object.assign(archive, { goneAt: at, goneBy: 'prune' });
-  book.mark = { transaction: after.last, previous: numbers[numbers.length - 2] ?? 0, time: at, files: after.files, log: after.log, manifestBytes: 0, nonce: after.nonce };
-  const freedBytes = Math.max(0, Number(was.out) - after.bytes);
+  book.mark = book.pruning!.mark!; // of the copy, before anybody could write to it: what came since is for the next audit
+  const [was, is] = book.pruning!.bytes!, freedBytes = Math.max(0, was - is);
   if (deleted.length > 0) book.prunes.push({ at, deleted: deleted.map(({ name }) => name), freedBytes });
   writeBook(operator, book); // before the old one goes: a call that is killed here finds it and removes it
   await shell(one, 'the repository as it was cannot be removed', 'rm -rf "$old"\n');

@@ -10,7 +10,7 @@ import type { OperatedServer } from './operator.ts';
 /** One transaction. deletes and found: [id, its place in the transaction]; found: PUTs of the ids that were asked for. manifest: size of the last one, null: none was written. */
 export type Transaction = { number: number; time: string | null; fileTime: string; puts: number; bytes: number; manifest: number | null; deletes: [string, number][]; deleted: number; found: [string, number][] };
 
-/** The repository as it was read. oldFiles: the segment files up to `after`; oldLog: the file `transactions` up to its first `logBytes` bytes. state: changes when anybody writes anything. */
+/** The repository as it was read. oldFiles: the segment files up to `after`; oldLog: the file `transactions` up to its first `logBytes` bytes. state: changes when anybody writes anything, committed or not. */
 export type Reading = { transactions: Transaction[]; config: Record<string, string>; nonce: string; damage: string[]; last: number; bytes: number; segments: number; files: { count: number; sha256: string };
   oldFiles: { count: number; sha256: string }; log: { bytes: number; sha256: string }; oldLog: string; appendOnlyLines: number; state: string; serving: string[]; locked: boolean };
 
@@ -101,8 +101,8 @@ export function readerText(folder: string, served: string, { after, until, logBy
   return `${Object.entries(values).map(([name, value]) => `${name} = ${JSON.stringify(value)}\n`).join('')}DATA = ${data ? 'True' : 'False'}\n${READER}`;
 }
 
-/** Given a server and what is wanted, reads its repository's files where they lie, and returns what they say. Throws Problem when they cannot be read. */
-export async function readRepository(one: OperatedServer, wanted: Wanted): Promise<Reading> {
+/** Given a server, what is wanted and (when it is not the settings') the folder, reads the repository's files where they lie, and returns what they say. Throws Problem when they cannot be read. */
+export async function readRepository(one: OperatedServer, wanted: Wanted, folder = folderThere(one)): Promise<Reading> {
   const transactions: Transaction[] = [], found: [string, number][] = [], deletes: [string, number][] = [];
   let rest: Omit<Reading, 'transactions'> | null = null;
   const onLine = (line: string) => {
@@ -112,7 +112,7 @@ export async function readRepository(one: OperatedServer, wanted: Wanted): Promi
     else if (typeof what.number === 'number') transactions.push({ ...what, found: found.splice(0), deletes: deletes.splice(0) });
     else rest = what;
   };
-  await onStorage(one, `the files of the repository of ${one.server} cannot be read`, ['python3', '-'], readerText(folderThere(one), folderThere(one), wanted), { looks: true, onLine, keepBytes: 0, seconds: 24 * 3600 });
+  await onStorage(one, `the files of the repository of ${one.server} cannot be read`, ['python3', '-'], readerText(folder, folderThere(one), wanted), { looks: true, onLine, keepBytes: 0, seconds: 24 * 3600 });
   if (!rest) throw new Problem(`the files of the repository of ${one.server} were not read to their end`);
   return { ...rest as Omit<Reading, 'transactions'>, transactions };
 }

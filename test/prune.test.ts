@@ -188,7 +188,7 @@ describe('prune', { skip: cannotRunHere() }, () => {
     assert.equal((await script.ended).code, 137);
     fs.rmSync(path.join(bin, 'ssh'));
   };
-  const AFTER: Record<string, ['before' | 'after', number]> = { 'its copy was made': ['after', 2], 'the copy was pruned and checked': ['after', 3], 'the copy has taken the repository\'s place': ['after', 4], 'the old one was removed': ['after', 6] };
+  const AFTER: Record<string, ['before' | 'after', number]> = { 'its copy was made': ['after', 2], 'the copy was pruned and checked': ['after', 3], 'the copy has taken the repository\'s place': ['after', 4], 'the old one was removed': ['after', 5] };
   for (const [moment, [when, number]] of Object.entries(AFTER)) {
     test(`killed when ${moment}: every archive is there, and the next call brings it to its end`, async () => {
       asBefore();
@@ -224,7 +224,7 @@ describe('prune', { skip: cannotRunHere() }, () => {
     fs.writeFileSync(path.join(folder, 'go'), '');
     const ended = await running.ended;
     assert.equal(ended.code, 75, ended.out + ended.err);
-    assert.match(ended.err, /somebody wrote to the repository while its copy was pruned: nothing was pruned, and nothing is lost/);
+    assert.match(ended.err, /somebody wrote to the repository since it was audited: nothing was pruned, and nothing is lost/);
     const more = server.archives();
     assert.equal(more.length, all.length + 2);
     holds(more);
