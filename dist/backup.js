@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 50ded8c077288e9cdeba7ba3faa9551a9d5bc15e89d66d4e8b07c3201c3c94bb
+// Checksum of all but the settings: 3cdc9a33d58d3cce3f54963220c2c4cb313a03857a8425bfc21be1766a5e6ce2
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -2551,6 +2551,13 @@ async function serverCommandLine(ssh) {
   const report = await look(['sh', '-c', 'bytes=$1; shift; printf %s "$bytes" | base64 -d | exec "$@"', 'sh', ASK_SERVER, ...ssh, 'borg serve']);
   const text = `${report.out}\n${report.said}`;
   return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
+}
+
+/** Whether a repository beside ours is refused, as one below the same folder would not be with `--restrict-to-path`. Returns null when it cannot be seen. It asks for a list, and makes nothing. */
+async function refusesOthers(settings) {
+  const done = await askBorg({ ...settings, repository: `${settings.repository.replace(/\/+$/, '')}-other` }, ['list', '--short']);
+  if (/PathNotAllowed|Repository path not allowed/.test(done.said)) return true;
+  return done.code === 0 || /Repository\.(DoesNotExist|InvalidRepository)|Passphrase|Keyfile/.test(done.said) ? false : null;
 }
 
 /**
@@ -6609,13 +6616,13 @@ async function checkServer(settings) {
   if (!isRemote(settings)) return unknown('the repository is a path on this machine');
   const shell = await look([...sshToStorage(settings), 'echo PROBE-$((6*7))']);
   if (shell.code === 255) return unknown('no ssh connection');
-  const { words, version } = await serverCommandLine(sshToStorage(settings)), isAppendOnly = words?.includes('--append-only') || await compactsNothing(settings);
+  const { words, version } = await serverCommandLine(sshToStorage(settings)), isAppendOnly = words?.includes('--append-only') || await compactsNothing(settings), others = await refusesOthers(settings);
   const says = (what) => (words === null ? null : words.includes(what));
   const old = version === null ? null : /^1\.2\.[0-4]\b/.test(version);
   const line = 'the line that `node backup.js setup` prints, whole, in the storage\'s authorized_keys';
   return [
     { check: 'no shell', ok: !shell.out.includes('PROBE-42'), detail: shell.out.includes('PROBE-42') ? 'our key opens a shell on the storage' : 'our key opens no shell', hint: line, needed: false },
-    { check: 'other paths refused', ok: words === null ? null : /--restrict-to-(repository|path)/.test(words), detail: words ?? 'the storage does not say', hint: line, needed: false },
+    { check: 'other paths refused', ok: others, detail: others === false ? `the repository beside ours can be reached${words ? `: ${words}` : ''}` : others ? 'the repository beside ours is refused' : 'the storage does not say', hint: line, needed: false },
     { check: 'append-only', ok: isAppendOnly, detail: isAppendOnly === null ? 'the storage does not say' : `${words ?? 'by what `compact` does there'}${isAppendOnly && !words?.includes('--append-only') ? '; the repository itself is set so' : ''}`, hint: line, needed: false },
     { check: 'quota', ok: says('--storage-quota'), detail: words ?? 'the storage does not say', hint: 'without a quota one server can fill the storage of all', needed: false },
     { check: 'server version', ok: old === null ? null : !old, detail: version ? `borg ${version}` : 'the storage does not say', hint: 'borg 1.2.0 to 1.2.4 takes forged archives from who writes to the repository (CVE-2023-36811): upgrade to 1.2.6 or newer', needed: false },

@@ -9,7 +9,7 @@ import { checkSecretFiles } from './check.ts';
 import type { Loaded } from './check.ts';
 import type { Settings } from './settings.ts';
 import { borgVersion, isRemote, tryRepository } from './borg.ts';
-import { compactsNothing, serverCommandLine, sshToStorage, tryConnection } from './storage.ts';
+import { compactsNothing, refusesOthers, serverCommandLine, sshToStorage, tryConnection } from './storage.ts';
 import { describeUnits } from './units.ts';
 import type { Part } from './units.ts';
 import { makePlan } from './plan.ts';
@@ -91,13 +91,13 @@ async function checkServer(settings: Settings): Promise<Check[]> {
   if (!isRemote(settings)) return unknown('the repository is a path on this machine');
   const shell = await look([...sshToStorage(settings), 'echo PROBE-$((6*7))']);
   if (shell.code === 255) return unknown('no ssh connection');
-  const { words, version } = await serverCommandLine(sshToStorage(settings)), isAppendOnly = words?.includes('--append-only') || await compactsNothing(settings);
+  const { words, version } = await serverCommandLine(sshToStorage(settings)), isAppendOnly = words?.includes('--append-only') || await compactsNothing(settings), others = await refusesOthers(settings);
   const says = (what: string) => (words === null ? null : words.includes(what));
   const old = version === null ? null : /^1\.2\.[0-4]\b/.test(version);
   const line = 'the line that `node backup.js setup` prints, whole, in the storage\'s authorized_keys';
   return [
     { check: 'no shell', ok: !shell.out.includes('PROBE-42'), detail: shell.out.includes('PROBE-42') ? 'our key opens a shell on the storage' : 'our key opens no shell', hint: line, needed: false },
-    { check: 'other paths refused', ok: words === null ? null : /--restrict-to-(repository|path)/.test(words), detail: words ?? 'the storage does not say', hint: line, needed: false },
+    { check: 'other paths refused', ok: others, detail: others === false ? `the repository beside ours can be reached${words ? `: ${words}` : ''}` : others ? 'the repository beside ours is refused' : 'the storage does not say', hint: line, needed: false },
     { check: 'append-only', ok: isAppendOnly, detail: isAppendOnly === null ? 'the storage does not say' : `${words ?? 'by what `compact` does there'}${isAppendOnly && !words?.includes('--append-only') ? '; the repository itself is set so' : ''}`, hint: line, needed: false },
     { check: 'quota', ok: says('--storage-quota'), detail: words ?? 'the storage does not say', hint: 'without a quota one server can fill the storage of all', needed: false },
     { check: 'server version', ok: old === null ? null : !old, detail: version ? `borg ${version}` : 'the storage does not say', hint: 'borg 1.2.0 to 1.2.4 takes forged archives from who writes to the repository (CVE-2023-36811): upgrade to 1.2.6 or newer', needed: false },

@@ -39,6 +39,13 @@ export async function serverCommandLine(ssh: string[]): Promise<{ words: string 
   return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
 }
 
+/** Whether a repository beside ours is refused, as one below the same folder would not be with `--restrict-to-path`. Returns null when it cannot be seen. It asks for a list, and makes nothing. */
+export async function refusesOthers(settings: Settings): Promise<boolean | null> {
+  const done = await askBorg({ ...settings, repository: `${settings.repository.replace(/\/+$/, '')}-other` }, ['list', '--short']);
+  if (/PathNotAllowed|Repository path not allowed/.test(done.said)) return true;
+  return done.code === 0 || /Repository\.(DoesNotExist|InvalidRepository)|Passphrase|Keyfile/.test(done.said) ? false : null;
+}
+
 /**
  * The second way to ask, when the command line does not tell: `compact` with a threshold that no data file can reach. A server that may compact says that it
  * begins to, an append-only one passes over it (repository.py, commit()). Returns null when neither can be seen. It adds an empty transaction, and deletes nothing on either.

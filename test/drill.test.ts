@@ -72,7 +72,7 @@ scenarios('a drill', import.meta.url, {
   'a night and a drill at the same time: neither waits for the other, and the night neither stops, saves nor mentions the copy': async (world) => {
     const { server } = world;
     nearby(world);
-    server.writeSettings({ stop: [world.web.entry, world.app.entry, world.idle.entry, 'postgres *'], drill: { queries: [query(world, 'select pg_sleep(30) is not null', true)] } });
+    server.writeSettings({ stop: [world.web.entry, world.app.entry, world.idle.entry, 'postgres *'], drill: { queries: [query(world, 'select pg_sleep(300) is not null', true)] } });
     const drill = server.start(['drill', '--json']);
     await running(world, /your queries/);
     const second = await server.run(['drill']);

@@ -102,10 +102,13 @@ describe('setup', { skip: cannotRunHere() }, () => {
 
   test('whether the storage is append-only is asked in two ways, and what neither tells is unknown', async () => {
     const keys = path.join(storage.folder, 'authorized_keys'), key = fs.readFileSync(path.join(etc, 'ssh_key.pub'), 'utf8'), repository = storage.repository('web1');
-    const says = async () => JSON.parse((await server.run(['doctor', '--json'])).out).find((one: any) => one.check === 'append-only').ok;
+    const says = async (name = 'append-only') => JSON.parse((await server.run(['doctor', '--json'])).out).find((one: any) => one.check === name).ok;
     const withLine = (options: { appendOnly: boolean; before: string }) => { fs.writeFileSync(keys, ''); storage.authorize(key, 'web1', options); };
     withLine({ appendOnly: false, before: 'true' });
     assert.equal(await says(), false);
+    fs.writeFileSync(keys, '');
+    storage.authorizeLine(`command="borg serve --append-only --restrict-to-path ${path.dirname(repository)}",restrict ${key}`);
+    assert.equal(await says('other paths refused'), false, 'every repository below the folder can be reached');
     withLine({ appendOnly: true, before: 'export BORG_SHOW_SYSINFO=no' });
     assert.equal(await says(), true);
     withLine({ appendOnly: false, before: 'export BORG_SHOW_SYSINFO=no' });
