@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 3cdc9a33d58d3cce3f54963220c2c4cb313a03857a8425bfc21be1766a5e6ce2
+// Checksum of all but the settings: 01f65b5d6f8d4bb22a2e6aeb00fdf561fce667617d334ed880acbdbfc38876d7
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7431,7 +7431,7 @@ function rewritten({ book, puts, fresh, listed }, { transactions, oldFiles }) {
       if (all.some((put) => !isEarlier(put))) overwritten.push(id);
       else if (last === one.number) continue; // what one transaction puts and takes back was never there: a file that could not be read to its end
       else if (last === before && !isKept && (archive || !listed || before !== book.mark?.transaction)) checkpoints.push(id); // with the key the ledger knows each archive up to its mark
-      else if (archive && isKept) found.push(aFinding('R8', timeOf(one), one.number, [archive.name], `archive ${archive.name} was deleted, or renamed or written anew, which deletes it, too`));
+      else if (archive && isKept) found.push(aFinding('R8', timeOf(one), one.number, [archive.name], `archive ${named(archive.name)} was deleted, or renamed or written anew, which deletes it, too`));
       else deleted.push(id);
     }
     if (checkpoints.length > 1 || deleted.length > 0 || overwritten.length > 0 || one.manifest === null) deleted.push(...checkpoints); // no honest run
@@ -7602,8 +7602,8 @@ const listedBriefly = (texts, most = 10) => texts.slice(0, most).join(', ') + (t
 function undoPlan({ ledgerFolder }, one, book, { reading, fresh, listed }, findings) {
   const { server } = one, folder = pasteable([folderThere(one)]), first = Math.min(...findings.map(({ transaction }) => transaction ?? Infinity));
   const keyLost = findings.some(({ what }) => /the key that lies in the repository/.test(what)) && book.config.key !== undefined, nonceWrong = findings.some(({ rule, what }) => rule === 'R7' && /nonce/.test(what));
-  const changed = Object.keys(book.config).filter((key) => key !== 'key' && reading && reading.config[key] !== book.config[key]).concat(reading?.config.key !== undefined && book.config.key === undefined ? ['key'] : []);
-  const head = [`# ${server}: the way back. Nothing of it has been done.`, ...findings.map(({ rule, what }) => `#   ${rule} ${what}`)];
+  const changed = Object.keys(book.config).filter((key) => key !== 'key' && reading && reading.config[key] !== book.config[key]).filter((key) => /^[a-z_]+$/.test(key)).concat(reading?.config.key !== undefined && book.config.key === undefined ? ['key'] : []);
+  const head = [`# ${server}: the way back. Nothing of it has been done.`, ...findings.map(({ rule, what }) => asComment(`${rule} ${what}`))];
   if (!reading) return [...head, '# The storage gives no shell: ask its keeper to put the repository back to the state before the time above (from a snapshot, or by the steps of borg\'s manual, "Append-only mode").'].join('\n');
   const good = lastGood(book, reading, fresh, listed !== null, first);
   const later = first === Infinity ? [] : reading.transactions.filter(({ number }) => number > good);
@@ -7623,10 +7623,13 @@ function undoPlan({ ledgerFolder }, one, book, { reading, fresh, listed }, findi
   const client = [`# 3. On ${server}, as root, before its next run (its borg remembers the newest state, too):`,
     `rm -f "\${STATE_FOLDER:-/var/lib/cold-backup}"/borg/.config/borg/security/${reading.config.id}/manifest-timestamp`, 'node backup.js borg delete --cache-only', 'node backup.js borg check --verify-data       # reads everything; it may take hours', 'node backup.js list'];
   const restore = ['# 4. Give access back: ' + (one.giveAccess.length > 0 ? pasteable(one.giveAccess) : 'take the # away again'), '# Keep the quarantine until a drill has proven the newest archive; then remove it.'];
-  const honest = lost.length === 0 ? [] : ['# These archives were written later, and go, too (they stay readable in the quarantine, where they were not touched):', ...lost.map(({ name }) => `#   ${name}`)];
+  const honest = lost.length === 0 ? [] : ['# These archives were written later, and go, too (they stay readable in the quarantine, where they were not touched):', ...lost.map(({ name }) => asComment(name))];
   if (later.length === 0 && changed.length === 0 && !keyLost && !nonceWrong) return [...head, '# No transaction is to be taken back. What changed was done with full access to the files: bring them back from a copy of the storage,', `# or, when it was you: node backup.js audit ${server} --accept`].join('\n');
   return [...head, ...(later.length > 0 ? [`# Back to transaction ${good}: everything after it goes (from ${timeOf(later[0])} on by the storage's clock).`] : []), ...honest, ...(listed ? [] : ['# (without the passphrase archives have no names here)']), '', ...storage, '', ...operator, '', ...client, '', ...restore].join('\n');
 }
+
+// Names may be the intruder's: none of them may become a line of its own, which somebody would run.
+const asComment = (text) => `#   ${text.replace(/\s+/g, ' ')}`;
 
 // The last transaction before the first bad one that ended with an archive which is still listed: what lies between belongs to no archive, or to the deed.
 function lastGood(book, { transactions }, fresh, hasNames, first) {

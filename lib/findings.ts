@@ -53,7 +53,7 @@ function rewritten({ book, puts, fresh, listed }: Evidence, { transactions, oldF
       if (all.some((put) => !isEarlier(put))) overwritten.push(id);
       else if (last === one.number) continue; // what one transaction puts and takes back was never there: a file that could not be read to its end
       else if (last === before && !isKept && (archive || !listed || before !== book.mark?.transaction)) checkpoints.push(id); // with the key the ledger knows each archive up to its mark
-      else if (archive && isKept) found.push(aFinding('R8', timeOf(one), one.number, [archive.name], `archive ${archive.name} was deleted, or renamed or written anew, which deletes it, too`));
+      else if (archive && isKept) found.push(aFinding('R8', timeOf(one), one.number, [archive.name], `archive ${named(archive.name)} was deleted, or renamed or written anew, which deletes it, too`));
       else deleted.push(id);
     }
     if (checkpoints.length > 1 || deleted.length > 0 || overwritten.length > 0 || one.manifest === null) deleted.push(...checkpoints); // no honest run

@@ -101,6 +101,14 @@ describe('an intruder with the append-only key', { skip: cannotRunHere() }, () =
     'writes archives of the future': { does: () => ['01', '02', '03'].forEach((day) => plant(server, `web1-2099-01-${day}T02:00:00`, ['--timestamp', `2099-01-${day}T02:00:00`])), rules: ['R10'], says: /in the future/ },
     'bears a time of last year in the name alone': { does: () => plant(server, 'web1-2025-12-24T02:00:00'), rules: ['R10'], says: /in its name/ },
     'floods the repository with archives of its own': { does: () => { for (let number = 0; number < 12; number++) plant(server, `junk-${number}`); }, rules: ['R5'], says: /12 archives that backup\.js does not write/ },
+    'gives an archive a name that would be a command in the plan': {
+      does: () => { plant(server, 'x'); speakProtocol(server, ['from borg.helpers import Manifest', 'manifest, key = Manifest.load(repository, Manifest.NO_OPERATION_CHECK)', 'info = manifest.archives["x"]',
+        'manifest.archives["x\\ntouch owned\\n"] = (info.id, info.ts)', 'del manifest.archives["x"]', 'manifest.write()', 'repository.commit()']); }, rules: ['R5'],
+    },
+    'gives an archive a name that borg does not list': {
+      does: () => { plant(server, 'x'); speakProtocol(server, ['from borg.helpers import Manifest', 'manifest, key = Manifest.load(repository, Manifest.NO_OPERATION_CHECK)', 'info = manifest.archives["x"]',
+        'manifest.archives["a/b"] = (info.id, info.ts)', 'del manifest.archives["x"]', 'manifest.write()', 'repository.commit()']); }, rules: ['R4'],
+    },
     'proves what is not there': { does: () => plant(server, 'proven-web1-2026-11-20T02:00:00'), rules: ['R11'], says: /there is no such archive/ },
   };
 
@@ -118,6 +126,7 @@ describe('an intruder with the append-only key', { skip: cannotRunHere() }, () =
       assert.equal(operator.book().mark.transaction, last, 'an alarm must not move the ledger\'s mark');
       const { plan, said } = await carryOut(['storage', 'operator'], all.undoPlan);
       assert.match(said, /^web1: clean$/m, plan);
+      for (const place of [storage.repository('web1'), operator.folder]) assert.ok(!fs.existsSync(path.join(place, 'owned')), plan);
       allIsBack();
     });
   }
