@@ -32,6 +32,7 @@ describe('prune', { skip: cannotRunHere() }, () => {
     for (const text of ['yesterday ', 'today ']) {
       fs.writeFileSync(path.join(files, 'diary'), text.repeat(50_000));
       assert.equal((await server.run()).code, 0);
+      if (text === 'yesterday ') assert.equal((await server.run(['drill'])).code, 0);
     }
     operator = makeOperator(path.join(folder, 'op'), storage, server);
     operator.write(operator.entry({ keep }));
@@ -106,6 +107,14 @@ describe('prune', { skip: cannotRunHere() }, () => {
     assert.equal((await server.run()).code, 0);
     assert.deepEqual(verdictOf(await operator.run(['audit', '--json'])).all.findings, []);
     assert.match((await operator.run(['prune', '--yes'])).out, /1 archive of|2 archives of|0 archives of/);
+  });
+
+  test('what a drill proved last stays, and so does the newest proven one, whatever the rules say', async () => {
+    asBefore();
+    operator.write(operator.entry({ keep: { last: 1, daily: 0, weekly: 0, monthly: 0, yearly: 0 } }));
+    const [{ kept: stays }] = JSON.parse((await operator.run(['prune', '--dry-run', '--json'])).out), cold = all.filter((name) => /^web1-.*:\d\d$/.test(name)).slice(-2);
+    assert.deepEqual(stays.filter(({ archive, why }: any) => cold.includes(archive) || /drill|last/.test(why)).map(({ archive, why }: any) => [archive, why]).filter(([archive]: string[]) => archive!.startsWith('web1-')),
+      [[cold[0], 'a drill proved it last'], [cold[1], 'last 1']]);
   });
 
   test('it asks, and without a terminal or --yes it does nothing; on a production server it does not exist', async () => {
