@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 01f65b5d6f8d4bb22a2e6aeb00fdf561fce667617d334ed880acbdbfc38876d7
+// Checksum of all but the settings: 1949dd4fd1266a4bdbbecac874d555a0fe3f1e00d8de9e8afe989c119a139c99
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -6636,10 +6636,13 @@ async function startAtBoot(parts) {
   return [not.length === 0, not.length > 0 ? `not started at boot: ${not.join(', ')}` : 'every unit named in `stop` that runs', `systemctl enable ${not.join(' ')}`];
 }
 
-// An archive bears this clock's time, and the audit compares it with the storage's own.
+// An archive bears this clock's time, and the audit compares it with the storage's own. timedatectl is not asked: it would start a service (systemd-timedated).
 async function clockIsRight() {
-  const said = (await look(['timedatectl', 'show', '--property=NTPSynchronized', '--value'])).out.trim();
-  return [said === 'yes' ? true : said === 'no' ? false : null, said === 'yes' ? 'kept right by time servers' : said === 'no' ? 'it is not kept right by time servers' : 'nobody here knows whether it is right', 'install chrony or systemd-timesyncd: an archive whose time is an hour off is an alarm at the next audit'];
+  const hint = 'install chrony or systemd-timesyncd: an archive whose time is an hour off is an alarm at the next audit';
+  if (fs.existsSync('/run/systemd/timesync/synchronized')) return [true, 'kept right by systemd-timesyncd', hint];
+  const status = /^Leap status\s*: (.*)$/m.exec((await look(['chronyc', '-n', 'tracking'])).out)?.[1] ?? '';
+  if (status) return [status === 'Normal', `chrony says: ${status}`, hint];
+  return [null, 'neither systemd-timesyncd nor chrony tells whether it is right', hint];
 }
 
 // A line in a crontab, or a timer whose service names this script.

@@ -111,10 +111,13 @@ async function startAtBoot(parts: Part[]): Promise<[boolean, string, string]> {
   return [not.length === 0, not.length > 0 ? `not started at boot: ${not.join(', ')}` : 'every unit named in `stop` that runs', `systemctl enable ${not.join(' ')}`];
 }
 
-// An archive bears this clock's time, and the audit compares it with the storage's own.
+// An archive bears this clock's time, and the audit compares it with the storage's own. timedatectl is not asked: it would start a service (systemd-timedated).
 async function clockIsRight(): Promise<[boolean | null, string, string]> {
-  const said = (await look(['timedatectl', 'show', '--property=NTPSynchronized', '--value'])).out.trim();
-  return [said === 'yes' ? true : said === 'no' ? false : null, said === 'yes' ? 'kept right by time servers' : said === 'no' ? 'it is not kept right by time servers' : 'nobody here knows whether it is right', 'install chrony or systemd-timesyncd: an archive whose time is an hour off is an alarm at the next audit'];
+  const hint = 'install chrony or systemd-timesyncd: an archive whose time is an hour off is an alarm at the next audit';
+  if (fs.existsSync('/run/systemd/timesync/synchronized')) return [true, 'kept right by systemd-timesyncd', hint];
+  const status = /^Leap status\s*: (.*)$/m.exec((await look(['chronyc', '-n', 'tracking'])).out)?.[1] ?? '';
+  if (status) return [status === 'Normal', `chrony says: ${status}`, hint];
+  return [null, 'neither systemd-timesyncd nor chrony tells whether it is right', hint];
 }
 
 // A line in a crontab, or a timer whose service names this script.
