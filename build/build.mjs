@@ -71,6 +71,7 @@ const CHAPTERS = [
   { file: 'lib/undo.ts', title: 'UNDO' },
   { file: 'lib/audit.ts', title: 'AUDIT' },
   { file: 'lib/retention.ts', title: 'RETENTION' },
+  { file: 'lib/pruning.ts', title: 'PRUNING' },
   { file: 'lib/prune.ts', title: 'PRUNE' },
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 1949dd4fd1266a4bdbbecac874d555a0fe3f1e00d8de9e8afe989c119a139c99
+// Checksum of all but the settings: 7431e9c7d96bf67ce5bd93b6d27ab2af82d63ad052608990085ca00d04cb8dc9
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -71,7 +71,8 @@
 //   ==== UNDO ====             The way back after an alarm: `audit --undo-plan` prints commands and runs none of them.
 //   ==== AUDIT ====            The audit: has somebody tampered with an append-only repository? It reads what is new since the last audit, compares it with the ledger, and says `clean` or `alarm`.
 //   ==== RETENTION ====        Which archives stay.
-//   ==== PRUNE ====            Retention, from the operator's computer, after a clean audit.
+//   ==== PRUNING ====          A repository pruned in a hard-linked copy beside it, which no server can reach: delete.
+//   ==== PRUNE ====            Retention, from the operator's computer, after a clean audit: what goes, what is refused.
 //   ==== LIBRARIES ====        Written by others and compiled: nothing to edit.
 'use strict';
 
@@ -7903,126 +7904,19 @@ function periodOf(rule, { id, seenAt }, timeZone) {
 }
 
 // =========================================================================================================
-// ==== PRUNE ====
-// Retention, from the operator's computer, after a clean audit. Everything is done in a hard-linked copy beside the repository, which no
-// server can reach: delete, compact, check, list. Only a copy that came out right takes the repository's place, by two renames, and only when
-// nobody wrote to the repository meanwhile. Whatever breaks before leaves the repository as it was; whatever breaks after is finished
-// by the next call. Changes: the repository, the ledger, and access by the operator's own commands, which is always given back.
-// audited: the state of the repository that the audit saw
+// ==== PRUNING ====
+// A repository pruned in a hard-linked copy beside it, which no server can reach: delete, compact, check, list there; then two renames. Whatever breaks
+// before them leaves the repository as it was; whatever breaks after is finished by the next call. Changes, on the storage: the copy, and in
+// the end the repository; here: the ledger, and what borg remembers of the repository.
 
 const NAMES_AT_A_TIME = 200;
 
-/** `prune [SERVER...]`: given the operator's file, prunes each server after a clean audit. Returns 0, 2 when one was refused or failed, 75 when somebody is writing just now. */
-async function prune(builtIn, operator, names, yes) {
-  const results = [];
-  let code = 0;
-  for (const one of serversMeant(operator, names)) {
-    try {
-      lockBook(operator, one.server);
-      results.push(await pruneServer(builtIn, operator, one, yes));
-    } catch (error) {
-      if (!(error instanceof Problem)) throw error;
-      sayError(error);
-      results.push({ server: one.server, outcome: 'refused', deleted: [], kept: [], freedBytes: 0, error: error.message });
-      code = Math.max(code === 75 ? 0 : code, error.facts.exitCode ?? 2);
-      goOn();
-    }
-  }
-  if (mode.json) answer(JSON.stringify(results, null, 1));
-  return code;
-}
-
-/** Prune one server. Throws Problem when it is refused, or when it failed: then the repository is what it was. */
-async function pruneServer(builtIn, operator, one, yes) {
-  if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`, { exitCode: 64 });
-  if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
-  const settings = borgSettings(builtIn, operator, one), before = readBook(operator, one);
-  if (before?.pruning && !mode.dryRun) await finishInterrupted({ builtIn, operator, one, settings, book: before, audited: '' });
-  await refuseAppendOnly(one, settings);
-  const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
-  if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0].what}): nothing is pruned`, { hint: `node backup.js audit ${one.server}` });
-  const odd = before ? [] : oddAtFirst(evidence);
-  if (odd.length > 0) throw new Problem(`${one.server}: this was its first audit, and there is something to look at first: nothing is pruned`, { said: odd.join('\n'), hint: 'look at the archives; when all is well, call prune again' });
-  const job = { builtIn, operator, one, settings, book, audited: evidence.reading?.state ?? '' };
-  await refuseUnsure(job);
-  const fates = fatesOf(book, one.keep, one.timeZone, await drilledLast(job), new Date()), going = fates.filter(({ stays }) => !stays);
-  if (!mode.json) answer(fatesText(one.server, fates));
-  const result = { server: one.server, outcome: 'nothing to prune', deleted: going.map(({ archive }) => archive.name), kept: fates.filter(({ stays }) => stays).map(({ archive, why }) => ({ archive: archive.name, why })), freedBytes: 0 };
-  if (going.length === 0) return result;
-  if (mode.dryRun) return { ...result, outcome: 'dry run' };
-  if (!yes && !await agrees(`Delete these ${going.length} archives of ${one.server} for ever?`)) return { ...result, outcome: 'refused', deleted: [], error: 'the operator said no' };
-  return { ...result, outcome: 'pruned', freedBytes: await withAccessCut(job, () => (hasShell(one) ? pruneInCopy(job, going) : pruneInPlace(job, going))) };
-}
-
-function fatesText(server, fates) {
-  const going = fates.filter(({ stays }) => !stays).length;
-  return [`${server}: ${count(going, 'archive')} of ${fates.length} to delete`, ...fates.filter(({ archive }) => archive.kind !== 'proof').map(({ archive, stays, why }) => `  ${stays ? 'keep  ' : 'DELETE'} ${named(archive.name)}  seen ${archive.seenAt}  (${why})`)].join('\n');
-}
-
-/** A prune through a key that may only add would delete nothing, and look as if it had. */
-async function refuseAppendOnly(one, settings) {
-  const words = isRemote(settings) ? (await serverCommandLine(sshToStorage(settings))).words : null;
-  const reading = hasShell(one) ? (await readRepository(one, STATE_ALONE)).config : {};
-  if (words?.includes('--append-only') || /^(1|true|yes|on)$/i.test(reading.append_only ?? '')) {
-    throw new Problem(`${one.server}: this connection may only add: nothing could be pruned through it`, { ...(words ? { said: words } : {}), hint: 'prune with the operator\'s own key, which authorized_keys does not force into --append-only (and with append_only = 0 in the repository\'s config)' });
-  }
-}
-
-/** Nothing is pruned on the strength of a newest archive that may be worthless, or while somebody writes. */
-async function refuseUnsure({ one, book }) {
-  const cold = present(book).filter(({ kind }) => kind === 'cold').sort((a, b) => (a.seenAt < b.seenAt ? -1 : 1)), newest = cold[cold.length - 1];
-  if (newest && !provenOnes(present(book)).includes(newest)) throw new Problem(`${one.server}: the newest archive, ${newest.name}, is not proven: nothing is pruned`, { hint: `look at that night first (\`node backup.js status\` on ${one.server}); prune after the next good one` });
-  if (hasShell(one)) refuseIfWriting(one, await readRepository(one, STATE_ALONE));
-}
-
+/** Throws Problem (75) while somebody is connected to the repository. */
 function refuseIfWriting(one, { serving, locked }) {
   if (!locked && serving.length === 0) return;
   throw new Problem(`${one.server}: somebody is connected to this repository, and could write to it meanwhile: nothing is pruned`, { exitCode: 75, said: serving.join('\n') || 'the repository is locked',
     hint: one.cutAccess.length > 0 ? 'does `cutAccess` end its `borg serve`, too?' : 'call again when its run is over, or give `cutAccess` and `giveAccess` in the operator\'s file' });
 }
-
-/** The archive that the last drill on the server proved, as the history in the newest proof tells; '' when there is none. What it claims can only keep more. */
-async function drilledLast({ settings, book }) {
-  const newest = provenOnes(present(book)).pop();
-  if (!newest) return '';
-  const lines = (await readFromArchive(settings, `proven-${newest.name}`, 'record/history.jsonl', ANYWHERE)).split('\n').filter((line) => /"kind":"drill"/.test(line));
-  return lines.map((line) => JSON.parse(line)).filter(({ certificate }) => certificate?.proven).pop()?.certificate.archive ?? '';
-}
-
-/** Cut the server's access by the operator's command, do the work, and give it back, whatever happened. That it is cut stands in the ledger first: a later call gives it back when this one is killed. */
-async function withAccessCut(job, work) {
-  const { operator, one, book } = job;
-  book.pruning = { startedAt: new Date().toISOString(), stage: hasShell(one) ? 'copy' : 'hosted', deleting: [], accessCut: one.cutAccess.length > 0 };
-  writeBook(operator, book);
-  let failed = null, result;
-  try {
-    if (one.cutAccess.length > 0) {
-      const done = await change(one.cutAccess, { seconds: 600 });
-      if (done.code !== 0) throw failure(`${one.server}: its access could not be cut: nothing was pruned`, done);
-    }
-    result = await work();
-  } catch (error) {
-    failed = error;
-  }
-  await giveBack(job, failed);
-  if (failed) throw failed;
-  return result;
-}
-
-async function giveBack({ operator, one, book, settings }, failed) {
-  if (book.pruning?.accessCut) {
-    const done = await change(one.giveAccess, { seconds: 600, unlimited: true });
-    if (done.code !== 0) throw failure(`${one.server}: ITS ACCESS COULD NOT BE GIVEN BACK: it cannot save its data tonight${failed instanceof Problem ? ` (and before: ${failed.message})` : ''}`, done, 'mend it and run `node backup.js prune` again, or give it back by hand');
-    book.pruning.accessCut = false;
-  }
-  if (book.pruning?.stage !== 'swap') {
-    book.pruning = null;
-    fs.rmSync(memoryOfCopy(settings), { recursive: true, force: true });
-  }
-  writeBook(operator, book);
-}
-
-// ---- in a copy ----
 
 const places = (one) => {
   const folder = folderThere(one);
@@ -8032,9 +7926,7 @@ const places = (one) => {
 // What borg remembers of the copy (cache, newest state seen) is kept apart: a copy that is thrown away must not make the repository itself look rolled back.
 const memoryOfCopy = ({ stateFolder }) => `${stateFolder}.pruning`;
 
-const quoted = (text) => `'${text.replaceAll("'", `'\\''`)}'`;
-
-const shell = (one, what, script) => onStorage(one, `${one.server}: ${what}`, ['sh', '-s'], `set -eu\ntrap '' HUP PIPE\nfolder=${quoted(places(one).folder)} copy=${quoted(places(one).copy)} old=${quoted(places(one).old)}\n${script}`, { unlimited: true });
+const shell = (one, what, script) => onStorage(one, `${one.server}: ${what}`, ['sh', '-s'], `set -eu\ntrap '' HUP PIPE\nfolder=${pasteable([places(one).folder])} copy=${pasteable([places(one).copy])} old=${pasteable([places(one).old])}\n${script}`, { unlimited: true });
 
 /** Delete, compact and check in a hard-linked copy, and let it take the repository's place. Returns the bytes that became free. */
 async function pruneInCopy(job, going) {
@@ -8132,6 +8024,115 @@ async function finishPrune({ operator, one, settings, book }) {
   book.pruning = { ...book.pruning, stage: 'copy' };
   say(`${one.server}: ${count(deleted.length, 'archive')} deleted, ${size(freedBytes)} freed`);
   return freedBytes;
+}
+
+// =========================================================================================================
+// ==== PRUNE ====
+// Retention, from the operator's computer, after a clean audit: what goes, what is refused, the question, and the servers' access around it, which is
+// always given back. What is deleted is deleted in a copy (the chapter before), or, where the storage gives no shell, in the repository itself.
+// Changes: the repository, the ledger, and access by the operator's own commands.
+/** `prune [SERVER...]`: given the operator's file, prunes each server after a clean audit. Returns 0, 2 when one was refused or failed, 75 when somebody is writing just now. */
+async function prune(builtIn, operator, names, yes) {
+  const results = [];
+  let code = 0;
+  for (const one of serversMeant(operator, names)) {
+    try {
+      lockBook(operator, one.server);
+      results.push(await pruneServer(builtIn, operator, one, yes));
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      sayError(error);
+      results.push({ server: one.server, outcome: 'refused', deleted: [], kept: [], freedBytes: 0, error: error.message });
+      code = Math.max(code === 75 ? 0 : code, error.facts.exitCode ?? 2);
+      goOn();
+    }
+  }
+  if (mode.json) answer(JSON.stringify(results, null, 1));
+  return code;
+}
+
+/** Prune one server. Throws Problem when it is refused, or when it failed: then the repository is what it was. */
+async function pruneServer(builtIn, operator, one, yes) {
+  if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`, { exitCode: 64 });
+  if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
+  const settings = borgSettings(builtIn, operator, one), before = readBook(operator, one);
+  if (before?.pruning && !mode.dryRun) await finishInterrupted({ builtIn, operator, one, settings, book: before, audited: '' });
+  await refuseAppendOnly(one, settings);
+  const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
+  if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0].what}): nothing is pruned`, { hint: `node backup.js audit ${one.server}` });
+  const odd = before ? [] : oddAtFirst(evidence);
+  if (odd.length > 0) throw new Problem(`${one.server}: this was its first audit, and there is something to look at first: nothing is pruned`, { said: odd.join('\n'), hint: 'look at the archives; when all is well, call prune again' });
+  const job = { builtIn, operator, one, settings, book, audited: evidence.reading?.state ?? '' };
+  await refuseUnsure(job);
+  const fates = fatesOf(book, one.keep, one.timeZone, await drilledLast(job), new Date()), going = fates.filter(({ stays }) => !stays);
+  if (!mode.json) answer(fatesText(one.server, fates));
+  const result = { server: one.server, outcome: 'nothing to prune', deleted: going.map(({ archive }) => archive.name), kept: fates.filter(({ stays }) => stays).map(({ archive, why }) => ({ archive: archive.name, why })), freedBytes: 0 };
+  if (going.length === 0) return result;
+  if (mode.dryRun) return { ...result, outcome: 'dry run' };
+  if (!yes && !await agrees(`Delete these ${going.length} archives of ${one.server} for ever?`)) return { ...result, outcome: 'refused', deleted: [], error: 'the operator said no' };
+  return { ...result, outcome: 'pruned', freedBytes: await withAccessCut(job, () => (hasShell(one) ? pruneInCopy(job, going) : pruneInPlace(job, going))) };
+}
+
+function fatesText(server, fates) {
+  const going = fates.filter(({ stays }) => !stays).length;
+  return [`${server}: ${count(going, 'archive')} of ${fates.length} to delete`, ...fates.filter(({ archive }) => archive.kind !== 'proof').map(({ archive, stays, why }) => `  ${stays ? 'keep  ' : 'DELETE'} ${named(archive.name)}  seen ${archive.seenAt}  (${why})`)].join('\n');
+}
+
+/** A prune through a key that may only add would delete nothing, and look as if it had. */
+async function refuseAppendOnly(one, settings) {
+  const words = isRemote(settings) ? (await serverCommandLine(sshToStorage(settings))).words : null;
+  const reading = hasShell(one) ? (await readRepository(one, STATE_ALONE)).config : {};
+  if (words?.includes('--append-only') || /^(1|true|yes|on)$/i.test(reading.append_only ?? '')) {
+    throw new Problem(`${one.server}: this connection may only add: nothing could be pruned through it`, { ...(words ? { said: words } : {}), hint: 'prune with the operator\'s own key, which authorized_keys does not force into --append-only (and with append_only = 0 in the repository\'s config)' });
+  }
+}
+
+/** Nothing is pruned on the strength of a newest archive that may be worthless, or while somebody writes. */
+async function refuseUnsure({ one, book }) {
+  const cold = present(book).filter(({ kind }) => kind === 'cold').sort((a, b) => (a.seenAt < b.seenAt ? -1 : 1)), newest = cold[cold.length - 1];
+  if (newest && !provenOnes(present(book)).includes(newest)) throw new Problem(`${one.server}: the newest archive, ${newest.name}, is not proven: nothing is pruned`, { hint: `look at that night first (\`node backup.js status\` on ${one.server}); prune after the next good one` });
+  if (hasShell(one)) refuseIfWriting(one, await readRepository(one, STATE_ALONE));
+}
+
+/** The archive that the last drill on the server proved, as the history in the newest proof tells; '' when there is none. What it claims can only keep more. */
+async function drilledLast({ settings, book }) {
+  const newest = provenOnes(present(book)).pop();
+  if (!newest) return '';
+  const lines = (await readFromArchive(settings, `proven-${newest.name}`, 'record/history.jsonl', ANYWHERE)).split('\n').filter((line) => /"kind":"drill"/.test(line));
+  return lines.map((line) => JSON.parse(line)).filter(({ certificate }) => certificate?.proven).pop()?.certificate.archive ?? '';
+}
+
+/** Cut the server's access by the operator's command, do the work, and give it back, whatever happened. That it is cut stands in the ledger first: a later call gives it back when this one is killed. */
+async function withAccessCut(job, work) {
+  const { operator, one, book } = job;
+  book.pruning = { startedAt: new Date().toISOString(), stage: hasShell(one) ? 'copy' : 'hosted', deleting: [], accessCut: one.cutAccess.length > 0 };
+  writeBook(operator, book);
+  let failed = null, result;
+  try {
+    if (one.cutAccess.length > 0) {
+      const done = await change(one.cutAccess, { seconds: 600 });
+      if (done.code !== 0) throw failure(`${one.server}: its access could not be cut: nothing was pruned`, done);
+    }
+    result = await work();
+  } catch (error) {
+    failed = error;
+  }
+  await giveBack(job, failed);
+  if (failed) throw failed;
+  return result;
+}
+
+async function giveBack({ operator, one, book, settings }, failed) {
+  if (book.pruning?.accessCut) {
+    const done = await change(one.giveAccess, { seconds: 600, unlimited: true });
+    if (done.code !== 0) throw failure(`${one.server}: ITS ACCESS COULD NOT BE GIVEN BACK: it cannot save its data tonight${failed instanceof Problem ? ` (and before: ${failed.message})` : ''}`, done, 'mend it and run `node backup.js prune` again, or give it back by hand');
+    book.pruning.accessCut = false;
+  }
+  if (book.pruning?.stage !== 'swap') {
+    book.pruning = null;
+    fs.rmSync(memoryOfCopy(settings), { recursive: true, force: true });
+  }
+  writeBook(operator, book);
 }
 
 /** What an interrupted prune left: not yet swapped, or in the middle of it, it is undone; swapped, it is finished. Access is given back in any case. */
