@@ -31,6 +31,7 @@ const CHAPTERS = [
   { file: 'lib/postgres.ts', title: 'POSTGRES' },
   { file: 'lib/questions.ts', title: 'QUESTIONS' },
   { file: 'lib/borg.ts', title: 'BORG' },
+  { file: 'lib/archives.ts', title: 'ARCHIVES' },
   { file: 'lib/storage.ts', title: 'STORAGE' },
   { file: 'lib/passport.ts', title: 'PASSPORT' },
   { file: 'lib/plan.ts', title: 'PLAN' },

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 7431e9c7d96bf67ce5bd93b6d27ab2af82d63ad052608990085ca00d04cb8dc9
+// Checksum of all but the settings: 1e4d12752eb48b684ca872eb0f7b75e90fa41ad19ad4675051893c8c3cee369b
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -31,6 +31,7 @@
 //   ==== POSTGRES ====         PostgreSQL clusters on this host and in its containers: find, describe, stop, start.
 //   ==== QUESTIONS ====        What is asked of a cluster: the SQL of the passport, and the one way to run it.
 //   ==== BORG ====             borg: the one chapter that knows its arguments, environment.
+//   ==== ARCHIVES ====         The archives of a repository: their names, of which each says what the archive is.
 //   ==== STORAGE ====          The storage as this server reaches it: its address, the ssh connection.
 //   ==== PASSPORT ====         The passport: everything needed to build a machine on which the saved files work.
 //   ==== PLAN ====             The plan: what will be stopped, saved and started, worked out once by looking.
@@ -2455,48 +2456,30 @@ function progressTeller(title, expectedBytes) {
   return Object.assign(tell, { reached: () => last });
 }
 
-/** One file out of an archive, as text. Throws Problem when it is not there. */
-async function readFromArchive(settings, archive, file, options = {}) {
-  const done = await askBorg(settings, ['extract', '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024, ...options });
-  if (done.code !== 0) throw borgFailure(`${file} cannot be read back from ${archive}`, done);
-  return done.out;
+// =========================================================================================================
+// ==== ARCHIVES ====
+// The archives of a repository: their names, of which each says what the archive is, and the lists of them. Only reads.
+
+const WITHOUT_LOCK = ['--bypass-lock']; // a run that is under way is not in the way
+
+/** Given the server ('' = any) and an archive's name, what kind it is. 'other': neither this script nor an interrupted pass of it writes such a name there. */
+function kindOf(server, name) {
+  const own = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(-warm\\.checkpoint)?((?:\\.checkpoint(?:\\.\\d+)?)?)$`).exec(name);
+  if (!own) return 'other';
+  return own[3] ? 'checkpoint' : own[2] ? 'warm' : own[1] ? 'proof' : 'cold';
 }
 
-/**
- * The archives of this server ('' = of any), oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
- * twin's comment, so that one listing answers everything. 'other': what another tool
- * wrote here before. Those of other servers, and interrupted passes, are left out.
- */
-async function listArchives(settings, server, more = [], options = {}) {
-  const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}'], options);
-  if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
-  const stamp = String.raw`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d`;
-  const ours = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-(${stamp})(-warm\\.checkpoint)?$`);
-  const archives = JSON.parse(done.out).archives, isOther = ({ name }) => !/^(proven-)?.+-\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(-warm\.checkpoint)?$|\.checkpoint(\.\d+)?$/.test(name);
-  const proofs = new Map(archives.filter(({ name }) => name.startsWith('proven-')).map(({ name, comment }) => [name.slice('proven-'.length), comment]));
-  return archives.filter((one) => isOther(one) || (!one.name.startsWith('proven-') && ours.test(one.name))).map(({ name, start }) => {
-    const proof = proofs.get(name);
-    let facts = {};
-    try {
-      facts = JSON.parse(proof ?? '{}');
-    } catch { /* a proof of an older or edited script: it counts, its numbers do not */ }
-    return {
-      archive: name,
-      madeAt: `${(ours.exec(name)?.[2] ?? start).slice(0, 19)}Z`,
-      kind: isOther({ name }) ? 'other' : name.endsWith('-warm.checkpoint') ? 'warm' : proof === undefined ? 'unproven' : 'proven',
-      originalBytes: facts.originalBytes ?? null,
-      deduplicatedBytes: facts.deduplicatedBytes ?? null,
-      downSeconds: facts.downSeconds ?? null,
-      files: facts.files ?? null,
-    };
-  });
+/** The time in an archive's name, as ISO 8601 UTC; '' when there is none. */
+function stampOf(name) {
+  const stamp = /\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d/.exec(name)?.[0];
+  return stamp ? `${stamp}Z` : '';
 }
 
 
 
-/** Every archive of the repository, checkpoints too, oldest first. Reads without borg's lock: a run that is under way is not in the way. */
-async function listEverything(settings, options = {}) {
-  const done = await askBorg(settings, ['list', '--bypass-lock', '--json', '--consider-checkpoints', '--format', '{id}{end}{comment}'], { keepBytes: 1 << 28, ...options });
+/** Every archive of the repository, checkpoints too, oldest first. more: words for borg, as WITHOUT_LOCK. */
+async function listEverything(settings, more = [], options = {}) {
+  const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}'], { keepBytes: 1 << 28, ...options });
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
   return JSON.parse(done.out).archives.map(({ id, name, start, end, comment }) => {
     let facts = {};
@@ -2510,9 +2493,37 @@ async function listEverything(settings, options = {}) {
 
 /** The ids of all archives alone, in the same order: at once, however many there are. */
 async function listIds(settings, options = {}) {
-  const done = await askBorg(settings, ['list', '--bypass-lock', '--consider-checkpoints', '--format', '{id}{NL}'], options);
+  const done = await askBorg(settings, ['list', ...WITHOUT_LOCK, '--consider-checkpoints', '--format', '{id}{NL}'], options);
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
   return done.out.split('\n').filter((line) => line !== '');
+}
+
+/**
+ * The archives of this server ('' = of any), oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
+ * twin's comment, so that one listing answers everything. 'other': what another tool wrote here before. Those of other servers, and interrupted passes, are left out.
+ */
+async function listArchives(settings, server, more = [], options = {}) {
+  const all = await listEverything(settings, more, options), proofs = new Map(all.filter(({ name }) => kindOf('', name) === 'proof').map(({ name, facts }) => [name.slice('proven-'.length), facts]));
+  return all.flatMap(({ name, startedAt }) => {
+    const isOther = kindOf('', name) === 'other' && !/\.checkpoint(\.\d+)?$/.test(name), kind = kindOf(server, name), proof = proofs.get(name);
+    if (!isOther && kind !== 'cold' && kind !== 'warm') return [];
+    return [{
+      archive: name,
+      madeAt: stampOf(isOther ? '' : name) || startedAt,
+      kind: isOther ? 'other' : kind === 'warm' ? 'warm' : proof === undefined ? 'unproven' : 'proven',
+      originalBytes: proof?.originalBytes ?? null,
+      deduplicatedBytes: proof?.deduplicatedBytes ?? null,
+      downSeconds: proof?.downSeconds ?? null,
+      files: proof?.files ?? null,
+    }];
+  });
+}
+
+/** One file out of an archive, as text. Throws Problem when it is not there. */
+async function readFromArchive(settings, archive, file, options = {}) {
+  const done = await askBorg(settings, ['extract', '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024, ...options });
+  if (done.code !== 0) throw borgFailure(`${file} cannot be read back from ${archive}`, done);
+  return done.out;
 }
 
 // =========================================================================================================
@@ -6223,7 +6234,7 @@ class Superseded extends Error {
 async function rehearse(settings, borg, server, name, id, folder, full, startedAt) {
   const record = path.join(folder, 'files/record'), extracted = { bytes: 0, seconds: 0 };
   const marked = { env: markOfRun(id) }; // who removes the scratch folder of a killed drill ends its borgs first: they would make it anew
-  const version = borgVersion(), listed = patiently(() => listArchives(borg, server, ['--bypass-lock'], marked)).then((all) => archiveMeant(all, name));
+  const version = borgVersion(), listed = patiently(() => listArchives(borg, server, WITHOUT_LOCK, marked)).then((all) => archiveMeant(all, name));
   // Each start of borg takes a second. What this server itself saved last is safe to extract, and its record is here: that begins before the list
   // of archives is there. Of any other archive it is looked first whether borg would write elsewhere.
   let archive = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
@@ -6234,7 +6245,7 @@ async function rehearse(settings, borg, server, name, id, folder, full, startedA
     const [found, meant] = await Promise.allSettled([version, listed]); // no borg is left behind when one fails
     for (const one of [found, meant]) if (one.status === 'rejected') throw one.reason;
     archive = await listed;
-    await patiently(() => measure(borg, archive, [], ['--bypass-lock'], marked));
+    await patiently(() => measure(borg, archive, [], WITHOUT_LOCK, marked));
     await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
   }
   const confirm = async () => {
@@ -7376,19 +7387,6 @@ function writeBook(operator, book) {
 /** The archives that are still there, as far as the ledger knows. */
 const present = (book) => book.archives.filter((one) => !one.goneAt);
 
-/** Given the server and an archive's name, what kind it is. 'other': neither this script nor an interrupted pass of it writes such a name. */
-function kindOf(server, name) {
-  const own = new RegExp(`^(proven-)?${server.replaceAll('.', '\\.')}-\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(-warm\\.checkpoint)?((?:\\.checkpoint(?:\\.\\d+)?)?)$`).exec(name);
-  if (!own) return 'other';
-  return own[3] ? 'checkpoint' : own[2] ? 'warm' : own[1] ? 'proof' : 'cold';
-}
-
-/** The time in an archive's name, as ISO 8601 UTC; '' when there is none. */
-function stampOf(name) {
-  const stamp = /\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d/.exec(name)?.[0];
-  return stamp ? `${stamp}Z` : '';
-}
-
 // =========================================================================================================
 // ==== FINDINGS ====
 // What an audit finds wrong, rule by rule. Given the ledger, what was read of the repository's files and (with the key) the list of archives,
@@ -7497,12 +7495,17 @@ function configuration({ book, now }, reading) {
     const what = key === 'id' ? 'this is another repository: its id changed' : key === 'key' ? 'the key that lies in the repository was overwritten' : `the repository's configuration changed: ${key} was ${was[key] ?? 'not there'}, and is ${is[key] ?? 'not there'}`;
     found.push(aFinding('R7', now, null, [], what));
   }
-  const [before, after] = [book.mark?.nonce, reading.nonce].map((hex) => (/^[0-9a-f]+$/.test(hex ?? '') ? BigInt(`0x${hex}`) : null));
-  if (before != null && after == null) found.push(aFinding('R7', now, null, [], 'the repository\'s nonce, which keeps its encryption safe, is gone'));
-  else if (before != null && after != null && (after < before || after - before > NONCE_JUMP)) {
-    found.push(aFinding('R7', now, null, [], `the repository's nonce, which keeps its encryption safe, ${after < before ? 'went back' : 'jumped'}: from ${book.mark.nonce} to ${reading.nonce}${after < before ? '' : '. At its end no backup could be written any more'}`));
-  }
-  return found;
+  const nonce = nonceTrouble(book, reading);
+  return nonce ? [...found, aFinding('R7', now, null, [], `the repository's nonce, which keeps its encryption safe, ${nonce}`)] : found;
+}
+
+/** What became of the nonce; '' when it only grew. */
+function nonceTrouble({ mark }, { nonce }) {
+  const [before, after] = [mark?.nonce, nonce].map((hex) => (/^[0-9a-f]+$/.test(hex ?? '') ? BigInt(`0x${hex}`) : null));
+  if (before == null) return '';
+  if (after == null) return 'is gone';
+  if (after >= before && after - before <= NONCE_JUMP) return '';
+  return `${after < before ? 'went back' : 'jumped'}: from ${mark.nonce} to ${nonce}${after < before ? '' : '. At its end no backup could be written any more'}`;
 }
 
 /** The configuration as the ledger keeps it: the key only as a checksum. What `borg check` notes there for itself is left out. */
@@ -7605,10 +7608,10 @@ const listedBriefly = (texts, most = 10) => texts.slice(0, most).join(', ') + (t
 /** Given a server, its ledger and what the audit found, returns the plan as text: one block of shell for the storage, one for the operator's computer, one for the server. */
 function undoPlan({ ledgerFolder }, one, book, { reading, fresh, listed }, findings) {
   const { server } = one, folder = pasteable([folderThere(one)]), first = Math.min(...findings.map(({ transaction }) => transaction ?? Infinity));
-  const keyLost = findings.some(({ what }) => /the key that lies in the repository/.test(what)) && book.config.key !== undefined, nonceWrong = findings.some(({ rule, what }) => rule === 'R7' && /nonce/.test(what));
-  const changed = Object.keys(book.config).filter((key) => key !== 'key' && reading && reading.config[key] !== book.config[key]).filter((key) => /^[a-z_]+$/.test(key)).concat(reading?.config.key !== undefined && book.config.key === undefined ? ['key'] : []);
   const head = [`# ${server}: the way back. Nothing of it has been done.`, ...findings.map(({ rule, what }) => asComment(`${rule} ${what}`))];
   if (!reading) return [...head, '# The storage gives no shell: ask its keeper to put the repository back to the state before the time above (from a snapshot, or by the steps of borg\'s manual, "Append-only mode").'].join('\n');
+  const is = hashedConfig(reading.config), was = book.config, keyLost = was.key !== undefined && is.key !== was.key, nonceWrong = nonceTrouble(book, reading) !== '';
+  const changed = [...new Set([...Object.keys(was), ...Object.keys(is)])].filter((key) => /^[a-z_]+$/.test(key) && is[key] !== was[key] && !(key === 'key' && keyLost));
   const good = lastGood(book, reading, fresh, listed !== null, first);
   const later = first === Infinity ? [] : reading.transactions.filter(({ number }) => number > good);
   const perFolder = Number(reading.config.segments_per_dir ?? 1000);
@@ -7618,7 +7621,7 @@ function undoPlan({ ledgerFolder }, one, book, { reading, fresh, listed }, findi
     'quarantine="$PWD.quarantine"; test ! -e "$quarantine"', 'cp -al . "$quarantine"       # hard links: it costs no space',
     'for file in transactions config nonce; do if [ -e $file ]; then cp -a --remove-destination $file "$quarantine"/; fi; done       # these are changed in place',
     ...(later.length > 0 ? rollBack(good, files) : []),
-    ...changed.map((key) => (book.config[key] === undefined ? `sed -i '/^${key} *=/d' config` : `sed -i ${pasteable([`s|^${key} *=.*|${key} = ${book.config[key].replaceAll('|', '\\|')}|`])} config`)),
+    ...changed.map((key) => (was[key] === undefined ? `sed -i '/^${key} *=/d' config` : `sed -i ${pasteable([`s|^${key} *=.*|${key} = ${was[key].replaceAll('|', '\\|')}|`])} config`)),
     ...(nonceWrong ? ['# the nonce must never be lower than one that was used: the highest of what the ledger knows, and 2^40 more', `printf '%016x' ${BigInt(`0x${book.mark?.nonce || '0'}`) + (1n << 40n)} > nonce`] : [])];
   const operator = ['# 2. On the operator\'s computer:',
     ...(keyLost ? ['# the key: from the escrowed export (the recovery sheet); it overwrites the one in the repository', `borg key import ${pasteable([one.repository])} ESCROWED-KEY-FILE`] : []),
@@ -7743,7 +7746,7 @@ async function gather(builtIn, operator, one, { book, isFirst, now }, full) {
 async function listSettled(settings, server, book) {
   const known = new Set(book.archives.map(({ id }) => id)), began = Date.now();
   for (;;) {
-    const listed = await listEverything(settings, ANYWHERE), names = new Set(listed.map(({ name }) => name));
+    const listed = await listEverything(settings, WITHOUT_LOCK, ANYWHERE), names = new Set(listed.map(({ name }) => name));
     const open = listed.find(({ id, name, endedAt }) => !known.has(id) && kindOf(server, name) === 'cold' && !names.has(`proven-${name}`) && Math.abs(Date.now() - Date.parse(endedAt)) < SETTLED * 1000 && Date.now() - Date.parse(stampOf(name)) < 86_400_000);
     if (!open || Date.now() - began > SETTLED * 1000) return listed;
     say(`${server}: ${open.name} was written just now, and has no proof yet: waiting for it, ${SETTLED} s at most`);

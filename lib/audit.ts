@@ -5,15 +5,15 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Problem, answer, count, lastLines, mode, named, say, sayError, size, span } from './say.ts';
 import { goOn } from './shell.ts';
 import type { Settings } from './settings.ts';
-import { listEverything } from './borg.ts';
-import type { ListedArchive } from './borg.ts';
+import { WITHOUT_LOCK, kindOf, listEverything, stampOf } from './archives.ts';
+import type { ListedArchive } from './archives.ts';
 import { orWrongBorg } from './list.ts';
 import { agrees } from './answers.ts';
 import { ANYWHERE, IS_GONE, borgSettings, canDecrypt, hasShell, serversMeant } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
 import { readRepository, timeOf } from './segments.ts';
 import type { Reading, Wanted } from './segments.ts';
-import { kindOf, lockBook, newBook, present, readBook, stampOf, writeBook } from './book.ts';
+import { lockBook, newBook, present, readBook, writeBook } from './book.ts';
 import type { Book, Finding, KnownArchive } from './book.ts';
 import { byDay, findingsOf, hashedConfig, listedBriefly, provenOnes } from './findings.ts';
 import type { Evidence } from './findings.ts';
@@ -111,7 +111,7 @@ async function gather(builtIn: Settings, operator: Operator, one: OperatedServer
 async function listSettled(settings: Settings, server: string, book: Book): Promise<ListedArchive[]> {
   const known = new Set(book.archives.map(({ id }) => id)), began = Date.now();
   for (;;) {
-    const listed = await listEverything(settings, ANYWHERE), names = new Set(listed.map(({ name }) => name));
+    const listed = await listEverything(settings, WITHOUT_LOCK, ANYWHERE), names = new Set(listed.map(({ name }) => name));
     const open = listed.find(({ id, name, endedAt }) => !known.has(id) && kindOf(server, name) === 'cold' && !names.has(`proven-${name}`) && Math.abs(Date.now() - Date.parse(endedAt)) < SETTLED * 1000 && Date.now() - Date.parse(stampOf(name)) < 86_400_000);
     if (!open || Date.now() - began > SETTLED * 1000) return listed;
     say(`${server}: ${open.name} was written just now, and has no proof yet: waiting for it, ${SETTLED} s at most`);

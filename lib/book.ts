@@ -5,10 +5,9 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, named } from './say.ts';
 import { writeDurably } from './shell.ts';
+import type { ArchiveKind } from './archives.ts';
 import { takeLock } from './ledger.ts';
 import type { Operator, OperatedServer } from './operator.ts';
-
-export type ArchiveKind = 'cold' | 'proof' | 'warm' | 'checkpoint' | 'other';
 
 /** An archive as the ledger knows it. seenAt: when the storage says that it was written; seenBy tells how that is known. goneAt: pruned by us, or accepted as gone. */
 export type KnownArchive = { id: string; name: string; kind: ArchiveKind; seenAt: string; seenBy: 'storage' | 'first audit' | 'audit'; transaction: number; claimedAt: string; endedAt: string;
@@ -71,16 +70,3 @@ export function writeBook(operator: Operator, book: Book): void {
 
 /** The archives that are still there, as far as the ledger knows. */
 export const present = (book: Book) => book.archives.filter((one) => !one.goneAt);
-
-/** Given the server and an archive's name, what kind it is. 'other': neither this script nor an interrupted pass of it writes such a name. */
-export function kindOf(server: string, name: string): ArchiveKind {
-  const own = new RegExp(`^(proven-)?${server.replaceAll('.', '\\.')}-\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(-warm\\.checkpoint)?((?:\\.checkpoint(?:\\.\\d+)?)?)$`).exec(name);
-  if (!own) return 'other';
-  return own[3] ? 'checkpoint' : own[2] ? 'warm' : own[1] ? 'proof' : 'cold';
-}
-
-/** The time in an archive's name, as ISO 8601 UTC; '' when there is none. */
-export function stampOf(name: string): string {
-  const stamp = /\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d/.exec(name)?.[0];
-  return stamp ? `${stamp}Z` : '';
-}

@@ -14,7 +14,7 @@ import { containerParts, findContainers } from './containers.ts';
 import type { Container } from './containers.ts';
 import { clusterPart, describeCluster, findClusters } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
-import { listArchives, readFromArchive } from './borg.ts';
+import { listArchives, readFromArchive } from './archives.ts';
 import { findPart, isBelow, serverName } from './plan.ts';
 import type { Root } from './plan.ts';
 import { isThere, swapsFor } from './swap.ts';

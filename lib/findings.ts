@@ -5,8 +5,9 @@
 import { createHash } from 'node:crypto';
 import { count, named, size, span } from './say.ts';
 import type { Problem } from './say.ts';
-import type { ListedArchive } from './borg.ts';
-import { present, stampOf } from './book.ts';
+import { stampOf } from './archives.ts';
+import type { ListedArchive } from './archives.ts';
+import { present } from './book.ts';
 import type { Book, Finding, KnownArchive } from './book.ts';
 import { timeOf } from './segments.ts';
 import type { Reading, Transaction } from './segments.ts';
@@ -115,12 +116,17 @@ function configuration({ book, now }: Evidence, reading: Reading): Finding[] {
     const what = key === 'id' ? 'this is another repository: its id changed' : key === 'key' ? 'the key that lies in the repository was overwritten' : `the repository's configuration changed: ${key} was ${was[key] ?? 'not there'}, and is ${is[key] ?? 'not there'}`;
     found.push(aFinding('R7', now, null, [], what));
   }
-  const [before, after] = [book.mark?.nonce, reading.nonce].map((hex) => (/^[0-9a-f]+$/.test(hex ?? '') ? BigInt(`0x${hex}`) : null));
-  if (before != null && after == null) found.push(aFinding('R7', now, null, [], 'the repository\'s nonce, which keeps its encryption safe, is gone'));
-  else if (before != null && after != null && (after < before || after - before > NONCE_JUMP)) {
-    found.push(aFinding('R7', now, null, [], `the repository's nonce, which keeps its encryption safe, ${after < before ? 'went back' : 'jumped'}: from ${book.mark!.nonce} to ${reading.nonce}${after < before ? '' : '. At its end no backup could be written any more'}`));
-  }
-  return found;
+  const nonce = nonceTrouble(book, reading);
+  return nonce ? [...found, aFinding('R7', now, null, [], `the repository's nonce, which keeps its encryption safe, ${nonce}`)] : found;
+}
+
+/** What became of the nonce; '' when it only grew. */
+export function nonceTrouble({ mark }: Book, { nonce }: Reading): string {
+  const [before, after] = [mark?.nonce, nonce].map((hex) => (/^[0-9a-f]+$/.test(hex ?? '') ? BigInt(`0x${hex}`) : null));
+  if (before == null) return '';
+  if (after == null) return 'is gone';
+  if (after >= before && after - before <= NONCE_JUMP) return '';
+  return `${after < before ? 'went back' : 'jumped'}: from ${mark!.nonce} to ${nonce}${after < before ? '' : '. At its end no backup could be written any more'}`;
 }
 
 /** The configuration as the ledger keeps it: the key only as a checksum. What `borg check` notes there for itself is left out. */

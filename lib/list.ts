@@ -5,8 +5,9 @@ import { constants } from 'node:os';
 import path from 'node:path';
 import { Problem, answer, count, mode, named, pasteable, say, sayLive, size, span, warn, warnings } from './say.ts';
 import type { Settings } from './settings.ts';
-import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned, borgVersion, listArchives } from './borg.ts';
-import type { ArchiveFacts } from './borg.ts';
+import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned, borgVersion } from './borg.ts';
+import { listArchives } from './archives.ts';
+import type { ArchiveFacts } from './archives.ts';
 
 const MOST_VERSIONS = 30_000; // of files that `find` keeps in mind, about 1 kB each
 

@@ -4,7 +4,8 @@
 import fs from 'node:fs';
 import { Problem, count, pasteable, say, size } from './say.ts';
 import type { Settings } from './settings.ts';
-import { askBorg, borgFailure, listIds, readFromArchive } from './borg.ts';
+import { askBorg, borgFailure } from './borg.ts';
+import { listIds, readFromArchive } from './archives.ts';
 import { ANYWHERE, folderThere, onStorage } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
 import { STATE_ALONE, readRepository, readerText } from './segments.ts';

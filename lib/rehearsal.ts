@@ -8,7 +8,8 @@ import { failure, freeBytes, goOn, look } from './shell.ts';
 import { SANDBOX_MARK, markOfRun } from './processes.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
-import { borgVersion, listArchives } from './borg.ts';
+import { borgVersion } from './borg.ts';
+import { WITHOUT_LOCK, listArchives } from './archives.ts';
 import { eachRecord } from './proof.ts';
 import { isBelow } from './plan.ts';
 import { archiveMeant, asPattern } from './list.ts';
@@ -37,7 +38,7 @@ export class Superseded extends Error {
 export async function rehearse(settings: Settings, borg: Settings, server: string, name: string, id: string, folder: string, full: boolean, startedAt: Date): Promise<Certificate> {
   const record = path.join(folder, 'files/record'), extracted = { bytes: 0, seconds: 0 };
   const marked = { env: markOfRun(id) }; // who removes the scratch folder of a killed drill ends its borgs first: they would make it anew
-  const version = borgVersion(), listed = patiently(() => listArchives(borg, server, ['--bypass-lock'], marked)).then((all) => archiveMeant(all, name));
+  const version = borgVersion(), listed = patiently(() => listArchives(borg, server, WITHOUT_LOCK, marked)).then((all) => archiveMeant(all, name));
   // Each start of borg takes a second. What this server itself saved last is safe to extract, and its record is here: that begins before the list
   // of archives is there. Of any other archive it is looked first whether borg would write elsewhere.
   let archive = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
@@ -48,7 +49,7 @@ export async function rehearse(settings: Settings, borg: Settings, server: strin
     const [found, meant] = await Promise.allSettled([version, listed]); // no borg is left behind when one fails
     for (const one of [found, meant]) if (one.status === 'rejected') throw one.reason;
     archive = await listed;
-    await patiently(() => measure(borg, archive, [], ['--bypass-lock'], marked));
+    await patiently(() => measure(borg, archive, [], WITHOUT_LOCK, marked));
     await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
   }
   const confirm = async () => {

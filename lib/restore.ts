@@ -8,7 +8,8 @@ import { Problem, answer, count, mode, named, say, sayBlock, sayLive, size, span
 import { change, freeBytes } from './shell.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
-import { borgEnvironment, borgFailure, borgOnlyWarned, listArchives, readFromArchive } from './borg.ts';
+import { borgEnvironment, borgFailure, borgOnlyWarned } from './borg.ts';
+import { listArchives, readFromArchive } from './archives.ts';
 import { isBelow } from './plan.ts';
 import { ownManifest, soundManifest } from './record.ts';
 import type { Manifest } from './record.ts';

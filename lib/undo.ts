@@ -6,6 +6,7 @@ import { pasteable } from './say.ts';
 import { canDecrypt, folderThere } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
 import type { Book, Finding, KnownArchive } from './book.ts';
+import { hashedConfig, nonceTrouble } from './findings.ts';
 import type { Evidence } from './findings.ts';
 import { timeOf } from './segments.ts';
 import type { Reading } from './segments.ts';
@@ -13,10 +14,10 @@ import type { Reading } from './segments.ts';
 /** Given a server, its ledger and what the audit found, returns the plan as text: one block of shell for the storage, one for the operator's computer, one for the server. */
 export function undoPlan({ ledgerFolder }: Operator, one: OperatedServer, book: Book, { reading, fresh, listed }: Evidence, findings: Finding[]): string {
   const { server } = one, folder = pasteable([folderThere(one)]), first = Math.min(...findings.map(({ transaction }) => transaction ?? Infinity));
-  const keyLost = findings.some(({ what }) => /the key that lies in the repository/.test(what)) && book.config.key !== undefined, nonceWrong = findings.some(({ rule, what }) => rule === 'R7' && /nonce/.test(what));
-  const changed = Object.keys(book.config).filter((key) => key !== 'key' && reading && reading.config[key] !== book.config[key]).filter((key) => /^[a-z_]+$/.test(key)).concat(reading?.config.key !== undefined && book.config.key === undefined ? ['key'] : []);
   const head = [`# ${server}: the way back. Nothing of it has been done.`, ...findings.map(({ rule, what }) => asComment(`${rule} ${what}`))];
   if (!reading) return [...head, '# The storage gives no shell: ask its keeper to put the repository back to the state before the time above (from a snapshot, or by the steps of borg\'s manual, "Append-only mode").'].join('\n');
+  const is = hashedConfig(reading.config), was = book.config, keyLost = was.key !== undefined && is.key !== was.key, nonceWrong = nonceTrouble(book, reading) !== '';
+  const changed = [...new Set([...Object.keys(was), ...Object.keys(is)])].filter((key) => /^[a-z_]+$/.test(key) && is[key] !== was[key] && !(key === 'key' && keyLost));
   const good = lastGood(book, reading, fresh, listed !== null, first);
   const later = first === Infinity ? [] : reading.transactions.filter(({ number }) => number > good);
   const perFolder = Number(reading.config.segments_per_dir ?? 1000);
@@ -26,7 +27,7 @@ export function undoPlan({ ledgerFolder }: Operator, one: OperatedServer, book: 
     'quarantine="$PWD.quarantine"; test ! -e "$quarantine"', 'cp -al . "$quarantine"       # hard links: it costs no space',
     'for file in transactions config nonce; do if [ -e $file ]; then cp -a --remove-destination $file "$quarantine"/; fi; done       # these are changed in place',
     ...(later.length > 0 ? rollBack(good, files) : []),
-    ...changed.map((key) => (book.config[key] === undefined ? `sed -i '/^${key} *=/d' config` : `sed -i ${pasteable([`s|^${key} *=.*|${key} = ${book.config[key]!.replaceAll('|', '\\|')}|`])} config`)),
+    ...changed.map((key) => (was[key] === undefined ? `sed -i '/^${key} *=/d' config` : `sed -i ${pasteable([`s|^${key} *=.*|${key} = ${was[key]!.replaceAll('|', '\\|')}|`])} config`)),
     ...(nonceWrong ? ['# the nonce must never be lower than one that was used: the highest of what the ledger knows, and 2^40 more', `printf '%016x' ${BigInt(`0x${book.mark?.nonce || '0'}`) + (1n << 40n)} > nonce`] : [])];
   const operator = ['# 2. On the operator\'s computer:',
     ...(keyLost ? ['# the key: from the escrowed export (the recovery sheet); it overwrites the one in the repository', `borg key import ${pasteable([one.repository])} ESCROWED-KEY-FILE`] : []),

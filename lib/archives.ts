@@ -1,0 +1,76 @@
+// The archives of a repository: their names, of which each says what the archive is, and the lists of them. Only reads.
+import type { RunOptions } from './shell.ts';
+import type { Settings } from './settings.ts';
+import { askBorg, borgFailure } from './borg.ts';
+
+/** 'proof' says that the cold archive of its name is good; 'checkpoint': what an interrupted pass had sent. */
+export type ArchiveKind = 'cold' | 'proof' | 'warm' | 'checkpoint' | 'other';
+
+export const WITHOUT_LOCK = ['--bypass-lock']; // a run that is under way is not in the way
+
+/** Given the server ('' = any) and an archive's name, what kind it is. 'other': neither this script nor an interrupted pass of it writes such a name there. */
+export function kindOf(server: string, name: string): ArchiveKind {
+  const own = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(-warm\\.checkpoint)?((?:\\.checkpoint(?:\\.\\d+)?)?)$`).exec(name);
+  if (!own) return 'other';
+  return own[3] ? 'checkpoint' : own[2] ? 'warm' : own[1] ? 'proof' : 'cold';
+}
+
+/** The time in an archive's name, as ISO 8601 UTC; '' when there is none. */
+export function stampOf(name: string): string {
+  const stamp = /\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d/.exec(name)?.[0];
+  return stamp ? `${stamp}Z` : '';
+}
+
+/** An archive as borg lists it, whoever wrote it. startedAt and endedAt: what the client says, ISO 8601 UTC. facts: its comment, {} when that is no JSON of ours. */
+export type ListedArchive = { id: string; name: string; startedAt: string; endedAt: string; facts: Record<string, any> };
+
+/** Every archive of the repository, checkpoints too, oldest first. more: words for borg, as WITHOUT_LOCK. */
+export async function listEverything(settings: Settings, more: string[] = [], options: RunOptions = {}): Promise<ListedArchive[]> {
+  const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}'], { keepBytes: 1 << 28, ...options });
+  if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
+  return JSON.parse(done.out).archives.map(({ id, name, start, end, comment }: Record<string, string>) => {
+    let facts = {};
+    try {
+      const read = JSON.parse(comment ?? '');
+      if (typeof read === 'object' && read !== null) facts = read;
+    } catch { /* another tool's */ }
+    return { id, name, startedAt: `${start!.slice(0, 19)}Z`, endedAt: `${(end ?? start)!.slice(0, 19)}Z`, facts };
+  });
+}
+
+/** The ids of all archives alone, in the same order: at once, however many there are. */
+export async function listIds(settings: Settings, options: RunOptions = {}): Promise<string[]> {
+  const done = await askBorg(settings, ['list', ...WITHOUT_LOCK, '--consider-checkpoints', '--format', '{id}{NL}'], options);
+  if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
+  return done.out.split('\n').filter((line) => line !== '');
+}
+
+export type ArchiveFacts = { archive: string; madeAt: string; kind: 'proven' | 'unproven' | 'warm' | 'other'; originalBytes: number | null; deduplicatedBytes: number | null; downSeconds: number | null; files: number | null };
+
+/**
+ * The archives of this server ('' = of any), oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
+ * twin's comment, so that one listing answers everything. 'other': what another tool wrote here before. Those of other servers, and interrupted passes, are left out.
+ */
+export async function listArchives(settings: Settings, server: string, more: string[] = [], options: RunOptions = {}): Promise<ArchiveFacts[]> {
+  const all = await listEverything(settings, more, options), proofs = new Map(all.filter(({ name }) => kindOf('', name) === 'proof').map(({ name, facts }) => [name.slice('proven-'.length), facts]));
+  return all.flatMap(({ name, startedAt }): ArchiveFacts[] => {
+    const isOther = kindOf('', name) === 'other' && !/\.checkpoint(\.\d+)?$/.test(name), kind = kindOf(server, name), proof = proofs.get(name);
+    if (!isOther && kind !== 'cold' && kind !== 'warm') return [];
+    return [{
+      archive: name,
+      madeAt: stampOf(isOther ? '' : name) || startedAt,
+      kind: isOther ? 'other' : kind === 'warm' ? 'warm' : proof === undefined ? 'unproven' : 'proven',
+      originalBytes: proof?.originalBytes ?? null,
+      deduplicatedBytes: proof?.deduplicatedBytes ?? null,
+      downSeconds: proof?.downSeconds ?? null,
+      files: proof?.files ?? null,
+    }];
+  });
+}
+
+/** One file out of an archive, as text. Throws Problem when it is not there. */
+export async function readFromArchive(settings: Settings, archive: string, file: string, options: RunOptions = {}): Promise<string> {
+  const done = await askBorg(settings, ['extract', '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024, ...options });
+  if (done.code !== 0) throw borgFailure(`${file} cannot be read back from ${archive}`, done);
+  return done.out;
+}
