@@ -19,17 +19,18 @@ async function fails(world: World, says: RegExp[], options: { env?: NodeJS.Proce
 
 const clock = (at: Date) => at.toISOString().slice(11, 16);
 
-/** A window that began an hour ago and ends with the first full minute that is at least so many seconds away. */
-function windowOf(seconds: number): { window: { from: string; until: string; timeZone: string }; end: Date } {
-  const end = new Date(Math.ceil((Date.now() + seconds * 1000) / 60_000) * 60_000);
+/** A window that began an hour ago and ends with the first full minute that leaves so many seconds, beside what a whole run took on this machine and what it sets aside for the start. */
+function windowOf(world: World, seconds: number): { window: { from: string; until: string; timeZone: string }; end: Date } {
+  const { startedAt, endedAt, startSeconds } = world.server.history().pop();
+  const end = new Date(Math.ceil((Date.now() + seconds * 1000 + 2 * (Date.parse(endedAt) - Date.parse(startedAt)) + 4000 * startSeconds) / 60_000) * 60_000);
   return { end, window: { from: clock(new Date(Date.now() - 3_600_000)), until: clock(end), timeZone: 'UTC' } };
 }
 
 scenarios('a failure while everything runs', import.meta.url, {
   'the window ends during the warm pass: nothing is stopped, and it says how far it came': async (world) => {
     world.server.writeSettings({ warmPass: true });
-    randomFile(world, 'big', 30);
-    world.server.writeSettings({ window: windowOf(40).window, uploadLimitKiB: 100 });
+    randomFile(world, 'big', 60);
+    world.server.writeSettings({ window: windowOf(world, 20).window, uploadLimitKiB: 100 });
     const ended = await fails(world, [/warm pass did not get through in time: \d+ files, [\d.]+ MB read, [\d.]+ MB new/]);
     assert.match(ended.err, /what was uploaded counts/);
     assert.equal(world.server.archives().some((name) => name.endsWith('-warm.checkpoint.checkpoint')), true, 'what was uploaded is kept');
@@ -39,7 +40,7 @@ scenarios('a failure while everything runs', import.meta.url, {
 
   'the end of the window is kept by force, with everything up by then': async (world) => {
     nearby(world);
-    const { window, end } = windowOf(35);
+    const { window, end } = windowOf(world, 20);
     world.server.writeSettings({ window, warmPass: false });
     const ended = await world.server.run([], wrap(world, 'borg', holdIn('cold')));
     expectEnd(world, ended, { code: 2, says: [/the deadline \(everything runs again by/, /services: all 3 are running again/] });
