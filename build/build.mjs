@@ -34,6 +34,7 @@ const CHAPTERS = [
   { file: 'lib/archives.ts', title: 'ARCHIVES' },
   { file: 'lib/storage.ts', title: 'STORAGE' },
   { file: 'lib/passport.ts', title: 'PASSPORT' },
+  { file: 'lib/snapshot.ts', title: 'SNAPSHOT' },
   { file: 'lib/plan.ts', title: 'PLAN' },
   { file: 'lib/proof.ts', title: 'PROOF' },
   { file: 'lib/ledger.ts', title: 'LEDGER' },
@@ -76,7 +77,7 @@ const CHAPTERS = [
   { file: 'lib/prune.ts', title: 'PRUNE' },
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
-const MOST_LINES = { readable: 7300, operator: 1150 };
+const MOST_LINES = { readable: 7600, operator: 1150 };
 const OLDEST_NODE = 'node18';
 
 const output = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../dist/backup.js', import.meta.url)));

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 1e4d12752eb48b684ca872eb0f7b75e90fa41ad19ad4675051893c8c3cee369b
+// Checksum of all but the settings: ab1edf6ae0bca4b9c88336c2706a28bbe58aa8dd76d3cf9bd26cff79fdc00a0b
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -34,6 +34,7 @@
 //   ==== ARCHIVES ====         The archives of a repository: their names, of which each says what the archive is.
 //   ==== STORAGE ====          The storage as this server reaches it: its address, the ssh connection.
 //   ==== PASSPORT ====         The passport: everything needed to build a machine on which the saved files work.
+//   ==== SNAPSHOT ====         Copy-on-write copies, for `snapshot: 'yes'`: made in an instant while everything is stopped.
 //   ==== PLAN ====             The plan: what will be stopped, saved and started, worked out once by looking.
 //   ==== PROOF ====            The proof that what is copied is cold, taken before the cold pass and again after it.
 //   ==== LEDGER ====           The ledger: what a run has stopped, on disk before each stop.
@@ -176,6 +177,7 @@ async function takeBackup(loaded, script) {
   if (lock === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
   await bringBackLeftovers(settings);
   await sweepDrills(settings); // a killed one may have left a disk full of files
+  await dropCopies(settings.stateFolder); // so may a killed run
   if (!mode.now && !isInWindow(settings.window, new Date())) {
     const { from, until, timeZone } = settings.window;
     throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
@@ -194,15 +196,17 @@ async function takeBackup(loaded, script) {
 async function runTheNight(night) {
   const { settings } = night.loaded;
   if (settings.before.length > 0) await runBefore(settings);
-  if (settings.snapshot === 'yes') warn('`snapshot` is not in this version: a warm and a cold pass instead');
   const plan = await makePlan(settings, new Date(night.line.startedAt));
   night.line.archive = plan.archive;
   await tryEverything(settings, plan);
+  night.line.snapshot = plan.snapshot;
   const passport = await passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path));
   const manifest = prepareRecord(night.loaded, night.script, plan, passport);
   if (settings.warmPass) await warmPass(night, plan);
 
-  if (plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
+  if (plan.snapshot === '') night.cold = beginColdPass(night, plan);
+  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
+  await night.cold?.isWaiting; // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
   const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
@@ -212,9 +216,10 @@ async function runTheNight(night) {
   try {
     // From here services are down.
     await stopParts(plan.parts, night.ledger, settings.stateFolder);
-    copied = await copyCold(night, plan, manifest);
+    copied = await (plan.snapshot === '' ? copyCold(night, plan, manifest) : copyOnWrite(night, plan));
   } catch (error) {
     trouble = error;
+    await night.cold?.callOff(); // seen dead before anything is started: no archive is ever completed with files that are in use again
   }
   clearTimeout(alarm);
   night.down = await startEverything(night);
@@ -222,24 +227,69 @@ async function runTheNight(night) {
   goOn(); // what went wrong because we were asked to end is not the reason to tell
   if (trouble) throw trouble;
   if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
-  await proveTheArchive(night, plan, copied);
+  if (plan.snapshot !== '') copied = await copyTheSnapshot(night, plan, manifest, copied);
+  const cold = await endOf(night.cold);
+  night.line.cold = passFacts(cold);
+  judgePass(plan, cold);
+  await proveTheArchive(night, plan, cold, copied);
 }
 
-/** While everything is stopped: prove, write the record, copy, prove again. Throws Problem when the copy is not proven. */
+/** Begin the cold pass while everything still runs. It waits. */
+function beginColdPass({ loaded: { settings } }, plan) {
+  return beginPass(settings, coldCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: settings.warmPass, expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
+}
+
+/** Services run again, and borg has read everything: what is left to it is to finish the archive. */
+async function endOf(pass) {
+  const late = setTimeout(() => askToStop('the storage did not take the end of the copy within an hour', 2), 3_600_000);
+  return pass.end.finally(() => clearTimeout(late));
+}
+
+/** While everything is stopped: prove, write the record, let borg copy, prove again. Throws Problem when the copy is not proven. */
 async function copyCold(night, plan, manifest) {
-  const { settings } = night.loaded;
-  const before = listingFile(settings.stateFolder), after = join(settings.stateFolder, 'listing-after');
-  const first = await prove(plan, before);
-  const manifestText = finishRecord(settings.stateFolder, { ...manifest, proof: first });
-  const cold = await takePass(settings, coldCommand(settings, plan, first), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: settings.warmPass, expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
-  night.line.cold = passFacts(cold);
-  const second = await proveAgain(plan, first, before, after);
+  const { stateFolder } = night.loaded.settings;
+  const first = await prove(plan, listingFile(stateFolder));
+  const manifestText = finishRecord(stateFolder, { ...manifest, proof: first });
+  night.cold.feed(manifestText);
+  await night.cold.isRead;
+  return { first, second: await stillCold(night, plan, first), manifestText };
+}
+
+/** While everything is stopped: prove, snapshot what can be, let borg read the rest, prove again. Throws Problem when it is not proven. */
+async function copyOnWrite(night, plan) {
+  const { stateFolder } = night.loaded.settings;
+  const first = await prove(plan, listingFile(stateFolder));
+  await makeCopies(plan.roots, plan.run);
+  if (plan.roots.some((root) => root.way === 'cold')) await (night.cold = beginColdPass(night, plan)).isWaiting;
+  return { first, second: await stillCold(night, plan, first), manifestText: '' };
+}
+
+/** Services run again: prove of the copies that they are what was stopped, and let borg read them. Throws Problem when they are not, or when space runs short. */
+async function copyTheSnapshot(night, plan, manifest, { first, second }) {
+  const { stateFolder } = night.loaded.settings, was = whatLies(plan.roots);
+  const endWatch = watchSpace(plan.roots, (why) => askToStop(why, 2, 'make room, or set `snapshot: \'no\'`'));
+  try {
+    night.cold ??= beginColdPass(night, plan);
+    const proof = await proveCopies(plan, first, listingFile(stateFolder));
+    const manifestText = finishRecord(stateFolder, { ...manifest, proof });
+    night.cold.feed(manifestText);
+    await night.cold.isRead;
+    if (whatLies(plan.roots) !== was) throw new Problem('a saved folder was moved away while borg read its snapshot: this archive does not count as a backup');
+    return { first: proof, second, manifestText };
+  } finally {
+    endWatch();
+  }
+}
+
+/** Everything is still stopped: prove again. */
+async function stillCold(night, plan, first) {
+  const { stateFolder } = night.loaded.settings, after = join(stateFolder, 'listing-after');
+  const second = await proveAgain(plan, first, listingFile(stateFolder), after);
   fs.rmSync(after, { force: true });
-  judgePass(plan, cold);
   await Promise.all(night.ledger.parts.map(async (part) => { // clusters and containers have been proven; of others only this tells
     if (await partState(part) === 'running') warn(`${part.name} was started by somebody while it should have been stopped`);
   }));
-  return { cold, first, second, manifestText };
+  return second;
 }
 
 /** When everything must run again, and when to begin with that. Throws Problem when the window is over, or leaves no time for a copy. */
@@ -264,17 +314,39 @@ async function tryEverything(settings, plan) {
   const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
   if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });
+  if (plan.snapshot !== '') {
+    noteCopies(settings.stateFolder, plan.roots);
+    await tryReflinks(plan.roots, plan.run);
+    plan.snapshot = waysIn(plan.roots);
+  }
+  if (settings.snapshot === 'yes') for (const root of plan.roots.filter(({ way }) => way !== 'link')) say(`${named(root.path)}: ${howRead(root)}`);
   say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (borg ${version}, ${encryption})`);
 }
 
 /** The warm pass puts the bulk on storage while everything runs. Throws Problem when it fails, or is not through when the window ends. */
 async function warmPass(night, plan) {
-  const { settings } = night.loaded;
+  const { settings } = night.loaded, paths = warmPaths(plan, lastGoodRun(settings.stateFolder) === undefined);
+  if (paths.length === 0) return;
+  for (let pass = 1, before = Infinity; pass <= MOST_WARM_PASSES; pass++) { // what changed during a long one is for the next one, not for when services are down
+    const { seconds } = await oneWarmPass(night, plan, paths);
+    if (seconds < LONG_PASS_SECONDS || seconds > before / 2) return;
+    before = seconds;
+  }
+}
+
+const MOST_WARM_PASSES = 3;
+const LONG_PASS_SECONDS = 60;
+
+async function oneWarmPass(night, plan, paths) {
+  const { settings } = night.loaded, last = night.line.warm;
   await checkpointAll(plan); // or the changes are still in memory and all of them are left for the cold pass
-  const warm = await takePass(settings, warmCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
+  touchRecord(settings.stateFolder);
+  const warm = await takePass(settings, warmCommand(settings, plan, paths, last ? new Date().toISOString() : plan.madeAt), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
     expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: night.windowEnd ? Math.max(1, (night.windowEnd.getTime() - Date.now()) / 1000) : undefined });
-  night.line.warm = passFacts(warm); // files that changed or went are no matter here: the cold pass decides
+  const { files, originalBytes, compressedBytes, deduplicatedBytes, seconds } = warm;
+  night.line.warm = { files, originalBytes, compressedBytes, deduplicatedBytes: deduplicatedBytes + (last?.deduplicatedBytes ?? 0), seconds: seconds + (last?.seconds ?? 0) }; // files that changed or went are no matter here: the cold pass decides
   say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
+  return warm;
 }
 
 /** CHECKPOINT in every running cluster that will be stopped: what it writes now it need not write while everything waits. */
@@ -320,7 +392,7 @@ async function startEverything(night) {
 }
 
 /** Read the record back out of the archive, compare, and only then write the archive that says it is good. */
-async function proveTheArchive(night, plan, { cold, first, second, manifestText }) {
+async function proveTheArchive(night, plan, cold, { first, second, manifestText }) {
   const { settings } = night.loaded;
   const back = await readFromArchive(settings, plan.archive, 'record/manifest.json');
   if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
@@ -349,7 +421,7 @@ function beginNight(loaded, script) {
   openTranscript(join(stateFolder, 'log'), startedAt.slice(0, 19));
   const line = { kind: 'run', startedAt, endedAt: '', outcome: 'failed', exitCode: 2, server: serverName(loaded.settings), archive: '', downSeconds: 0, startSeconds: 0,
     parts: [], warm: null, cold: null, snapshot: '', warnings: [], error: '' };
-  return { loaded, script, line, ledger: null, down: [], guardPid: 0, windowEnd: mode.now ? null : windowEnd(loaded.settings.window, new Date()) };
+  return { loaded, script, line, ledger: null, cold: null, down: [], guardPid: 0, windowEnd: mode.now ? null : windowEnd(loaded.settings.window, new Date()) };
 }
 
 function finishedLine(night, error) {
@@ -362,6 +434,8 @@ function finishedLine(night, error) {
 /** Tell how it ended: error block, history, messages, summary. Returns the exit code. */
 async function endNight(night, error) {
   const { settings } = night.loaded;
+  await night.cold?.callOff();
+  await dropCopies(settings.stateFolder);
   if (night.ledger?.parts.length === 0) closeLedger(settings.stateFolder);
   const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
   if (error) sayError(error, services);
@@ -684,14 +758,16 @@ function listenToSignals() {
   }
 }
 
-/** Wait in short steps until `condition` says yes. Returns false when `seconds` are over. Throws when asked to stop. */
-async function waitUntil(seconds, condition, stepMs = 100) {
+/** Wait in short steps until `condition` says yes, and look at once when `news` comes. Returns false when `seconds` are over. Throws when asked to stop. */
+async function waitUntil(seconds, condition, stepMs = 100, news = null) {
   const end = Date.now() + seconds * 1000;
   for (;;) {
     if (await condition()) return true;
     goOn();
     if (Date.now() >= end) return false;
-    await sleep(Math.min(stepMs, Math.max(1, end - Date.now())));
+    const step = sleep(Math.min(stepMs, Math.max(1, end - Date.now())));
+    if (news === null) await step;
+    else if (await Promise.race([step.then(() => false), news.then(() => true)])) news = null;
     stepMs = Math.min(1000, stepMs * 1.2);
   }
 }
@@ -718,12 +794,12 @@ async function run(argv, options) {
   const toFile = options.toTranscript ? (ends.fd ?? 'ignore') : 'pipe';
   const stdout = tail(options.keepBytes ?? 16 * 1024 * 1024), stderr = tail(64 * 1024);
   const child = $({
-    stdio: [options.stdin ?? 'ignore', options.stdout ?? toFile, toFile],
+    stdio: [options.onStart ? 'pipe' : options.stdin ?? 'ignore', options.stdout ?? toFile, toFile],
     detached: true, // an own process group: Ctrl-C on the terminal reaches us, not docker or systemctl
     nothrow: true,
     quiet: true,
     cwd: options.cwd,
-    env: environment(options.env ?? {}),
+    env: environment({ ...options.env, ...(options.onStart ? { SHLVL: '1' } : {}) }), // without it, bash with a pipe as its input reads ~/.bashrc
     store: { stdout, stderr, stdall: tail(0) },
   })`exec ${argv}`;
   if (options.onLine && child.stdout) eachLine(child.stdout, options.onLine);
@@ -733,6 +809,7 @@ async function run(argv, options) {
   const end = () => (options.ladder ?? ['SIGTERM', 'SIGKILL']).forEach((signal, step) => {
     timers.push(setTimeout(() => child.pid && signalGroup(child.pid, signal), step * STEP_OF_LADDER_MS));
   });
+  options.onStart?.({ end, feed: (text) => child.child?.stdin?.on('error', () => {}).end(text) }); // it may have ended before it has read all
   if (options.seconds && !options.unlimited) timers.push(setTimeout(() => { timedOut = true; end(); }, options.seconds * 1000));
   if (!options.unlimited && !shielded) enders.add(end);
   try {
@@ -971,6 +1048,21 @@ function remember(stateFolder, line) {
   } finally {
     fs.closeSync(fd);
   }
+}
+
+
+
+/** Given the history, returns the trend, or null when no night was good yet. */
+function trendOf(history) {
+  const nights = history.filter((line) => line.kind === 'run' && /^(good|warning)$/.test(line.outcome) && line.cold).slice(-7);
+  if (nights.length === 0) return null;
+  const median = (numbers) => [...numbers].sort((one, other) => one - other)[Math.floor(numbers.length / 2)];
+  const down = nights.map((line) => line.downSeconds), whole = nights.map((line) => line.cold.originalBytes), last = whole[whole.length - 1];
+  return {
+    nights: nights.length, downSeconds: median(down), leastDownSeconds: Math.min(...down), mostDownSeconds: Math.max(...down),
+    newBytes: median(nights.map((line) => (line.warm?.deduplicatedBytes ?? 0) + line.cold.deduplicatedBytes)),
+    originalBytes: last, growthBytes: Math.round((last - whole[0]) / Math.max(1, nights.length - 1)),
+  };
 }
 
 /** The last run with a cold pass that counted, if there is one: the measure for tonight. */
@@ -2247,7 +2339,8 @@ async function configFilesOf(cluster) {
 // Secrets reach borg by file: the passphrase is read by borg itself (BORG_PASSCOMMAND), and is in no argument and no log.
 
 const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
-const SHORT_LOCK_WAIT = '30'; // while services are down
+const DIES_WITH_US = ['setpriv', '--pdeathsig', 'KILL', '--']; // or a borg that waits would take our death for the end of its input, and copy what runs
+const GENTLY = ['SIGINT', 'SIGTERM', 'SIGKILL']; // INT: borg keeps a checkpoint, so that the upload goes on from there
 const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lost among many others
 
 // What borg calls its own troubles (docs/internals/frontends.rst, "Message IDs"), and what to do about each.
@@ -2374,17 +2467,22 @@ function isRemote(settings) {
   return !settings.repository.startsWith('/');
 }
 
-/** A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. */
+/**
+ * A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. A root `-` is the
+ * manifest, which borg reads from its standard input: there it waits, with repository, key and caches open, until it is fed.
+ */
 function createCommand(settings, what) {
   const comment = JSON.stringify(what.comment).replace(/[{}]/g, '$&$&'); // braces are placeholders for borg
   // What lies below another root would be stored twice. So borg is to find it on its way, below an excluded folder too: `-` goes on
   // into those, --exclude does not. Patterns for folders alone (re:, pf:) would then let their files in: with these, twice it is.
-  const nested = what.roots.filter((root) => what.roots.some((other) => root.startsWith(`${other}/`)));
+  const nested = what.roots.filter((root) => root.startsWith('/') && what.roots.some((other) => root.startsWith(`${other}/`)));
   const onTheWay = nested.length > 0 && !settings.exclude.some((pattern) => /^(re|pf):/.test(pattern));
   const excluded = (pattern) => (onTheWay ? ['--pattern', `- ${/^[a-z]{2}:/.test(pattern) ? '' : 'fm:'}${pattern}`] : ['--exclude', pattern]);
-  return ['borg', '--log-json', '--progress', '--lock-wait', what.cold ? SHORT_LOCK_WAIT : PATIENT_LOCK_WAIT,
+  const waits = what.roots.includes('-');
+  return [...(waits ? DIES_WITH_US : []), 'borg', '--log-json', '--progress', '--lock-wait', PATIENT_LOCK_WAIT,
     ...(settings.uploadLimitKiB ? ['--upload-ratelimit', String(settings.uploadLimitKiB)] : []),
-    'create', '--json', '--list', '--filter', 'CE',
+    'create', '--json', '--list', '--filter', waits ? 'CEi' : 'CE', ...(waits ? ['--stdin-name', 'record/manifest.json', '--stdin-mode', '0600'] : []),
+    ...(what.filesCache ? ['--files-cache', what.filesCache] : []),
     '--compression', settings.compression,
     '--chunker-params', settings.chunker,
     '--checkpoint-interval', '300', // what an interrupted night has uploaded counts the next night
@@ -2394,39 +2492,64 @@ function createCommand(settings, what) {
     `::${what.archive}`, ...what.roots.filter((root) => !onTheWay || !nested.includes(root))];
 }
 
+
+
 /**
- * Take one pass. Given the command, the folder relative roots are in, the run's mark, the name of the pass and last night's
- * size, shows progress and returns what borg did. tested: a pass of this run was made before it, and borg tests itself once. Throws Problem when borg failed: then there is no archive of that name.
+ * Begin one pass. Given the command, the folder relative roots are in, the run's mark, the name of the pass and last night's
+ * size, shows progress. tested: a pass of this run was made before it, and borg tests itself once. `end` throws Problem when borg failed: then there is no archive of that name.
  */
-async function takePass(settings, command, options) {
+function beginPass(settings, command, options) {
   const result = { archiveId: '', files: 0, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 0, changed: [], unread: [], complaints: [] };
-  const began = Date.now();
-  let progressAt = 0;
+  const waits = command.includes('-'), ladder = waits ? ['SIGTERM', 'SIGKILL'] : [...GENTLY];
+  let began = Date.now(), progressAt = 0, program = null, markWaiting = () => {}, markRead = () => {};
   const progress = progressTeller(options.title, options.expectedBytes);
-  const done = await change(command, {
-    cwd: options.cwd,
-    env: { ...borgEnvironment(settings, options.run), ...(options.tested ? { BORG_SELFTEST: 'disabled' } : {}) },
-    ladder: ['SIGINT', 'SIGTERM', 'SIGKILL'], // INT: borg keeps a checkpoint, so that the upload goes on from there
-    seconds: options.seconds,
-    onErrorLine: (line) => {
-      if (/"type": ?"archive_progress"/.test(line)) { // many a second, and one would see none of them; a name in JSON cannot look like this
-        if (Date.now() - progressAt < 200) return;
-        progressAt = Date.now();
-      }
-      const note = parseLine(line);
-      if (note?.type === 'archive_progress' && !note.finished) progress(note);
-      if (note?.type === 'file_status' && note.status === 'C' && result.changed.length < KEPT_NAMES) result.changed.push(absolute(note.path));
-      if (note?.type === 'file_status' && note.status === 'E' && result.unread.length < KEPT_NAMES) result.unread.push(absolute(note.path));
-      if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '') && result.complaints.length < KEPT_NAMES) result.complaints.push(note.message ?? '');
+  const pass = async () => {
+    const done = await change(command, {
+      cwd: options.cwd,
+      env: { ...borgEnvironment(settings, options.run), ...(options.tested ? { BORG_SELFTEST: 'disabled' } : {}) },
+      ladder, seconds: options.seconds,
+      ...(waits ? { onStart: (started) => { program = started; } } : {}),
+      onErrorLine: (line) => {
+        if (/"type": ?"archive_progress"/.test(line)) { // many a second, and one would see none of them; a name in JSON cannot look like this
+          if (/"finished": ?true/.test(line)) return markRead(); // said before the archive is saved (archiver.py, create_inner)
+          if (Date.now() - progressAt < 200) return;
+          progressAt = Date.now();
+        }
+        const note = parseLine(line);
+        if (note?.type === 'archive_progress') progress(note);
+        if (note?.type === 'file_status' && note.status === 'i') markWaiting(); // said before it is read (archive.py, process_pipe)
+        if (note?.type === 'file_status' && note.status === 'C' && result.changed.length < KEPT_NAMES) result.changed.push(absolute(note.path));
+        if (note?.type === 'file_status' && note.status === 'E' && result.unread.length < KEPT_NAMES) result.unread.push(absolute(note.path));
+        if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '') && result.complaints.length < KEPT_NAMES) result.complaints.push(note.message ?? '');
+      },
+    });
+    result.seconds = (Date.now() - began) / 1000;
+    goOn(); // borg may have ended because we asked it to
+    if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${progress.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
+    if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
+    const { id: archiveId, stats } = JSON.parse(done.out).archive;
+    return Object.assign(result, { archiveId, files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size });
+  };
+  const isWaiting = new Promise((resolve) => { markWaiting = resolve; }), isRead = new Promise((resolve) => { markRead = resolve; });
+  const end = pass();
+  const until = async (event) => void await Promise.race([event, end]);
+  const underWay = {
+    end, isWaiting: until(isWaiting), isRead: until(isRead),
+    feed: (manifest) => {
+      began = Date.now();
+      ladder.splice(0, ladder.length, ...GENTLY);
+      program?.feed(manifest);
     },
-  });
-  result.seconds = (Date.now() - began) / 1000;
-  goOn(); // borg may have ended because we asked it to
-  if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${progress.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
-  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
-  const { id: archiveId, stats } = JSON.parse(done.out).archive;
-  return Object.assign(result, { archiveId, files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size });
+    callOff: async () => {
+      program?.end();
+      await end.catch(() => {});
+    },
+  };
+  for (const one of [end, underWay.isWaiting, underWay.isRead]) one.catch(() => {}); // who does not wait for one of them hears it from another
+  return underWay;
 }
+
+const takePass = (settings, command, options) => beginPass(settings, command, options).end;
 
 // Hundreds of paths are no help in an error.
 function shortened(command) {
@@ -2589,6 +2712,7 @@ async function compactsNothing(settings) {
 // looks. A fact that cannot be had is a warning, never a reason for no backup. Of a container's environment it holds the names only.
 
 const DATABASES_AT_ONCE = 4;
+const HELD_BACK_BYTES = 500e6; // of WAL, by a slot that nobody uses
 
 // The facts of every database, a few at a time, each with the order its collations sort in (asked once for each definition).
 async function databasesOf(cluster, rows) {
@@ -2640,6 +2764,9 @@ async function clusterPassport(cluster) {
   const ask = (name, ...words) => look([...place, 'env', 'LC_ALL=C', path.join(cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, name), ...words]);
   const controlData = await ask('pg_controldata', '-D', cluster.insideDataDirectory || cluster.dataDirectory);
   const icu = /libicui18n\S* => (\/\S+)/.exec((await look([...place, 'ldd', path.join(cluster.binaries, 'postgres')])).out)?.[1] ?? '';
+  for (const { slot_name: slot, active, retainedBytes } of server.slots ?? []) {
+    if (active === false && Number(retainedBytes) > HELD_BACK_BYTES) warn(`replication slot ${named(String(slot))} of ${named(cluster.name)}, which nobody uses, holds back ${size(Number(retainedBytes))} of WAL: it is saved every night, and may fill the disk. Forgotten? select pg_drop_replication_slot('${slot}')`);
+  }
   const passport = {
     ...known, ...server,
     answers: server.serverVersion !== undefined,
@@ -2784,12 +2911,203 @@ async function orLacking(what, gathered, otherwise) {
 }
 
 // =========================================================================================================
+// ==== SNAPSHOT ====
+// Copy-on-write copies, for `snapshot: 'yes'`: made in an instant while everything is stopped, read by borg while everything runs again.
+// A btrfs subvolume is snapshotted; other folders on btrfs and xfs are copied by reflink; small ones are simply copied; what
+// allows none of these is read while everything is stopped, as without a snapshot.
+// Changes: folders of its own, named .cold-backup-snapshot-…, beside what they are copies of. They are on a list in the state folder
+// before they are made, and whoever finds that list without its run (the guard, `recover`, the next run) removes them.
+
+const MARK = '.cold-backup-snapshot-';
+const SMALL = { files: 500, bytes: 16e6 };
+const LEAST_FREE = 256e6;
+const FREE_SHARE = 0.1; // of what lies on the file system: blocks that are written while a copy is there are new ones
+const LONGEST_COPY_SECONDS = 86_400;
+
+/** Where file systems are mounted (proc(5), mountinfo); the last one of a folder is the one that is seen. */
+function mounts() {
+  const plain = (word) => word.replace(/\\(\d{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)));
+  return fs.readFileSync('/proc/self/mountinfo', 'latin1').trimEnd().split('\n').map((line) => {
+    const [left = '', right = ''] = line.split(' - ');
+    return { folder: Buffer.from(plain(left.split(' ')[4] ?? ''), 'latin1').toString(), type: right.split(' ')[0] ?? '' };
+  });
+}
+
+const liesIn = (file, folder) => file !== folder && file.startsWith(folder === '/' ? '/' : `${folder}/`);
+
+/** Given the paths to save, returns them with the way of each, and why. Looks only. `run` names the copies. */
+async function chooseWays(roots, stateFolder, run) {
+  const all = mounts(), hasBtrfs = (await look(['btrfs', '--version'])).code === 0;
+  const chosen = [];
+  for (const [index, root] of roots.entries()) chosen.push({ ...root, ...await wayOf(root.path, `${MARK}${run.slice(0, 8)}-${index}`, { roots, all, hasBtrfs, stateFolder }) });
+  const short = withoutSpace(chosen);
+  for (const [folder, why] of short) {
+    warn(`no snapshot of ${named(folder)}: ${why}`);
+    Object.assign(chosen.find((one) => one.path === folder), { way: 'cold', because: why, copy: '' });
+  }
+  const isWorthIt = chosen.some((one) => one.way === 'subvolume' || one.way === 'reflink') || !chosen.some((one) => one.way === 'cold');
+  if (isWorthIt) return chosen;
+  return chosen.map((one) => (one.way === 'cold' ? one : { ...one, way: 'cold', because: 'nothing is snapshotted, so it is read with the others', copy: '' }));
+}
+
+async function wayOf(folder, name, { roots, all, hasBtrfs, stateFolder }) {
+  const cold = (because) => ({ way: 'cold', because, copy: '' });
+  const facts = fs.lstatSync(folder), mountOf = (file) => all.filter((one) => one.folder === file || liesIn(file, one.folder)).sort((one, other) => one.folder.length - other.folder.length).pop();
+  if (!facts.isDirectory() && !facts.isFile()) return { way: 'link', because: 'it holds nothing itself', copy: '' };
+  if (process.getuid?.() !== 0) return cold('a snapshot needs root');
+  if (stateFolder === folder || liesIn(stateFolder, folder)) return cold('the state folder lies in it');
+  const inside = all.find((one) => liesIn(one.folder, folder)), own = mountOf(folder);
+  if (inside) return cold(`${named(inside.folder)} is mounted in it`);
+  const top = roots.map((root) => root.path).filter((one) => liesIn(folder, one)).sort((one, other) => one.length - other.length)[0] ?? folder; // a copy must not lie in what is saved
+  const beside = path.dirname(top), isMount = own.folder === folder, isBesideSame = mountOf(beside) === own;
+  const isSubvolume = own.type === 'btrfs' && facts.isDirectory() && facts.ino === 256; // the number of every subvolume's own folder
+  if (isSubvolume && hasBtrfs && (isBesideSame || top === folder)) {
+    const nested = (await look(['btrfs', 'subvolume', 'list', '-o', folder])).out.trim();
+    if (nested === '') return { way: 'subvolume', because: 'a subvolume of btrfs', copy: path.join(isBesideSame ? beside : folder, name) };
+  }
+  if (isSmall(folder)) return { way: 'copy', because: 'it is small', copy: path.join(stateFolder, name) };
+  if (own.type !== 'btrfs' && own.type !== 'xfs') return cold(`${own.type} cannot copy on write`);
+  if (isMount || !isBesideSame) return cold(`${named(isMount ? folder : top)} is a mount point: there is no place for a copy beside it`);
+  return { way: 'reflink', because: `on ${own.type}`, copy: path.join(beside, name) };
+}
+
+function isSmall(folder) {
+  let files = 0, bytes = 0;
+  const walk = (file) => {
+    const facts = fs.lstatSync(file);
+    files++;
+    bytes += facts.isFile() ? facts.size : 0;
+    if (files > SMALL.files || bytes > SMALL.bytes) return false;
+    return !facts.isDirectory() || fs.readdirSync(file).every((name) => walk(path.join(file, name)));
+  };
+  try {
+    return walk(folder);
+  } catch { // it is changing just now
+    return false;
+  }
+}
+
+const isOnWrite = (root) => root.way === 'subvolume' || root.way === 'reflink';
+
+/** What a file system must have free while a copy on write lies on it, in bytes. */
+function neededOn(folder) {
+  const { bavail, bfree, blocks, bsize } = fs.statfsSync(folder);
+  return { free: bavail * bsize, needed: Math.max(LEAST_FREE, FREE_SHARE * (blocks - bfree) * bsize) };
+}
+
+// A full disk is a PANIC for PostgreSQL, so without room for what is written while borg reads there is no snapshot.
+function withoutSpace(roots) {
+  const found = new Map();
+  for (const root of roots.filter(isOnWrite)) {
+    if (!fs.statfsSync) found.set(root.path, 'this Node.js does not tell how much space is free: 18.15 or newer does');
+    else {
+      const { free, needed } = neededOn(path.dirname(root.copy));
+      if (free < needed) found.set(root.path, `only ${size(free)} are free there, and ${size(needed)} are needed for what is written while borg reads`);
+    }
+  }
+  return found;
+}
+
+/** Watch the space while borg reads the copies; `onShort` is called once, when half of what was needed is gone. Returns a function that ends it. */
+function watchSpace(roots, onShort) {
+  const places = [...new Set(roots.filter(isOnWrite).map((root) => path.dirname(root.copy)))].map((folder) => ({ folder, least: neededOn(folder).needed / 2 }));
+  const timer = setInterval(() => {
+    const short = places.find(({ folder, least }) => neededOn(folder).free < least);
+    if (!short) return;
+    clearInterval(timer);
+    onShort(`only ${size(neededOn(short.folder).free)} are left in ${named(short.folder)}: the snapshot is given up before the disk is full`);
+  }, 500);
+  return () => clearInterval(timer);
+}
+
+// ---- making and removing them ----
+
+const listFile = (stateFolder) => path.join(stateFolder, 'snapshots.json');
+/** The ways of the copies in words: 'subvolume, copy'; '' when there are none. */
+const waysIn = (roots) => [...new Set(roots.filter(hasCopy).map((root) => root.way))].sort().reverse().join(', ');
+const hasCopy = (root) => root.copy !== '';
+
+function noteCopies(stateFolder, roots) {
+  writeDurably(listFile(stateFolder), `${JSON.stringify({ copies: roots.filter(hasCopy).map(({ way, copy }) => ({ way, copy })) }, null, 1)}\n`);
+}
+
+/** Try one file of each path that is to be copied by reflink, while everything runs: xfs may have been made without it. What cannot be is told, and read while everything is stopped. */
+async function tryReflinks(roots, run) {
+  for (const root of roots.filter((one) => one.way === 'reflink')) {
+    const sample = (await look(['find', root.path, '-type', 'f', '-size', '+16k', '-print', '-quit'])).out.replace(/\n$/, '') || root.path;
+    const done = await change(['cp', '--archive', '--reflink=always', '--no-target-directory', '--', sample, root.copy], { env: markOfRun(run) });
+    await change(['rm', '-rf', '--', root.copy], { unlimited: true });
+    if (done.code === 0) continue;
+    warn(`no snapshot of ${named(root.path)}: ${lastLines(done.said, 1)} (xfs must have been made with reflink=1; on btrfs, files with the attribute C need a subvolume of their own)`);
+    Object.assign(root, { way: 'cold', because: 'cp cannot copy it on write', copy: '' });
+  }
+}
+
+/** The command that makes each copy. */
+function copyCommands(roots) {
+  return roots.filter(hasCopy).map(({ path: from, way, copy }) => (way === 'subvolume' ? ['btrfs', 'subvolume', 'snapshot', '-r', from, copy]
+    : ['cp', '--archive', `--reflink=${way === 'reflink' ? 'always' : 'auto'}`, '--no-target-directory', '--', from, copy]));
+}
+
+/** Make the copies; everything is stopped. `run` marks what makes them: whoever finds the run dead ends it before it removes them. Throws Problem when one cannot be made. */
+async function makeCopies(roots, run) {
+  await Promise.all(copyCommands(roots).map(async (argv) => {
+    const done = await change(argv, { seconds: LONGEST_COPY_SECONDS, env: markOfRun(run) });
+    if (done.code !== 0) throw failure('the snapshot could not be made', done);
+  }));
+}
+
+/** Remove every copy on the list, and the list. Never throws: what cannot be removed is warned of, and stays on it. */
+async function dropCopies(stateFolder) {
+  let copies;
+  try {
+    copies = JSON.parse(fs.readFileSync(listFile(stateFolder), 'utf8')).copies;
+  } catch {
+    return;
+  }
+  const there = copies.filter(({ copy }) => path.isAbsolute(copy) && path.basename(copy).startsWith(MARK) && fs.existsSync(copy));
+  for (const { way, copy } of there) {
+    const done = await change(way === 'subvolume' ? ['btrfs', 'subvolume', 'delete', copy] : ['rm', '-rf', '--', copy], { unlimited: true });
+    if (done.code !== 0 || fs.existsSync(copy)) warn(`${named(copy)}, a snapshot of ours, could not be removed: ${done.said.trim()}`);
+  }
+  if (there.every(({ copy }) => !fs.existsSync(copy))) fs.rmSync(listFile(stateFolder), { force: true });
+}
+
+const hasCopies = (stateFolder) => fs.existsSync(listFile(stateFolder));
+
+/**
+ * The words that run a command to which the copies lie where the originals lie: in a mount namespace of its own, which is gone with
+ * the command, however that ends (mount_namespaces(7)).
+ */
+function inCopies(roots, argv) {
+  const pairs = roots.filter(hasCopy).sort((one, other) => one.path.length - other.path.length).flatMap((root) => [root.copy, root.path]);
+  if (pairs.length === 0) return argv;
+  return ['unshare', '--mount', '--propagation', 'private', '--', 'sh', '-c', BIND, 'sh', String(pairs.length / 2), ...pairs, ...argv];
+}
+
+const BIND = 'n=$1; shift; while [ "$n" -gt 0 ]; do mount --bind "$1" "$2" || exit 2; shift 2; n=$((n - 1)); done; exec "$@"';
+
+/** Where the copy of a file lies; the file itself when there is none. */
+function copyOf(file, roots) {
+  const root = roots.find((one) => hasCopy(one) && (one.path === file || liesIn(file, one.path)));
+  return root ? `${root.copy}${file.slice(root.path.length)}` : file;
+}
+
+/** What every original is, to be compared when borg has read its copy: one that was moved away takes the mount on it along, and borg reads what runs. */
+function whatLies(roots) {
+  return roots.filter(hasCopy).map((root) => `${root.path} ${deviceAndInode(root.path)}`).join('\n');
+}
+
+/** How a path is read when a snapshot is asked for, in words. */
+function howRead({ way, because }) {
+  return way === 'cold' ? `no snapshot, it is read while everything is stopped: ${because}` : `${way === 'subvolume' ? 'snapshot' : way}: ${because}`;
+}
+
+// =========================================================================================================
 // ==== PLAN ====
 // The plan: what will be stopped, saved and started, worked out once by looking, before anything is changed.
 // It is plain data: printed by --dry-run, stored in the archive, kept on disk while services are down, and what the run follows.
 // Changes nothing. Refuses what could not become a good backup, while everything still runs.
-
-/** A path to save. strict: everything that writes below it is stopped, so nothing may change there while it is copied. */
 // stage: within a Compose project
 
 /** This server's name in archive names. Throws Problem (64) when the host name will not do. */
@@ -2819,7 +3137,8 @@ async function makePlan(settings, now) {
   }
   const stopped = parts.flatMap((part) => (part.container ? [part.container] : []));
   for (const part of parts) part.dataDirectory ??= allClusters.find((one) => one.container !== '' && one.container === part.container)?.dataDirectory;
-  const { roots, cold } = await findRoots(settings, clusters, containers, stopped);
+  const run = randomUUID(), { roots: found, cold } = await findRoots(settings, clusters, containers, stopped);
+  const roots = settings.snapshot === 'yes' ? await chooseWays(found, settings.stateFolder, run) : found;
   if (roots.length === 0) throw new Problem('there is nothing to save: no folder, no volume, and no cluster', { hint: 'fill in `folders`, `volumes`, or name a cluster in `stop`' });
   const isSaved = (file) => roots.some((root) => isBelow(file, root.path));
   for (const cluster of allClusters.filter((one) => isSaved(one.dataDirectory) && !clusters.includes(one))) {
@@ -2829,14 +3148,14 @@ async function makePlan(settings, now) {
   for (const cluster of clusters) refuseCrashedCluster(cluster);
   warnOfUnsaved(allClusters, containers, isSaved);
   return {
-    format: 1, server, parts, clusters, roots, cold,
-    run: randomUUID(),
+    format: 1, server, run, parts, clusters, roots, cold,
     archive: `${server}-${now.toISOString().slice(0, 19)}`,
     madeAt: now.toISOString(),
     repository: settings.repository,
     containers: containers.filter((one) => stopped.includes(one.name) || one.mounts.some(({ source }) => source && isSaved(source))).map((one) => one.name),
     exclude: settings.exclude,
     warmPass: settings.warmPass,
+    snapshot: waysIn(roots),
   };
 }
 
@@ -2870,19 +3189,19 @@ function isBelow(file, folder) {
 
 // Everything to save, each path once. A folder given as a link is saved as the link and as what it leads to.
 async function findRoots(settings, clusters, containers, stopped) {
-  const roots = [];
+  const roots = [], asItLies = { way: 'cold', because: '', copy: '' };
   for (const cluster of clusters) {
-    for (const file of [...cluster.roots, ...await configFilesOf(cluster)]) roots.push({ path: file, why: `cluster ${cluster.name}`, strict: true });
+    for (const file of [...cluster.roots, ...await configFilesOf(cluster)]) roots.push({ path: file, why: `cluster ${cluster.name}`, strict: true, ...asItLies });
   }
   for (const volume of await findVolumes(settings.volumes, containers, stopped)) {
     const users = containers.filter((one) => one.running && !stopped.includes(one.name) && one.mounts.some(({ source }) => source && isBelow(volume.path, source)));
     if (users.length > 0) warn(`volume ${volume.name} is saved while ${users.map((one) => one.name).join(', ')} may write to it: name the container in \`stop\``);
-    roots.push({ path: volume.path, why: `volume ${volume.name}`, strict: users.length === 0 });
+    roots.push({ path: volume.path, why: `volume ${volume.name}`, strict: users.length === 0, ...asItLies });
   }
   for (const folder of settings.folders) {
     const plain = path.resolve(folder);
-    roots.push({ path: plain, why: 'folder', strict: false });
-    if (fs.existsSync(plain) && fs.realpathSync(plain) !== plain) roots.push({ path: fs.realpathSync(plain), why: `folder ${plain} leads here`, strict: false });
+    roots.push({ path: plain, why: 'folder', strict: false, ...asItLies });
+    if (fs.existsSync(plain) && fs.realpathSync(plain) !== plain) roots.push({ path: fs.realpathSync(plain), why: `folder ${plain} leads here`, strict: false, ...asItLies });
   }
   for (const { path: file, why } of roots) {
     if (!fs.existsSync(file)) throw new Problem(`${named(file)} (${why}) does not exist`, { hint: 'nothing was stopped; mend the settings, or mount what is missing' });
@@ -2954,17 +3273,18 @@ async function prove(plan, file) {
     if (why.length > 0) throw new Problem(`cluster ${named(name)} is not proven cold: ${why.join(', ')}`, { hint: 'start it, let it recover, stop it by hand and look at its log' });
     return { name, dataDirectory, ...controlState(dataDirectory) };
   });
-  return { provenAt: new Date().toISOString(), clusters, ...await writeListing(plan, file) };
+  return { provenAt: new Date().toISOString(), clusters, ...await writeListing(plan, file, plan.roots.filter((root) => root.way !== 'subvolume')) };
 }
 
-/** Write size and times of every saved file to `file`; returns how many they are and the sum of the listing. */
-async function writeListing(plan, file) {
-  const fd = fs.openSync(file, 'w', 0o600);
+/** Write size and times of every file below some roots to `file`; returns how many they are and the sum of the listing. fromCopies: read in their snapshot, and added to what is there. */
+async function writeListing(plan, file, roots, fromCopies = false) {
+  const fd = fs.openSync(file, fromCopies ? 'a' : 'w', 0o600);
   try {
     for (const strict of [true, false]) {
-      const roots = plan.roots.filter((root) => root.strict === strict).map((root) => root.path);
-      if (roots.length === 0) continue;
-      const done = await look(['find', ...roots, ...(strict ? [] : prunedPaths(plan.exclude)), '-printf', LISTING_FORMAT], { stdout: fd, seconds: 24 * 3600 });
+      const paths = roots.filter((root) => root.strict === strict).map((root) => root.path);
+      if (paths.length === 0) continue;
+      const find = ['find', ...paths, ...(strict ? [] : prunedPaths(plan.exclude)), '-printf', LISTING_FORMAT];
+      const done = await look(fromCopies ? inCopies(plan.roots, find) : find, { stdout: fd, seconds: 24 * 3600, env: markOfRun(plan.run) });
       if (done.code !== 0 && strict) throw failure('not every file below a stopped part can be listed', done);
     }
   } finally {
@@ -2977,7 +3297,7 @@ async function writeListing(plan, file) {
     files++;
     if (!record.endsWith(CONTROL_FILE)) return;
     const control = pathIn(record), folder = control.slice(0, -CONTROL_FILE.length); // a cluster that the plan does not know
-    if (!known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`, { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
+    if (!fromCopies && !known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`, { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
   }, (piece) => sum.update(piece));
   return { files, listingSha256: sum.digest('hex') };
 }
@@ -3018,6 +3338,38 @@ async function proveAgain(plan, first, before, after) {
   const more = changes.warm.count - changes.warm.told.length;
   if (changes.warm.count > 0) warn(`changed while it was copied: ${changes.warm.told.map(named).join(', ')}${more > 0 ? ` and ${more} more` : ''}`);
   return second;
+}
+
+/**
+ * Services run again, and everything has been copied: prove of the copies that they are what was stopped. Given the first proof and its listing, completes
+ * both with what lies in snapshots, and returns the proof. Throws Problem when a copy is not cold, or not what its original was.
+ */
+async function proveCopies(plan, first, file) {
+  for (const { name, dataDirectory } of plan.clusters) {
+    const why = whyNotCold(copyOf(dataDirectory, plan.roots));
+    if (copyOf(dataDirectory, plan.roots) !== dataDirectory && why.length > 0) throw new Problem(`the copy of cluster ${named(name)} is not cold: ${why.join(', ')}`);
+  }
+  const copied = plan.roots.filter((root) => root.way === 'reflink' || root.way === 'copy'), again = `${file}-of-copies`;
+  try {
+    await writeListing(plan, again, copied, true);
+    const [was, is] = [await sumOfListing(file, copied), await sumOfListing(again, copied)];
+    if (was !== is) throw new Problem(`the copies on ${copied.map((root) => named(root.path)).join(', ')} are not what was stopped: ${was.split(' ')[0]} files then, ${is.split(' ')[0]} there`, { hint: 'did something change there while it was copied? This archive does not count as a backup' });
+  } finally {
+    fs.rmSync(again, { force: true });
+  }
+  return { ...first, ...await writeListing(plan, file, plan.roots.filter((root) => root.way === 'subvolume'), true) };
+}
+
+// How many records there are below some roots, and a sum of them that knows no order: a copy has other ctimes, its folders another size, and another order.
+async function sumOfListing(file, roots) {
+  let files = 0, sum = 0n;
+  await eachRecord(file, (record) => {
+    if (!roots.some((root) => isBelow(pathIn(record), root.path))) return;
+    const [type, bits, uid, gid, bytes, modified] = record.split('\t');
+    files++;
+    sum += createHash('sha256').update([type, bits, uid, gid, type === 'd' ? '' : bytes, modified, pathIn(record)].join('\t')).digest().readBigUInt64LE();
+  });
+  return `${files} ${sum}`;
 }
 
 // sort and comm do it on disk: a listing may be larger than our memory should be. A folder changes with its files: it is told only by itself.
@@ -3435,7 +3787,7 @@ async function stopParts(parts, ledger, stateFolder) {
 async function stopPart(part, limitSeconds) {
   const began = Date.now();
   const command = { done: null };
-  void change(part.stop, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
+  const stopped = change(part.stop, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
   const seen = await waitUntil(limitSeconds, async () => {
     const finished = command.done;
     const state = await partState(part);
@@ -3444,7 +3796,7 @@ async function stopPart(part, limitSeconds) {
       throw failure(`could not stop ${part.name}`, finished);
     }
     return state === 'stopped' && finished !== null; // docker stop may still be at work on what has just ended
-  }, 30);
+  }, 30, stopped);
   if (!seen) {
     throw new Problem(`${part.name} did not stop within ${limitSeconds} s: the run is called off`, { ran: part.stop,
       hint: 'find out what keeps it (a long query, a client that does not let go), or raise `stopTimeoutSeconds`' });
@@ -3496,14 +3848,14 @@ async function startPart(part, ledger) {
   const limitSeconds = isDecided ? START_SECONDS : 5; // what still hangs in its stop must not keep the others down
   for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
     const command = { done: null };
-    void change(part.start, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
+    const started = change(part.start, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
     let underWayAt = Date.now();
     const seen = await waitUntil(limitSeconds, async () => {
       if (await runsWell(part)) return true;
       if (command.done === null || await partState(part) !== 'stopped') underWayAt = Date.now();
       // It will not come by waiting: its start failed, or it fell over. A daemon of an own command may show itself late.
       return Boolean(command.done?.code) || Date.now() - underWayAt > (part.running ? 60_000 : 3_000);
-    }, 30);
+    }, 30, started);
     if (seen && await runsWell(part)) {
       part.runningAt = new Date().toISOString();
       return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);
@@ -3834,6 +4186,12 @@ function prepareRecord(loaded, script, plan, passport) {
   };
 }
 
+/** The newest file of a pass is one that borg reads anew the next time (borg issue 5992): let it be one of ours, not a cluster's. */
+function touchRecord(stateFolder) {
+  const now = new Date();
+  fs.utimesSync(path.join(recordFolder(stateFolder), 'backup.js'), now, now);
+}
+
 // PostgreSQL does not start without the folder of its socket, which is in no backup.
 function socketsOf(plan) {
   return plan.clusters.filter((one) => one.container === '' && fs.existsSync(one.socketFolder)).map((one) => path.join(one.socketFolder, '.s.PGSQL'));
@@ -3850,12 +4208,12 @@ function parentsOf(roots) {
   return [...parents.values()].sort((one, other) => (one.path < other.path ? -1 : 1));
 }
 
-/** Write manifest.json with the proof, and RESTORE.md. Given the manifest, returns its text: what will be read back. */
+/** Write manifest.json with the proof, and RESTORE.md. Given the manifest, returns its text: what borg is fed, and what will be read back. */
 function finishRecord(stateFolder, manifest) {
   const folder = recordFolder(stateFolder);
   fs.writeFileSync(path.join(folder, 'RESTORE.md'), restoreText(manifest), { mode: 0o600 });
   const text = `${JSON.stringify(manifest, null, 1)}\n`;
-  fs.writeFileSync(path.join(folder, 'manifest.json'), text, { mode: 0o600 }); // last: the newest file is the one borg reads anew every time
+  fs.writeFileSync(path.join(folder, 'manifest.json'), text, { mode: 0o600 });
   return text;
 }
 
@@ -3911,31 +4269,43 @@ function ownManifest(stateFolder, archive) {
 // Changes nothing: the story of the night runs them.
 
 const rootPaths = (plan) => plan.roots.map((root) => root.path);
+const EARLY_RECORDS = ['record/backup.js', 'record/backup.settings.js'];
+const LATE_RECORDS = ['record/RESTORE.md', 'record/listing']; // written when all is stopped. The newest file of all is one that borg reads anew the next time
+const coldPaths = (plan) => plan.roots.filter((root) => root.way === 'cold').map((root) => root.path);
+const filesCache = (plan) => (plan.roots.some((root) => root.way === 'reflink') ? 'mtime,size' : ''); // every night's copy has new inodes, and a new ctime
 const wholePaths = (plan) => plan.clusters.flatMap((cluster) => cluster.roots);
 
-function warmCommand(settings, plan) {
-  return createCommand(settings, { archive: `${plan.archive}-warm.checkpoint`, roots: rootPaths(plan), whole: wholePaths(plan), comment: { format: 1, kind: 'warm' }, cold: false });
+/** What a warm pass has to read: what is copied on write need not be there before, but the first night, whose upload may take days. */
+function warmPaths(plan, isFirst) {
+  return plan.snapshot === '' || isFirst ? rootPaths(plan) : coldPaths(plan);
 }
 
-function coldCommand(settings, plan, proof) {
+function warmCommand(settings, plan, paths, at = plan.madeAt) {
+  return createCommand(settings, { archive: `${plan.server}-${at.slice(0, 19)}-warm.checkpoint`, roots: [...paths, 'record'], whole: wholePaths(plan), comment: { format: 1, kind: 'warm' }, filesCache: filesCache(plan) });
+}
+
+function coldCommand(settings, plan) {
   const clusters = plan.clusters.map(({ name, version }) => ({ name, version }));
-  const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20), files: proof?.files, listing: proof?.listingSha256 };
-  return createCommand(settings, { archive: plan.archive, roots: [...rootPaths(plan), 'record'], whole: wholePaths(plan), comment, cold: true });
+  const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20) };
+  const early = plan.snapshot ? coldPaths(plan) : [], late = rootPaths(plan).filter((root) => !early.includes(root)); // borg has read the early ones when it comes to `-`, and waits
+  return inCopies(plan.roots, createCommand(settings, { archive: plan.archive, roots: [...EARLY_RECORDS, ...early, '-', ...late, ...LATE_RECORDS], whole: wholePaths(plan), comment, filesCache: filesCache(plan) }));
 }
 
 function proofCommand(settings, plan, comment) {
-  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record'], whole: [], comment: { format: 1, kind: 'proof', ...comment }, cold: true });
+  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record'], whole: [], comment: { format: 1, kind: 'proof', ...comment }, filesCache: '' });
 }
 
 /** `--dry-run`: the plan the real run would have, and every command in order. Writes nothing anywhere. Returns 0, or 1 with warnings. */
 async function showPlan(settings) {
   const plan = await makePlan(settings, new Date());
-  const commands = commandsOf(settings, plan);
-  if (mode.json) answer(JSON.stringify({ ...plan, commands, warnings }, null, 1));
+  const commands = commandsOf(settings, plan), trend = trendOf(readHistory(settings.stateFolder));
+  const expected = trend && { downSeconds: trend.downSeconds, newBytes: trend.newBytes, nights: trend.nights };
+  if (mode.json) answer(JSON.stringify({ ...plan, commands, expected, warnings }, null, 1));
   else {
     const stopped = plan.parts.map((part) => `  ${part.name}${part.wasRunning ? '' : '   (not running: stays as it is)'}`);
     answer([`archive ${plan.archive}`, `repository ${plan.repository}`, 'stop, in this order:', ...(stopped.length > 0 ? stopped : ['  nothing']), 'save:',
-      ...plan.roots.map((root) => `  ${named(root.path)}   (${root.why})`), 'commands, in this order:', ...commands.map(({ step, argv }) => `  ${step.padEnd(10)} ${pasteable(argv)}`),
+      ...plan.roots.map((root) => `  ${named(root.path)}   (${root.why}${settings.snapshot === 'yes' ? `; ${howRead(root)}` : ''})`), 'commands, in this order:', ...commands.map(({ step, argv, note }) => `  ${step.padEnd(10)} ${pasteable(argv)}${note ? `   # ${note}` : ''}`),
+      expected ? `expected, from the last ${count(expected.nights, 'good night')}: down ${span(expected.downSeconds)}, ${size(expected.newBytes)} to send` : 'expected: no good night yet to reckon from; the first one sends everything',
       'dry run: nothing above was executed, nothing was written'].join('\n'));
   }
   const left = readLedger(settings.stateFolder);
@@ -3946,15 +4316,18 @@ async function showPlan(settings) {
 /** Every command of a run that changes something anywhere, in order. */
 function commandsOf(settings, plan) {
   const running = plan.parts.filter((part) => part.wasRunning);
+  const cold = { step: 'cold', argv: coldCommand(settings, plan) }, warm = warmPaths(plan, lastGoodRun(settings.stateFolder) === undefined);
   const checkpoints = plan.clusters.filter((cluster) => cluster.pid !== 0).map((cluster) => ({ step: 'checkpoint', argv: ['psql', '-h', cluster.socketFolder, '-p', cluster.port, '-c', 'CHECKPOINT'] }));
   return [
     ...(settings.before.length > 0 ? [{ step: 'before', argv: settings.before }] : []),
     { step: 'try', argv: ['borg', 'info', '--json'] },
-    ...(settings.warmPass ? [...checkpoints, { step: 'warm', argv: warmCommand(settings, plan) }] : []),
+    ...(settings.warmPass && warm.length > 0 ? [...checkpoints, { step: 'warm', argv: warmCommand(settings, plan, warm) }] : []),
+    ...(plan.snapshot ? [] : [{ ...cold, note: 'begins here, and waits until everything is stopped' }]),
     ...checkpoints,
     ...running.map((part) => ({ step: 'stop', argv: part.stop })),
-    { step: 'cold', argv: coldCommand(settings, plan, null) },
+    ...(plan.snapshot ? [...copyCommands(plan.roots).map((argv) => ({ step: 'snapshot', argv })), ...(coldPaths(plan).length > 0 ? [{ ...cold, note: 'waits when it has read what has no snapshot' }] : [])] : []),
     ...[...running].reverse().map((part) => ({ step: 'start', argv: part.start })),
+    ...(plan.snapshot && coldPaths(plan).length === 0 ? [cold] : []),
     { step: 'read back', argv: ['borg', 'extract', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
     { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }) },
   ];
@@ -4061,6 +4434,7 @@ async function guardOnce(stateFolder, run, pid, start, settings) {
     ledger = readLedger(stateFolder);
     if (!ledger || ledger.run !== run) {
       await endRun(run); // nothing is stopped, but the run may have been killed while its borg wrote
+      await dropCopies(stateFolder);
       return true;
     }
     keepTranscript(stateFolder, 'guard');
@@ -4115,6 +4489,7 @@ async function bringBack(stateFolder, ledger, who, settings) {
   if (ledger.restore) await settleRestore(ledger); // before anything is started: either all is new, or all is old
   const down = await startParts(ledger, stateFolder);
   const outcome = down.length > 0 ? 'down' : 'failed';
+  await dropCopies(stateFolder); // services come first
   if (ledger.restore) endRestore(stateFolder, ledger, down);
   if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) await reportDeadRun(stateFolder, ledger, who, down, settings);
   ledger.reported = outcome;
@@ -4178,7 +4553,7 @@ async function reportDeadRun(stateFolder, ledger, who, down, settings) {
 async function recover(stateFolders, settings) {
   listenToSignals();
   const codes = [];
-  for (const stateFolder of stateFolders.filter((one) => fs.existsSync(ledgerFile(one)))) {
+  for (const stateFolder of stateFolders.filter((one) => fs.existsSync(ledgerFile(one)) || hasCopies(one))) {
     try {
       codes.push(await recoverIn(stateFolder, settings));
     } catch (error) { // one state folder in disorder does not keep the others down
@@ -4200,6 +4575,7 @@ async function recoverIn(stateFolder, settings) {
   }
   try {
     const ledger = readLedger(stateFolder);
+    if (!ledger) await dropCopies(stateFolder); // the run was killed when all ran again, and borg read the snapshot
     if (!ledger) return 0;
     keepTranscript(stateFolder, 'recover');
     const down = await bringBack(stateFolder, ledger, 'recover', settings);
@@ -5153,7 +5529,7 @@ async function measureOwn(settings, archive, wanted) {
     else if (parents.has(one)) listed.above.push(one);
   }).then(() => ownManifest(settings.stateFolder, archive) !== '', () => false); // a night that begins meanwhile makes a new record
   if (!isRead) return null;
-  if (wanted.length === 0) for (const name of ['.', ...fs.readdirSync(record)]) add(name === '.' ? 'd' : 'f', fs.statSync(path.join(record, name)).size);
+  if (wanted.length === 0) for (const name of fs.readdirSync(record)) add('f', fs.statSync(path.join(record, name)).size);
   return wanted.every((one) => seen.has(one) && !listed.links.has(one)) ? listed : null;
 }
 
@@ -6533,10 +6909,12 @@ function status(settings) {
   const warnings = [...(disorder ? [disorder] : []), ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : []), ...(aboutDrills ? [aboutDrills] : [])];
   const next = left ? 'node backup.js recover' : !isRecent ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : '';
   const drill = certificate && { archive: certificate.archive, proven: certificate.proven, madeAt: certificate.madeAt, ageDays, restoreSeconds: certificate.restoreSeconds };
-  const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, drill, warnings, next };
+  const trend = trendOf(runs), change = trend?.growthBytes ?? 0;
+  const trendText = trend && `last ${count(trend.nights, 'good night')}: down ${span(trend.leastDownSeconds)} to ${span(trend.mostDownSeconds)}, ${size(trend.newBytes)} new a night, ${size(trend.originalBytes)} in all${change === 0 ? '' : `, ${change > 0 ? 'growing' : 'shrinking'} by ${size(Math.abs(change))} a night`}`;
+  const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend, drill, warnings, next };
   const words = left ? `the run of ${left.startedAt} left something stopped` : good ? `${good.archive}, ${span(ageHours * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet';
   const mark = outcome === 'good' ? 'OK' : outcome === 'warning' ? 'WARNING' : 'CRITICAL';
-  answer(mode.json ? JSON.stringify(facts) : [`${mark}: ${facts.server}: ${words}`, ...warnings.map((one) => `  ${one}`), ...(next ? [`  next: ${next}`] : [])].join('\n'));
+  answer(mode.json ? JSON.stringify(facts) : [`${mark}: ${facts.server}: ${words}`, ...(trendText ? [`  ${trendText}`] : []), ...warnings.map((one) => `  ${one}`), ...(next ? [`  next: ${next}`] : [])].join('\n'));
   return outcome === 'good' ? 0 : outcome === 'warning' ? 1 : 2;
 }
 

@@ -16,7 +16,7 @@ import { clusterPart, describeCluster, findClusters } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
 import { listArchives, readFromArchive } from './archives.ts';
 import { findPart, isBelow, serverName } from './plan.ts';
-import type { Root } from './plan.ts';
+import type { Root } from './snapshot.ts';
 import { isThere, swapsFor } from './swap.ts';
 import { soundManifest } from './record.ts';
 import type { Manifest } from './record.ts';

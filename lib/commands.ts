@@ -1,39 +1,52 @@
 // The commands of a night: the borg calls of its three passes, and the dry run, which shows every command in order.
 // Changes nothing: the story of the night runs them.
-import { answer, mode, named, pasteable, say, warnings } from './say.ts';
+import { answer, count, mode, named, pasteable, say, size, span, warnings } from './say.ts';
 import type { Settings } from './settings.ts';
 import { createCommand } from './borg.ts';
 import { makePlan } from './plan.ts';
 import type { Plan } from './plan.ts';
-import type { Proof } from './proof.ts';
+import { copyCommands, howRead, inCopies } from './snapshot.ts';
 import { readLedger } from './ledger.ts';
+import { lastGoodRun, readHistory, trendOf } from './history.ts';
 
 const rootPaths = (plan: Plan) => plan.roots.map((root) => root.path);
+const EARLY_RECORDS = ['record/backup.js', 'record/backup.settings.js'];
+const LATE_RECORDS = ['record/RESTORE.md', 'record/listing']; // written when all is stopped. The newest file of all is one that borg reads anew the next time
+const coldPaths = (plan: Plan) => plan.roots.filter((root) => root.way === 'cold').map((root) => root.path);
+const filesCache = (plan: Plan) => (plan.roots.some((root) => root.way === 'reflink') ? 'mtime,size' : ''); // every night's copy has new inodes, and a new ctime
 const wholePaths = (plan: Plan) => plan.clusters.flatMap((cluster) => cluster.roots);
 
-export function warmCommand(settings: Settings, plan: Plan): string[] {
-  return createCommand(settings, { archive: `${plan.archive}-warm.checkpoint`, roots: rootPaths(plan), whole: wholePaths(plan), comment: { format: 1, kind: 'warm' }, cold: false });
+/** What a warm pass has to read: what is copied on write need not be there before, but the first night, whose upload may take days. */
+export function warmPaths(plan: Plan, isFirst: boolean): string[] {
+  return plan.snapshot === '' || isFirst ? rootPaths(plan) : coldPaths(plan);
 }
 
-export function coldCommand(settings: Settings, plan: Plan, proof: Proof | null): string[] {
+export function warmCommand(settings: Settings, plan: Plan, paths: string[], at = plan.madeAt): string[] {
+  return createCommand(settings, { archive: `${plan.server}-${at.slice(0, 19)}-warm.checkpoint`, roots: [...paths, 'record'], whole: wholePaths(plan), comment: { format: 1, kind: 'warm' }, filesCache: filesCache(plan) });
+}
+
+export function coldCommand(settings: Settings, plan: Plan): string[] {
   const clusters = plan.clusters.map(({ name, version }) => ({ name, version }));
-  const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20), files: proof?.files, listing: proof?.listingSha256 };
-  return createCommand(settings, { archive: plan.archive, roots: [...rootPaths(plan), 'record'], whole: wholePaths(plan), comment, cold: true });
+  const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20) };
+  const early = plan.snapshot ? coldPaths(plan) : [], late = rootPaths(plan).filter((root) => !early.includes(root)); // borg has read the early ones when it comes to `-`, and waits
+  return inCopies(plan.roots, createCommand(settings, { archive: plan.archive, roots: [...EARLY_RECORDS, ...early, '-', ...late, ...LATE_RECORDS], whole: wholePaths(plan), comment, filesCache: filesCache(plan) }));
 }
 
 export function proofCommand(settings: Settings, plan: Plan, comment: object): string[] {
-  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record'], whole: [], comment: { format: 1, kind: 'proof', ...comment }, cold: true });
+  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record'], whole: [], comment: { format: 1, kind: 'proof', ...comment }, filesCache: '' });
 }
 
 /** `--dry-run`: the plan the real run would have, and every command in order. Writes nothing anywhere. Returns 0, or 1 with warnings. */
 export async function showPlan(settings: Settings): Promise<number> {
   const plan = await makePlan(settings, new Date());
-  const commands = commandsOf(settings, plan);
-  if (mode.json) answer(JSON.stringify({ ...plan, commands, warnings }, null, 1));
+  const commands = commandsOf(settings, plan), trend = trendOf(readHistory(settings.stateFolder));
+  const expected = trend && { downSeconds: trend.downSeconds, newBytes: trend.newBytes, nights: trend.nights };
+  if (mode.json) answer(JSON.stringify({ ...plan, commands, expected, warnings }, null, 1));
   else {
     const stopped = plan.parts.map((part) => `  ${part.name}${part.wasRunning ? '' : '   (not running: stays as it is)'}`);
     answer([`archive ${plan.archive}`, `repository ${plan.repository}`, 'stop, in this order:', ...(stopped.length > 0 ? stopped : ['  nothing']), 'save:',
-      ...plan.roots.map((root) => `  ${named(root.path)}   (${root.why})`), 'commands, in this order:', ...commands.map(({ step, argv }) => `  ${step.padEnd(10)} ${pasteable(argv)}`),
+      ...plan.roots.map((root) => `  ${named(root.path)}   (${root.why}${settings.snapshot === 'yes' ? `; ${howRead(root)}` : ''})`), 'commands, in this order:', ...commands.map(({ step, argv, note }) => `  ${step.padEnd(10)} ${pasteable(argv)}${note ? `   # ${note}` : ''}`),
+      expected ? `expected, from the last ${count(expected.nights, 'good night')}: down ${span(expected.downSeconds)}, ${size(expected.newBytes)} to send` : 'expected: no good night yet to reckon from; the first one sends everything',
       'dry run: nothing above was executed, nothing was written'].join('\n'));
   }
   const left = readLedger(settings.stateFolder);
@@ -42,17 +55,20 @@ export async function showPlan(settings: Settings): Promise<number> {
 }
 
 /** Every command of a run that changes something anywhere, in order. */
-function commandsOf(settings: Settings, plan: Plan): { step: string; argv: string[] }[] {
+function commandsOf(settings: Settings, plan: Plan): { step: string; argv: string[]; note?: string }[] {
   const running = plan.parts.filter((part) => part.wasRunning);
+  const cold = { step: 'cold', argv: coldCommand(settings, plan) }, warm = warmPaths(plan, lastGoodRun(settings.stateFolder) === undefined);
   const checkpoints = plan.clusters.filter((cluster) => cluster.pid !== 0).map((cluster) => ({ step: 'checkpoint', argv: ['psql', '-h', cluster.socketFolder, '-p', cluster.port, '-c', 'CHECKPOINT'] }));
   return [
     ...(settings.before.length > 0 ? [{ step: 'before', argv: settings.before }] : []),
     { step: 'try', argv: ['borg', 'info', '--json'] },
-    ...(settings.warmPass ? [...checkpoints, { step: 'warm', argv: warmCommand(settings, plan) }] : []),
+    ...(settings.warmPass && warm.length > 0 ? [...checkpoints, { step: 'warm', argv: warmCommand(settings, plan, warm) }] : []),
+    ...(plan.snapshot ? [] : [{ ...cold, note: 'begins here, and waits until everything is stopped' }]),
     ...checkpoints,
     ...running.map((part) => ({ step: 'stop', argv: part.stop })),
-    { step: 'cold', argv: coldCommand(settings, plan, null) },
+    ...(plan.snapshot ? [...copyCommands(plan.roots).map((argv) => ({ step: 'snapshot', argv })), ...(coldPaths(plan).length > 0 ? [{ ...cold, note: 'waits when it has read what has no snapshot' }] : [])] : []),
     ...[...running].reverse().map((part) => ({ step: 'start', argv: part.start })),
+    ...(plan.snapshot && coldPaths(plan).length === 0 ? [cold] : []),
     { step: 'read back', argv: ['borg', 'extract', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
     { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }) },
   ];

@@ -15,6 +15,7 @@ import type { HistoryLine } from './history.ts';
 import type { Settings } from './settings.ts';
 import { tell } from './tell.ts';
 import { closeLedger, keepLedgerIfPossible, ledgerFile, readLedger, takeLock } from './ledger.ts';
+import { dropCopies, hasCopies } from './snapshot.ts';
 import { removeStagings, settleRestore, tellRestore } from './swap.ts';
 import { partState, servicesNow, startParts, undecidedParts } from './pause.ts';
 import type { Ledger } from './ledger.ts';
@@ -84,6 +85,7 @@ async function guardOnce(stateFolder: string, run: string, pid: number, start: s
     ledger = readLedger(stateFolder);
     if (!ledger || ledger.run !== run) {
       await endRun(run); // nothing is stopped, but the run may have been killed while its borg wrote
+      await dropCopies(stateFolder);
       return true;
     }
     keepTranscript(stateFolder, 'guard');
@@ -138,6 +140,7 @@ export async function bringBack(stateFolder: string, ledger: Ledger, who: string
   if (ledger.restore) await settleRestore(ledger); // before anything is started: either all is new, or all is old
   const down = await startParts(ledger, stateFolder);
   const outcome = down.length > 0 ? 'down' : 'failed';
+  await dropCopies(stateFolder); // services come first
   if (ledger.restore) endRestore(stateFolder, ledger, down);
   if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) await reportDeadRun(stateFolder, ledger, who, down, settings);
   ledger.reported = outcome;
@@ -201,7 +204,7 @@ async function reportDeadRun(stateFolder: string, ledger: Ledger, who: string, d
 export async function recover(stateFolders: string[], settings: Settings | null): Promise<number> {
   listenToSignals();
   const codes: number[] = [];
-  for (const stateFolder of stateFolders.filter((one) => fs.existsSync(ledgerFile(one)))) {
+  for (const stateFolder of stateFolders.filter((one) => fs.existsSync(ledgerFile(one)) || hasCopies(one))) {
     try {
       codes.push(await recoverIn(stateFolder, settings));
     } catch (error) { // one state folder in disorder does not keep the others down
@@ -223,6 +226,7 @@ async function recoverIn(stateFolder: string, settings: Settings | null): Promis
   }
   try {
     const ledger = readLedger(stateFolder);
+    if (!ledger) await dropCopies(stateFolder); // the run was killed when all ran again, and borg read the snapshot
     if (!ledger) return 0;
     keepTranscript(stateFolder, 'recover');
     const down = await bringBack(stateFolder, ledger, 'recover', settings);

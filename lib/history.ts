@@ -62,6 +62,22 @@ export function remember(stateFolder: string, line: HistoryLine): void {
   }
 }
 
+/** What the last good nights were like, at most seven: medians, their range, and how much more a night the whole becomes. Times in seconds, the rest in bytes. */
+export type Trend = { nights: number; downSeconds: number; leastDownSeconds: number; mostDownSeconds: number; newBytes: number; originalBytes: number; growthBytes: number };
+
+/** Given the history, returns the trend, or null when no night was good yet. */
+export function trendOf(history: HistoryLine[]): Trend | null {
+  const nights = history.filter((line) => line.kind === 'run' && /^(good|warning)$/.test(line.outcome) && line.cold).slice(-7);
+  if (nights.length === 0) return null;
+  const median = (numbers: number[]) => [...numbers].sort((one, other) => one - other)[Math.floor(numbers.length / 2)]!;
+  const down = nights.map((line) => line.downSeconds), whole = nights.map((line) => line.cold!.originalBytes), last = whole[whole.length - 1]!;
+  return {
+    nights: nights.length, downSeconds: median(down), leastDownSeconds: Math.min(...down), mostDownSeconds: Math.max(...down),
+    newBytes: median(nights.map((line) => (line.warm?.deduplicatedBytes ?? 0) + line.cold!.deduplicatedBytes)),
+    originalBytes: last, growthBytes: Math.round((last - whole[0]!) / Math.max(1, nights.length - 1)),
+  };
+}
+
 /** The last run with a cold pass that counted, if there is one: the measure for tonight. */
 export function lastGoodRun(stateFolder: string): HistoryLine | undefined {
   return readHistory(stateFolder).filter((line) => line.kind === 'run' && /^(good|warning)$/.test(line.outcome)).pop();

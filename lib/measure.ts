@@ -62,7 +62,7 @@ export async function measureOwn(settings: Settings, archive: string, wanted: st
     else if (parents.has(one)) listed.above.push(one);
   }).then(() => ownManifest(settings.stateFolder, archive) !== '', () => false); // a night that begins meanwhile makes a new record
   if (!isRead) return null;
-  if (wanted.length === 0) for (const name of ['.', ...fs.readdirSync(record)]) add(name === '.' ? 'd' : 'f', fs.statSync(path.join(record, name)).size);
+  if (wanted.length === 0) for (const name of fs.readdirSync(record)) add('f', fs.statSync(path.join(record, name)).size);
   return wanted.every((one) => seen.has(one) && !listed.links.has(one)) ? listed : null;
 }
 

@@ -5,7 +5,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { look } from './shell.ts';
-import { Problem, lastLines, say, warn } from './say.ts';
+import { Problem, lastLines, named, say, size, warn } from './say.ts';
 import { borgVersion } from './borg.ts';
 import { controlState } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
@@ -52,6 +52,7 @@ export type Passport = {
 };
 
 const DATABASES_AT_ONCE = 4;
+const HELD_BACK_BYTES = 500e6; // of WAL, by a slot that nobody uses
 
 // The facts of every database, a few at a time, each with the order its collations sort in (asked once for each definition).
 async function databasesOf(cluster: Cluster, rows: DatabasePassport[]): Promise<DatabasePassport[]> {
@@ -103,6 +104,9 @@ async function clusterPassport(cluster: Cluster): Promise<ClusterPassport> {
   const ask = (name: string, ...words: string[]) => look([...place, 'env', 'LC_ALL=C', path.join(cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, name), ...words]);
   const controlData = await ask('pg_controldata', '-D', cluster.insideDataDirectory || cluster.dataDirectory);
   const icu = /libicui18n\S* => (\/\S+)/.exec((await look([...place, 'ldd', path.join(cluster.binaries, 'postgres')])).out)?.[1] ?? '';
+  for (const { slot_name: slot, active, retainedBytes } of server.slots ?? []) {
+    if (active === false && Number(retainedBytes) > HELD_BACK_BYTES) warn(`replication slot ${named(String(slot))} of ${named(cluster.name)}, which nobody uses, holds back ${size(Number(retainedBytes))} of WAL: it is saved every night, and may fill the disk. Forgotten? select pg_drop_replication_slot('${slot}')`);
+  }
   const passport: ClusterPassport = {
     ...known, ...server,
     answers: server.serverVersion !== undefined,

@@ -68,7 +68,7 @@ export async function stopParts(parts: Part[], ledger: Ledger, stateFolder: stri
 async function stopPart(part: StoppedPart, limitSeconds: number): Promise<void> {
   const began = Date.now();
   const command: { done: Done | null } = { done: null };
-  void change(part.stop, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
+  const stopped = change(part.stop, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
   const seen = await waitUntil(limitSeconds, async () => {
     const finished = command.done;
     const state = await partState(part);
@@ -77,7 +77,7 @@ async function stopPart(part: StoppedPart, limitSeconds: number): Promise<void> 
       throw failure(`could not stop ${part.name}`, finished);
     }
     return state === 'stopped' && finished !== null; // docker stop may still be at work on what has just ended
-  }, 30);
+  }, 30, stopped);
   if (!seen) {
     throw new Problem(`${part.name} did not stop within ${limitSeconds} s: the run is called off`, { ran: part.stop,
       hint: 'find out what keeps it (a long query, a client that does not let go), or raise `stopTimeoutSeconds`' });
@@ -129,14 +129,14 @@ async function startPart(part: StoppedPart, ledger: Ledger): Promise<void> {
   const limitSeconds = isDecided ? START_SECONDS : 5; // what still hangs in its stop must not keep the others down
   for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
     const command: { done: Done | null } = { done: null };
-    void change(part.start, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
+    const started = change(part.start, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
     let underWayAt = Date.now();
     const seen = await waitUntil(limitSeconds, async () => {
       if (await runsWell(part)) return true;
       if (command.done === null || await partState(part) !== 'stopped') underWayAt = Date.now();
       // It will not come by waiting: its start failed, or it fell over. A daemon of an own command may show itself late.
       return Boolean(command.done?.code) || Date.now() - underWayAt > (part.running ? 60_000 : 3_000);
-    }, 30);
+    }, 30, started);
     if (seen && await runsWell(part)) {
       part.runningAt = new Date().toISOString();
       return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);

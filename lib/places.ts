@@ -11,7 +11,7 @@ import type { Mount } from './containers.ts';
 import { controlState } from './postgres.ts';
 import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned } from './borg.ts';
 import { isBelow } from './plan.ts';
-import type { Root } from './plan.ts';
+import type { Root } from './snapshot.ts';
 import { eachRecord, pathIn } from './proof.ts';
 import type { Manifest } from './record.ts';
 import { asPattern } from './list.ts';

@@ -15,9 +15,9 @@ import type { Container } from './containers.ts';
 import { clusterPart, clustersNamed, findClusters, whyNotCold } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
 import { configFilesOf } from './questions.ts';
+import { chooseWays, waysIn } from './snapshot.ts';
+import type { Root } from './snapshot.ts';
 
-/** A path to save. strict: everything that writes below it is stopped, so nothing may change there while it is copied. */
-export type Root = { path: string; why: string; strict: boolean };
 export type Plan = {
   format: 1;
   server: string;
@@ -32,6 +32,7 @@ export type Plan = {
   containers: string[]; // that are stopped or whose volumes are saved
   exclude: string[];
   warmPass: boolean;
+  snapshot: string; // how what is stopped is copied on write: 'subvolume', 'reflink', 'copy', or several of them; '' = not at all
 };
 
 type Finding = { parts: (Omit<Part, 'group'> & { stage?: number })[]; clusters: Cluster[] }; // stage: within a Compose project
@@ -63,7 +64,8 @@ export async function makePlan(settings: Settings, now: Date): Promise<Plan> {
   }
   const stopped = parts.flatMap((part) => (part.container ? [part.container] : []));
   for (const part of parts) part.dataDirectory ??= allClusters.find((one) => one.container !== '' && one.container === part.container)?.dataDirectory;
-  const { roots, cold } = await findRoots(settings, clusters, containers, stopped);
+  const run = randomUUID(), { roots: found, cold } = await findRoots(settings, clusters, containers, stopped);
+  const roots = settings.snapshot === 'yes' ? await chooseWays(found, settings.stateFolder, run) : found;
   if (roots.length === 0) throw new Problem('there is nothing to save: no folder, no volume, and no cluster', { hint: 'fill in `folders`, `volumes`, or name a cluster in `stop`' });
   const isSaved = (file: string) => roots.some((root) => isBelow(file, root.path));
   for (const cluster of allClusters.filter((one) => isSaved(one.dataDirectory) && !clusters.includes(one))) {
@@ -73,14 +75,14 @@ export async function makePlan(settings: Settings, now: Date): Promise<Plan> {
   for (const cluster of clusters) refuseCrashedCluster(cluster);
   warnOfUnsaved(allClusters, containers, isSaved);
   return {
-    format: 1, server, parts, clusters, roots, cold,
-    run: randomUUID(),
+    format: 1, server, run, parts, clusters, roots, cold,
     archive: `${server}-${now.toISOString().slice(0, 19)}`,
     madeAt: now.toISOString(),
     repository: settings.repository,
     containers: containers.filter((one) => stopped.includes(one.name) || one.mounts.some(({ source }) => source && isSaved(source))).map((one) => one.name),
     exclude: settings.exclude,
     warmPass: settings.warmPass,
+    snapshot: waysIn(roots),
   };
 }
 
@@ -114,19 +116,19 @@ export function isBelow(file: string, folder: string): boolean {
 
 // Everything to save, each path once. A folder given as a link is saved as the link and as what it leads to.
 async function findRoots(settings: Settings, clusters: Cluster[], containers: Container[], stopped: string[]): Promise<{ roots: Root[]; cold: string[] }> {
-  const roots: Root[] = [];
+  const roots: Root[] = [], asItLies = { way: 'cold' as const, because: '', copy: '' };
   for (const cluster of clusters) {
-    for (const file of [...cluster.roots, ...await configFilesOf(cluster)]) roots.push({ path: file, why: `cluster ${cluster.name}`, strict: true });
+    for (const file of [...cluster.roots, ...await configFilesOf(cluster)]) roots.push({ path: file, why: `cluster ${cluster.name}`, strict: true, ...asItLies });
   }
   for (const volume of await findVolumes(settings.volumes, containers, stopped)) {
     const users = containers.filter((one) => one.running && !stopped.includes(one.name) && one.mounts.some(({ source }) => source && isBelow(volume.path, source)));
     if (users.length > 0) warn(`volume ${volume.name} is saved while ${users.map((one) => one.name).join(', ')} may write to it: name the container in \`stop\``);
-    roots.push({ path: volume.path, why: `volume ${volume.name}`, strict: users.length === 0 });
+    roots.push({ path: volume.path, why: `volume ${volume.name}`, strict: users.length === 0, ...asItLies });
   }
   for (const folder of settings.folders) {
     const plain = path.resolve(folder);
-    roots.push({ path: plain, why: 'folder', strict: false });
-    if (fs.existsSync(plain) && fs.realpathSync(plain) !== plain) roots.push({ path: fs.realpathSync(plain), why: `folder ${plain} leads here`, strict: false });
+    roots.push({ path: plain, why: 'folder', strict: false, ...asItLies });
+    if (fs.existsSync(plain) && fs.realpathSync(plain) !== plain) roots.push({ path: fs.realpathSync(plain), why: `folder ${plain} leads here`, strict: false, ...asItLies });
   }
   for (const { path: file, why } of roots) {
     if (!fs.existsSync(file)) throw new Problem(`${named(file)} (${why}) does not exist`, { hint: 'nothing was stopped; mend the settings, or mount what is missing' });

@@ -7,8 +7,11 @@ import { Problem, count, named, warn } from './say.ts';
 import { failure, look } from './shell.ts';
 import { containerState } from './containers.ts';
 import { controlState, isUsed, whyNotCold } from './postgres.ts';
+import { markOfRun } from './processes.ts';
 import { isBelow } from './plan.ts';
 import type { Plan } from './plan.ts';
+import { copyOf, inCopies } from './snapshot.ts';
+import type { Root } from './snapshot.ts';
 
 /** What was seen when everything was stopped. */
 export type Proof = {
@@ -43,17 +46,18 @@ export async function prove(plan: Plan, file: string): Promise<Proof> {
     if (why.length > 0) throw new Problem(`cluster ${named(name)} is not proven cold: ${why.join(', ')}`, { hint: 'start it, let it recover, stop it by hand and look at its log' });
     return { name, dataDirectory, ...controlState(dataDirectory) };
   });
-  return { provenAt: new Date().toISOString(), clusters, ...await writeListing(plan, file) };
+  return { provenAt: new Date().toISOString(), clusters, ...await writeListing(plan, file, plan.roots.filter((root) => root.way !== 'subvolume')) };
 }
 
-/** Write size and times of every saved file to `file`; returns how many they are and the sum of the listing. */
-async function writeListing(plan: Plan, file: string): Promise<{ files: number; listingSha256: string }> {
-  const fd = fs.openSync(file, 'w', 0o600);
+/** Write size and times of every file below some roots to `file`; returns how many they are and the sum of the listing. fromCopies: read in their snapshot, and added to what is there. */
+async function writeListing(plan: Plan, file: string, roots: Root[], fromCopies = false): Promise<{ files: number; listingSha256: string }> {
+  const fd = fs.openSync(file, fromCopies ? 'a' : 'w', 0o600);
   try {
     for (const strict of [true, false]) {
-      const roots = plan.roots.filter((root) => root.strict === strict).map((root) => root.path);
-      if (roots.length === 0) continue;
-      const done = await look(['find', ...roots, ...(strict ? [] : prunedPaths(plan.exclude)), '-printf', LISTING_FORMAT], { stdout: fd, seconds: 24 * 3600 });
+      const paths = roots.filter((root) => root.strict === strict).map((root) => root.path);
+      if (paths.length === 0) continue;
+      const find = ['find', ...paths, ...(strict ? [] : prunedPaths(plan.exclude)), '-printf', LISTING_FORMAT];
+      const done = await look(fromCopies ? inCopies(plan.roots, find) : find, { stdout: fd, seconds: 24 * 3600, env: markOfRun(plan.run) });
       if (done.code !== 0 && strict) throw failure('not every file below a stopped part can be listed', done);
     }
   } finally {
@@ -66,7 +70,7 @@ async function writeListing(plan: Plan, file: string): Promise<{ files: number; 
     files++;
     if (!record.endsWith(CONTROL_FILE)) return;
     const control = pathIn(record), folder = control.slice(0, -CONTROL_FILE.length); // a cluster that the plan does not know
-    if (!known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`, { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
+    if (!fromCopies && !known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`, { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
   }, (piece) => sum.update(piece));
   return { files, listingSha256: sum.digest('hex') };
 }
@@ -107,6 +111,38 @@ export async function proveAgain(plan: Plan, first: Proof, before: string, after
   const more = changes.warm.count - changes.warm.told.length;
   if (changes.warm.count > 0) warn(`changed while it was copied: ${changes.warm.told.map(named).join(', ')}${more > 0 ? ` and ${more} more` : ''}`);
   return second;
+}
+
+/**
+ * Services run again, and everything has been copied: prove of the copies that they are what was stopped. Given the first proof and its listing, completes
+ * both with what lies in snapshots, and returns the proof. Throws Problem when a copy is not cold, or not what its original was.
+ */
+export async function proveCopies(plan: Plan, first: Proof, file: string): Promise<Proof> {
+  for (const { name, dataDirectory } of plan.clusters) {
+    const why = whyNotCold(copyOf(dataDirectory, plan.roots));
+    if (copyOf(dataDirectory, plan.roots) !== dataDirectory && why.length > 0) throw new Problem(`the copy of cluster ${named(name)} is not cold: ${why.join(', ')}`);
+  }
+  const copied = plan.roots.filter((root) => root.way === 'reflink' || root.way === 'copy'), again = `${file}-of-copies`;
+  try {
+    await writeListing(plan, again, copied, true);
+    const [was, is] = [await sumOfListing(file, copied), await sumOfListing(again, copied)];
+    if (was !== is) throw new Problem(`the copies on ${copied.map((root) => named(root.path)).join(', ')} are not what was stopped: ${was.split(' ')[0]} files then, ${is.split(' ')[0]} there`, { hint: 'did something change there while it was copied? This archive does not count as a backup' });
+  } finally {
+    fs.rmSync(again, { force: true });
+  }
+  return { ...first, ...await writeListing(plan, file, plan.roots.filter((root) => root.way === 'subvolume'), true) };
+}
+
+// How many records there are below some roots, and a sum of them that knows no order: a copy has other ctimes, its folders another size, and another order.
+async function sumOfListing(file: string, roots: Root[]): Promise<string> {
+  let files = 0, sum = 0n;
+  await eachRecord(file, (record) => {
+    if (!roots.some((root) => isBelow(pathIn(record), root.path))) return;
+    const [type, bits, uid, gid, bytes, modified] = record.split('\t');
+    files++;
+    sum += createHash('sha256').update([type, bits, uid, gid, type === 'd' ? '' : bytes, modified, pathIn(record)].join('\t')).digest().readBigUInt64LE();
+  });
+  return `${files} ${sum}`;
 }
 
 type Changes = { count: number; told: string[] };

@@ -41,6 +41,12 @@ export function prepareRecord(loaded: Loaded, script: string, plan: Plan, passpo
   };
 }
 
+/** The newest file of a pass is one that borg reads anew the next time (borg issue 5992): let it be one of ours, not a cluster's. */
+export function touchRecord(stateFolder: string): void {
+  const now = new Date();
+  fs.utimesSync(path.join(recordFolder(stateFolder), 'backup.js'), now, now);
+}
+
 // PostgreSQL does not start without the folder of its socket, which is in no backup.
 function socketsOf(plan: Plan): string[] {
   return plan.clusters.filter((one) => one.container === '' && fs.existsSync(one.socketFolder)).map((one) => path.join(one.socketFolder, '.s.PGSQL'));
@@ -57,12 +63,12 @@ function parentsOf(roots: string[]): Parent[] {
   return [...parents.values()].sort((one, other) => (one.path < other.path ? -1 : 1));
 }
 
-/** Write manifest.json with the proof, and RESTORE.md. Given the manifest, returns its text: what will be read back. */
+/** Write manifest.json with the proof, and RESTORE.md. Given the manifest, returns its text: what borg is fed, and what will be read back. */
 export function finishRecord(stateFolder: string, manifest: Manifest): string {
   const folder = recordFolder(stateFolder);
   fs.writeFileSync(path.join(folder, 'RESTORE.md'), restoreText(manifest), { mode: 0o600 });
   const text = `${JSON.stringify(manifest, null, 1)}\n`;
-  fs.writeFileSync(path.join(folder, 'manifest.json'), text, { mode: 0o600 }); // last: the newest file is the one borg reads anew every time
+  fs.writeFileSync(path.join(folder, 'manifest.json'), text, { mode: 0o600 });
   return text;
 }
 

@@ -15,25 +15,26 @@ import { passportOf } from './passport.ts';
 import { queryCluster } from './questions.ts';
 import { tryConnection } from './storage.ts';
 import { sweepDrills } from './drill.ts';
-import { borgVersion, isRemote, takePass, tryRepository } from './borg.ts';
+import { beginPass, borgVersion, isRemote, takePass, tryRepository } from './borg.ts';
 import { readFromArchive } from './archives.ts';
-import type { PassResult } from './borg.ts';
+import type { PassResult, PassUnderWay } from './borg.ts';
 import { makePlan, serverName } from './plan.ts';
 import type { Plan } from './plan.ts';
-import { coldCommand, proofCommand, showPlan, warmCommand } from './commands.ts';
+import { coldCommand, proofCommand, showPlan, warmCommand, warmPaths } from './commands.ts';
 import { messageOf, summary } from './outcome.ts';
-import { prove, proveAgain } from './proof.ts';
+import { dropCopies, howRead, makeCopies, noteCopies, tryReflinks, watchSpace, waysIn, whatLies } from './snapshot.ts';
+import { prove, proveAgain, proveCopies } from './proof.ts';
 import type { Proof } from './proof.ts';
 import { tell } from './tell.ts';
 import { closeLedger, keepLedgerIfPossible, openLedger, readLedger, takeLock } from './ledger.ts';
 import { partState, servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
 import type { Ledger } from './ledger.ts';
 import { armGuard, bringBack, dismissGuard } from './guard.ts';
-import { finishRecord, listingFile, prepareRecord, writeProof } from './record.ts';
+import { finishRecord, listingFile, prepareRecord, touchRecord, writeProof } from './record.ts';
 import type { Manifest } from './record.ts';
 
 /** What a night has come to so far: filled in step by step, and told at the end whatever happened. */
-type Night = { loaded: Loaded; script: string; line: HistoryLine; ledger: Ledger | null; down: string[]; guardPid: number; windowEnd: Date | null };
+type Night = { loaded: Loaded; script: string; line: HistoryLine; ledger: Ledger | null; cold: PassUnderWay | null; down: string[]; guardPid: number; windowEnd: Date | null };
 
 /** `node backup.js`: take the backup. Returns the exit code (contract: 0 good, 1 with warnings, 2 failed, 3 something is down, 75 not now, 128+n). */
 export async function takeBackup(loaded: Loaded, script: string): Promise<number> {
@@ -47,6 +48,7 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
   if (lock === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
   await bringBackLeftovers(settings);
   await sweepDrills(settings); // a killed one may have left a disk full of files
+  await dropCopies(settings.stateFolder); // so may a killed run
   if (!mode.now && !isInWindow(settings.window, new Date())) {
     const { from, until, timeZone } = settings.window!;
     throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
@@ -65,27 +67,30 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
 async function runTheNight(night: Night): Promise<void> {
   const { settings } = night.loaded;
   if (settings.before.length > 0) await runBefore(settings);
-  if (settings.snapshot === 'yes') warn('`snapshot` is not in this version: a warm and a cold pass instead');
   const plan = await makePlan(settings, new Date(night.line.startedAt));
   night.line.archive = plan.archive;
   await tryEverything(settings, plan);
+  night.line.snapshot = plan.snapshot;
   const passport = await passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path));
   const manifest = prepareRecord(night.loaded, night.script, plan, passport);
   if (settings.warmPass) await warmPass(night, plan);
 
-  if (plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
+  if (plan.snapshot === '') night.cold = beginColdPass(night, plan);
+  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
+  await night.cold?.isWaiting; // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
   const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
     deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: night.line.startedAt });
   const alarm = setTimeout(() => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2), beginStartAt.getTime() - Date.now());
-  let trouble: unknown = null, copied: { cold: PassResult; first: Proof; second: Proof; manifestText: string } | null = null;
+  let trouble: unknown = null, copied: Copied | null = null;
   try {
     // From here services are down.
     await stopParts(plan.parts, night.ledger, settings.stateFolder);
-    copied = await copyCold(night, plan, manifest);
+    copied = await (plan.snapshot === '' ? copyCold(night, plan, manifest) : copyOnWrite(night, plan));
   } catch (error) {
     trouble = error;
+    await night.cold?.callOff(); // seen dead before anything is started: no archive is ever completed with files that are in use again
   }
   clearTimeout(alarm);
   night.down = await startEverything(night);
@@ -93,24 +98,71 @@ async function runTheNight(night: Night): Promise<void> {
   goOn(); // what went wrong because we were asked to end is not the reason to tell
   if (trouble) throw trouble;
   if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
-  await proveTheArchive(night, plan, copied!);
+  if (plan.snapshot !== '') copied = await copyTheSnapshot(night, plan, manifest, copied!);
+  const cold = await endOf(night.cold!);
+  night.line.cold = passFacts(cold);
+  judgePass(plan, cold);
+  await proveTheArchive(night, plan, cold, copied!);
 }
 
-/** While everything is stopped: prove, write the record, copy, prove again. Throws Problem when the copy is not proven. */
-async function copyCold(night: Night, plan: Plan, manifest: Manifest): Promise<{ cold: PassResult; first: Proof; second: Proof; manifestText: string }> {
-  const { settings } = night.loaded;
-  const before = listingFile(settings.stateFolder), after = join(settings.stateFolder, 'listing-after');
-  const first = await prove(plan, before);
-  const manifestText = finishRecord(settings.stateFolder, { ...manifest, proof: first });
-  const cold = await takePass(settings, coldCommand(settings, plan, first), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: settings.warmPass, expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
-  night.line.cold = passFacts(cold);
-  const second = await proveAgain(plan, first, before, after);
+type Copied = { first: Proof; second: Proof; manifestText: string };
+
+/** Begin the cold pass while everything still runs. It waits. */
+function beginColdPass({ loaded: { settings } }: Night, plan: Plan): PassUnderWay {
+  return beginPass(settings, coldCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: settings.warmPass, expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
+}
+
+/** Services run again, and borg has read everything: what is left to it is to finish the archive. */
+async function endOf(pass: PassUnderWay): Promise<PassResult> {
+  const late = setTimeout(() => askToStop('the storage did not take the end of the copy within an hour', 2), 3_600_000);
+  return pass.end.finally(() => clearTimeout(late));
+}
+
+/** While everything is stopped: prove, write the record, let borg copy, prove again. Throws Problem when the copy is not proven. */
+async function copyCold(night: Night, plan: Plan, manifest: Manifest): Promise<Copied> {
+  const { stateFolder } = night.loaded.settings;
+  const first = await prove(plan, listingFile(stateFolder));
+  const manifestText = finishRecord(stateFolder, { ...manifest, proof: first });
+  night.cold!.feed(manifestText);
+  await night.cold!.isRead;
+  return { first, second: await stillCold(night, plan, first), manifestText };
+}
+
+/** While everything is stopped: prove, snapshot what can be, let borg read the rest, prove again. Throws Problem when it is not proven. */
+async function copyOnWrite(night: Night, plan: Plan): Promise<Copied> {
+  const { stateFolder } = night.loaded.settings;
+  const first = await prove(plan, listingFile(stateFolder));
+  await makeCopies(plan.roots, plan.run);
+  if (plan.roots.some((root) => root.way === 'cold')) await (night.cold = beginColdPass(night, plan)).isWaiting;
+  return { first, second: await stillCold(night, plan, first), manifestText: '' };
+}
+
+/** Services run again: prove of the copies that they are what was stopped, and let borg read them. Throws Problem when they are not, or when space runs short. */
+async function copyTheSnapshot(night: Night, plan: Plan, manifest: Manifest, { first, second }: Copied): Promise<Copied> {
+  const { stateFolder } = night.loaded.settings, was = whatLies(plan.roots);
+  const endWatch = watchSpace(plan.roots, (why) => askToStop(why, 2, 'make room, or set `snapshot: \'no\'`'));
+  try {
+    night.cold ??= beginColdPass(night, plan);
+    const proof = await proveCopies(plan, first, listingFile(stateFolder));
+    const manifestText = finishRecord(stateFolder, { ...manifest, proof });
+    night.cold!.feed(manifestText);
+    await night.cold!.isRead;
+    if (whatLies(plan.roots) !== was) throw new Problem('a saved folder was moved away while borg read its snapshot: this archive does not count as a backup');
+    return { first: proof, second, manifestText };
+  } finally {
+    endWatch();
+  }
+}
+
+/** Everything is still stopped: prove again. */
+async function stillCold(night: Night, plan: Plan, first: Proof): Promise<Proof> {
+  const { stateFolder } = night.loaded.settings, after = join(stateFolder, 'listing-after');
+  const second = await proveAgain(plan, first, listingFile(stateFolder), after);
   fs.rmSync(after, { force: true });
-  judgePass(plan, cold);
   await Promise.all(night.ledger!.parts.map(async (part) => { // clusters and containers have been proven; of others only this tells
     if (await partState(part) === 'running') warn(`${part.name} was started by somebody while it should have been stopped`);
   }));
-  return { cold, first, second, manifestText };
+  return second;
 }
 
 /** When everything must run again, and when to begin with that. Throws Problem when the window is over, or leaves no time for a copy. */
@@ -135,17 +187,39 @@ async function tryEverything(settings: Settings, plan: Plan): Promise<void> {
   const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
   if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });
+  if (plan.snapshot !== '') {
+    noteCopies(settings.stateFolder, plan.roots);
+    await tryReflinks(plan.roots, plan.run);
+    plan.snapshot = waysIn(plan.roots);
+  }
+  if (settings.snapshot === 'yes') for (const root of plan.roots.filter(({ way }) => way !== 'link')) say(`${named(root.path)}: ${howRead(root)}`);
   say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (borg ${version}, ${encryption})`);
 }
 
 /** The warm pass puts the bulk on storage while everything runs. Throws Problem when it fails, or is not through when the window ends. */
 async function warmPass(night: Night, plan: Plan): Promise<void> {
-  const { settings } = night.loaded;
+  const { settings } = night.loaded, paths = warmPaths(plan, lastGoodRun(settings.stateFolder) === undefined);
+  if (paths.length === 0) return;
+  for (let pass = 1, before = Infinity; pass <= MOST_WARM_PASSES; pass++) { // what changed during a long one is for the next one, not for when services are down
+    const { seconds } = await oneWarmPass(night, plan, paths);
+    if (seconds < LONG_PASS_SECONDS || seconds > before / 2) return;
+    before = seconds;
+  }
+}
+
+const MOST_WARM_PASSES = 3;
+const LONG_PASS_SECONDS = 60;
+
+async function oneWarmPass(night: Night, plan: Plan, paths: string[]): Promise<PassResult> {
+  const { settings } = night.loaded, last = night.line.warm;
   await checkpointAll(plan); // or the changes are still in memory and all of them are left for the cold pass
-  const warm = await takePass(settings, warmCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
+  touchRecord(settings.stateFolder);
+  const warm = await takePass(settings, warmCommand(settings, plan, paths, last ? new Date().toISOString() : plan.madeAt), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
     expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: night.windowEnd ? Math.max(1, (night.windowEnd.getTime() - Date.now()) / 1000) : undefined });
-  night.line.warm = passFacts(warm); // files that changed or went are no matter here: the cold pass decides
+  const { files, originalBytes, compressedBytes, deduplicatedBytes, seconds } = warm;
+  night.line.warm = { files, originalBytes, compressedBytes, deduplicatedBytes: deduplicatedBytes + (last?.deduplicatedBytes ?? 0), seconds: seconds + (last?.seconds ?? 0) }; // files that changed or went are no matter here: the cold pass decides
   say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
+  return warm;
 }
 
 /** CHECKPOINT in every running cluster that will be stopped: what it writes now it need not write while everything waits. */
@@ -191,7 +265,7 @@ async function startEverything(night: Night): Promise<string[]> {
 }
 
 /** Read the record back out of the archive, compare, and only then write the archive that says it is good. */
-async function proveTheArchive(night: Night, plan: Plan, { cold, first, second, manifestText }: { cold: PassResult; first: Proof; second: Proof; manifestText: string }): Promise<void> {
+async function proveTheArchive(night: Night, plan: Plan, cold: PassResult, { first, second, manifestText }: Copied): Promise<void> {
   const { settings } = night.loaded;
   const back = await readFromArchive(settings, plan.archive, 'record/manifest.json');
   if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
@@ -220,7 +294,7 @@ function beginNight(loaded: Loaded, script: string): Night {
   openTranscript(join(stateFolder, 'log'), startedAt.slice(0, 19));
   const line: HistoryLine = { kind: 'run', startedAt, endedAt: '', outcome: 'failed', exitCode: 2, server: serverName(loaded.settings), archive: '', downSeconds: 0, startSeconds: 0,
     parts: [], warm: null, cold: null, snapshot: '', warnings: [], error: '' };
-  return { loaded, script, line, ledger: null, down: [], guardPid: 0, windowEnd: mode.now ? null : windowEnd(loaded.settings.window, new Date()) };
+  return { loaded, script, line, ledger: null, cold: null, down: [], guardPid: 0, windowEnd: mode.now ? null : windowEnd(loaded.settings.window, new Date()) };
 }
 
 function finishedLine(night: Night, error: unknown): HistoryLine {
@@ -233,6 +307,8 @@ function finishedLine(night: Night, error: unknown): HistoryLine {
 /** Tell how it ended: error block, history, messages, summary. Returns the exit code. */
 async function endNight(night: Night, error: unknown): Promise<number> {
   const { settings } = night.loaded;
+  await night.cold?.callOff();
+  await dropCopies(settings.stateFolder);
   if (night.ledger?.parts.length === 0) closeLedger(settings.stateFolder);
   const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
   if (error) sayError(error, services);

@@ -13,11 +13,15 @@ import { Problem, lastLines, mode, pasteable, say, sayMore, transcriptNow, trans
 /** How a program ended. code: its exit code, 128+n for signal n, 127 when it is not installed; out: stdout; said: what it complained of. */
 export type Done = { argv: string[]; code: number; out: string; said: string; timedOut: boolean };
 
+/** A program that has been started: give it its input, or end it. */
+export type Started = { feed: (text: string) => void; end: () => void };
+
 export type RunOptions = {
   seconds?: number; // own time limit; then `ladder`
   env?: Record<string, string>; // added to the environment
   cwd?: string;
   stdin?: number; // a file to read; nothing otherwise
+  onStart?: (program: Started) => void; // it gets a pipe as standard input, and reads from it when it is fed
   stdout?: number; // a file to write to
   keepBytes?: number; // of stdout; the oldest is forgotten
   onLine?: (line: string) => void; // each line of stdout
@@ -81,14 +85,16 @@ export function listenToSignals(): void {
   }
 }
 
-/** Wait in short steps until `condition` says yes. Returns false when `seconds` are over. Throws when asked to stop. */
-export async function waitUntil(seconds: number, condition: () => Promise<boolean> | boolean, stepMs = 100): Promise<boolean> {
+/** Wait in short steps until `condition` says yes, and look at once when `news` comes. Returns false when `seconds` are over. Throws when asked to stop. */
+export async function waitUntil(seconds: number, condition: () => Promise<boolean> | boolean, stepMs = 100, news: Promise<unknown> | null = null): Promise<boolean> {
   const end = Date.now() + seconds * 1000;
   for (;;) {
     if (await condition()) return true;
     goOn();
     if (Date.now() >= end) return false;
-    await sleep(Math.min(stepMs, Math.max(1, end - Date.now())));
+    const step = sleep(Math.min(stepMs, Math.max(1, end - Date.now())));
+    if (news === null) await step;
+    else if (await Promise.race([step.then(() => false), news.then(() => true)])) news = null;
     stepMs = Math.min(1000, stepMs * 1.2);
   }
 }
@@ -115,12 +121,12 @@ async function run(argv: string[], options: RunOptions): Promise<Done> {
   const toFile = options.toTranscript ? (ends.fd ?? 'ignore') : 'pipe';
   const stdout = tail(options.keepBytes ?? 16 * 1024 * 1024), stderr = tail(64 * 1024);
   const child = $({
-    stdio: [options.stdin ?? 'ignore', options.stdout ?? toFile, toFile],
+    stdio: [options.onStart ? 'pipe' : options.stdin ?? 'ignore', options.stdout ?? toFile, toFile],
     detached: true, // an own process group: Ctrl-C on the terminal reaches us, not docker or systemctl
     nothrow: true,
     quiet: true,
     cwd: options.cwd,
-    env: environment(options.env ?? {}),
+    env: environment({ ...options.env, ...(options.onStart ? { SHLVL: '1' } : {}) }), // without it, bash with a pipe as its input reads ~/.bashrc
     store: { stdout, stderr, stdall: tail(0) },
   })`exec ${argv}`;
   if (options.onLine && child.stdout) eachLine(child.stdout, options.onLine);
@@ -130,6 +136,7 @@ async function run(argv: string[], options: RunOptions): Promise<Done> {
   const end = () => (options.ladder ?? ['SIGTERM', 'SIGKILL']).forEach((signal, step) => {
     timers.push(setTimeout(() => child.pid && signalGroup(child.pid, signal), step * STEP_OF_LADDER_MS));
   });
+  options.onStart?.({ end, feed: (text) => child.child?.stdin?.on('error', () => {}).end(text) }); // it may have ended before it has read all
   if (options.seconds && !options.unlimited) timers.push(setTimeout(() => { timedOut = true; end(); }, options.seconds * 1000));
   if (!options.unlimited && !shielded) enders.add(end);
   try {

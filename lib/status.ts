@@ -1,9 +1,9 @@
 // Is there a good recent backup? Answers from the state folder alone, so it works without the network; a monitoring plugin, too.
 // Only reads.
 import fs from 'node:fs';
-import { answer, mode, span } from './say.ts';
+import { answer, count, mode, size, span } from './say.ts';
 import type { Settings } from './settings.ts';
-import { readHistory } from './history.ts';
+import { readHistory, trendOf } from './history.ts';
 import { drillFacts } from './certificate.ts';
 import { serverName } from './plan.ts';
 import { readLedger, takeLock } from './ledger.ts';
@@ -26,10 +26,12 @@ export function status(settings: Settings): number {
   const warnings = [...(disorder ? [disorder] : []), ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : []), ...(aboutDrills ? [aboutDrills] : [])];
   const next = left ? 'node backup.js recover' : !isRecent ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : '';
   const drill = certificate && { archive: certificate.archive, proven: certificate.proven, madeAt: certificate.madeAt, ageDays, restoreSeconds: certificate.restoreSeconds };
-  const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, drill, warnings, next };
+  const trend = trendOf(runs), change = trend?.growthBytes ?? 0;
+  const trendText = trend && `last ${count(trend.nights, 'good night')}: down ${span(trend.leastDownSeconds)} to ${span(trend.mostDownSeconds)}, ${size(trend.newBytes)} new a night, ${size(trend.originalBytes)} in all${change === 0 ? '' : `, ${change > 0 ? 'growing' : 'shrinking'} by ${size(Math.abs(change))} a night`}`;
+  const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend, drill, warnings, next };
   const words = left ? `the run of ${left.startedAt} left something stopped` : good ? `${good.archive}, ${span(ageHours! * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet';
   const mark = outcome === 'good' ? 'OK' : outcome === 'warning' ? 'WARNING' : 'CRITICAL';
-  answer(mode.json ? JSON.stringify(facts) : [`${mark}: ${facts.server}: ${words}`, ...warnings.map((one) => `  ${one}`), ...(next ? [`  next: ${next}`] : [])].join('\n'));
+  answer(mode.json ? JSON.stringify(facts) : [`${mark}: ${facts.server}: ${words}`, ...(trendText ? [`  ${trendText}`] : []), ...warnings.map((one) => `  ${one}`), ...(next ? [`  next: ${next}`] : [])].join('\n'));
   return outcome === 'good' ? 0 : outcome === 'warning' ? 1 : 2;
 }
 

@@ -38,6 +38,23 @@ scenarios('a failure while everything runs', import.meta.url, {
     await good(world);
   },
 
+  'a warm pass that took more than a minute is made once more, so that the stop is short': async (world) => {
+    randomFile(world, 'big', 5);
+    world.server.writeSettings({ warmPass: true, uploadLimitKiB: 75 });
+    const run = world.server.start();
+    await waitFor('the warm pass is under way', () => /-warm\.checkpoint/.test(run.out()));
+    await new Promise((done) => { setTimeout(done, 20_000); });
+    randomFile(world, 'made meanwhile', 1);
+    const ended = await run.ended;
+    expectEnd(world, ended, { code: 0 });
+    assert.equal([...ended.out.matchAll(/ \$ borg .*-warm\.checkpoint /g)].length, 2, ended.out);
+    const { warm, cold } = world.server.history().pop();
+    assert.ok(warm.deduplicatedBytes > 6e6 && cold.deduplicatedBytes < 1e6, JSON.stringify({ warm, cold }));
+    const kinds = JSON.parse((await world.server.run(['list', '--json'])).out).map(({ kind }: { kind: string }) => kind);
+    assert.deepEqual(kinds.slice(-3), ['warm', 'warm', 'proven']);
+    await allIsWell(world);
+  },
+
   'the end of the window is kept by force, with everything up by then': async (world) => {
     nearby(world);
     const { window, end } = windowOf(world, 20);

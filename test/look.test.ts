@@ -58,7 +58,7 @@ describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
   test('a dry run shows the parts, paths and commands that the run then has', async () => {
     const shown = await server.run(['--dry-run']);
     assert.equal(shown.code, 0, shown.err);
-    const { commands, ...plan } = JSON.parse((await server.run(['--dry-run', '--json'])).out);
+    const { commands, expected: _, ...plan } = JSON.parse((await server.run(['--dry-run', '--json'])).out);
     const ended = await server.run();
     assert.equal(ended.code, 0, ended.out + ended.err);
     const { archive } = server.history()[0];
@@ -72,6 +72,7 @@ describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
     const changing = commands.filter((one: any) => ['before', 'warm', 'stop', 'cold', 'start', 'proof'].includes(one.step)).map((one: any) => plain(quoted(one.argv)));
     assert.deepEqual(changing, ran);
     for (const line of changing) assert.ok(plain(shown.out).includes(line), line);
+    assert.match(shown.out, /^expected: no good night yet/m);
     assert.match(shown.out, /^ {2}idle {3}\(not running: stays as it is\)$/m);
     await everythingRunsAgain([web], [idle], 0);
   });

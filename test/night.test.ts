@@ -183,7 +183,13 @@ describe('a night', { skip: cannotRunHere() }, () => {
     assert.equal(good.code, 0);
     for (const key of ['server', 'outcome', 'ageHours', 'archive', 'downSeconds', 'drill', 'warnings', 'next']) assert.ok(key in answer, key);
     assert.deepEqual([answer.server, answer.outcome, answer.archive, answer.warnings, answer.ageHours < 0.1], ['web1', 'good', newest.archive, [], true]);
-    assert.match((await statusWith({ endedAt: hoursAgo(25.9) })).out, new RegExp(`^OK: web1: ${newest.archive}, 25 h .* old, was down .* s\n$`));
+    const nightsAs = (...gigabytes: number[]) => { // seven nights and more, each larger and longer than the one before
+      fs.writeFileSync(file, gigabytes.map((size) => `${JSON.stringify({ ...newest, downSeconds: size, warm: null, cold: { ...newest.cold, originalBytes: size * 1e9, deduplicatedBytes: size * 1e6 } })}\n`).join(''));
+      return server.run(['status', '--json']);
+    };
+    assert.deepEqual(JSON.parse((await nightsAs(1, 2, 3, 4, 5, 6, 7, 8)).out).trend, { nights: 7, downSeconds: 5, leastDownSeconds: 2, mostDownSeconds: 8, newBytes: 5e6, originalBytes: 8e9, growthBytes: 1e9 });
+    assert.match((await server.run(['--dry-run'])).out, /^expected, from the last 7 good nights: down 5\.0 s, 5\.0 MB to send$/m);
+    assert.match((await statusWith({ endedAt: hoursAgo(25.9) })).out, new RegExp(`^OK: web1: ${newest.archive}, 25 h .* old, was down .* s\n {2}last 2 good nights: down .* s to .* s, .* new a night, .* in all(, (growing|shrinking) by .* a night)?\n$`));
     const warned = await statusWith({ outcome: 'warning', exitCode: 1, warnings: ['a wheel is loose'] });
     assert.deepEqual([warned.code, warned.out.startsWith('WARNING: web1: '), warned.out.includes('a wheel is loose')], [1, true, true], warned.out);
     const old = await statusWith({ endedAt: hoursAgo(26.1) });

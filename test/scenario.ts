@@ -25,6 +25,7 @@ export type World = {
   idle: Daemon; // named in `stop`, but does not run
   db: TestCluster; // stopped last; its table `nights` tells one night's copy from another's
   files: string; // saved as a folder
+  disk: Disk; // what all this lies on; when it is no tmpfs, snapshots are asked for
 };
 
 type Scenarios = Record<string, (world: World) => Promise<void>>;
@@ -32,28 +33,38 @@ type Scenarios = Record<string, (world: World) => Promise<void>>;
 const MAKE = 'make the server';
 const SIDE_BY_SIDE = 4; // they wait more than they work
 
-/** Given a title, the test file, its scenarios by name, and how many may run side by side, makes each a test. */
-export function scenarios(title: string, file: string, all: Scenarios, sideBySide = SIDE_BY_SIDE): void {
+/** Given a title, the test file, its scenarios by name, how many may run side by side, and on which disks, makes each a test. */
+export function scenarios(title: string, file: string, all: Scenarios, sideBySide = SIDE_BY_SIDE, disks: Disk[] = ['tmpfs'], isMeant = (_name: string, _disk: Disk) => true): void {
   const wanted = process.env.COLD_BACKUP_SCENARIO;
   if (wanted !== undefined) return void inScenario(wanted, all[wanted]);
   const isRoot = process.getuid?.() === 0;
   if (!isRoot) assert.equal(process.env.COLD_BACKUP_NO_SKIP, undefined, 'these tests need root, and nothing may be skipped');
   describe(title, { concurrency: sideBySide, skip: isRoot ? false : 'needs root: namespaces, PostgreSQL as its own user, a tmpfs for each server' }, () => {
     const folder = testFolder('scenario');
-    before(() => runScenario(file, folder, MAKE), { timeout: 300_000 });
-    for (const name of Object.keys(all)) test(name, { timeout: 600_000 }, () => runScenario(file, folder, name));
+    before(() => runScenario(file, folder, MAKE, 'tmpfs'), { timeout: 300_000 });
+    for (const disk of disks) for (const name of Object.keys(all).filter((one) => isMeant(one, disk))) test(disk === 'tmpfs' ? name : `${name} (${disk})`, { timeout: 600_000 }, () => runScenario(file, folder, name, disk));
   });
 }
 
-async function runScenario(file: string, folder: string, name: string): Promise<void> {
+// A file system in a file, in memory; the storage has a disk of its own. On btrfs the data directory is a subvolume.
+const IMAGE = (disk: string, make: string) => `mount -t tmpfs tmpfs /mnt && truncate -s 900M /mnt/image && ${make} /mnt/image >&2 && mount -o loop /mnt/image ${disk} && chmod 755 ${disk} && mkdir ${disk}/storage && mount -t tmpfs tmpfs ${disk}/storage`;
+const DISKS = {
+  tmpfs: (disk: string) => `mount -t tmpfs -o mode=755 tmpfs ${disk}`,
+  xfs: (disk: string) => IMAGE(disk, 'mkfs.xfs -q -m reflink=1'),
+  'xfs without reflink': (disk: string) => IMAGE(disk, 'mkfs.xfs -q -m reflink=0'),
+  btrfs: (disk: string) => `${IMAGE(disk, 'mkfs.btrfs -q -m single')} && mkdir ${disk}/db && btrfs subvolume create ${disk}/db/data >&2`,
+};
+export type Disk = keyof typeof DISKS;
+
+async function runScenario(file: string, folder: string, name: string, kind: Disk): Promise<void> {
   const disk = path.join(folder, 'disk'), made = path.join(folder, 'made');
   for (const one of [disk, made]) fs.mkdirSync(one, { recursive: true });
   // borg names this machine in its locks by the address of a network card; without one it would name it anew each time.
   const card = 'ip link add own0 type veth peer own1 && ip link set own0 address 02:00:00:00:00:01 && ip address add 192.0.2.1/32 dev own0 && ip link set own0 up';
-  const prepare = `mount -t tmpfs -o mode=755 tmpfs ${disk} && cp -a ${made}/. ${disk} && ip link set lo up && ${card}`;
+  const prepare = `${DISKS[kind](disk)} && cp -a ${made}/. ${disk} && ip link set lo up && ${card}`;
   const [program, ...words] = aloneCommand([process.execPath, '--no-warnings', '--import', pathToFileURL(path.join(repositoryRoot, 'build/ts.mjs')).href, fileURLToPath(file)], prepare, ['--net']);
   const { NODE_TEST_CONTEXT: _, ...env } = process.env;
-  const child = spawn(program!, words, { cwd: '/', stdio: ['ignore', 'pipe', 'pipe'], env: { ...env, COLD_BACKUP_SCENARIO: name, COLD_BACKUP_DISK: disk, COLD_BACKUP_ALONE: '1', DOCKER_HOST: 'unix:///nowhere' } });
+  const child = spawn(program!, words, { cwd: '/', stdio: ['ignore', 'pipe', 'pipe'], env: { ...env, COLD_BACKUP_SCENARIO: name, COLD_BACKUP_DISK: disk, COLD_BACKUP_DISK_KIND: kind, COLD_BACKUP_ALONE: '1', DOCKER_HOST: 'unix:///nowhere' } });
   let said = '';
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (piece) => { said += piece; });
   const code = await new Promise((resolve) => { child.on('close', resolve); });
@@ -80,7 +91,7 @@ async function inScenario(name: string, scenario: Scenarios[string] | undefined)
 }
 
 async function openWorld(folder: string): Promise<World> {
-  const isNew = fs.readdirSync(folder).length === 0, files = path.join(folder, 'files');
+  const isNew = !fs.existsSync(path.join(folder, 'storage', 'host_key')), files = path.join(folder, 'files');
   const storage = await startStorage(path.join(folder, 'storage'), 2222);
   const db = await makeCluster({ folder: path.join(folder, 'db'), version: '15-debian', port: 5432, initdb: ['--wal-segsize=1'],
     settings: { fsync: 'off', min_wal_size: '2MB' }, sql: 'create table nights (n int); insert into nights values (1)' });
@@ -92,7 +103,9 @@ async function openWorld(folder: string): Promise<World> {
   }
   const server = await makeServer(path.join(folder, 'server'), 'web1', storage,
     { stop: [web.entry, app.entry, idle.entry, `postgres ${db.dataDirectory}`], folders: [files], warmPass: isNew }, { setUp: isNew }); // scenarios are about the cold pass, but for those that say otherwise
-  return { folder, storage, server, web, app, idle, db, files };
+  const disk = process.env.COLD_BACKUP_DISK_KIND as Disk;
+  if (disk !== 'tmpfs') server.writeSettings({ snapshot: 'yes' });
+  return { folder, storage, server, web, app, idle, db, files, disk };
 }
 
 /** A program put first on PATH that runs `lines` of sh, then the real one. $pass tells what borg is about to do: info, warm, cold, extract, proof. */
@@ -101,6 +114,8 @@ export function wrap(world: World, program: string, lines: string): { env: NodeJ
   fs.mkdirSync(bin, { recursive: true });
   fs.writeFileSync(path.join(bin, program), ['#!/bin/sh', `cd_to=${world.folder}`,
     'case " $* " in *" ::proven-"*) pass=proof;; *"-warm.checkpoint "*) pass=warm;; *" create "*) pass=cold;; *" extract "*) pass=extract;; *" info "*) pass=info;; *) pass=other;; esac',
+    // The real borg of a cold pass waits until it is fed. `lines` are about what comes then.
+    `[ $pass = cold ] && { echo '{"type": "file_status", "status": "i", "path": "held"}' >&2; cat > "$cd_to/fed.$$"; exec < "$cd_to/fed.$$"; }`,
     lines, `exec ${real} "$@"`, ''].join('\n'), { mode: 0o755 });
   return { env: { PATH: `${bin}:${process.env.PATH}` } };
 }
@@ -147,10 +162,18 @@ async function guardWatches({ server }: World): Promise<boolean> {
   return parts().some((part: any) => part.stoppedAt === null);
 }
 
-export async function nothingIsLeft({ server }: World): Promise<void> {
+/** Copies on write that are there now, and the list of them. */
+export function copiesLeft({ folder, server }: World): string[] {
+  const places = [folder, path.join(folder, 'db'), server.stateFolder];
+  return places.flatMap((place) => fs.readdirSync(place).filter((name) => name.startsWith('.cold-backup-snapshot-') || name === 'snapshots.json').map((name) => path.join(place, name)));
+}
+
+export async function nothingIsLeft(world: World): Promise<void> {
+  const { server } = world;
   const ledger = path.join(server.stateFolder, 'ledger.json'), left = () => [...leftProcesses(), fs.existsSync(ledger) ? fs.readFileSync(ledger, 'utf8') : '', server.lastTranscript()].join('\n');
   await waitFor('nothing of the run is left', () => leftProcesses().length === 0, 15).catch((error) => { throw new Error(`${error.message}: ${left()}`); });
   assert.equal(fs.existsSync(ledger), false, 'the ledger is left');
+  assert.deepEqual(copiesLeft(world), [], 'a snapshot is left');
 }
 
 export function answers(db: TestCluster): boolean {

@@ -23,11 +23,16 @@ export const cannotRun: string | false = process.getuid!() === 0 || process.env.
 export const daemon = (more = '', service = 'ExecStart=sleep infinity'): string =>
   `[Unit]\nDescription=a service of the tests\n${more}\n[Service]\n${service}\n[Install]\nWantedBy=multi-user.target\n`;
 
-// Put first on PATH. It passes everything on to borg; but while /run/hold-borg is there a cold pass waits before it begins.
+// Put first on PATH. It passes everything on to borg; but while /run/hold-borg is there a cold pass waits before it reads a file.
 const BORG = `#!/bin/sh
 case "$*" in
   *::*-warm.checkpoint*|*::proven-*) ;;
-  *' create '*) while [ -e /run/hold-borg ]; do : > /run/borg-held; sleep 0.05; done ;;
+  *' create '*) if [ -e /run/hold-borg ]; then
+    echo '{"type": "file_status", "status": "i", "path": "held"}' >&2 # as borg says when it waits for what it is fed
+    cat > /run/fed
+    while [ -e /run/hold-borg ]; do : > /run/borg-held; sleep 0.05; done
+    exec < /run/fed
+  fi ;;
 esac
 exec /usr/bin/borg "$@"
 `;

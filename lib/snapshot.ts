@@ -1,0 +1,204 @@
+// Copy-on-write copies, for `snapshot: 'yes'`: made in an instant while everything is stopped, read by borg while everything runs again.
+// A btrfs subvolume is snapshotted; other folders on btrfs and xfs are copied by reflink; small ones are simply copied; what
+// allows none of these is read while everything is stopped, as without a snapshot.
+// Changes: folders of its own, named .cold-backup-snapshot-…, beside what they are copies of. They are on a list in the state folder
+// before they are made, and whoever finds that list without its run (the guard, `recover`, the next run) removes them.
+import fs from 'node:fs';
+import path from 'node:path';
+import { lastLines, named, size, warn } from './say.ts';
+import { change, failure, look, writeDurably } from './shell.ts';
+import { deviceAndInode, markOfRun } from './processes.ts';
+
+/** How a path gets into the archive. cold: read where it lies, while all is stopped; link: it holds nothing itself. */
+export type Way = 'cold' | 'link' | 'copy' | 'reflink' | 'subvolume';
+/** A path to save. strict: everything that writes below it is stopped, so nothing may change there while it is copied. */
+export type Root = { path: string; why: string; strict: boolean; way: Way; because: string; copy: string };
+
+const MARK = '.cold-backup-snapshot-';
+const SMALL = { files: 500, bytes: 16e6 };
+const LEAST_FREE = 256e6;
+const FREE_SHARE = 0.1; // of what lies on the file system: blocks that are written while a copy is there are new ones
+const LONGEST_COPY_SECONDS = 86_400;
+
+type Mount = { folder: string; type: string };
+
+/** Where file systems are mounted (proc(5), mountinfo); the last one of a folder is the one that is seen. */
+function mounts(): Mount[] {
+  const plain = (word: string) => word.replace(/\\(\d{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)));
+  return fs.readFileSync('/proc/self/mountinfo', 'latin1').trimEnd().split('\n').map((line) => {
+    const [left = '', right = ''] = line.split(' - ');
+    return { folder: Buffer.from(plain(left.split(' ')[4] ?? ''), 'latin1').toString(), type: right.split(' ')[0] ?? '' };
+  });
+}
+
+const liesIn = (file: string, folder: string) => file !== folder && file.startsWith(folder === '/' ? '/' : `${folder}/`);
+
+/** Given the paths to save, returns them with the way of each, and why. Looks only. `run` names the copies. */
+export async function chooseWays(roots: Root[], stateFolder: string, run: string): Promise<Root[]> {
+  const all = mounts(), hasBtrfs = (await look(['btrfs', '--version'])).code === 0;
+  const chosen: Root[] = [];
+  for (const [index, root] of roots.entries()) chosen.push({ ...root, ...await wayOf(root.path, `${MARK}${run.slice(0, 8)}-${index}`, { roots, all, hasBtrfs, stateFolder }) });
+  const short = withoutSpace(chosen);
+  for (const [folder, why] of short) {
+    warn(`no snapshot of ${named(folder)}: ${why}`);
+    Object.assign(chosen.find((one) => one.path === folder)!, { way: 'cold', because: why, copy: '' });
+  }
+  const isWorthIt = chosen.some((one) => one.way === 'subvolume' || one.way === 'reflink') || !chosen.some((one) => one.way === 'cold');
+  if (isWorthIt) return chosen;
+  return chosen.map((one) => (one.way === 'cold' ? one : { ...one, way: 'cold', because: 'nothing is snapshotted, so it is read with the others', copy: '' }));
+}
+
+type Around = { roots: Root[]; all: Mount[]; hasBtrfs: boolean; stateFolder: string };
+
+async function wayOf(folder: string, name: string, { roots, all, hasBtrfs, stateFolder }: Around): Promise<Pick<Root, 'way' | 'because' | 'copy'>> {
+  const cold = (because: string) => ({ way: 'cold' as const, because, copy: '' });
+  const facts = fs.lstatSync(folder), mountOf = (file: string) => all.filter((one) => one.folder === file || liesIn(file, one.folder)).sort((one, other) => one.folder.length - other.folder.length).pop()!;
+  if (!facts.isDirectory() && !facts.isFile()) return { way: 'link', because: 'it holds nothing itself', copy: '' };
+  if (process.getuid?.() !== 0) return cold('a snapshot needs root');
+  if (stateFolder === folder || liesIn(stateFolder, folder)) return cold('the state folder lies in it');
+  const inside = all.find((one) => liesIn(one.folder, folder)), own = mountOf(folder);
+  if (inside) return cold(`${named(inside.folder)} is mounted in it`);
+  const top = roots.map((root) => root.path).filter((one) => liesIn(folder, one)).sort((one, other) => one.length - other.length)[0] ?? folder; // a copy must not lie in what is saved
+  const beside = path.dirname(top), isMount = own.folder === folder, isBesideSame = mountOf(beside) === own;
+  const isSubvolume = own.type === 'btrfs' && facts.isDirectory() && facts.ino === 256; // the number of every subvolume's own folder
+  if (isSubvolume && hasBtrfs && (isBesideSame || top === folder)) {
+    const nested = (await look(['btrfs', 'subvolume', 'list', '-o', folder])).out.trim();
+    if (nested === '') return { way: 'subvolume', because: 'a subvolume of btrfs', copy: path.join(isBesideSame ? beside : folder, name) };
+  }
+  if (isSmall(folder)) return { way: 'copy', because: 'it is small', copy: path.join(stateFolder, name) };
+  if (own.type !== 'btrfs' && own.type !== 'xfs') return cold(`${own.type} cannot copy on write`);
+  if (isMount || !isBesideSame) return cold(`${named(isMount ? folder : top)} is a mount point: there is no place for a copy beside it`);
+  return { way: 'reflink', because: `on ${own.type}`, copy: path.join(beside, name) };
+}
+
+function isSmall(folder: string): boolean {
+  let files = 0, bytes = 0;
+  const walk = (file: string): boolean => {
+    const facts = fs.lstatSync(file);
+    files++;
+    bytes += facts.isFile() ? facts.size : 0;
+    if (files > SMALL.files || bytes > SMALL.bytes) return false;
+    return !facts.isDirectory() || fs.readdirSync(file).every((name) => walk(path.join(file, name)));
+  };
+  try {
+    return walk(folder);
+  } catch { // it is changing just now
+    return false;
+  }
+}
+
+const isOnWrite = (root: Root) => root.way === 'subvolume' || root.way === 'reflink';
+
+/** What a file system must have free while a copy on write lies on it, in bytes. */
+function neededOn(folder: string): { free: number; needed: number } {
+  const { bavail, bfree, blocks, bsize } = fs.statfsSync(folder);
+  return { free: bavail * bsize, needed: Math.max(LEAST_FREE, FREE_SHARE * (blocks - bfree) * bsize) };
+}
+
+// A full disk is a PANIC for PostgreSQL, so without room for what is written while borg reads there is no snapshot.
+function withoutSpace(roots: Root[]): Map<string, string> {
+  const found = new Map<string, string>();
+  for (const root of roots.filter(isOnWrite)) {
+    if (!fs.statfsSync) found.set(root.path, 'this Node.js does not tell how much space is free: 18.15 or newer does');
+    else {
+      const { free, needed } = neededOn(path.dirname(root.copy));
+      if (free < needed) found.set(root.path, `only ${size(free)} are free there, and ${size(needed)} are needed for what is written while borg reads`);
+    }
+  }
+  return found;
+}
+
+/** Watch the space while borg reads the copies; `onShort` is called once, when half of what was needed is gone. Returns a function that ends it. */
+export function watchSpace(roots: Root[], onShort: (why: string) => void): () => void {
+  const places = [...new Set(roots.filter(isOnWrite).map((root) => path.dirname(root.copy)))].map((folder) => ({ folder, least: neededOn(folder).needed / 2 }));
+  const timer = setInterval(() => {
+    const short = places.find(({ folder, least }) => neededOn(folder).free < least);
+    if (!short) return;
+    clearInterval(timer);
+    onShort(`only ${size(neededOn(short.folder).free)} are left in ${named(short.folder)}: the snapshot is given up before the disk is full`);
+  }, 500);
+  return () => clearInterval(timer);
+}
+
+// ---- making and removing them ----
+
+const listFile = (stateFolder: string) => path.join(stateFolder, 'snapshots.json');
+/** The ways of the copies in words: 'subvolume, copy'; '' when there are none. */
+export const waysIn = (roots: Root[]) => [...new Set(roots.filter(hasCopy).map((root) => root.way))].sort().reverse().join(', ');
+const hasCopy = (root: Root) => root.copy !== '';
+
+export function noteCopies(stateFolder: string, roots: Root[]): void {
+  writeDurably(listFile(stateFolder), `${JSON.stringify({ copies: roots.filter(hasCopy).map(({ way, copy }) => ({ way, copy })) }, null, 1)}\n`);
+}
+
+/** Try one file of each path that is to be copied by reflink, while everything runs: xfs may have been made without it. What cannot be is told, and read while everything is stopped. */
+export async function tryReflinks(roots: Root[], run: string): Promise<void> {
+  for (const root of roots.filter((one) => one.way === 'reflink')) {
+    const sample = (await look(['find', root.path, '-type', 'f', '-size', '+16k', '-print', '-quit'])).out.replace(/\n$/, '') || root.path;
+    const done = await change(['cp', '--archive', '--reflink=always', '--no-target-directory', '--', sample, root.copy], { env: markOfRun(run) });
+    await change(['rm', '-rf', '--', root.copy], { unlimited: true });
+    if (done.code === 0) continue;
+    warn(`no snapshot of ${named(root.path)}: ${lastLines(done.said, 1)} (xfs must have been made with reflink=1; on btrfs, files with the attribute C need a subvolume of their own)`);
+    Object.assign(root, { way: 'cold', because: 'cp cannot copy it on write', copy: '' });
+  }
+}
+
+/** The command that makes each copy. */
+export function copyCommands(roots: Root[]): string[][] {
+  return roots.filter(hasCopy).map(({ path: from, way, copy }) => (way === 'subvolume' ? ['btrfs', 'subvolume', 'snapshot', '-r', from, copy]
+    : ['cp', '--archive', `--reflink=${way === 'reflink' ? 'always' : 'auto'}`, '--no-target-directory', '--', from, copy]));
+}
+
+/** Make the copies; everything is stopped. `run` marks what makes them: whoever finds the run dead ends it before it removes them. Throws Problem when one cannot be made. */
+export async function makeCopies(roots: Root[], run: string): Promise<void> {
+  await Promise.all(copyCommands(roots).map(async (argv) => {
+    const done = await change(argv, { seconds: LONGEST_COPY_SECONDS, env: markOfRun(run) });
+    if (done.code !== 0) throw failure('the snapshot could not be made', done);
+  }));
+}
+
+/** Remove every copy on the list, and the list. Never throws: what cannot be removed is warned of, and stays on it. */
+export async function dropCopies(stateFolder: string): Promise<void> {
+  let copies: { way: string; copy: string }[];
+  try {
+    copies = JSON.parse(fs.readFileSync(listFile(stateFolder), 'utf8')).copies;
+  } catch {
+    return;
+  }
+  const there = copies.filter(({ copy }) => path.isAbsolute(copy) && path.basename(copy).startsWith(MARK) && fs.existsSync(copy));
+  for (const { way, copy } of there) {
+    const done = await change(way === 'subvolume' ? ['btrfs', 'subvolume', 'delete', copy] : ['rm', '-rf', '--', copy], { unlimited: true });
+    if (done.code !== 0 || fs.existsSync(copy)) warn(`${named(copy)}, a snapshot of ours, could not be removed: ${done.said.trim()}`);
+  }
+  if (there.every(({ copy }) => !fs.existsSync(copy))) fs.rmSync(listFile(stateFolder), { force: true });
+}
+
+export const hasCopies = (stateFolder: string) => fs.existsSync(listFile(stateFolder));
+
+/**
+ * The words that run a command to which the copies lie where the originals lie: in a mount namespace of its own, which is gone with
+ * the command, however that ends (mount_namespaces(7)).
+ */
+export function inCopies(roots: Root[], argv: string[]): string[] {
+  const pairs = roots.filter(hasCopy).sort((one, other) => one.path.length - other.path.length).flatMap((root) => [root.copy, root.path]);
+  if (pairs.length === 0) return argv;
+  return ['unshare', '--mount', '--propagation', 'private', '--', 'sh', '-c', BIND, 'sh', String(pairs.length / 2), ...pairs, ...argv];
+}
+
+const BIND = 'n=$1; shift; while [ "$n" -gt 0 ]; do mount --bind "$1" "$2" || exit 2; shift 2; n=$((n - 1)); done; exec "$@"';
+
+/** Where the copy of a file lies; the file itself when there is none. */
+export function copyOf(file: string, roots: Root[]): string {
+  const root = roots.find((one) => hasCopy(one) && (one.path === file || liesIn(file, one.path)));
+  return root ? `${root.copy}${file.slice(root.path.length)}` : file;
+}
+
+/** What every original is, to be compared when borg has read its copy: one that was moved away takes the mount on it along, and borg reads what runs. */
+export function whatLies(roots: Root[]): string {
+  return roots.filter(hasCopy).map((root) => `${root.path} ${deviceAndInode(root.path)}`).join('\n');
+}
+
+/** How a path is read when a snapshot is asked for, in words. */
+export function howRead({ way, because }: Root): string {
+  return way === 'cold' ? `no snapshot, it is read while everything is stopped: ${because}` : `${way === 'subvolume' ? 'snapshot' : way}: ${because}`;
+}

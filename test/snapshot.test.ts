@@ -1,0 +1,173 @@
+// `snapshot: 'yes'` on real btrfs and xfs: services are back before borg reads, the archive is of the moment of the stop, and space,
+// leftovers and what cannot be snapshotted are dealt with.
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { allIsWell, answers, copiesLeft, expectEnd, good, held, holdIn, letGo, nearby, scenarios, whatRuns, wrap } from './scenario.ts';
+import type { World } from './scenario.ts';
+import { rowsIn } from './kill.ts';
+import { waitFor } from './script.ts';
+
+const again = (world: World) => ['held', 'go'].forEach((file) => fs.rmSync(path.join(world.folder, file), { force: true }));
+const plan = async (world: World) => JSON.parse((await world.server.run(['--dry-run', '--json'])).out);
+const wayOf = (facts: any, folder: string) => facts.roots.find((root: any) => root.path === folder)?.way;
+const nights = (world: World) => Number(world.db.sql('postgres', 'select count(*) from nights'));
+const addNight = (world: World) => world.db.sql('postgres', 'insert into nights select max(n) + 1 from nights; checkpoint');
+
+/** A run that is held when borg begins to read. */
+async function heldRun(world: World) {
+  const run = world.server.start([], wrap(world, 'borg', holdIn('cold')));
+  await held(world);
+  return run;
+}
+
+const SCENARIOS: Record<string, (world: World) => Promise<void>> = {
+  'everything runs again before borg reads; the archive is of the moment of the stop': async (world) => {
+    nearby(world);
+    const way = world.disk === 'btrfs' ? 'subvolume' : 'reflink', facts = await plan(world);
+    assert.deepEqual([wayOf(facts, world.db.dataDirectory), wayOf(facts, world.files), facts.snapshot], [way, 'copy', `${way}, copy`]);
+    const steps: string[] = facts.commands.map((one: any) => one.step);
+    assert.ok(steps.indexOf('snapshot') > steps.indexOf('stop') && steps.lastIndexOf('start') > steps.lastIndexOf('snapshot') && steps.indexOf('cold') > steps.lastIndexOf('start'));
+    const before = nights(world), was = fs.readFileSync(path.join(world.files, 'file 7'), 'utf8');
+    const run = await heldRun(world);
+    await allRun(world);
+    const running = whatRuns(world);
+    addNight(world);
+    fs.appendFileSync(path.join(world.files, 'file 7'), 'written while borg reads');
+    fs.rmSync(path.join(world.files, 'file 8'));
+    letGo(world);
+    expectEnd(world, await run.ended, { code: 0 });
+    await allIsWell(world, 0.1);
+    assert.deepEqual(whatRuns(world), running);
+    const line = world.server.history().pop();
+    assert.equal(line.snapshot, `${way}, copy`);
+    assert.equal(rowsIn(world, line.archive), before, 'rows that came after the stop are in the archive');
+    const file = (name: string) => execFileSync('borg', ['extract', '--stdout', `::${line.archive}`, path.join(world.files, name).slice(1)], { env: world.server.borgEnv(), encoding: 'utf8' });
+    assert.equal(file('file 7'), was);
+    assert.match(file('file 8'), /I am file 8/);
+    const drill = await world.server.run(['drill', '--json']);
+    assert.equal(drill.code, 0, drill.out + drill.err); // files as listed when cold, among others
+  },
+
+  'what did not change is not read again the next night': async (world) => {
+    nearby(world);
+    execFileSync('dd', ['if=/dev/urandom', `of=${path.join(world.db.dataDirectory, 'big')}`, 'bs=1M', 'count=40'], { stdio: 'ignore' });
+    await good(world);
+    const read = await world.server.run(['--verbose'], wrap(world, 'borg', `[ $pass = cold ] && exec strace -f -qq -P ${path.join(world.db.dataDirectory, 'big')} -P ${path.join(world.db.dataDirectory, 'global/pg_control')} -y -e trace=read -e signal=none -o "$cd_to/read" /usr/bin/borg "$@"`));
+    expectEnd(world, read, { code: 0 });
+    await allIsWell(world);
+    const reads = fs.readFileSync(path.join(world.folder, 'read'), 'utf8');
+    assert.match(reads, /pg_control>/, 'what changed is read');
+    assert.doesNotMatch(reads, /big>/, 'an unchanged file was read');
+  },
+
+  'there is too little space: no snapshot, a warning with the numbers, and a good backup the other way': async (world) => {
+    nearby(world);
+    fill(world, 240e6);
+    expectEnd(world, await world.server.run(), { code: 1, warns: /no snapshot of .*data: only \d+ MB are free there, and 256 MB are needed/ });
+    await allIsWell(world);
+    assert.equal(world.server.history().pop().snapshot, '');
+  },
+
+  'space runs short while borg reads: the snapshot is dropped before the disk is full, and everything runs on': async (world) => {
+    nearby(world);
+    const run = await heldRun(world);
+    const running = whatRuns(world);
+    fill(world, 110e6);
+    const ended = await run.ended;
+    letGo(world);
+    expectEnd(world, ended, { code: 2, says: [/only \d+ MB are left in .*: the snapshot is given up before the disk is full/, /services: all 3 are running again/] });
+    await allIsWell(world, 0.1);
+    assert.deepEqual(whatRuns(world), running);
+    fs.rmSync(path.join(world.folder, 'filler'));
+    again(world);
+    await good(world);
+  },
+
+  'a folder that cannot be snapshotted is read while everything is stopped, and only that': async (world) => {
+    nearby(world);
+    const other = path.join(world.folder, 'elsewhere');
+    fs.mkdirSync(other);
+    execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', other]);
+    execFileSync('dd', ['if=/dev/urandom', `of=${other}/big`, 'bs=1M', 'count=30'], { stdio: 'ignore' });
+    world.server.writeSettings({ folders: [world.files, other] });
+    const shown = await world.server.run(['--dry-run']);
+    assert.match(shown.out, /elsewhere +\(folder; no snapshot, it is read while everything is stopped: tmpfs cannot copy on write\)/);
+    const strace = '[ $pass = cold ] && exec strace -f -qq --seccomp-bpf -e trace=openat,newfstatat -e signal=none -o "$cd_to/opened" /usr/bin/borg "$@"';
+    world.server.writeSettings({ uploadLimitKiB: 3000 });
+    const run = world.server.start([], wrapReal(world, strace));
+    await waitFor('borg reads what cannot be snapshotted', () => fs.existsSync(path.join(world.folder, 'opened')) && /"big"/.test(fs.readFileSync(path.join(world.folder, 'opened'), 'utf8')), 60);
+    assert.deepEqual([world.web.running(), answers(world.db)], [false, false], 'services ran while it was read');
+    expectEnd(world, await run.ended, { code: 0 });
+    await allIsWell(world, 0.1);
+    const { archive } = world.server.history().pop();
+    const listed = execFileSync('borg', ['list', '--short', `::${archive}`], { env: world.server.borgEnv(), encoding: 'utf8' }).split('\n').filter((one) => one !== '');
+    assert.equal(new Set(listed).size, listed.length, 'something is in it twice');
+    assert.ok(listed.includes(`${other}/big`.slice(1)) && listed.includes(`${world.db.dataDirectory}/PG_VERSION`.slice(1)));
+  },
+
+  'a file that somebody adds to the copy, or takes out of it, is found: no proof': async (world) => {
+    nearby(world);
+    const program = 'cp', way = '--reflink=auto'; // the files
+    const ended = await world.server.run([], wrap(world, program, `case " $* " in *" ${way} "*) /bin/cp "$@" || exit; for last; do :; done; rm "$last/file 9"; exit 0;; esac`));
+    expectEnd(world, ended, { code: 2, says: [/the copies on .*files are not what was stopped: \d+ files then, \d+ there/] });
+    await allIsWell(world, 0.1);
+    await good(world);
+  },
+
+  'a snapshot that cannot be made: everything runs again at once': async (world) => {
+    nearby(world);
+    const [program, word] = world.disk === 'btrfs' ? ['btrfs', 'snapshot'] : ['cp', `${world.db.dataDirectory}`];
+    const ended = await world.server.run([], wrap(world, program!, `case " $* " in *" ${word} "*) echo no such luck >&2; exit 1;; esac`));
+    expectEnd(world, ended, { code: 2, says: [/the snapshot could not be made/, /said: .*no such luck/, /services: all 3 are running again/] });
+    await allIsWell(world, 0.1);
+  },
+
+  'a folder that is moved away while borg reads its copy: no proof': async (world) => {
+    nearby(world);
+    const run = await heldRun(world);
+    fs.renameSync(world.files, `${world.files}.old`);
+    fs.mkdirSync(world.files);
+    letGo(world);
+    expectEnd(world, await run.ended, { code: 2, says: [/was moved away while borg read its snapshot/] });
+    await allIsWell(world, 0.1);
+  },
+
+  'after a power cut while borg reads, recover removes the snapshot; so does the next run': async (world) => {
+    nearby(world);
+    for (const command of [['recover'], []]) {
+      const run = await heldRun(world);
+      execFileSync('pkill', ['-KILL', '--full', 'borg|backup\\.js']); // the guard, too
+      await run.ended;
+      assert.notDeepEqual(copiesLeft(world), []);
+      again(world);
+      assert.equal((await world.server.run(command)).code, 0);
+      await allIsWell(world, 0.1);
+    }
+  },
+};
+
+/** wrap(), but what waits is the real borg. */
+function wrapReal(world: World, lines: string): { env: NodeJS.ProcessEnv } {
+  const made = wrap(world, 'borg', lines), file = path.join(world.folder, 'bin/borg');
+  fs.writeFileSync(file, fs.readFileSync(file, 'utf8').replace(/^.*"file_status".*$/m, ''));
+  return made;
+}
+
+/** Take space until so many bytes are free. */
+function fill({ folder }: World, left: number): void {
+  for (let length = 20e6; ; length += 20e6) { // in steps: btrfs takes more than it is asked for
+    const { bavail, bsize } = fs.statfsSync(folder);
+    if (bavail * bsize < left) return;
+    execFileSync('fallocate', ['-l', String(length), path.join(folder, 'filler')]);
+  }
+}
+
+async function allRun(world: World): Promise<void> {
+  await waitFor('everything runs', () => world.web.running() && world.app.running() && answers(world.db));
+}
+
+// What differs between the two: how a copy is made, how it is removed, how much is free.
+const ON_BTRFS = /before borg reads|not read again|space runs short|cannot be made|power cut/;
+scenarios('with a snapshot', import.meta.url, SCENARIOS, 4, ['xfs', 'btrfs'], (name, disk) => disk === 'xfs' || ON_BTRFS.test(name));
