@@ -77,7 +77,7 @@ export async function makeCluster(options: ClusterOptions) {
     fs.mkdirSync(folder, { recursive: true });
     fs.chmodSync(folder, 0o755);
     for (const one of [dataDirectory, socketFolder, tablespaceFolder, walFolder]) {
-      fs.mkdirSync(one, { mode: 0o700 });
+      fs.mkdirSync(one, { mode: 0o700, recursive: true }); // it may be there: a subvolume of its own
       if (isRoot) execFileSync('chown', [`${owner}:`, one]);
     }
     if (isRoot) execFileSync('chown', [`${owner}:`, folder]);
