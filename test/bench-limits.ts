@@ -1,12 +1,14 @@
 // What is judged from the raw numbers: the limits that must hold, each with what was measured; how our cost grows, as straight lines; and
 // where those lines lead at 100 GB and a million files. The last is a projection on paper, and says so: nobody measured there.
 import { straightLine } from './bench-measure.ts';
-import type { Row } from './bench-measure.ts';
 import { HOOKS, ONLY, WARM, having, middle, readPart, span, values } from './bench-tables.ts';
 
 const SNAPSHOT = 'ours, snapshot';
 const FAR = { gigabytes: 100, files: 1_000_000 }, CHUNK_BYTES = 65_536, BYTES_A_CHUNK = 164, BYTES_A_FILE = 240; // memory of borg's indexes and files cache: borg's manual, "Indexes / Caches memory usage"
+const LINE_BITS = 10e6; // a second
 const LIMITS = { downMinutes: 120, nightHours: 4.5, memoryMB: 1024 }; // maxDowntimeMinutes as shipped; a window from 01:00 to 05:30; what a small server can spare
+
+const decimals = (value: number, places: number) => value.toFixed(places).replace(/^-(0\.0+)$/, '$1'); // no minus before nothing
 
 type Judged = { what: string; limit: string; measured: string; holds: boolean };
 
@@ -43,7 +45,7 @@ export function growthLines(): Growth[] {
 
 function judgeGrowth(): Judged[] {
   return growthLines().filter(({ along }) => along === 'gigabytes').map(({ fileSystem, method, down, last }) => ({
-    what: `${method}, ${fileSystem}, nothing changed: growth of downtime up to ${last} GB`, limit: '0.05 s a GB', measured: `${down.slope.toFixed(3)} s a GB`, holds: down.slope <= 0.05 }));
+    what: `${method}, ${fileSystem}, nothing changed: growth of downtime up to ${last} GB`, limit: '0.05 s a GB', measured: `${decimals(down.slope, 3)} s a GB`, holds: down.slope <= 0.05 }));
 }
 
 function judgeCost(): Judged[] {
@@ -63,27 +65,30 @@ export function limitsTable(judged: Judged[]): string {
 export function growthText(): string {
   const lines = growthLines(), unit = (along: string) => (along === 'gigabytes' ? 'GB' : '100k files'), each = (along: string) => (along === 'gigabytes' ? 1 : 100_000);
   const at = ({ start, slope }: { start: number; slope: number }, x: number) => Math.max(0, start + slope * x);
-  const rows = lines.map(({ along, fileSystem, method, down, night }) => `| ${method}${fileSystem === 'plain' ? '' : `, on ${fileSystem}`} | ${unit(along)} | ${down.start.toFixed(2)} s + ${(down.slope * each(along)).toFixed(3)} s | ${night.start.toFixed(1)} s + ${(night.slope * each(along)).toFixed(2)} s | ${span(at(down, FAR[along]))} | ${span(at(night, FAR[along]))} |`);
+  const rows = lines.map(({ along, fileSystem, method, down, night }) => `| ${method}${fileSystem === 'plain' ? '' : `, on ${fileSystem}`} | ${unit(along)} | ${down.start.toFixed(2)} s + ${decimals(down.slope * each(along), 3)} s | ${night.start.toFixed(1)} s + ${decimals(night.slope * each(along), 2)} s | ${span(at(down, FAR[along]))} | ${span(at(night, FAR[along]))} |`);
   return ['| nothing changed; beyond stop and start | for each | down | whole night | down at 100 GB, or a million files (on paper) | whole night there (on paper) |', '|---|---|---|---|---|---|', ...rows, '', projection(lines)].join('\n');
 }
 
 function projection(lines: Growth[]): string {
   const chunks = FAR.gigabytes * 1e9 / CHUNK_BYTES, memoryMB = (chunks * BYTES_A_CHUNK + FAR.files * (BYTES_A_CHUNK + BYTES_A_FILE)) / 1e6;
-  const first = firstNightSeconds(), sum = (pick: (line: Growth) => { slope: number }) => lines.filter(({ fileSystem }) => fileSystem === 'plain').reduce((all, line) => all + Math.max(0, pick(line).slope) * FAR[line.along], 0);
+  const plain = lines.filter(({ fileSystem }) => fileSystem === 'plain'), window = LIMITS.nightHours * 3600, windowHours = `a window of ${LIMITS.nightHours} h`;
+  const far = (pick: (line: Growth) => { slope: number }) => plain.reduce((all, line) => all + Math.max(0, pick(line).slope) * FAR[line.along], 0);
+  const first = firstNight('seconds'), sending = firstNight('newBytes') * 8 / LINE_BITS, quiet = far(({ night }) => night), down = far((line) => line.down);
   const filled = [
-    { what: `the first backup (${span(first)} without a slow line)`, part: first / (LIMITS.nightHours * 3600), of: `a window of ${LIMITS.nightHours} h` },
-    { what: `a quiet night (${span(sum(({ night }) => night))})`, part: sum(({ night }) => night) / (LIMITS.nightHours * 3600), of: `a window of ${LIMITS.nightHours} h` },
-    { what: `being down (${span(sum(({ down }) => down))} with the warm pass)`, part: sum(({ down }) => down) / (LIMITS.downMinutes * 60), of: `${LIMITS.downMinutes} minutes` },
+    { what: `the first backup (${span(first)} with the storage near)`, part: first / window, of: windowHours },
+    { what: `sending the first backup over 10 Mbit/s (${span(sending)})`, part: sending / window, of: windowHours },
+    { what: `a night on which nothing changed (${span(quiet)})`, part: quiet / window, of: windowHours },
+    { what: `being down with the warm pass (${span(down)})`, part: down / (LIMITS.downMinutes * 60), of: `${LIMITS.downMinutes} minutes` },
     { what: `borg's memory (${Math.round(memoryMB)} MB: ${(chunks / 1e6).toFixed(1)} million chunks and a million files)`, part: memoryMB / LIMITS.memoryMB, of: '1 GB' },
   ].sort((one, other) => other.part - one.part);
   return `Projection on paper, 100 GB and a million files together: ${filled.map(({ what, part, of }) => `${what} takes ${(100 * part).toFixed(0)} % of ${of}`).join('; ')}. What breaks first: ${filled[0]!.what.replace(/ \(.*/, '')}.`;
 }
 
-/** The first night at the far end, from the first nights of part `growth`. */
-function firstNightSeconds(): number {
+/** What the first backup comes to at the far end (its seconds, its new bytes), from the first nights of part `growth`. */
+function firstNight(name: 'seconds' | 'newBytes'): number {
   const rows = having(readPart('growth')?.rows ?? [], { run: 0, fileSystem: 'plain', method: WARM });
   return (['gigabytes', 'files'] as const).reduce((sum, along) => {
-    const points = having(rows, { along } as Row).map((row) => ({ x: Number(row[along]), y: Number(row.seconds) }));
+    const points = having(rows, { along }).map((row) => ({ x: Number(row[along]), y: Number(row[name]) }));
     return points.length < 2 ? sum : sum + Math.max(0, straightLine(points).slope) * FAR[along];
   }, 0);
 }

@@ -39,8 +39,10 @@ export async function oneNight(world: World, method: Method, number: number): Pr
   const took = await measureAll(method.night(number), method.server ? [0, 1] : [0]); // 1: ours is good, with a warning
   const { downSeconds, times } = await clock.end();
   for (const file of method.files ?? []) fs.rmSync(file, { recursive: true, force: true });
-  const told = method.server?.history().pop();
-  return { method: method.name, downSeconds, downTimes: times, ...took, ...(told ? { toldSeconds: told.downSeconds, snapshot: told.snapshot, borgSeconds: (told.warm?.seconds ?? 0) + (told.cold?.seconds ?? 0) } : {}) };
+  const row = { method: method.name, downSeconds, downTimes: times, ...took };
+  if (!method.server) return row;
+  const told = method.server.history().pop(), passes = [told.warm, told.cold].filter((pass) => pass), sum = (name: string) => passes.reduce((all, pass) => all + pass[name], 0);
+  return { ...row, toldSeconds: told.downSeconds, snapshot: told.snapshot, borgSeconds: sum('seconds'), newBytes: sum('deduplicatedBytes') };
 }
 
 /** First nights (run 0), then `runs` rounds of nights, each after a day. The rows carry `facts`. `dayPasses` false: nothing changes in between. */
