@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: ab1edf6ae0bca4b9c88336c2706a28bbe58aa8dd76d3cf9bd26cff79fdc00a0b
+// Checksum of all but the settings: 6abbb384a3995f098165117fc802fdda7b2a435189c57a1460bbac861ee562eb
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -31,6 +31,7 @@
 //   ==== POSTGRES ====         PostgreSQL clusters on this host and in its containers: find, describe, stop, start.
 //   ==== QUESTIONS ====        What is asked of a cluster: the SQL of the passport, and the one way to run it.
 //   ==== BORG ====             borg: the one chapter that knows its arguments, environment.
+//   ==== PASSES ====           A pass: one `borg create`, from its command to what came of it.
 //   ==== ARCHIVES ====         The archives of a repository: their names, of which each says what the archive is.
 //   ==== STORAGE ====          The storage as this server reaches it: its address, the ssh connection.
 //   ==== PASSPORT ====         The passport: everything needed to build a machine on which the saved files work.
@@ -43,6 +44,7 @@
 //   ==== RESTORE.MD ====       RESTORE.md: how to bring back this very archive by hand, with borg.
 //   ==== RECORD ====           The record that travels in every archive: manifest.json (plan, passport, proof), RESTORE.md.
 //   ==== COMMANDS ====         The commands of a night: the borg calls of its three passes, and the dry run.
+//   ==== COPYING ====          Copying: the warm pass while everything runs, then the copy of what is cold.
 //   ==== OUTCOME ====          How a night ended, in words: the summary that closes a run.
 //   ==== GUARD ====            The guard: a second process that outlives the run, whatever kills it, and `recover`.
 //   ==== LIST ====             What is in the repository: the archives, the files in one, the versions of a file in all.
@@ -228,68 +230,7 @@ async function runTheNight(night) {
   if (trouble) throw trouble;
   if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
   if (plan.snapshot !== '') copied = await copyTheSnapshot(night, plan, manifest, copied);
-  const cold = await endOf(night.cold);
-  night.line.cold = passFacts(cold);
-  judgePass(plan, cold);
-  await proveTheArchive(night, plan, cold, copied);
-}
-
-/** Begin the cold pass while everything still runs. It waits. */
-function beginColdPass({ loaded: { settings } }, plan) {
-  return beginPass(settings, coldCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: settings.warmPass, expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
-}
-
-/** Services run again, and borg has read everything: what is left to it is to finish the archive. */
-async function endOf(pass) {
-  const late = setTimeout(() => askToStop('the storage did not take the end of the copy within an hour', 2), 3_600_000);
-  return pass.end.finally(() => clearTimeout(late));
-}
-
-/** While everything is stopped: prove, write the record, let borg copy, prove again. Throws Problem when the copy is not proven. */
-async function copyCold(night, plan, manifest) {
-  const { stateFolder } = night.loaded.settings;
-  const first = await prove(plan, listingFile(stateFolder));
-  const manifestText = finishRecord(stateFolder, { ...manifest, proof: first });
-  night.cold.feed(manifestText);
-  await night.cold.isRead;
-  return { first, second: await stillCold(night, plan, first), manifestText };
-}
-
-/** While everything is stopped: prove, snapshot what can be, let borg read the rest, prove again. Throws Problem when it is not proven. */
-async function copyOnWrite(night, plan) {
-  const { stateFolder } = night.loaded.settings;
-  const first = await prove(plan, listingFile(stateFolder));
-  await makeCopies(plan.roots, plan.run);
-  if (plan.roots.some((root) => root.way === 'cold')) await (night.cold = beginColdPass(night, plan)).isWaiting;
-  return { first, second: await stillCold(night, plan, first), manifestText: '' };
-}
-
-/** Services run again: prove of the copies that they are what was stopped, and let borg read them. Throws Problem when they are not, or when space runs short. */
-async function copyTheSnapshot(night, plan, manifest, { first, second }) {
-  const { stateFolder } = night.loaded.settings, was = whatLies(plan.roots);
-  const endWatch = watchSpace(plan.roots, (why) => askToStop(why, 2, 'make room, or set `snapshot: \'no\'`'));
-  try {
-    night.cold ??= beginColdPass(night, plan);
-    const proof = await proveCopies(plan, first, listingFile(stateFolder));
-    const manifestText = finishRecord(stateFolder, { ...manifest, proof });
-    night.cold.feed(manifestText);
-    await night.cold.isRead;
-    if (whatLies(plan.roots) !== was) throw new Problem('a saved folder was moved away while borg read its snapshot: this archive does not count as a backup');
-    return { first: proof, second, manifestText };
-  } finally {
-    endWatch();
-  }
-}
-
-/** Everything is still stopped: prove again. */
-async function stillCold(night, plan, first) {
-  const { stateFolder } = night.loaded.settings, after = join(stateFolder, 'listing-after');
-  const second = await proveAgain(plan, first, listingFile(stateFolder), after);
-  fs.rmSync(after, { force: true });
-  await Promise.all(night.ledger.parts.map(async (part) => { // clusters and containers have been proven; of others only this tells
-    if (await partState(part) === 'running') warn(`${part.name} was started by somebody while it should have been stopped`);
-  }));
-  return second;
+  await proveTheArchive(night, plan, await finishColdPass(night, plan), copied);
 }
 
 /** When everything must run again, and when to begin with that. Throws Problem when the window is over, or leaves no time for a copy. */
@@ -321,51 +262,6 @@ async function tryEverything(settings, plan) {
   }
   if (settings.snapshot === 'yes') for (const root of plan.roots.filter(({ way }) => way !== 'link')) say(`${named(root.path)}: ${howRead(root)}`);
   say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (borg ${version}, ${encryption})`);
-}
-
-/** The warm pass puts the bulk on storage while everything runs. Throws Problem when it fails, or is not through when the window ends. */
-async function warmPass(night, plan) {
-  const { settings } = night.loaded, paths = warmPaths(plan, lastGoodRun(settings.stateFolder) === undefined);
-  if (paths.length === 0) return;
-  for (let pass = 1, before = Infinity; pass <= MOST_WARM_PASSES; pass++) { // what changed during a long one is for the next one, not for when services are down
-    const { seconds } = await oneWarmPass(night, plan, paths);
-    if (seconds < LONG_PASS_SECONDS || seconds > before / 2) return;
-    before = seconds;
-  }
-}
-
-const MOST_WARM_PASSES = 3;
-const LONG_PASS_SECONDS = 60;
-
-async function oneWarmPass(night, plan, paths) {
-  const { settings } = night.loaded, last = night.line.warm;
-  await checkpointAll(plan); // or the changes are still in memory and all of them are left for the cold pass
-  touchRecord(settings.stateFolder);
-  const warm = await takePass(settings, warmCommand(settings, plan, paths, last ? new Date().toISOString() : plan.madeAt), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
-    expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: night.windowEnd ? Math.max(1, (night.windowEnd.getTime() - Date.now()) / 1000) : undefined });
-  const { files, originalBytes, compressedBytes, deduplicatedBytes, seconds } = warm;
-  night.line.warm = { files, originalBytes, compressedBytes, deduplicatedBytes: deduplicatedBytes + (last?.deduplicatedBytes ?? 0), seconds: seconds + (last?.seconds ?? 0) }; // files that changed or went are no matter here: the cold pass decides
-  say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
-  return warm;
-}
-
-/** CHECKPOINT in every running cluster that will be stopped: what it writes now it need not write while everything waits. */
-async function checkpointAll(plan) {
-  await Promise.all(plan.clusters.filter((cluster) => cluster.pid !== 0).map(async (cluster) => {
-    const { code, said } = await queryCluster(cluster, 'postgres', 'CHECKPOINT', 1800);
-    if (code !== 0) warn(`no CHECKPOINT in ${named(cluster.name)}, so its stop takes longer: ${said.trim().split('\n').pop() ?? ''}`);
-  }));
-}
-
-// What borg itself noticed while it read. A file below a stopped part that it could not read, or saw changing, is no backup.
-function judgePass(plan, { changed, unread, complaints }) {
-  const isCold = (file) => plan.cold.some((root) => file === root || file.startsWith(`${root}/`));
-  const broken = [...changed, ...unread].filter(isCold);
-  const lost = plan.roots.find((root) => unread.includes(root.path));
-  if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`, { said: complaints.slice(-5).join('\n') });
-  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`, { said: complaints.slice(-5).join('\n') });
-  for (const file of unread) warn(`not in the archive, borg could not read it: ${named(file)}`);
-  for (const file of changed) warn(`changed while it was copied: ${named(file)}`);
 }
 
 /** Start everything again, whatever has happened. Returns what is still down. Never throws: an unforeseen error is told, and counts as down. */
@@ -400,10 +296,6 @@ async function proveTheArchive(night, plan, cold, { first, second, manifestText 
   const facts = { archive: plan.archive, id: cold.archiveId, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
   const folder = writeProof(settings.stateFolder, { format: 1, ...facts, before: first, after: second }, line);
   await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
-}
-
-function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }) {
-  return { files, originalBytes, compressedBytes, deduplicatedBytes, seconds };
 }
 
 // ---- around the story: leftovers, the history line, messages, the summary, the dry run ----
@@ -2339,9 +2231,6 @@ async function configFilesOf(cluster) {
 // Secrets reach borg by file: the passphrase is read by borg itself (BORG_PASSCOMMAND), and is in no argument and no log.
 
 const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
-const DIES_WITH_US = ['setpriv', '--pdeathsig', 'KILL', '--']; // or a borg that waits would take our death for the end of its input, and copy what runs
-const GENTLY = ['SIGINT', 'SIGTERM', 'SIGKILL']; // INT: borg keeps a checkpoint, so that the upload goes on from there
-const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lost among many others
 
 // What borg calls its own troubles (docs/internals/frontends.rst, "Message IDs"), and what to do about each.
 const HINTS = {
@@ -2467,6 +2356,16 @@ function isRemote(settings) {
   return !settings.repository.startsWith('/');
 }
 
+// =========================================================================================================
+// ==== PASSES ====
+// A pass: one `borg create`, from its command to what came of it. The cold pass is begun while everything still runs and waits, with
+// repository, key and caches open, until it is fed the manifest: none of that is left for when services are down.
+// Adds an archive to the repository; changes nothing else. What borg could not read as it was is told by name.
+
+const DIES_WITH_US = ['setpriv', '--pdeathsig', 'KILL', '--']; // or a borg that waits would take our death for the end of its input, and copy what runs
+const GENTLY = ['SIGINT', 'SIGTERM', 'SIGKILL']; // INT: borg keeps a checkpoint, so that the upload goes on from there
+const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lost among many others
+
 /**
  * A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. A root `-` is the
  * manifest, which borg reads from its standard input: there it waits, with repository, key and caches open, until it is fed.
@@ -2499,42 +2398,26 @@ function createCommand(settings, what) {
  * size, shows progress. tested: a pass of this run was made before it, and borg tests itself once. `end` throws Problem when borg failed: then there is no archive of that name.
  */
 function beginPass(settings, command, options) {
-  const result = { archiveId: '', files: 0, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 0, changed: [], unread: [], complaints: [] };
   const waits = command.includes('-'), ladder = waits ? ['SIGTERM', 'SIGKILL'] : [...GENTLY];
-  let began = Date.now(), progressAt = 0, program = null, markWaiting = () => {}, markRead = () => {};
-  const progress = progressTeller(options.title, options.expectedBytes);
+  const listener = listenToPass(progressTeller(options.title, options.expectedBytes));
+  let began = Date.now(), program = null;
   const pass = async () => {
     const done = await change(command, {
       cwd: options.cwd,
       env: { ...borgEnvironment(settings, options.run), ...(options.tested ? { BORG_SELFTEST: 'disabled' } : {}) },
-      ladder, seconds: options.seconds,
+      ladder, seconds: options.seconds, onErrorLine: listener.onLine,
       ...(waits ? { onStart: (started) => { program = started; } } : {}),
-      onErrorLine: (line) => {
-        if (/"type": ?"archive_progress"/.test(line)) { // many a second, and one would see none of them; a name in JSON cannot look like this
-          if (/"finished": ?true/.test(line)) return markRead(); // said before the archive is saved (archiver.py, create_inner)
-          if (Date.now() - progressAt < 200) return;
-          progressAt = Date.now();
-        }
-        const note = parseLine(line);
-        if (note?.type === 'archive_progress') progress(note);
-        if (note?.type === 'file_status' && note.status === 'i') markWaiting(); // said before it is read (archive.py, process_pipe)
-        if (note?.type === 'file_status' && note.status === 'C' && result.changed.length < KEPT_NAMES) result.changed.push(absolute(note.path));
-        if (note?.type === 'file_status' && note.status === 'E' && result.unread.length < KEPT_NAMES) result.unread.push(absolute(note.path));
-        if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '') && result.complaints.length < KEPT_NAMES) result.complaints.push(note.message ?? '');
-      },
     });
-    result.seconds = (Date.now() - began) / 1000;
+    program = null;
     goOn(); // borg may have ended because we asked it to
-    if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${progress.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
+    if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${listener.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
     if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
     const { id: archiveId, stats } = JSON.parse(done.out).archive;
-    return Object.assign(result, { archiveId, files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size });
+    return { archiveId, files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size, seconds: (Date.now() - began) / 1000, ...listener.found };
   };
-  const isWaiting = new Promise((resolve) => { markWaiting = resolve; }), isRead = new Promise((resolve) => { markRead = resolve; });
-  const end = pass();
-  const until = async (event) => void await Promise.race([event, end]);
+  const end = pass(), until = async (event) => void await Promise.race([event, end]);
   const underWay = {
-    end, isWaiting: until(isWaiting), isRead: until(isRead),
+    end, isWaiting: until(listener.isWaiting), isRead: until(listener.isRead),
     feed: (manifest) => {
       began = Date.now();
       ladder.splice(0, ladder.length, ...GENTLY);
@@ -2549,6 +2432,29 @@ function beginPass(settings, command, options) {
   return underWay;
 }
 
+// What borg says while it works: how far it is, what it could not read as it was, and where in its work it is.
+function listenToPass(progress) {
+  const found = { changed: [], unread: [], complaints: [] };
+  let progressAt = 0, markWaiting = () => {}, markRead = () => {};
+  const isWaiting = new Promise((resolve) => { markWaiting = resolve; }), isRead = new Promise((resolve) => { markRead = resolve; });
+  const keep = (list, text) => { if (list.length < KEPT_NAMES) list.push(text); };
+  const onLine = (line) => {
+    if (/"type": ?"archive_progress"/.test(line)) { // many a second, and one would see none of them; a name in JSON cannot look like this
+      if (/"finished": ?true/.test(line)) return markRead(); // said before the archive is saved (borg's archiver.py, create_inner)
+      if (Date.now() - progressAt < 200) return;
+      progressAt = Date.now();
+    }
+    const note = parseLine(line);
+    if (note?.type === 'archive_progress') progress(note);
+    if (note?.type === 'file_status' && note.status === 'i') markWaiting(); // said before it is read (borg's archive.py, process_pipe)
+    if (note?.type === 'file_status' && note.status === 'C') keep(found.changed, absolute(note.path));
+    if (note?.type === 'file_status' && note.status === 'E') keep(found.unread, absolute(note.path));
+    if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) keep(found.complaints, note.message ?? '');
+  };
+  return { found, onLine, isWaiting, isRead, reached: progress.reached };
+}
+
+/** A pass from begin to end. */
 const takePass = (settings, command, options) => beginPass(settings, command, options).end;
 
 // Hundreds of paths are no help in an error.
@@ -2978,13 +2884,21 @@ function isSmall(folder) {
     files++;
     bytes += facts.isFile() ? facts.size : 0;
     if (files > SMALL.files || bytes > SMALL.bytes) return false;
-    return !facts.isDirectory() || fs.readdirSync(file).every((name) => walk(path.join(file, name)));
+    return !facts.isDirectory() || namesIn(file, SMALL.files + 1).every((name) => walk(path.join(file, name)));
   };
   try {
     return walk(folder);
   } catch { // it is changing just now
     return false;
   }
+}
+
+// The first names of a folder; it may hold a million.
+function namesIn(folder, most) {
+  const names = [], opened = fs.opendirSync(folder);
+  for (let one = opened.readSync(); one !== null && names.length < most; one = opened.readSync()) names.push(one.name);
+  opened.closeSync();
+  return names;
 }
 
 const isOnWrite = (root) => root.way === 'subvolume' || root.way === 'reflink';
@@ -3297,7 +3211,7 @@ async function writeListing(plan, file, roots, fromCopies = false) {
     files++;
     if (!record.endsWith(CONTROL_FILE)) return;
     const control = pathIn(record), folder = control.slice(0, -CONTROL_FILE.length); // a cluster that the plan does not know
-    if (!fromCopies && !known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`, { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
+    if (!known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`, { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
   }, (piece) => sum.update(piece));
   return { files, listingSha256: sum.digest('hex') };
 }
@@ -4331,6 +4245,122 @@ function commandsOf(settings, plan) {
     { step: 'read back', argv: ['borg', 'extract', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
     { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }) },
   ];
+}
+
+// =========================================================================================================
+// ==== COPYING ====
+// Copying: the warm pass while everything runs, then the copy of what is cold, without a snapshot or with one. Each step of it is
+// one line of the night (the chapter THE NIGHT), in this order. Stops and starts nothing. Changes the repository and, in the state folder, the record.
+
+/** The warm pass puts the bulk on storage while everything runs. Throws Problem when it fails, or is not through when the window ends. */
+async function warmPass(night, plan) {
+  const { settings } = night.loaded, paths = warmPaths(plan, lastGoodRun(settings.stateFolder) === undefined);
+  if (paths.length === 0) return;
+  for (let pass = 1, before = Infinity; pass <= MOST_WARM_PASSES; pass++) { // what changed during a long one is for the next one, not for when services are down
+    const { seconds } = await oneWarmPass(night, plan, paths);
+    if (seconds < LONG_PASS_SECONDS || seconds > before / 2) return;
+    before = seconds;
+  }
+}
+
+const MOST_WARM_PASSES = 3;
+const LONG_PASS_SECONDS = 60;
+
+async function oneWarmPass(night, plan, paths) {
+  const { settings } = night.loaded, last = night.line.warm;
+  await checkpointAll(plan); // or the changes are still in memory and all of them are left for the cold pass
+  touchRecord(settings.stateFolder);
+  const warm = await takePass(settings, warmCommand(settings, plan, paths, last ? new Date().toISOString() : plan.madeAt), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
+    expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: night.windowEnd ? Math.max(1, (night.windowEnd.getTime() - Date.now()) / 1000) : undefined });
+  const { files, originalBytes, compressedBytes, deduplicatedBytes, seconds } = warm;
+  night.line.warm = { files, originalBytes, compressedBytes, deduplicatedBytes: deduplicatedBytes + (last?.deduplicatedBytes ?? 0), seconds: seconds + (last?.seconds ?? 0) }; // files that changed or went are no matter here: the cold pass decides
+  say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
+  return warm;
+}
+
+/** CHECKPOINT in every running cluster that will be stopped: what it writes now it need not write while everything waits. */
+async function checkpointAll(plan) {
+  await Promise.all(plan.clusters.filter((cluster) => cluster.pid !== 0).map(async (cluster) => {
+    const { code, said } = await queryCluster(cluster, 'postgres', 'CHECKPOINT', 1800);
+    if (code !== 0) warn(`no CHECKPOINT in ${named(cluster.name)}, so its stop takes longer: ${said.trim().split('\n').pop() ?? ''}`);
+  }));
+}
+
+/** Begin the cold pass while everything still runs. It waits. */
+function beginColdPass(night, plan) {
+  const { settings } = night.loaded;
+  return beginPass(settings, coldCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: night.line.warm !== null, expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
+}
+
+/** While everything is stopped: prove, write the record, let borg copy, prove again. Throws Problem when the copy is not proven. */
+async function copyCold(night, plan, manifest) {
+  const { stateFolder } = night.loaded.settings;
+  const first = await prove(plan, listingFile(stateFolder));
+  const manifestText = finishRecord(stateFolder, { ...manifest, proof: first });
+  night.cold.feed(manifestText);
+  await night.cold.isRead;
+  return { first, second: await stillCold(night, plan, first), manifestText };
+}
+
+/** While everything is stopped: prove, snapshot what can be, let borg read the rest, prove again. Throws Problem when it is not proven. */
+async function copyOnWrite(night, plan) {
+  const { stateFolder } = night.loaded.settings;
+  const first = await prove(plan, listingFile(stateFolder));
+  await makeCopies(plan.roots, plan.run);
+  if (plan.roots.some((root) => root.way === 'cold')) await (night.cold = beginColdPass(night, plan)).isWaiting;
+  return { first, second: await stillCold(night, plan, first), manifestText: '' };
+}
+
+/** Services run again: prove of the copies that they are what was stopped, and let borg read them. Throws Problem when they are not, or when space runs short. */
+async function copyTheSnapshot(night, plan, manifest, { first, second }) {
+  const { stateFolder } = night.loaded.settings, was = whatLies(plan.roots);
+  const endWatch = watchSpace(plan.roots, (why) => askToStop(why, 2, 'make room, or set `snapshot: \'no\'`'));
+  try {
+    night.cold ??= beginColdPass(night, plan);
+    const proof = await proveCopies(plan, first, listingFile(stateFolder));
+    const manifestText = finishRecord(stateFolder, { ...manifest, proof });
+    night.cold.feed(manifestText);
+    await night.cold.isRead;
+    if (whatLies(plan.roots) !== was) throw new Problem('a saved folder was moved away while borg read its snapshot: this archive does not count as a backup');
+    return { first: proof, second, manifestText };
+  } finally {
+    endWatch();
+  }
+}
+
+/** Everything is still stopped: prove again. */
+async function stillCold(night, plan, first) {
+  const { stateFolder } = night.loaded.settings, after = path.join(stateFolder, 'listing-after');
+  const second = await proveAgain(plan, first, listingFile(stateFolder), after);
+  fs.rmSync(after, { force: true });
+  await Promise.all(night.ledger.parts.map(async (part) => { // clusters and containers have been proven; of others only this tells
+    if (await partState(part) === 'running') warn(`${part.name} was started by somebody while it should have been stopped`);
+  }));
+  return second;
+}
+
+/** Services run again, and borg has read everything: let it finish the archive, and judge what it says. Throws Problem when the archive is no backup. */
+async function finishColdPass(night, plan) {
+  const late = setTimeout(() => askToStop('the storage did not take the end of the copy within an hour', 2), 3_600_000);
+  const cold = await night.cold.end.finally(() => clearTimeout(late));
+  night.line.cold = passFacts(cold);
+  judgePass(plan, cold);
+  return cold;
+}
+
+// What borg itself noticed while it read. A file below a stopped part that it could not read, or saw changing, is no backup.
+function judgePass(plan, { changed, unread, complaints }) {
+  const isCold = (file) => plan.cold.some((root) => file === root || file.startsWith(`${root}/`));
+  const broken = [...changed, ...unread].filter(isCold);
+  const lost = plan.roots.find((root) => unread.includes(root.path));
+  if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`, { said: complaints.slice(-5).join('\n') });
+  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`, { said: complaints.slice(-5).join('\n') });
+  for (const file of unread) warn(`not in the archive, borg could not read it: ${named(file)}`);
+  for (const file of changed) warn(`changed while it was copied: ${named(file)}`);
+}
+
+function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }) {
+  return { files, originalBytes, compressedBytes, deduplicatedBytes, seconds };
 }
 
 // =========================================================================================================

@@ -4,19 +4,13 @@
 import fs from 'node:fs';
 import { hostname } from 'node:os';
 import path from 'node:path';
-import { Problem, named, say, sayLive, size, span } from './say.ts';
-import type { Done, RunOptions, Started } from './shell.ts';
-import { change, failure, goOn, look } from './shell.ts';
+import { Problem, named } from './say.ts';
+import type { Done, RunOptions } from './shell.ts';
+import { failure, goOn, look } from './shell.ts';
 import { markOfRun } from './processes.ts';
-import type { Pass } from './history.ts';
 import type { Settings } from './settings.ts';
 
-export type PassResult = Pass & { archiveId: string; changed: string[]; unread: string[]; complaints: string[] };
-
-const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
-const DIES_WITH_US = ['setpriv', '--pdeathsig', 'KILL', '--']; // or a borg that waits would take our death for the end of its input, and copy what runs
-const GENTLY: NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGKILL']; // INT: borg keeps a checkpoint, so that the upload goes on from there
-const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lost among many others
+export const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
 
 // What borg calls its own troubles (docs/internals/frontends.rst, "Message IDs"), and what to do about each.
 const HINTS: Record<string, string> = {
@@ -92,11 +86,11 @@ export function borgFailure(what: string, done: Done): Problem {
   return failure(what, { ...done, said: said.join('\n') }, hint || 'run `node backup.js doctor`');
 }
 
-type BorgNote = { type: string; levelname?: string; message?: string; msgid?: string; status?: string; path?: string;
+export type BorgNote = { type: string; levelname?: string; message?: string; msgid?: string; status?: string; path?: string;
   nfiles?: number; original_size?: number; deduplicated_size?: number; finished?: boolean };
 
 // borg prints one JSON object a line, but ssh and Python's tracebacks mix in: what is no JSON is no note.
-function parseLine(line: string): BorgNote | null {
+export function parseLine(line: string): BorgNote | null {
   if (!line.startsWith('{')) return null;
   try {
     return JSON.parse(line);
@@ -143,121 +137,4 @@ export async function tryRepository(settings: Settings): Promise<{ id: string; e
 
 export function isRemote(settings: Settings): boolean {
   return !settings.repository.startsWith('/');
-}
-
-/**
- * A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. A root `-` is the
- * manifest, which borg reads from its standard input: there it waits, with repository, key and caches open, until it is fed.
- */
-export function createCommand(settings: Settings, what: { archive: string; roots: string[]; whole: string[]; comment: object; filesCache: string }): string[] {
-  const comment = JSON.stringify(what.comment).replace(/[{}]/g, '$&$&'); // braces are placeholders for borg
-  // What lies below another root would be stored twice. So borg is to find it on its way, below an excluded folder too: `-` goes on
-  // into those, --exclude does not. Patterns for folders alone (re:, pf:) would then let their files in: with these, twice it is.
-  const nested = what.roots.filter((root) => root.startsWith('/') && what.roots.some((other) => root.startsWith(`${other}/`)));
-  const onTheWay = nested.length > 0 && !settings.exclude.some((pattern) => /^(re|pf):/.test(pattern));
-  const excluded = (pattern: string) => (onTheWay ? ['--pattern', `- ${/^[a-z]{2}:/.test(pattern) ? '' : 'fm:'}${pattern}`] : ['--exclude', pattern]);
-  const waits = what.roots.includes('-');
-  return [...(waits ? DIES_WITH_US : []), 'borg', '--log-json', '--progress', '--lock-wait', PATIENT_LOCK_WAIT,
-    ...(settings.uploadLimitKiB ? ['--upload-ratelimit', String(settings.uploadLimitKiB)] : []),
-    'create', '--json', '--list', '--filter', waits ? 'CEi' : 'CE', ...(waits ? ['--stdin-name', 'record/manifest.json', '--stdin-mode', '0600'] : []),
-    ...(what.filesCache ? ['--files-cache', what.filesCache] : []),
-    '--compression', settings.compression,
-    '--chunker-params', settings.chunker,
-    '--checkpoint-interval', '300', // what an interrupted night has uploaded counts the next night
-    '--comment', comment,
-    ...(settings.exclude.length === 0 ? [] : what.whole.flatMap((root) => ['--pattern', `+ pp:${root}`])), // the first match counts
-    ...settings.exclude.flatMap(excluded),
-    `::${what.archive}`, ...what.roots.filter((root) => !onTheWay || !nested.includes(root))];
-}
-
-type PassOptions = { cwd: string; run: string; title: string; expectedBytes: number; seconds?: number; tested?: boolean };
-/**
- * A pass under way. Of a command with the root `-`: isWaiting is kept when borg has come to it, feed() lets it go on, isRead is kept
- * when it will read no more files, though it has yet to finish the archive. All of them fail with `end`.
- */
-export type PassUnderWay = { isWaiting: Promise<void>; feed: (manifest: string) => void; isRead: Promise<void>; end: Promise<PassResult>; callOff: () => Promise<void> };
-
-/**
- * Begin one pass. Given the command, the folder relative roots are in, the run's mark, the name of the pass and last night's
- * size, shows progress. tested: a pass of this run was made before it, and borg tests itself once. `end` throws Problem when borg failed: then there is no archive of that name.
- */
-export function beginPass(settings: Settings, command: string[], options: PassOptions): PassUnderWay {
-  const result: PassResult = { archiveId: '', files: 0, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 0, changed: [], unread: [], complaints: [] };
-  const waits = command.includes('-'), ladder: NodeJS.Signals[] = waits ? ['SIGTERM', 'SIGKILL'] : [...GENTLY];
-  let began = Date.now(), progressAt = 0, program: Started | null = null, markWaiting = () => {}, markRead = () => {};
-  const progress = progressTeller(options.title, options.expectedBytes);
-  const pass = async (): Promise<PassResult> => {
-    const done = await change(command, {
-      cwd: options.cwd,
-      env: { ...borgEnvironment(settings, options.run), ...(options.tested ? { BORG_SELFTEST: 'disabled' } : {}) },
-      ladder, seconds: options.seconds,
-      ...(waits ? { onStart: (started: Started) => { program = started; } } : {}),
-      onErrorLine: (line) => {
-        if (/"type": ?"archive_progress"/.test(line)) { // many a second, and one would see none of them; a name in JSON cannot look like this
-          if (/"finished": ?true/.test(line)) return markRead(); // said before the archive is saved (archiver.py, create_inner)
-          if (Date.now() - progressAt < 200) return;
-          progressAt = Date.now();
-        }
-        const note = parseLine(line);
-        if (note?.type === 'archive_progress') progress(note);
-        if (note?.type === 'file_status' && note.status === 'i') markWaiting(); // said before it is read (archive.py, process_pipe)
-        if (note?.type === 'file_status' && note.status === 'C' && result.changed.length < KEPT_NAMES) result.changed.push(absolute(note.path!));
-        if (note?.type === 'file_status' && note.status === 'E' && result.unread.length < KEPT_NAMES) result.unread.push(absolute(note.path!));
-        if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '') && result.complaints.length < KEPT_NAMES) result.complaints.push(note.message ?? '');
-      },
-    });
-    result.seconds = (Date.now() - began) / 1000;
-    goOn(); // borg may have ended because we asked it to
-    if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${progress.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
-    if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
-    const { id: archiveId, stats } = JSON.parse(done.out).archive;
-    return Object.assign(result, { archiveId, files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size });
-  };
-  const isWaiting = new Promise<void>((resolve) => { markWaiting = resolve; }), isRead = new Promise<void>((resolve) => { markRead = resolve; });
-  const end = pass();
-  const until = async (event: Promise<void>) => void await Promise.race([event, end]);
-  const underWay: PassUnderWay = {
-    end, isWaiting: until(isWaiting), isRead: until(isRead),
-    feed: (manifest) => {
-      began = Date.now();
-      ladder.splice(0, ladder.length, ...GENTLY);
-      program?.feed(manifest);
-    },
-    callOff: async () => {
-      program?.end();
-      await end.catch(() => {});
-    },
-  };
-  for (const one of [end, underWay.isWaiting, underWay.isRead]) one.catch(() => {}); // who does not wait for one of them hears it from another
-  return underWay;
-}
-
-export const takePass = (settings: Settings, command: string[], options: PassOptions) => beginPass(settings, command, options).end;
-
-// Hundreds of paths are no help in an error.
-function shortened(command: string[]): string[] {
-  return command.length > 24 ? [...command.slice(0, 24), '...'] : command;
-}
-
-function absolute(file: string): string {
-  return file.startsWith('/') ? file : `/${file}`;
-}
-
-/** Tells how far a pass is: a live line on a terminal, a plain line every five minutes elsewhere. */
-function progressTeller(title: string, expectedBytes: number): ((note: BorgNote) => void) & { reached: () => string } {
-  const began = Date.now();
-  let shownAt = 0, toldAt = Date.now(), last = 'nothing yet';
-  const tell = (note: BorgNote) => {
-    const now = Date.now(), bytes = note.original_size ?? 0, seconds = (now - began) / 1000;
-    last = `${note.nfiles ?? 0} files, ${size(bytes)} read, ${size(note.deduplicated_size ?? 0)} new`;
-    if (now - shownAt < 250) return;
-    shownAt = now;
-    const left = expectedBytes > bytes && bytes > 0 ? `, about ${span((expectedBytes - bytes) * seconds / bytes)} left` : '';
-    const line = `${title}: ${last}, ${size(bytes / Math.max(seconds, 0.1))}/s${left}`;
-    if (!sayLive(`${line}  ${note.path ?? ''}`) && now - toldAt > 300_000) {
-      toldAt = now;
-      say(line);
-    }
-  };
-  return Object.assign(tell, { reached: () => last });
 }

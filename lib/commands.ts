@@ -2,7 +2,7 @@
 // Changes nothing: the story of the night runs them.
 import { answer, count, mode, named, pasteable, say, size, span, warnings } from './say.ts';
 import type { Settings } from './settings.ts';
-import { createCommand } from './borg.ts';
+import { createCommand } from './passes.ts';
 import { makePlan } from './plan.ts';
 import type { Plan } from './plan.ts';
 import { copyCommands, howRead, inCopies } from './snapshot.ts';

@@ -70,7 +70,7 @@ async function writeListing(plan: Plan, file: string, roots: Root[], fromCopies 
     files++;
     if (!record.endsWith(CONTROL_FILE)) return;
     const control = pathIn(record), folder = control.slice(0, -CONTROL_FILE.length); // a cluster that the plan does not know
-    if (!fromCopies && !known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`, { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
+    if (!known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`, { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
   }, (piece) => sum.update(piece));
   return { files, listingSha256: sum.digest('hex') };
 }

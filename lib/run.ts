@@ -3,38 +3,34 @@
 // is asked of us there, everything that was stopped is started before anything else is judged.
 import { join } from 'node:path';
 import fs from 'node:fs';
-import { Problem, answer, count, mode, named, openTranscript, say, sayBlock, sayError, size, span, warn, warnings } from './say.ts';
+import type { Settings } from './settings.ts';
+import { Problem, answer, count, mode, named, openTranscript, say, sayBlock, sayError, size, warn, warnings } from './say.ts';
 import { askToStop, change, failure, freeBytes, goOn, listenToSignals } from './shell.ts';
 import { lastGoodRun, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import { checkSecretFiles } from './check.ts';
 import type { Loaded } from './check.ts';
-import type { Settings } from './settings.ts';
 import { deadlines, isInWindow, windowEnd } from './window.ts';
-import { passportOf } from './passport.ts';
-import { queryCluster } from './questions.ts';
-import { tryConnection } from './storage.ts';
-import { sweepDrills } from './drill.ts';
-import { beginPass, borgVersion, isRemote, takePass, tryRepository } from './borg.ts';
+import { tell } from './tell.ts';
+import { borgVersion, isRemote, tryRepository } from './borg.ts';
+import { takePass } from './passes.ts';
+import type { PassResult } from './passes.ts';
 import { readFromArchive } from './archives.ts';
-import type { PassResult, PassUnderWay } from './borg.ts';
+import { tryConnection } from './storage.ts';
+import { passportOf } from './passport.ts';
+import { dropCopies, howRead, noteCopies, tryReflinks, waysIn } from './snapshot.ts';
 import { makePlan, serverName } from './plan.ts';
 import type { Plan } from './plan.ts';
-import { coldCommand, proofCommand, showPlan, warmCommand, warmPaths } from './commands.ts';
-import { messageOf, summary } from './outcome.ts';
-import { dropCopies, howRead, makeCopies, noteCopies, tryReflinks, watchSpace, waysIn, whatLies } from './snapshot.ts';
-import { prove, proveAgain, proveCopies } from './proof.ts';
-import type { Proof } from './proof.ts';
-import { tell } from './tell.ts';
 import { closeLedger, keepLedgerIfPossible, openLedger, readLedger, takeLock } from './ledger.ts';
-import { partState, servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
 import type { Ledger } from './ledger.ts';
+import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
+import { prepareRecord, writeProof } from './record.ts';
+import { proofCommand, showPlan } from './commands.ts';
+import { beginColdPass, checkpointAll, copyCold, copyOnWrite, copyTheSnapshot, finishColdPass, warmPass } from './copying.ts';
+import type { Copied, Night } from './copying.ts';
+import { messageOf, summary } from './outcome.ts';
 import { armGuard, bringBack, dismissGuard } from './guard.ts';
-import { finishRecord, listingFile, prepareRecord, touchRecord, writeProof } from './record.ts';
-import type { Manifest } from './record.ts';
-
-/** What a night has come to so far: filled in step by step, and told at the end whatever happened. */
-type Night = { loaded: Loaded; script: string; line: HistoryLine; ledger: Ledger | null; cold: PassUnderWay | null; down: string[]; guardPid: number; windowEnd: Date | null };
+import { sweepDrills } from './drill.ts';
 
 /** `node backup.js`: take the backup. Returns the exit code (contract: 0 good, 1 with warnings, 2 failed, 3 something is down, 75 not now, 128+n). */
 export async function takeBackup(loaded: Loaded, script: string): Promise<number> {
@@ -99,70 +95,7 @@ async function runTheNight(night: Night): Promise<void> {
   if (trouble) throw trouble;
   if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
   if (plan.snapshot !== '') copied = await copyTheSnapshot(night, plan, manifest, copied!);
-  const cold = await endOf(night.cold!);
-  night.line.cold = passFacts(cold);
-  judgePass(plan, cold);
-  await proveTheArchive(night, plan, cold, copied!);
-}
-
-type Copied = { first: Proof; second: Proof; manifestText: string };
-
-/** Begin the cold pass while everything still runs. It waits. */
-function beginColdPass({ loaded: { settings } }: Night, plan: Plan): PassUnderWay {
-  return beginPass(settings, coldCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: settings.warmPass, expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
-}
-
-/** Services run again, and borg has read everything: what is left to it is to finish the archive. */
-async function endOf(pass: PassUnderWay): Promise<PassResult> {
-  const late = setTimeout(() => askToStop('the storage did not take the end of the copy within an hour', 2), 3_600_000);
-  return pass.end.finally(() => clearTimeout(late));
-}
-
-/** While everything is stopped: prove, write the record, let borg copy, prove again. Throws Problem when the copy is not proven. */
-async function copyCold(night: Night, plan: Plan, manifest: Manifest): Promise<Copied> {
-  const { stateFolder } = night.loaded.settings;
-  const first = await prove(plan, listingFile(stateFolder));
-  const manifestText = finishRecord(stateFolder, { ...manifest, proof: first });
-  night.cold!.feed(manifestText);
-  await night.cold!.isRead;
-  return { first, second: await stillCold(night, plan, first), manifestText };
-}
-
-/** While everything is stopped: prove, snapshot what can be, let borg read the rest, prove again. Throws Problem when it is not proven. */
-async function copyOnWrite(night: Night, plan: Plan): Promise<Copied> {
-  const { stateFolder } = night.loaded.settings;
-  const first = await prove(plan, listingFile(stateFolder));
-  await makeCopies(plan.roots, plan.run);
-  if (plan.roots.some((root) => root.way === 'cold')) await (night.cold = beginColdPass(night, plan)).isWaiting;
-  return { first, second: await stillCold(night, plan, first), manifestText: '' };
-}
-
-/** Services run again: prove of the copies that they are what was stopped, and let borg read them. Throws Problem when they are not, or when space runs short. */
-async function copyTheSnapshot(night: Night, plan: Plan, manifest: Manifest, { first, second }: Copied): Promise<Copied> {
-  const { stateFolder } = night.loaded.settings, was = whatLies(plan.roots);
-  const endWatch = watchSpace(plan.roots, (why) => askToStop(why, 2, 'make room, or set `snapshot: \'no\'`'));
-  try {
-    night.cold ??= beginColdPass(night, plan);
-    const proof = await proveCopies(plan, first, listingFile(stateFolder));
-    const manifestText = finishRecord(stateFolder, { ...manifest, proof });
-    night.cold!.feed(manifestText);
-    await night.cold!.isRead;
-    if (whatLies(plan.roots) !== was) throw new Problem('a saved folder was moved away while borg read its snapshot: this archive does not count as a backup');
-    return { first: proof, second, manifestText };
-  } finally {
-    endWatch();
-  }
-}
-
-/** Everything is still stopped: prove again. */
-async function stillCold(night: Night, plan: Plan, first: Proof): Promise<Proof> {
-  const { stateFolder } = night.loaded.settings, after = join(stateFolder, 'listing-after');
-  const second = await proveAgain(plan, first, listingFile(stateFolder), after);
-  fs.rmSync(after, { force: true });
-  await Promise.all(night.ledger!.parts.map(async (part) => { // clusters and containers have been proven; of others only this tells
-    if (await partState(part) === 'running') warn(`${part.name} was started by somebody while it should have been stopped`);
-  }));
-  return second;
+  await proveTheArchive(night, plan, await finishColdPass(night, plan), copied!);
 }
 
 /** When everything must run again, and when to begin with that. Throws Problem when the window is over, or leaves no time for a copy. */
@@ -194,51 +127,6 @@ async function tryEverything(settings: Settings, plan: Plan): Promise<void> {
   }
   if (settings.snapshot === 'yes') for (const root of plan.roots.filter(({ way }) => way !== 'link')) say(`${named(root.path)}: ${howRead(root)}`);
   say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (borg ${version}, ${encryption})`);
-}
-
-/** The warm pass puts the bulk on storage while everything runs. Throws Problem when it fails, or is not through when the window ends. */
-async function warmPass(night: Night, plan: Plan): Promise<void> {
-  const { settings } = night.loaded, paths = warmPaths(plan, lastGoodRun(settings.stateFolder) === undefined);
-  if (paths.length === 0) return;
-  for (let pass = 1, before = Infinity; pass <= MOST_WARM_PASSES; pass++) { // what changed during a long one is for the next one, not for when services are down
-    const { seconds } = await oneWarmPass(night, plan, paths);
-    if (seconds < LONG_PASS_SECONDS || seconds > before / 2) return;
-    before = seconds;
-  }
-}
-
-const MOST_WARM_PASSES = 3;
-const LONG_PASS_SECONDS = 60;
-
-async function oneWarmPass(night: Night, plan: Plan, paths: string[]): Promise<PassResult> {
-  const { settings } = night.loaded, last = night.line.warm;
-  await checkpointAll(plan); // or the changes are still in memory and all of them are left for the cold pass
-  touchRecord(settings.stateFolder);
-  const warm = await takePass(settings, warmCommand(settings, plan, paths, last ? new Date().toISOString() : plan.madeAt), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
-    expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: night.windowEnd ? Math.max(1, (night.windowEnd.getTime() - Date.now()) / 1000) : undefined });
-  const { files, originalBytes, compressedBytes, deduplicatedBytes, seconds } = warm;
-  night.line.warm = { files, originalBytes, compressedBytes, deduplicatedBytes: deduplicatedBytes + (last?.deduplicatedBytes ?? 0), seconds: seconds + (last?.seconds ?? 0) }; // files that changed or went are no matter here: the cold pass decides
-  say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
-  return warm;
-}
-
-/** CHECKPOINT in every running cluster that will be stopped: what it writes now it need not write while everything waits. */
-async function checkpointAll(plan: Plan): Promise<void> {
-  await Promise.all(plan.clusters.filter((cluster) => cluster.pid !== 0).map(async (cluster) => {
-    const { code, said } = await queryCluster(cluster, 'postgres', 'CHECKPOINT', 1800);
-    if (code !== 0) warn(`no CHECKPOINT in ${named(cluster.name)}, so its stop takes longer: ${said.trim().split('\n').pop() ?? ''}`);
-  }));
-}
-
-// What borg itself noticed while it read. A file below a stopped part that it could not read, or saw changing, is no backup.
-function judgePass(plan: Plan, { changed, unread, complaints }: PassResult): void {
-  const isCold = (file: string) => plan.cold.some((root) => file === root || file.startsWith(`${root}/`));
-  const broken = [...changed, ...unread].filter(isCold);
-  const lost = plan.roots.find((root) => unread.includes(root.path));
-  if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`, { said: complaints.slice(-5).join('\n') });
-  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`, { said: complaints.slice(-5).join('\n') });
-  for (const file of unread) warn(`not in the archive, borg could not read it: ${named(file)}`);
-  for (const file of changed) warn(`changed while it was copied: ${named(file)}`);
 }
 
 /** Start everything again, whatever has happened. Returns what is still down. Never throws: an unforeseen error is told, and counts as down. */
@@ -273,10 +161,6 @@ async function proveTheArchive(night: Night, plan: Plan, cold: PassResult, { fir
   const facts = { archive: plan.archive, id: cold.archiveId, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
   const folder = writeProof(settings.stateFolder, { format: 1, ...facts, before: first, after: second }, line);
   await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
-}
-
-function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }: PassResult): HistoryLine['cold'] {
-  return { files, originalBytes, compressedBytes, deduplicatedBytes, seconds };
 }
 
 // ---- around the story: leftovers, the history line, messages, the summary, the dry run ----

@@ -78,13 +78,21 @@ function isSmall(folder: string): boolean {
     files++;
     bytes += facts.isFile() ? facts.size : 0;
     if (files > SMALL.files || bytes > SMALL.bytes) return false;
-    return !facts.isDirectory() || fs.readdirSync(file).every((name) => walk(path.join(file, name)));
+    return !facts.isDirectory() || namesIn(file, SMALL.files + 1).every((name) => walk(path.join(file, name)));
   };
   try {
     return walk(folder);
   } catch { // it is changing just now
     return false;
   }
+}
+
+// The first names of a folder; it may hold a million.
+function namesIn(folder: string, most: number): string[] {
+  const names: string[] = [], opened = fs.opendirSync(folder);
+  for (let one = opened.readSync(); one !== null && names.length < most; one = opened.readSync()) names.push(one.name);
+  opened.closeSync();
+  return names;
 }
 
 const isOnWrite = (root: Root) => root.way === 'subvolume' || root.way === 'reflink';

@@ -97,7 +97,7 @@ const SCENARIOS: Record<string, (world: World) => Promise<void>> = {
     const strace = '[ $pass = cold ] && exec strace -f -qq --seccomp-bpf -e trace=openat,newfstatat -e signal=none -o "$cd_to/opened" /usr/bin/borg "$@"';
     world.server.writeSettings({ uploadLimitKiB: 3000 });
     const run = world.server.start([], wrapReal(world, strace));
-    await waitFor('borg reads what cannot be snapshotted', () => fs.existsSync(path.join(world.folder, 'opened')) && /"big"/.test(fs.readFileSync(path.join(world.folder, 'opened'), 'utf8')), 60);
+    await waitFor('borg reads what cannot be snapshotted', () => fs.existsSync(path.join(world.folder, 'opened')) && /"big"/.test(fs.readFileSync(path.join(world.folder, 'opened'), 'utf8')), 180);
     assert.deepEqual([world.web.running(), answers(world.db)], [false, false], 'services ran while it was read');
     expectEnd(world, await run.ended, { code: 0 });
     await allIsWell(world, 0.1);
