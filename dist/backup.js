@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 6abbb384a3995f098165117fc802fdda7b2a435189c57a1460bbac861ee562eb
+// Checksum of all but the settings: 0d60f9713312f2c53adeddf2414c77167eebbdbc45853d7cc4a9ba737cae0a6d
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -210,6 +210,7 @@ async function runTheNight(night) {
   if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
   await night.cold?.isWaiting; // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
+  if (plan.snapshot !== '') await flushDisks(plan.roots);
   const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
     deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: night.line.startedAt });
@@ -2522,7 +2523,7 @@ async function listEverything(settings, more = [], options = {}) {
 
 /** The ids of all archives alone, in the same order: at once, however many there are. */
 async function listIds(settings, options = {}) {
-  const done = await askBorg(settings, ['list', ...WITHOUT_LOCK, '--consider-checkpoints', '--format', '{id}{NL}'], options);
+  const done = await askBorg(settings, ['list', '--consider-checkpoints', '--format', '{id}{NL}'], options);
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
   return done.out.split('\n').filter((line) => line !== '');
 }
@@ -2961,6 +2962,11 @@ async function tryReflinks(roots, run) {
 function copyCommands(roots) {
   return roots.filter(hasCopy).map(({ path: from, way, copy }) => (way === 'subvolume' ? ['btrfs', 'subvolume', 'snapshot', '-r', from, copy]
     : ['cp', '--archive', `--reflink=${way === 'reflink' ? 'always' : 'auto'}`, '--no-target-directory', '--', from, copy]));
+}
+
+/** A snapshot writes first what is still in memory (btrfs-subvolume(8)); so does a reflink. Let that be done before anything is stopped. */
+async function flushDisks(roots) {
+  await look(['sync', '--file-system', ...roots.filter(isOnWrite).map((root) => root.path)], { seconds: 600 });
 }
 
 /** Make the copies; everything is stopped. `run` marks what makes them: whoever finds the run dead ends it before it removes them. Throws Problem when one cannot be made. */

@@ -40,7 +40,7 @@ export async function listEverything(settings: Settings, more: string[] = [], op
 
 /** The ids of all archives alone, in the same order: at once, however many there are. */
 export async function listIds(settings: Settings, options: RunOptions = {}): Promise<string[]> {
-  const done = await askBorg(settings, ['list', ...WITHOUT_LOCK, '--consider-checkpoints', '--format', '{id}{NL}'], options);
+  const done = await askBorg(settings, ['list', '--consider-checkpoints', '--format', '{id}{NL}'], options);
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
   return done.out.split('\n').filter((line) => line !== '');
 }

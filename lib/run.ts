@@ -18,7 +18,7 @@ import type { PassResult } from './passes.ts';
 import { readFromArchive } from './archives.ts';
 import { tryConnection } from './storage.ts';
 import { passportOf } from './passport.ts';
-import { dropCopies, howRead, noteCopies, tryReflinks, waysIn } from './snapshot.ts';
+import { dropCopies, flushDisks, howRead, noteCopies, tryReflinks, waysIn } from './snapshot.ts';
 import { makePlan, serverName } from './plan.ts';
 import type { Plan } from './plan.ts';
 import { closeLedger, keepLedgerIfPossible, openLedger, readLedger, takeLock } from './ledger.ts';
@@ -75,6 +75,7 @@ async function runTheNight(night: Night): Promise<void> {
   if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
   await night.cold?.isWaiting; // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
+  if (plan.snapshot !== '') await flushDisks(plan.roots);
   const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
     deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: night.line.startedAt });

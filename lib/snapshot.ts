@@ -157,6 +157,11 @@ export function copyCommands(roots: Root[]): string[][] {
     : ['cp', '--archive', `--reflink=${way === 'reflink' ? 'always' : 'auto'}`, '--no-target-directory', '--', from, copy]));
 }
 
+/** A snapshot writes first what is still in memory (btrfs-subvolume(8)); so does a reflink. Let that be done before anything is stopped. */
+export async function flushDisks(roots: Root[]): Promise<void> {
+  await look(['sync', '--file-system', ...roots.filter(isOnWrite).map((root) => root.path)], { seconds: 600 });
+}
+
 /** Make the copies; everything is stopped. `run` marks what makes them: whoever finds the run dead ends it before it removes them. Throws Problem when one cannot be made. */
 export async function makeCopies(roots: Root[], run: string): Promise<void> {
   await Promise.all(copyCommands(roots).map(async (argv) => {
