@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 0d60f9713312f2c53adeddf2414c77167eebbdbc45853d7cc4a9ba737cae0a6d
+// Checksum of all but the settings: 7e89d955fb283636b05b0c16e7886f9483dbd47206dadf1b86092623b8e504bc
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -2440,14 +2440,14 @@ function listenToPass(progress) {
   const isWaiting = new Promise((resolve) => { markWaiting = resolve; }), isRead = new Promise((resolve) => { markRead = resolve; });
   const keep = (list, text) => { if (list.length < KEPT_NAMES) list.push(text); };
   const onLine = (line) => {
-    if (/"type": ?"archive_progress"/.test(line)) { // many a second, and one would see none of them; a name in JSON cannot look like this
-      if (/"finished": ?true/.test(line)) return markRead(); // said before the archive is saved (borg's archiver.py, create_inner)
-      if (Date.now() - progressAt < 200) return;
-      progressAt = Date.now();
-    }
+    const isProgress = /"type": ?"archive_progress"/.test(line), isLast = /"finished": ?true/.test(line);
+    if (isProgress && !isLast && Date.now() - progressAt < 200) return; // many a second, and one would see none of them
+    if (isProgress) progressAt = Date.now();
+    // Only what is said at the top level counts: borg passes on whatever a storage puts into its log messages, but never under these types (remote.py).
     const note = parseLine(line);
+    if (note?.type === 'archive_progress' && note.finished) return markRead(); // said before the archive is saved (archiver.py, create_inner)
     if (note?.type === 'archive_progress') progress(note);
-    if (note?.type === 'file_status' && note.status === 'i') markWaiting(); // said before it is read (borg's archive.py, process_pipe)
+    if (note?.type === 'file_status' && note.status === 'i') markWaiting(); // said before it is read (archive.py, process_pipe)
     if (note?.type === 'file_status' && note.status === 'C') keep(found.changed, absolute(note.path));
     if (note?.type === 'file_status' && note.status === 'E') keep(found.unread, absolute(note.path));
     if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) keep(found.complaints, note.message ?? '');
@@ -2869,8 +2869,8 @@ async function wayOf(folder, name, { roots, all, hasBtrfs, stateFolder }) {
   const beside = path.dirname(top), isMount = own.folder === folder, isBesideSame = mountOf(beside) === own;
   const isSubvolume = own.type === 'btrfs' && facts.isDirectory() && facts.ino === 256; // the number of every subvolume's own folder
   if (isSubvolume && hasBtrfs && (isBesideSame || top === folder)) {
-    const nested = (await look(['btrfs', 'subvolume', 'list', '-o', folder])).out.trim();
-    if (nested === '') return { way: 'subvolume', because: 'a subvolume of btrfs', copy: path.join(isBesideSame ? beside : folder, name) };
+    const nested = await look(['btrfs', 'subvolume', 'list', '-o', folder]);
+    if (nested.code === 0 && nested.out.trim() === '') return { way: 'subvolume', because: 'a subvolume of btrfs', copy: path.join(isBesideSame ? beside : folder, name) };
   }
   if (isSmall(folder)) return { way: 'copy', because: 'it is small', copy: path.join(stateFolder, name) };
   if (own.type !== 'btrfs' && own.type !== 'xfs') return cold(`${own.type} cannot copy on write`);
@@ -2926,11 +2926,23 @@ function withoutSpace(roots) {
 /** Watch the space while borg reads the copies; `onShort` is called once, when half of what was needed is gone. Returns a function that ends it. */
 function watchSpace(roots, onShort) {
   const places = [...new Set(roots.filter(isOnWrite).map((root) => path.dirname(root.copy)))].map((folder) => ({ folder, least: neededOn(folder).needed / 2 }));
+  const shortOf = () => {
+    for (const { folder, least } of places) {
+      const { free } = neededOn(folder);
+      if (free < least) return `only ${size(free)} are left in ${named(folder)}: the snapshot is given up before the disk is full`;
+    }
+    return '';
+  };
   const timer = setInterval(() => {
-    const short = places.find(({ folder, least }) => neededOn(folder).free < least);
-    if (!short) return;
+    let why = '';
+    try {
+      why = shortOf();
+    } catch (error) { // the folder of the copies is gone, or its disk is
+      why = `the space for the snapshot cannot be seen: ${error.message}`;
+    }
+    if (why === '') return;
     clearInterval(timer);
-    onShort(`only ${size(neededOn(short.folder).free)} are left in ${named(short.folder)}: the snapshot is given up before the disk is full`);
+    onShort(why);
   }, 500);
   return () => clearInterval(timer);
 }
@@ -2971,10 +2983,12 @@ async function flushDisks(roots) {
 
 /** Make the copies; everything is stopped. `run` marks what makes them: whoever finds the run dead ends it before it removes them. Throws Problem when one cannot be made. */
 async function makeCopies(roots, run) {
-  await Promise.all(copyCommands(roots).map(async (argv) => {
-    const done = await change(argv, { seconds: LONGEST_COPY_SECONDS, env: markOfRun(run) });
-    if (done.code !== 0) throw failure('the snapshot could not be made', done);
-  }));
+  const ends = await Promise.allSettled(copyCommands(roots).map((argv) => change(argv, { seconds: LONGEST_COPY_SECONDS, env: markOfRun(run) }))); // all have ended before any is removed
+  goOn(); // one may have ended because we were asked to
+  for (const end of ends) {
+    if (end.status === 'rejected') throw end.reason;
+    if (end.value.code !== 0) throw failure('the snapshot could not be made', end.value);
+  }
 }
 
 /** Remove every copy on the list, and the list. Never throws: what cannot be removed is warned of, and stays on it. */
@@ -2985,12 +2999,16 @@ async function dropCopies(stateFolder) {
   } catch {
     return;
   }
-  const there = copies.filter(({ copy }) => path.isAbsolute(copy) && path.basename(copy).startsWith(MARK) && fs.existsSync(copy));
-  for (const { way, copy } of there) {
-    const done = await change(way === 'subvolume' ? ['btrfs', 'subvolume', 'delete', copy] : ['rm', '-rf', '--', copy], { unlimited: true });
-    if (done.code !== 0 || fs.existsSync(copy)) warn(`${named(copy)}, a snapshot of ours, could not be removed: ${done.said.trim()}`);
+  try {
+    const there = copies.filter(({ copy }) => path.isAbsolute(copy) && path.basename(copy).startsWith(MARK) && fs.existsSync(copy));
+    for (const { way, copy } of there) {
+      const done = await change(way === 'subvolume' ? ['btrfs', 'subvolume', 'delete', copy] : ['rm', '-rf', '--', copy], { unlimited: true });
+      if (done.code !== 0 || fs.existsSync(copy)) warn(`${named(copy)}, a snapshot of ours, could not be removed: ${done.said.trim()}`);
+    }
+    if (there.every(({ copy }) => !fs.existsSync(copy))) fs.rmSync(listFile(stateFolder), { force: true });
+  } catch (error) { // a damaged list, or a file system that has become read-only
+    warn(`snapshots of ours could not be removed: ${error.message}`);
   }
-  if (there.every(({ copy }) => !fs.existsSync(copy))) fs.rmSync(listFile(stateFolder), { force: true });
 }
 
 const hasCopies = (stateFolder) => fs.existsSync(listFile(stateFolder));
@@ -3009,7 +3027,7 @@ const BIND = 'n=$1; shift; while [ "$n" -gt 0 ]; do mount --bind "$1" "$2" || ex
 
 /** Where the copy of a file lies; the file itself when there is none. */
 function copyOf(file, roots) {
-  const root = roots.find((one) => hasCopy(one) && (one.path === file || liesIn(file, one.path)));
+  const [root] = roots.filter((one) => hasCopy(one) && (one.path === file || liesIn(file, one.path))).sort((one, other) => other.path.length - one.path.length); // the innermost is mounted on top
   return root ? `${root.copy}${file.slice(root.path.length)}` : file;
 }
 

@@ -93,14 +93,14 @@ function listenToPass(progress: ReturnType<typeof progressTeller>) {
   const isWaiting = new Promise<void>((resolve) => { markWaiting = resolve; }), isRead = new Promise<void>((resolve) => { markRead = resolve; });
   const keep = (list: string[], text: string) => { if (list.length < KEPT_NAMES) list.push(text); };
   const onLine = (line: string) => {
-    if (/"type": ?"archive_progress"/.test(line)) { // many a second, and one would see none of them; a name in JSON cannot look like this
-      if (/"finished": ?true/.test(line)) return markRead(); // said before the archive is saved (borg's archiver.py, create_inner)
-      if (Date.now() - progressAt < 200) return;
-      progressAt = Date.now();
-    }
+    const isProgress = /"type": ?"archive_progress"/.test(line), isLast = /"finished": ?true/.test(line);
+    if (isProgress && !isLast && Date.now() - progressAt < 200) return; // many a second, and one would see none of them
+    if (isProgress) progressAt = Date.now();
+    // Only what is said at the top level counts: borg passes on whatever a storage puts into its log messages, but never under these types (remote.py).
     const note = parseLine(line);
+    if (note?.type === 'archive_progress' && note.finished) return markRead(); // said before the archive is saved (archiver.py, create_inner)
     if (note?.type === 'archive_progress') progress(note);
-    if (note?.type === 'file_status' && note.status === 'i') markWaiting(); // said before it is read (borg's archive.py, process_pipe)
+    if (note?.type === 'file_status' && note.status === 'i') markWaiting(); // said before it is read (archive.py, process_pipe)
     if (note?.type === 'file_status' && note.status === 'C') keep(found.changed, absolute(note.path!));
     if (note?.type === 'file_status' && note.status === 'E') keep(found.unread, absolute(note.path!));
     if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) keep(found.complaints, note.message ?? '');

@@ -6,7 +6,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { lastLines, named, size, warn } from './say.ts';
-import { change, failure, look, writeDurably } from './shell.ts';
+import { change, failure, goOn, look, writeDurably } from './shell.ts';
 import { deviceAndInode, markOfRun } from './processes.ts';
 
 /** How a path gets into the archive. cold: read where it lies, while all is stopped; link: it holds nothing itself. */
@@ -62,8 +62,8 @@ async function wayOf(folder: string, name: string, { roots, all, hasBtrfs, state
   const beside = path.dirname(top), isMount = own.folder === folder, isBesideSame = mountOf(beside) === own;
   const isSubvolume = own.type === 'btrfs' && facts.isDirectory() && facts.ino === 256; // the number of every subvolume's own folder
   if (isSubvolume && hasBtrfs && (isBesideSame || top === folder)) {
-    const nested = (await look(['btrfs', 'subvolume', 'list', '-o', folder])).out.trim();
-    if (nested === '') return { way: 'subvolume', because: 'a subvolume of btrfs', copy: path.join(isBesideSame ? beside : folder, name) };
+    const nested = await look(['btrfs', 'subvolume', 'list', '-o', folder]);
+    if (nested.code === 0 && nested.out.trim() === '') return { way: 'subvolume', because: 'a subvolume of btrfs', copy: path.join(isBesideSame ? beside : folder, name) };
   }
   if (isSmall(folder)) return { way: 'copy', because: 'it is small', copy: path.join(stateFolder, name) };
   if (own.type !== 'btrfs' && own.type !== 'xfs') return cold(`${own.type} cannot copy on write`);
@@ -119,11 +119,23 @@ function withoutSpace(roots: Root[]): Map<string, string> {
 /** Watch the space while borg reads the copies; `onShort` is called once, when half of what was needed is gone. Returns a function that ends it. */
 export function watchSpace(roots: Root[], onShort: (why: string) => void): () => void {
   const places = [...new Set(roots.filter(isOnWrite).map((root) => path.dirname(root.copy)))].map((folder) => ({ folder, least: neededOn(folder).needed / 2 }));
+  const shortOf = () => {
+    for (const { folder, least } of places) {
+      const { free } = neededOn(folder);
+      if (free < least) return `only ${size(free)} are left in ${named(folder)}: the snapshot is given up before the disk is full`;
+    }
+    return '';
+  };
   const timer = setInterval(() => {
-    const short = places.find(({ folder, least }) => neededOn(folder).free < least);
-    if (!short) return;
+    let why = '';
+    try {
+      why = shortOf();
+    } catch (error: any) { // the folder of the copies is gone, or its disk is
+      why = `the space for the snapshot cannot be seen: ${error.message}`;
+    }
+    if (why === '') return;
     clearInterval(timer);
-    onShort(`only ${size(neededOn(short.folder).free)} are left in ${named(short.folder)}: the snapshot is given up before the disk is full`);
+    onShort(why);
   }, 500);
   return () => clearInterval(timer);
 }
@@ -164,10 +176,12 @@ export async function flushDisks(roots: Root[]): Promise<void> {
 
 /** Make the copies; everything is stopped. `run` marks what makes them: whoever finds the run dead ends it before it removes them. Throws Problem when one cannot be made. */
 export async function makeCopies(roots: Root[], run: string): Promise<void> {
-  await Promise.all(copyCommands(roots).map(async (argv) => {
-    const done = await change(argv, { seconds: LONGEST_COPY_SECONDS, env: markOfRun(run) });
-    if (done.code !== 0) throw failure('the snapshot could not be made', done);
-  }));
+  const ends = await Promise.allSettled(copyCommands(roots).map((argv) => change(argv, { seconds: LONGEST_COPY_SECONDS, env: markOfRun(run) }))); // all have ended before any is removed
+  goOn(); // one may have ended because we were asked to
+  for (const end of ends) {
+    if (end.status === 'rejected') throw end.reason;
+    if (end.value.code !== 0) throw failure('the snapshot could not be made', end.value);
+  }
 }
 
 /** Remove every copy on the list, and the list. Never throws: what cannot be removed is warned of, and stays on it. */
@@ -178,12 +192,16 @@ export async function dropCopies(stateFolder: string): Promise<void> {
   } catch {
     return;
   }
-  const there = copies.filter(({ copy }) => path.isAbsolute(copy) && path.basename(copy).startsWith(MARK) && fs.existsSync(copy));
-  for (const { way, copy } of there) {
-    const done = await change(way === 'subvolume' ? ['btrfs', 'subvolume', 'delete', copy] : ['rm', '-rf', '--', copy], { unlimited: true });
-    if (done.code !== 0 || fs.existsSync(copy)) warn(`${named(copy)}, a snapshot of ours, could not be removed: ${done.said.trim()}`);
+  try {
+    const there = copies.filter(({ copy }) => path.isAbsolute(copy) && path.basename(copy).startsWith(MARK) && fs.existsSync(copy));
+    for (const { way, copy } of there) {
+      const done = await change(way === 'subvolume' ? ['btrfs', 'subvolume', 'delete', copy] : ['rm', '-rf', '--', copy], { unlimited: true });
+      if (done.code !== 0 || fs.existsSync(copy)) warn(`${named(copy)}, a snapshot of ours, could not be removed: ${done.said.trim()}`);
+    }
+    if (there.every(({ copy }) => !fs.existsSync(copy))) fs.rmSync(listFile(stateFolder), { force: true });
+  } catch (error: any) { // a damaged list, or a file system that has become read-only
+    warn(`snapshots of ours could not be removed: ${error.message}`);
   }
-  if (there.every(({ copy }) => !fs.existsSync(copy))) fs.rmSync(listFile(stateFolder), { force: true });
 }
 
 export const hasCopies = (stateFolder: string) => fs.existsSync(listFile(stateFolder));
@@ -202,7 +220,7 @@ const BIND = 'n=$1; shift; while [ "$n" -gt 0 ]; do mount --bind "$1" "$2" || ex
 
 /** Where the copy of a file lies; the file itself when there is none. */
 export function copyOf(file: string, roots: Root[]): string {
-  const root = roots.find((one) => hasCopy(one) && (one.path === file || liesIn(file, one.path)));
+  const [root] = roots.filter((one) => hasCopy(one) && (one.path === file || liesIn(file, one.path))).sort((one, other) => other.path.length - one.path.length); // the innermost is mounted on top
   return root ? `${root.copy}${file.slice(root.path.length)}` : file;
 }
 

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { allIsWell, expectEnd, good, held, holdIn, letGo, nearby, nothingIsLeft, randomFile, scenarios, setQuota, wrap } from './scenario.ts';
+import { allIsWell, answers, expectEnd, good, held, holdIn, letGo, nearby, nothingIsLeft, randomFile, scenarios, setQuota, wrap, wrapReal } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { waitFor } from './script.ts';
 
@@ -136,6 +136,19 @@ scenarios('a failure while services are down', import.meta.url, {
     fs.writeFileSync(path.join(world.files, 'written by web'), 'hello');
     letGo(world);
     expectEnd(world, await run.ended, { code: 1, warns: /changed while it was copied: .*written by web/ });
+    await allIsWell(world);
+  },
+
+  'a storage that says borg has read all, while it still reads, is not believed': async (world) => {
+    const big = path.join(world.files, 'big'), lie = { type: 'log_message', levelname: 'WARNING', name: 'borg', message: 'x', more: { type: 'archive_progress', finished: true } };
+    randomFile(world, 'big', 20);
+    fs.writeFileSync(path.join(world.folder, 'lie'), `${JSON.stringify(lie)}\n`);
+    fs.writeFileSync(path.join(world.storage.folder, 'authorized_keys'), '');
+    world.storage.authorize(fs.readFileSync(path.join(world.server.folder, 'etc/ssh_key.pub'), 'utf8'), 'web1', { before: `cat ${world.folder}/lie >&2` });
+    const run = world.server.start([], wrapReal(world, `[ $pass = cold ] && exec strace -f -qq -P ${big} -e trace=read -e inject=read:delay_exit=30000 -e signal=none -o "$cd_to/read" /usr/bin/borg "$@"`)); // 320 reads of 30 ms
+    await waitFor('borg is in the middle of the file', () => fs.existsSync(path.join(world.folder, 'read')) && fs.readFileSync(path.join(world.folder, 'read'), 'utf8').split('\n').length > 60, 180);
+    assert.deepEqual([world.web.running(), answers(world.db)], [false, false], 'services run while borg reads');
+    expectEnd(world, await run.ended, { code: 0 });
     await allIsWell(world);
   },
 });

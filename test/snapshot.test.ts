@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { allIsWell, answers, copiesLeft, expectEnd, good, held, holdIn, letGo, nearby, scenarios, whatRuns, wrap } from './scenario.ts';
+import { allIsWell, answers, copiesLeft, expectEnd, good, held, holdIn, letGo, nearby, scenarios, whatRuns, wrap, wrapReal } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { rowsIn } from './kill.ts';
 import { waitFor } from './script.ts';
@@ -146,13 +146,6 @@ const SCENARIOS: Record<string, (world: World) => Promise<void>> = {
     }
   },
 };
-
-/** wrap(), but what waits is the real borg. */
-function wrapReal(world: World, lines: string): { env: NodeJS.ProcessEnv } {
-  const made = wrap(world, 'borg', lines), file = path.join(world.folder, 'bin/borg');
-  fs.writeFileSync(file, fs.readFileSync(file, 'utf8').replace(/^.*"file_status".*$/m, ''));
-  return made;
-}
 
 /** Take space until so many bytes are free. */
 function fill({ folder }: World, left: number): void {
