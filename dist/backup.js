@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 7e89d955fb283636b05b0c16e7886f9483dbd47206dadf1b86092623b8e504bc
+// Checksum of all but the settings: bc4266ac46152b7daac49ca94eb381285f2221556041ba234a43ec339903d583
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -28,6 +28,7 @@
 //   ==== TELL ====             Telling people and machines how a night went: a ping (as healthchecks.io and its like take it).
 //   ==== UNITS ====            systemd units: find, describe, stop, start, and see what they really do.
 //   ==== CONTAINERS ====       Docker containers and Compose projects: find, describe, stop, start.
+//   ==== POSTMASTER ====       What a PostgreSQL cluster does at this moment and in which state its files are.
 //   ==== POSTGRES ====         PostgreSQL clusters on this host and in its containers: find, describe, stop, start.
 //   ==== QUESTIONS ====        What is asked of a cluster: the SQL of the passport, and the one way to run it.
 //   ==== BORG ====             borg: the one chapter that knows its arguments, environment.
@@ -59,6 +60,7 @@
 //   ==== COMEBACK ====         What would come back: the parts of an archive that are meant, what has to stop for it here.
 //   ==== IN PLACE ====         In place: `restore ARCHIVE|latest --in-place [PART ...]` puts an archive, or parts of it.
 //   ==== CHECKS ====           What a drill looks at in a copy.
+//   ==== SERVER CHECKS ====    What a drill asks of the copy once it runs: whether every database opens, libraries load.
 //   ==== REHEARSAL ====        The rehearsal of a drill: extracts the clusters of an archive into the drill's scratch folder.
 //   ==== DRILL ====            The drill: a restore, rehearsed.
 //   ==== STATUS ====           Is there a good recent backup? Answers from the state folder alone.
@@ -1764,14 +1766,92 @@ function warnOfUnsavedVolumes(all, isSaved) {
 }
 
 // =========================================================================================================
-// ==== POSTGRES ====
-// PostgreSQL clusters on this host and in its containers: find, describe, stop, start, and the proof that one is cold.
-// A cluster is stopped by its own unit or by pg_ctl in `fast` mode, never `immediate`, and never killed. Nothing is
-// believed but what the cluster's files and the process list say: `systemctl stop postgresql` returns 0 while it runs,
-// and a state of "shut down" is written while the postmaster still waits for its archiver.
+// ==== POSTMASTER ====
+// What a PostgreSQL cluster does at this moment and in which state its files are: read from processes, from postmaster.pid and from the bytes
+// of the control file, and asked of the socket itself; no client program and no password is needed. Nothing else is believed:
+// `systemctl stop postgresql` returns 0 while it runs, and "shut down" is written while the postmaster still waits for its archiver. Only looks.
 
 const SERVER_PROGRAMS = new Set(['postgres', 'postmaster', 'edb-postgres']);
 const STATES = ['starting up', 'shut down', 'shut down in recovery', 'shutting down', 'in crash recovery', 'in archive recovery', 'in production'];
+
+/** The postmasters that run, but for those of rehearsals: the process whose working directory is a data directory and whose number stands in postmaster.pid. */
+function runningPostmasters() {
+  return processes().filter(({ pid, program }) => {
+    if (!SERVER_PROGRAMS.has(program) || fs.existsSync(`/proc/${pid}/cwd/${SANDBOX_MARK}`)) return false; // a rehearsal
+    const [own] = pidFile(`/proc/${pid}/cwd`);
+    const inside = /^NSpid:.*?(\d+)\s*$/m.exec(procFile(pid, 'status'))?.[1]; // its number as its own container counts
+    return own !== undefined && own === inside;
+  });
+}
+
+// postmaster.pid: pid, data directory, start, port, socket folder, address, shared memory, status ("ready" since 10).
+function pidFile(dataDirectory) {
+  try {
+    return fs.readFileSync(path.join(dataDirectory, 'postmaster.pid'), 'utf8').split('\n').map((line) => line.trim());
+  } catch {
+    return [];
+  }
+}
+
+/** What a cluster does now, by its processes and its postmaster.pid. 'moving': starting or stopping. */
+function clusterState(dataDirectory) {
+  if (!isUsed(dataDirectory)) return 'stopped';
+  return /^(ready|standby)$/.test(pidFile(dataDirectory)[7] ?? '') ? 'running' : 'moving';
+}
+
+// Every PostgreSQL process, and what its archive_command started, has the data directory as its working directory, in a
+// container too. The shell of somebody else who looks around there does not count.
+function isUsed(dataDirectory) {
+  const folder = deviceAndInode(dataDirectory);
+  if (folder === '') return false;
+  const { uid } = fs.statSync(dataDirectory);
+  return processes().some(({ pid, cwd, program }) => cwd === folder && (SERVER_PROGRAMS.has(program) || ownerOf(pid) === uid));
+}
+
+/**
+ * Whether a cluster answers on its socket or port: sends SSLRequest (PostgreSQL manual, "Message Formats"), which every server answers
+ * with one letter before it asks who we are. No user, no password, no client program needed.
+ */
+async function clusterAnswers(dataDirectory) {
+  const [, , , port, sockets, address, , status] = pidFile(dataDirectory);
+  if (!/^(ready|standby)$/.test(status ?? '')) return false;
+  const postmaster = runningPostmasters().find(({ pid }) => deviceAndInode(`/proc/${pid}/cwd`) === deviceAndInode(dataDirectory));
+  if (!postmaster) return false;
+  const socket = `/proc/${postmaster.pid}/root${sockets}/.s.PGSQL.${port}`; // as the postmaster sees it: containers too
+  if (!sockets && !address) return true; // it listens nowhere; its own word has to do
+  return new Promise((resolve) => {
+    const line = sockets ? connect(socket) : connect(Number(port), address === '*' ? '127.0.0.1' : address);
+    const end = (yes) => { line.destroy(); resolve(yes); };
+    line.setTimeout(5000, () => end(false));
+    line.on('error', () => end(false));
+    line.on('close', () => end(false));
+    line.on('connect', () => line.write(Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]))); // length 8, code 80877103
+    line.on('data', () => end(true));
+  });
+}
+
+/** The state in the bytes of global/pg_control (pg_control.h, the same place since 8.x): { state, systemIdentifier }. */
+function controlState(dataDirectory) {
+  const bytes = fs.readFileSync(path.join(dataDirectory, 'global', 'pg_control'));
+  if (bytes.length < 20) throw new Problem(`${dataDirectory}/global/pg_control is too short: this cluster is damaged`);
+  return { state: STATES[bytes.readUInt32LE(16)] ?? `unknown (${bytes.readUInt32LE(16)})`, systemIdentifier: String(bytes.readBigUInt64LE(0)) };
+}
+
+/** Given a data directory, returns why it is not proven cold; [] = it is cold. */
+function whyNotCold(dataDirectory) {
+  const why = [];
+  const { state } = controlState(dataDirectory);
+  if (!state.startsWith('shut down')) why.push(`its state is "${state}"`);
+  if (fs.existsSync(path.join(dataDirectory, 'postmaster.pid'))) why.push('postmaster.pid is there');
+  if (isUsed(dataDirectory)) why.push('a PostgreSQL process still uses it');
+  return why;
+}
+
+// =========================================================================================================
+// ==== POSTGRES ====
+// PostgreSQL clusters on this host and in its containers: find, describe, stop, start.
+// A cluster is stopped by its own unit or by pg_ctl in `fast` mode, never `immediate`, and never killed. Whether it has
+// stopped is not what those commands say: see the chapter before.
 
 /** Every cluster of this host: Debian's (running or not), and whatever runs, in containers too. */
 async function findClusters(containers) {
@@ -1867,25 +1947,6 @@ function rootsOf(cluster) {
   return [...new Set(roots.filter((root) => root !== '' && fs.existsSync(root)).map((root) => fs.realpathSync(root)))];
 }
 
-/** The postmasters that run, but for those of rehearsals: the process whose working directory is a data directory and whose number stands in postmaster.pid. */
-function runningPostmasters() {
-  return processes().filter(({ pid, program }) => {
-    if (!SERVER_PROGRAMS.has(program) || fs.existsSync(`/proc/${pid}/cwd/${SANDBOX_MARK}`)) return false; // a rehearsal
-    const [own] = pidFile(`/proc/${pid}/cwd`);
-    const inside = /^NSpid:.*?(\d+)\s*$/m.exec(procFile(pid, 'status'))?.[1]; // its number as its own container counts
-    return own !== undefined && own === inside;
-  });
-}
-
-// postmaster.pid: pid, data directory, start, port, socket folder, address, shared memory, status ("ready" since 10).
-function pidFile(dataDirectory) {
-  try {
-    return fs.readFileSync(path.join(dataDirectory, 'postmaster.pid'), 'utf8').split('\n').map((line) => line.trim());
-  } catch {
-    return [];
-  }
-}
-
 function addressOf(dataDirectory) {
   const lines = pidFile(dataDirectory);
   return { port: lines[3] ?? '', socketFolder: lines[4] ?? '' };
@@ -1961,60 +2022,6 @@ async function startArguments(cluster) {
   } catch { /* it says nothing anywhere */ }
   const quoted = others.map((word) => `'${word.replaceAll("'", `'\\''`)}'`).join(' ');
   return ['-l', log, ...(quoted ? ['-o', quoted] : [])];
-}
-
-/** What a cluster does now, by its processes and its postmaster.pid. 'moving': starting or stopping. */
-function clusterState(dataDirectory) {
-  if (!isUsed(dataDirectory)) return 'stopped';
-  return /^(ready|standby)$/.test(pidFile(dataDirectory)[7] ?? '') ? 'running' : 'moving';
-}
-
-// Every PostgreSQL process, and what its archive_command started, has the data directory as its working directory, in a
-// container too. The shell of somebody else who looks around there does not count.
-function isUsed(dataDirectory) {
-  const folder = deviceAndInode(dataDirectory);
-  if (folder === '') return false;
-  const { uid } = fs.statSync(dataDirectory);
-  return processes().some(({ pid, cwd, program }) => cwd === folder && (SERVER_PROGRAMS.has(program) || ownerOf(pid) === uid));
-}
-
-/**
- * Whether a cluster answers on its socket or port: sends SSLRequest (PostgreSQL manual, "Message Formats"), which every server answers
- * with one letter before it asks who we are. No user, no password, no client program needed.
- */
-async function clusterAnswers(dataDirectory) {
-  const [, , , port, sockets, address, , status] = pidFile(dataDirectory);
-  if (!/^(ready|standby)$/.test(status ?? '')) return false;
-  const postmaster = runningPostmasters().find(({ pid }) => deviceAndInode(`/proc/${pid}/cwd`) === deviceAndInode(dataDirectory));
-  if (!postmaster) return false;
-  const socket = `/proc/${postmaster.pid}/root${sockets}/.s.PGSQL.${port}`; // as the postmaster sees it: containers too
-  if (!sockets && !address) return true; // it listens nowhere; its own word has to do
-  return new Promise((resolve) => {
-    const line = sockets ? connect(socket) : connect(Number(port), address === '*' ? '127.0.0.1' : address);
-    const end = (yes) => { line.destroy(); resolve(yes); };
-    line.setTimeout(5000, () => end(false));
-    line.on('error', () => end(false));
-    line.on('close', () => end(false));
-    line.on('connect', () => line.write(Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]))); // length 8, code 80877103
-    line.on('data', () => end(true));
-  });
-}
-
-/** The state in the bytes of global/pg_control (pg_control.h, the same place since 8.x): { state, systemIdentifier }. */
-function controlState(dataDirectory) {
-  const bytes = fs.readFileSync(path.join(dataDirectory, 'global', 'pg_control'));
-  if (bytes.length < 20) throw new Problem(`${dataDirectory}/global/pg_control is too short: this cluster is damaged`);
-  return { state: STATES[bytes.readUInt32LE(16)] ?? `unknown (${bytes.readUInt32LE(16)})`, systemIdentifier: String(bytes.readBigUInt64LE(0)) };
-}
-
-/** Given a data directory, returns why it is not proven cold; [] = it is cold. */
-function whyNotCold(dataDirectory) {
-  const why = [];
-  const { state } = controlState(dataDirectory);
-  if (!state.startsWith('shut down')) why.push(`its state is "${state}"`);
-  if (fs.existsSync(path.join(dataDirectory, 'postmaster.pid'))) why.push('postmaster.pid is there');
-  if (isUsed(dataDirectory)) why.push('a PostgreSQL process still uses it');
-  return why;
 }
 
 // =========================================================================================================
@@ -6377,6 +6384,7 @@ async function mendAfterwards({ findings, how }, cluster, here) {
 // What a drill looks at in a copy: from the strongest that needs no server (every file as it was listed when cold, page checksums) to the
 // cheapest that does. No single one sees all: a page of zeros passes checksums, amcheck and pg_dump, and only counting sees it; an index
 // whose collation changed its order passes everything but amcheck. All of it runs inside the sandbox, on the copy, and may write there.
+// Here is what needs no server; the next chapter asks the rest of a copy that runs.
 
 /** A cluster out of an archive: `files` holds what was extracted, at full paths below it; `inside` is its data directory as the sandbox sees it. server: once it runs. */
 // once it runs: what it is, its databases, rows by database
@@ -6443,7 +6451,10 @@ async function compareListing({ passport, files, listing }) {
   return bad([...facts].map(([file, one]) => `${named(file)}: ${one.was === undefined ? 'was not there' : one.is === undefined ? 'is missing' : `was ${one.was}, is ${one.is}`}`), [...facts.keys()]);
 }
 
-// ---- once it runs ----
+// =========================================================================================================
+// ==== SERVER CHECKS ====
+// What a drill asks of the copy once it runs: whether every database opens, libraries load, strings sort as they did, tables and indexes are sound
+// and have the rows that they must have; and the questions of the settings. Runs on the copy, inside the sandbox, and may write there.
 
 const SERVER_CHECKS = [
   { check: 'databases open', look: async (copy) => {

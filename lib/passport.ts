@@ -7,7 +7,7 @@ import path from 'node:path';
 import { look } from './shell.ts';
 import { Problem, lastLines, named, say, size, warn } from './say.ts';
 import { borgVersion } from './borg.ts';
-import { controlState } from './postgres.ts';
+import { controlState } from './postmaster.ts';
 import type { Cluster } from './postgres.ts';
 import { activityQuestion, askCluster, clusterQuestions, databaseQuestions, homeOf, orderFingerprint, placeOf, quotedName, rootOf } from './questions.ts';
 import type { AnyFacts, Texts } from './questions.ts';

@@ -10,7 +10,7 @@ import type { Ledger, StoppedPart } from './ledger.ts';
 import { lostUnits, unitState } from './units.ts';
 import type { Part, State } from './units.ts';
 import { containerState, runningContainers } from './containers.ts';
-import { clusterAnswers, clusterState } from './postgres.ts';
+import { clusterAnswers, clusterState } from './postmaster.ts';
 
 const START_SECONDS = 300; // for one part to be seen running and healthy
 const START_ATTEMPTS = 3;

@@ -8,7 +8,7 @@ import { change, failure, freeBytes, goOn, look } from './shell.ts';
 import type { Settings } from './settings.ts';
 import { hostPathOf } from './containers.ts';
 import type { Mount } from './containers.ts';
-import { controlState } from './postgres.ts';
+import { controlState } from './postmaster.ts';
 import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned } from './borg.ts';
 import { isBelow } from './plan.ts';
 import type { Root } from './snapshot.ts';

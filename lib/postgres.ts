@@ -1,17 +1,16 @@
-// PostgreSQL clusters on this host and in its containers: find, describe, stop, start, and the proof that one is cold.
-// A cluster is stopped by its own unit or by pg_ctl in `fast` mode, never `immediate`, and never killed. Nothing is
-// believed but what the cluster's files and the process list say: `systemctl stop postgresql` returns 0 while it runs,
-// and a state of "shut down" is written while the postmaster still waits for its archiver.
+// PostgreSQL clusters on this host and in its containers: find, describe, stop, start.
+// A cluster is stopped by its own unit or by pg_ctl in `fast` mode, never `immediate`, and never killed. Whether it has
+// stopped is not what those commands say: see the chapter before.
 import fs from 'node:fs';
-import { connect } from 'node:net';
 import path from 'node:path';
 import { Problem, warn } from './say.ts';
 import { hasSystemd, look, outlivingUs } from './shell.ts';
-import { SANDBOX_MARK, deviceAndInode, ownerOf, procFile, processes } from './processes.ts';
+import { deviceAndInode, procFile } from './processes.ts';
+import { describeUnits } from './units.ts';
+import type { Part } from './units.ts';
 import { hostPathOf } from './containers.ts';
 import type { Container } from './containers.ts';
-import { describeUnits } from './units.ts';
-import type { Part, State } from './units.ts';
+import { pidFile, runningPostmasters } from './postmaster.ts';
 
 export type Tablespace = { oid: string; location: string; link: string };
 export type Cluster = {
@@ -33,9 +32,6 @@ export type Cluster = {
   walFolder: string;
   words?: string[]; // of a copy in the sandbox: what goes before a command that is to run where it lives
 };
-
-const SERVER_PROGRAMS = new Set(['postgres', 'postmaster', 'edb-postgres']);
-const STATES = ['starting up', 'shut down', 'shut down in recovery', 'shutting down', 'in crash recovery', 'in archive recovery', 'in production'];
 
 /** Every cluster of this host: Debian's (running or not), and whatever runs, in containers too. */
 export async function findClusters(containers: Container[]): Promise<Cluster[]> {
@@ -131,25 +127,6 @@ function rootsOf(cluster: Cluster): string[] {
   return [...new Set(roots.filter((root) => root !== '' && fs.existsSync(root)).map((root) => fs.realpathSync(root)))];
 }
 
-/** The postmasters that run, but for those of rehearsals: the process whose working directory is a data directory and whose number stands in postmaster.pid. */
-function runningPostmasters(): { pid: number; folder: string }[] {
-  return processes().filter(({ pid, program }) => {
-    if (!SERVER_PROGRAMS.has(program) || fs.existsSync(`/proc/${pid}/cwd/${SANDBOX_MARK}`)) return false; // a rehearsal
-    const [own] = pidFile(`/proc/${pid}/cwd`);
-    const inside = /^NSpid:.*?(\d+)\s*$/m.exec(procFile(pid, 'status'))?.[1]; // its number as its own container counts
-    return own !== undefined && own === inside;
-  });
-}
-
-// postmaster.pid: pid, data directory, start, port, socket folder, address, shared memory, status ("ready" since 10).
-function pidFile(dataDirectory: string): string[] {
-  try {
-    return fs.readFileSync(path.join(dataDirectory, 'postmaster.pid'), 'utf8').split('\n').map((line) => line.trim());
-  } catch {
-    return [];
-  }
-}
-
 function addressOf(dataDirectory: string): { port: string; socketFolder: string } {
   const lines = pidFile(dataDirectory);
   return { port: lines[3] ?? '', socketFolder: lines[4] ?? '' };
@@ -225,58 +202,4 @@ async function startArguments(cluster: Cluster): Promise<string[]> {
   } catch { /* it says nothing anywhere */ }
   const quoted = others.map((word) => `'${word.replaceAll("'", `'\\''`)}'`).join(' ');
   return ['-l', log, ...(quoted ? ['-o', quoted] : [])];
-}
-
-/** What a cluster does now, by its processes and its postmaster.pid. 'moving': starting or stopping. */
-export function clusterState(dataDirectory: string): State {
-  if (!isUsed(dataDirectory)) return 'stopped';
-  return /^(ready|standby)$/.test(pidFile(dataDirectory)[7] ?? '') ? 'running' : 'moving';
-}
-
-// Every PostgreSQL process, and what its archive_command started, has the data directory as its working directory, in a
-// container too. The shell of somebody else who looks around there does not count.
-export function isUsed(dataDirectory: string): boolean {
-  const folder = deviceAndInode(dataDirectory);
-  if (folder === '') return false;
-  const { uid } = fs.statSync(dataDirectory);
-  return processes().some(({ pid, cwd, program }) => cwd === folder && (SERVER_PROGRAMS.has(program) || ownerOf(pid) === uid));
-}
-
-/**
- * Whether a cluster answers on its socket or port: sends SSLRequest (PostgreSQL manual, "Message Formats"), which every server answers
- * with one letter before it asks who we are. No user, no password, no client program needed.
- */
-export async function clusterAnswers(dataDirectory: string): Promise<boolean> {
-  const [, , , port, sockets, address, , status] = pidFile(dataDirectory);
-  if (!/^(ready|standby)$/.test(status ?? '')) return false;
-  const postmaster = runningPostmasters().find(({ pid }) => deviceAndInode(`/proc/${pid}/cwd`) === deviceAndInode(dataDirectory));
-  if (!postmaster) return false;
-  const socket = `/proc/${postmaster.pid}/root${sockets}/.s.PGSQL.${port}`; // as the postmaster sees it: containers too
-  if (!sockets && !address) return true; // it listens nowhere; its own word has to do
-  return new Promise((resolve) => {
-    const line = sockets ? connect(socket) : connect(Number(port), address === '*' ? '127.0.0.1' : address);
-    const end = (yes: boolean) => { line.destroy(); resolve(yes); };
-    line.setTimeout(5000, () => end(false));
-    line.on('error', () => end(false));
-    line.on('close', () => end(false));
-    line.on('connect', () => line.write(Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]))); // length 8, code 80877103
-    line.on('data', () => end(true));
-  });
-}
-
-/** The state in the bytes of global/pg_control (pg_control.h, the same place since 8.x): { state, systemIdentifier }. */
-export function controlState(dataDirectory: string): { state: string; systemIdentifier: string } {
-  const bytes = fs.readFileSync(path.join(dataDirectory, 'global', 'pg_control'));
-  if (bytes.length < 20) throw new Problem(`${dataDirectory}/global/pg_control is too short: this cluster is damaged`);
-  return { state: STATES[bytes.readUInt32LE(16)] ?? `unknown (${bytes.readUInt32LE(16)})`, systemIdentifier: String(bytes.readBigUInt64LE(0)) };
-}
-
-/** Given a data directory, returns why it is not proven cold; [] = it is cold. */
-export function whyNotCold(dataDirectory: string): string[] {
-  const why = [];
-  const { state } = controlState(dataDirectory);
-  if (!state.startsWith('shut down')) why.push(`its state is "${state}"`);
-  if (fs.existsSync(path.join(dataDirectory, 'postmaster.pid'))) why.push('postmaster.pid is there');
-  if (isUsed(dataDirectory)) why.push('a PostgreSQL process still uses it');
-  return why;
 }

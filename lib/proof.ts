@@ -6,7 +6,7 @@ import fs from 'node:fs';
 import { Problem, count, named, warn } from './say.ts';
 import { failure, look } from './shell.ts';
 import { containerState } from './containers.ts';
-import { controlState, isUsed, whyNotCold } from './postgres.ts';
+import { controlState, isUsed, whyNotCold } from './postmaster.ts';
 import { markOfRun } from './processes.ts';
 import { isBelow } from './plan.ts';
 import type { Plan } from './plan.ts';

@@ -21,7 +21,8 @@ import type { ClusterPassport } from './passport.ts';
 import { findPrograms, openSandbox, startInside } from './sandbox.ts';
 import type { Place } from './sandbox.ts';
 import type { Certificate, DrillCheck } from './certificate.ts';
-import { FILE_CHECKS, SERVER_CHECKS, nameFiles } from './checks.ts';
+import { SERVER_CHECKS, nameFiles } from './serverchecks.ts';
+import { FILE_CHECKS } from './checks.ts';
 import type { Copy, Verdict } from './checks.ts';
 
 const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first

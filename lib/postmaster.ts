@@ -1,0 +1,85 @@
+// What a PostgreSQL cluster does at this moment and in which state its files are: read from processes, from postmaster.pid and from the bytes
+// of the control file, and asked of the socket itself; no client program and no password is needed. Nothing else is believed:
+// `systemctl stop postgresql` returns 0 while it runs, and "shut down" is written while the postmaster still waits for its archiver. Only looks.
+import fs from 'node:fs';
+import { connect } from 'node:net';
+import path from 'node:path';
+import { Problem } from './say.ts';
+import { SANDBOX_MARK, deviceAndInode, ownerOf, procFile, processes } from './processes.ts';
+import type { State } from './units.ts';
+
+const SERVER_PROGRAMS = new Set(['postgres', 'postmaster', 'edb-postgres']);
+const STATES = ['starting up', 'shut down', 'shut down in recovery', 'shutting down', 'in crash recovery', 'in archive recovery', 'in production'];
+
+/** The postmasters that run, but for those of rehearsals: the process whose working directory is a data directory and whose number stands in postmaster.pid. */
+export function runningPostmasters(): { pid: number; folder: string }[] {
+  return processes().filter(({ pid, program }) => {
+    if (!SERVER_PROGRAMS.has(program) || fs.existsSync(`/proc/${pid}/cwd/${SANDBOX_MARK}`)) return false; // a rehearsal
+    const [own] = pidFile(`/proc/${pid}/cwd`);
+    const inside = /^NSpid:.*?(\d+)\s*$/m.exec(procFile(pid, 'status'))?.[1]; // its number as its own container counts
+    return own !== undefined && own === inside;
+  });
+}
+
+// postmaster.pid: pid, data directory, start, port, socket folder, address, shared memory, status ("ready" since 10).
+export function pidFile(dataDirectory: string): string[] {
+  try {
+    return fs.readFileSync(path.join(dataDirectory, 'postmaster.pid'), 'utf8').split('\n').map((line) => line.trim());
+  } catch {
+    return [];
+  }
+}
+
+/** What a cluster does now, by its processes and its postmaster.pid. 'moving': starting or stopping. */
+export function clusterState(dataDirectory: string): State {
+  if (!isUsed(dataDirectory)) return 'stopped';
+  return /^(ready|standby)$/.test(pidFile(dataDirectory)[7] ?? '') ? 'running' : 'moving';
+}
+
+// Every PostgreSQL process, and what its archive_command started, has the data directory as its working directory, in a
+// container too. The shell of somebody else who looks around there does not count.
+export function isUsed(dataDirectory: string): boolean {
+  const folder = deviceAndInode(dataDirectory);
+  if (folder === '') return false;
+  const { uid } = fs.statSync(dataDirectory);
+  return processes().some(({ pid, cwd, program }) => cwd === folder && (SERVER_PROGRAMS.has(program) || ownerOf(pid) === uid));
+}
+
+/**
+ * Whether a cluster answers on its socket or port: sends SSLRequest (PostgreSQL manual, "Message Formats"), which every server answers
+ * with one letter before it asks who we are. No user, no password, no client program needed.
+ */
+export async function clusterAnswers(dataDirectory: string): Promise<boolean> {
+  const [, , , port, sockets, address, , status] = pidFile(dataDirectory);
+  if (!/^(ready|standby)$/.test(status ?? '')) return false;
+  const postmaster = runningPostmasters().find(({ pid }) => deviceAndInode(`/proc/${pid}/cwd`) === deviceAndInode(dataDirectory));
+  if (!postmaster) return false;
+  const socket = `/proc/${postmaster.pid}/root${sockets}/.s.PGSQL.${port}`; // as the postmaster sees it: containers too
+  if (!sockets && !address) return true; // it listens nowhere; its own word has to do
+  return new Promise((resolve) => {
+    const line = sockets ? connect(socket) : connect(Number(port), address === '*' ? '127.0.0.1' : address);
+    const end = (yes: boolean) => { line.destroy(); resolve(yes); };
+    line.setTimeout(5000, () => end(false));
+    line.on('error', () => end(false));
+    line.on('close', () => end(false));
+    line.on('connect', () => line.write(Buffer.from([0, 0, 0, 8, 4, 210, 22, 47]))); // length 8, code 80877103
+    line.on('data', () => end(true));
+  });
+}
+
+/** The state in the bytes of global/pg_control (pg_control.h, the same place since 8.x): { state, systemIdentifier }. */
+export function controlState(dataDirectory: string): { state: string; systemIdentifier: string } {
+  const bytes = fs.readFileSync(path.join(dataDirectory, 'global', 'pg_control'));
+  if (bytes.length < 20) throw new Problem(`${dataDirectory}/global/pg_control is too short: this cluster is damaged`);
+  return { state: STATES[bytes.readUInt32LE(16)] ?? `unknown (${bytes.readUInt32LE(16)})`, systemIdentifier: String(bytes.readBigUInt64LE(0)) };
+}
+
+/** Given a data directory, returns why it is not proven cold; [] = it is cold. */
+export function whyNotCold(dataDirectory: string): string[] {
+  const why = [];
+  const { state } = controlState(dataDirectory);
+  if (!state.startsWith('shut down')) why.push(`its state is "${state}"`);
+  if (fs.existsSync(path.join(dataDirectory, 'postmaster.pid'))) why.push('postmaster.pid is there');
+  if (isUsed(dataDirectory)) why.push('a PostgreSQL process still uses it');
+  return why;
+}
