@@ -29,11 +29,11 @@ export function coldCommand(settings: Settings, plan: Plan): string[] {
   const clusters = plan.clusters.map(({ name, version }) => ({ name, version }));
   const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20) };
   const early = plan.snapshot ? coldPaths(plan) : [], late = rootPaths(plan).filter((root) => !early.includes(root)); // borg has read the early ones when it comes to `-`, and waits
-  return inCopies(plan.roots, createCommand(settings, { archive: plan.archive, roots: [...EARLY_RECORDS, ...early, '-', ...late, ...LATE_RECORDS], whole: wholePaths(plan), comment, filesCache: filesCache(plan) }));
+  return inCopies(plan.roots, createCommand(settings, { archive: plan.archive, roots: [...EARLY_RECORDS, ...early, '-', ...late, ...LATE_RECORDS], fed: 'record/manifest.json', whole: wholePaths(plan), comment, filesCache: filesCache(plan) }));
 }
 
 export function proofCommand(settings: Settings, plan: Plan, comment: object): string[] {
-  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record'], whole: [], comment: { format: 1, kind: 'proof', ...comment }, filesCache: '' });
+  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record/history.jsonl', '-'], fed: 'record/proof.json', whole: [], comment: { format: 1, kind: 'proof', ...comment } });
 }
 
 /** `--dry-run`: the plan the real run would have, and every command in order. Writes nothing anywhere. Returns 0, or 1 with warnings. */
@@ -69,7 +69,7 @@ function commandsOf(settings: Settings, plan: Plan): { step: string; argv: strin
     ...(plan.snapshot ? [...copyCommands(plan.roots).map((argv) => ({ step: 'snapshot', argv })), ...(coldPaths(plan).length > 0 ? [{ ...cold, note: 'waits when it has read what has no snapshot' }] : [])] : []),
     ...[...running].reverse().map((part) => ({ step: 'start', argv: part.start })),
     ...(plan.snapshot && coldPaths(plan).length === 0 ? [cold] : []),
-    { step: 'read back', argv: ['borg', 'extract', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
-    { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }) },
+    { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }), note: 'waits until the record has been read back' },
+    { step: 'read back', argv: ['borg', 'extract', '--bypass-lock', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
   ];
 }

@@ -1,5 +1,5 @@
 // A pass: one `borg create`, from its command to what came of it. The cold pass is begun while everything still runs and waits, with
-// repository, key and caches open, until it is fed the manifest: none of that is left for when services are down.
+// repository, key and caches open, until it is fed the manifest: none of that is left for when services are down. So does the proof, until the archive has been read back.
 // Adds an archive to the repository; changes nothing else. What borg could not read as it was is told by name.
 import { Problem, say, sayLive, size, span } from './say.ts';
 import type { Started } from './shell.ts';
@@ -17,19 +17,19 @@ const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lo
 
 /**
  * A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. A root `-` is the
- * manifest, which borg reads from its standard input: there it waits, with repository, key and caches open, until it is fed.
+ * file `fed`, which borg reads from its standard input: there it waits, with repository, key and caches open, until it is given it.
  */
-export function createCommand(settings: Settings, what: { archive: string; roots: string[]; whole: string[]; comment: object; filesCache: string }): string[] {
+export function createCommand(settings: Settings, what: { archive: string; roots: string[]; whole: string[]; comment: object; filesCache?: string; fed?: string }): string[] {
   const comment = JSON.stringify(what.comment).replace(/[{}]/g, '$&$&'); // braces are placeholders for borg
   // What lies below another root would be stored twice. So borg is to find it on its way, below an excluded folder too: `-` goes on
   // into those, --exclude does not. Patterns for folders alone (re:, pf:) would then let their files in: with these, twice it is.
   const nested = what.roots.filter((root) => root.startsWith('/') && what.roots.some((other) => root.startsWith(`${other}/`)));
   const onTheWay = nested.length > 0 && !settings.exclude.some((pattern) => /^(re|pf):/.test(pattern));
   const excluded = (pattern: string) => (onTheWay ? ['--pattern', `- ${/^[a-z]{2}:/.test(pattern) ? '' : 'fm:'}${pattern}`] : ['--exclude', pattern]);
-  const waits = what.roots.includes('-');
+  const waits = what.fed !== undefined;
   return [...(waits ? DIES_WITH_US : []), 'borg', '--log-json', '--progress', '--lock-wait', PATIENT_LOCK_WAIT,
     ...(settings.uploadLimitKiB ? ['--upload-ratelimit', String(settings.uploadLimitKiB)] : []),
-    'create', '--json', '--list', '--filter', waits ? 'CEi' : 'CE', ...(waits ? ['--stdin-name', 'record/manifest.json', '--stdin-mode', '0600'] : []),
+    'create', '--json', '--list', '--filter', waits ? 'CEi' : 'CE', ...(waits ? ['--stdin-name', what.fed!, '--stdin-mode', '0600'] : []),
     ...(what.filesCache ? ['--files-cache', what.filesCache] : []),
     '--compression', settings.compression,
     '--chunker-params', settings.chunker,
@@ -45,7 +45,7 @@ type PassOptions = { cwd: string; run: string; title: string; expectedBytes: num
  * A pass under way. Of a command with the root `-`: isWaiting is kept when borg has come to it, feed() lets it go on, isRead is kept
  * when it will read no more files, though it has yet to finish the archive. All of them fail with `end`.
  */
-export type PassUnderWay = { isWaiting: Promise<void>; feed: (manifest: string) => void; isRead: Promise<void>; end: Promise<PassResult>; callOff: () => Promise<void> };
+export type PassUnderWay = { isWaiting: Promise<void>; feed: (text: string) => void; isRead: Promise<void>; end: Promise<PassResult>; callOff: () => Promise<void> };
 
 /**
  * Begin one pass. Given the command, the folder relative roots are in, the run's mark, the name of the pass and last night's
@@ -72,10 +72,10 @@ export function beginPass(settings: Settings, command: string[], options: PassOp
   const end = pass(), until = async (event: Promise<void>) => void await Promise.race([event, end]);
   const underWay: PassUnderWay = {
     end, isWaiting: until(listener.isWaiting), isRead: until(listener.isRead),
-    feed: (manifest) => {
+    feed: (text) => {
       began = Date.now();
       ladder.splice(0, ladder.length, ...GENTLY);
-      program?.feed(manifest);
+      program?.feed(text);
     },
     callOff: async () => {
       program?.end();

@@ -26,18 +26,22 @@ const KEPT_HISTORY_LINES = 500;
 export const recordFolder = (stateFolder: string) => path.join(stateFolder, 'record');
 export const listingFile = (stateFolder: string) => path.join(recordFolder(stateFolder), 'listing');
 
-/** Make the record, but for the proof: everything that can be written while all still runs. Returns the manifest. */
-export function prepareRecord(loaded: Loaded, script: string, plan: Plan, passport: Passport): Manifest {
+/** Begin the record anew, with this script and the settings in force. Given the script's file and what was read as settings. */
+export function beginRecord(loaded: Loaded, script: string): void {
   const folder = recordFolder(loaded.settings.stateFolder);
   fs.rmSync(folder, { recursive: true, force: true });
   fs.mkdirSync(folder, { recursive: true, mode: 0o700 });
-  const text = fs.readFileSync(script, 'utf8');
-  fs.writeFileSync(path.join(folder, 'backup.js'), text, { mode: 0o600 });
+  fs.writeFileSync(path.join(folder, 'backup.js'), fs.readFileSync(script, 'utf8'), { mode: 0o600 });
   fs.writeFileSync(path.join(folder, 'backup.settings.js'), loaded.text, { mode: 0o600 });
+}
+
+/** The manifest, but for the proof: all of it that can be known while everything still runs. */
+export function manifestOf(stateFolder: string, script: string, plan: Plan, passport: Passport): Manifest {
+  const text = fs.readFileSync(path.join(recordFolder(stateFolder), 'backup.js'), 'utf8');
   return {
     format: 1, server: plan.server, archive: plan.archive, madeAt: plan.madeAt,
     script: { version: VERSION, state: editedOrAsBuilt(text), node: process.version, file: script },
-    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...plan.clusters.flatMap((one) => one.roots), ...socketsOf(plan)]), proof: null, drill: lastDrill(readHistory(loaded.settings.stateFolder)),
+    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...plan.clusters.flatMap((one) => one.roots), ...socketsOf(plan)]), proof: null, drill: lastDrill(readHistory(stateFolder)),
   };
 }
 
@@ -72,12 +76,11 @@ export function finishRecord(stateFolder: string, manifest: Manifest): string {
   return text;
 }
 
-/** Write what the `proven-` archive holds: the second proof and the history with this run. Returns the folder. */
-export function writeProof(stateFolder: string, proof: object, line: HistoryLine): string {
+/** Write what the `proven-` archive holds beside the proof: the history with this run. Returns the folder. */
+export function writeHistory(stateFolder: string, line: HistoryLine): string {
   const folder = path.join(stateFolder, 'proven');
   fs.rmSync(folder, { recursive: true, force: true });
   fs.mkdirSync(path.join(folder, 'record'), { recursive: true, mode: 0o700 });
-  fs.writeFileSync(path.join(folder, 'record', 'proof.json'), `${JSON.stringify(proof, null, 1)}\n`, { mode: 0o600 });
   const lines = [...readHistory(stateFolder), line].slice(-KEPT_HISTORY_LINES);
   fs.writeFileSync(path.join(folder, 'record', 'history.jsonl'), lines.map((one) => `${JSON.stringify(one)}\n`).join(''), { mode: 0o600 });
   return folder;

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import fs from 'node:fs';
 import type { Settings } from './settings.ts';
 import { Problem, answer, count, mode, named, openTranscript, say, sayBlock, sayError, size, warn, warnings } from './say.ts';
-import { askToStop, change, failure, freeBytes, goOn, listenToSignals } from './shell.ts';
+import { askToStop, change, failure, freeBytes, goOn, listenToSignals, sideBySide } from './shell.ts';
 import { lastGoodRun, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import { checkSecretFiles } from './check.ts';
@@ -13,9 +13,9 @@ import type { Loaded } from './check.ts';
 import { deadlines, isInWindow, windowEnd } from './window.ts';
 import { tell } from './tell.ts';
 import { borgVersion, isRemote, tryRepository } from './borg.ts';
-import { takePass } from './passes.ts';
+import { beginPass } from './passes.ts';
 import type { PassResult } from './passes.ts';
-import { readFromArchive } from './archives.ts';
+import { WITHOUT_LOCK, readFromArchive } from './archives.ts';
 import { tryConnection } from './storage.ts';
 import { passportOf } from './passport.ts';
 import { dropCopies, flushDisks, howRead, noteCopies, tryReflinks, waysIn } from './snapshot.ts';
@@ -24,7 +24,7 @@ import type { Plan } from './plan.ts';
 import { closeLedger, keepLedgerIfPossible, openLedger, readLedger, takeLock } from './ledger.ts';
 import type { Ledger } from './ledger.ts';
 import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
-import { prepareRecord, writeProof } from './record.ts';
+import { beginRecord, manifestOf, writeHistory } from './record.ts';
 import { proofCommand, showPlan } from './commands.ts';
 import { beginColdPass, checkpointAll, copyCold, copyOnWrite, copyTheSnapshot, finishColdPass, warmPass } from './copying.ts';
 import type { Copied, Night } from './copying.ts';
@@ -63,13 +63,14 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
 async function runTheNight(night: Night): Promise<void> {
   const { settings } = night.loaded;
   if (settings.before.length > 0) await runBefore(settings);
-  const plan = await makePlan(settings, new Date(night.line.startedAt));
+  const [plan, storage] = await sideBySide(makePlan(settings, new Date(night.line.startedAt)), tryStorage(settings));
   night.line.archive = plan.archive;
-  await tryEverything(settings, plan);
+  await tryThisMachine(settings, plan);
   night.line.snapshot = plan.snapshot;
-  const passport = await passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path));
-  const manifest = prepareRecord(night.loaded, night.script, plan, passport);
-  if (settings.warmPass) await warmPass(night, plan);
+  say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (${storage})`);
+  beginRecord(night.loaded, night.script);
+  const [passport] = await sideBySide(passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path)), settings.warmPass ? warmPass(night, plan) : Promise.resolve());
+  const manifest = manifestOf(settings.stateFolder, night.script, plan, passport);
 
   if (plan.snapshot === '') night.cold = beginColdPass(night, plan);
   if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
@@ -111,13 +112,18 @@ async function runBefore(settings: Settings): Promise<void> {
   if (done.code !== 0) throw failure('the `before` command failed', done);
 }
 
-/** Everything that can fail is tried while everything still runs. Throws Problem: nothing was stopped. */
-async function tryEverything(settings: Settings, plan: Plan): Promise<void> {
+/** The storage, the key and this server's borg are tried while everything still runs. Returns what they are. Throws Problem: nothing was stopped. */
+async function tryStorage(settings: Settings): Promise<string> {
   const version = await borgVersion();
   const { encryption } = await tryRepository(settings).catch(async (error) => {
     if (isRemote(settings) && error.facts?.ran) await tryConnection(settings); // when it is ssh that fails, what ssh says is the better story
     throw error;
   });
+  return `borg ${version}, ${encryption}`;
+}
+
+/** So are the free space, and whether the file systems can copy on write. Throws Problem: nothing was stopped. */
+async function tryThisMachine(settings: Settings, plan: Plan): Promise<void> {
   const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
   if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });
@@ -127,7 +133,6 @@ async function tryEverything(settings: Settings, plan: Plan): Promise<void> {
     plan.snapshot = waysIn(plan.roots);
   }
   if (settings.snapshot === 'yes') for (const root of plan.roots.filter(({ way }) => way !== 'link')) say(`${named(root.path)}: ${howRead(root)}`);
-  say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (borg ${version}, ${encryption})`);
 }
 
 /** Start everything again, whatever has happened. Returns what is still down. Never throws: an unforeseen error is told, and counts as down. */
@@ -153,15 +158,22 @@ async function startEverything(night: Night): Promise<string[]> {
   return down;
 }
 
-/** Read the record back out of the archive, compare, and only then write the archive that says it is good. */
+/** Read the record back out of the archive, compare, and only then write the archive that says it is good: its borg waits for the proof meanwhile. */
 async function proveTheArchive(night: Night, plan: Plan, cold: PassResult, { first, second, manifestText }: Copied): Promise<void> {
-  const { settings } = night.loaded;
-  const back = await readFromArchive(settings, plan.archive, 'record/manifest.json');
-  if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
-  const line = finishedLine(night, null);
+  const { settings } = night.loaded, line = finishedLine(night, null);
   const facts = { archive: plan.archive, id: cold.archiveId, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
-  const folder = writeProof(settings.stateFolder, { format: 1, ...facts, before: first, after: second }, line);
-  await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
+  const folder = writeHistory(settings.stateFolder, line), ownCache = { env: { BORG_CACHE_DIR: join(folder, 'cache') } }; // the usual one is locked by the proof's borg
+  const proof = beginPass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
+  try {
+    const readBack = () => readFromArchive(settings, plan.archive, 'record/manifest.json', ownCache, WITHOUT_LOCK);
+    const back = await readBack().catch(() => proof.isWaiting.then(readBack)); // until the waiting borg has the lock, a prune may be in the way
+    if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
+  } catch (error) {
+    await proof.callOff();
+    throw error;
+  }
+  proof.feed(`${JSON.stringify({ format: 1, ...facts, before: first, after: second }, null, 1)}\n`);
+  await proof.end;
 }
 
 // ---- around the story: leftovers, the history line, messages, the summary, the dry run ----

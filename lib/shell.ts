@@ -99,6 +99,12 @@ export async function waitUntil(seconds: number, condition: () => Promise<boolea
   }
 }
 
+/** Two things at once. Waits for both, whatever comes of them. Throws what the first one threw, else what the second one did. */
+export async function sideBySide<One, Other>(one: Promise<One>, other: Promise<Other>): Promise<[One, Other]> {
+  await Promise.allSettled([one, other]);
+  return [await one, await other];
+}
+
 /** Where programs are looked for: cron gives root only /usr/bin:/bin; Docker, sshd and PostgreSQL's wrappers may be elsewhere. */
 export const programPath = () => `${process.env.PATH ?? ''}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`.replace(/^:/, '');
 
