@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { allIsWell, answers, expectEnd, good, held, holdIn, letGo, nearby, randomFile, scenarios, setQuota, whatRuns, wrap } from './scenario.ts';
+import { allIsWell, answers, expectEnd, good, held, holdIn, leftProcesses, letGo, nearby, provenArchives, randomFile, scenarios, setQuota, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { start, waitFor } from './script.ts';
 import type { Ended } from './script.ts';
@@ -172,6 +172,30 @@ scenarios('a failure while everything runs', import.meta.url, {
     letGo(world);
     expectEnd(world, await first.ended, { code: 0 });
     await allIsWell(world);
+  },
+
+  'a record that comes back as another one, or not at all: services run, and there is no proof': async (world) => {
+    nearby(world);
+    for (const [lines, says] of [['echo "{}"; exit 0', /record\/manifest\.json came back from .* other than it was written/], ['echo "no such chunk" >&2; exit 2', /cannot be read back from .* \(exit code 2\)[^]*said: no such chunk/]] as const) {
+      const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = extract ] && { ${lines}; }`));
+      expectEnd(world, ended, { code: 2, says: [says, /services: all 3 are running again/] });
+      await allIsWell(world);
+    }
+    assert.equal(provenArchives(world).length, 1, 'only the first night is proven');
+    await good(world);
+  },
+
+  'the script is killed while the record is read back: the borg that waits for the proof ends, and writes none': async (world) => {
+    nearby(world);
+    const run = world.server.start([], wrap(world, 'borg', holdIn('extract')));
+    await held(world);
+    await waitFor('borg waits for the proof', () => leftProcesses().some((line) => line.includes(' create ') && line.includes('record/proof.json')));
+    run.signal('SIGKILL');
+    await run.ended;
+    letGo(world);
+    await allIsWell(world);
+    assert.equal(provenArchives(world).length, 1, 'only the first night is proven');
+    await good(world);
   },
 
   'outside the window it is 75, after what a dead run left stopped was started; --now takes the backup all the same': async (world) => {
