@@ -81,7 +81,7 @@ const CHAPTERS = [
   { file: 'lib/prune.ts', title: 'PRUNE' },
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
-const MOST_LINES = { readable: 7600, operator: 1150 };
+const MOST_LINES = { readable: 7760, operator: 1150 };
 const OLDEST_NODE = 'node18';
 
 const output = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../dist/backup.js', import.meta.url)));

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 992baa53d7f9f98a12478e4cc953d3cf8e6d71dd692cc5a9e2f5145531fb3ae5
+// Checksum of all but the settings: 6740ca07ca8de408399e735ad87d66617fe56dce6c027a8fa61dd9c16e5db808
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -176,6 +176,7 @@ async function takeBackup(loaded, script) {
   checkSecretFiles(settings);
   listenToSignals();
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
+  refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   const lock = takeLock(settings.stateFolder, 2);
   if (lock === null && readLedgerQuietly(settings.stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now', { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
   if (lock === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
@@ -487,7 +488,16 @@ function transcriptSince(from, limit) {
 
 /** Text from outside, safe for a terminal: control characters become visible, so that a file name cannot move the cursor. */
 function printable(text) {
-  return text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]/g, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, '0')}`);
+  return text.replace(UNSEEN, asCode);
+}
+
+/** What a terminal obeys, or shows in another order or not at all; line ends and tabs are not among them. */
+const UNSEEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+const asCode = (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, '0')}`;
+
+/** Words of somebody else on one line: none of them can look like a line of ours. */
+function oneLine(text) {
+  return printable(text.replace(/\s*[\r\n]\s*/g, ' '));
 }
 
 /** A path or name on one line: as it is when plain, as a JSON string when it holds spaces, quotes or line ends. */
@@ -495,9 +505,10 @@ function named(name) {
   return /^[\w@%+=:,./*-]+$/.test(name) ? name : printable(JSON.stringify(name));
 }
 
-/** A command as a person may paste it into any shell. */
+/** A command as a person may paste it into any shell. A word with line ends or unseen signs is written as bash reads it ($'...'): no line of it stands alone. */
 function pasteable(argv) {
-  return argv.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`)).join(' ');
+  const forBash = (word) => `$'${word.replace(/[\\']/g, '\\$&').replaceAll('\n', '\\n').replace(UNSEEN, asCode)}'`;
+  return argv.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : word.includes('\n') || printable(word) !== word ? forBash(word) : `'${word.replaceAll("'", `'\\''`)}'`)).join(' ');
 }
 
 function clock() {
@@ -686,10 +697,15 @@ async function sideBySide(one, other) {
 }
 
 /** Where programs are looked for: cron gives root only /usr/bin:/bin; Docker, sshd and PostgreSQL's wrappers may be elsewhere. */
-const programPath = () => `${process.env.PATH ?? ''}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`.replace(/^:/, '');
+const programPath = () => `${process.env.PATH ?? ''}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`.split(':').filter((folder) => folder.startsWith('/')).join(':'); // none that depends on where we are
 
-function environment(extra) {
-  const own = Object.entries(process.env).filter(([name, value]) => value !== undefined && !/^(BORG_|COLD_BACKUP_|ZX_|PG|LC_|LANGUAGE)/.test(name));
+// What changes how other programs load or speak is left out. A program of somebody else's gets no more than it needs: its owner can read its environment, and ours may hold secrets.
+const UNWANTED = /^(BORG_|COLD_BACKUP_|ZX_|PG|LC_|LANGUAGE|LD_|GCONV_PATH|NODE_|BASH|ENV$|SHELLOPTS|CDPATH|IFS$|PYTHON|PERL|SYSTEMD_|POSIXLY_CORRECT|CREDENTIALS_DIRECTORY)/;
+const NEEDED_BY_OTHERS = /^(HOME|LANG|TZ|TERM|TMPDIR|USER|LOGNAME|SHELL)$/;
+
+function environment(argv, extra) {
+  const isOthers = argv.some((word) => word === 'runuser' || word === 'pg_ctlcluster');
+  const own = Object.entries(process.env).filter(([name, value]) => value !== undefined && !UNWANTED.test(name) && (!isOthers || NEEDED_BY_OTHERS.test(name)));
   return { ...Object.fromEntries(own), PATH: programPath(), LC_ALL: 'C', ...extra };
 }
 
@@ -712,7 +728,7 @@ async function run(argv, options) {
     nothrow: true,
     quiet: true,
     cwd: options.cwd,
-    env: environment({ ...options.env, ...(options.onStart ? { SHLVL: '1' } : {}) }), // without it, bash with a pipe as its input reads ~/.bashrc
+    env: environment(argv, { ...options.env, ...(options.onStart ? { SHLVL: '1' } : {}) }), // without it, bash with a pipe as its input reads ~/.bashrc
     store: { stdout, stderr, stdall: tail(0) },
   })`exec ${argv}`;
   if (options.onLine && child.stdout) eachLine(child.stdout, options.onLine);
@@ -797,6 +813,33 @@ function temporaryFolder() {
   return folder;
 }
 
+/**
+ * What stands in a file that somebody else could have laid there: no link, no pipe (which would keep us for ever), no device, not endless.
+ * Given the path and the most bytes it may have. Throws as fs does, and for anything but an ordinary file.
+ */
+function readPlainFile(file, mostBytes = 1 << 20) {
+  const refuseOdd = (facts) => { if (!facts.isFile() || facts.size > mostBytes) throw new Error(`${file} is no ordinary file`); };
+  refuseOdd(fs.lstatSync(file)); // to open a device may do something
+  const fd = fs.openSync(file, fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW | fs.constants.O_NONBLOCK);
+  try {
+    refuseOdd(fs.fstatSync(fd));
+    return fs.readFileSync(fd);
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+/**
+ * Given a folder that we have just made, empty and ours alone, returns a path by which it stays the same folder as long as this process lives: who owns the
+ * folder above could rename it and lay a link in its place, for root to write through. Throws Problem when that has happened already.
+ */
+function heldFolder(folder) {
+  const fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY | fs.constants.O_NOFOLLOW), held = `/proc/${process.pid}/fd/${fd}`; // open until we end
+  const { uid, mode } = fs.fstatSync(fd);
+  if (uid !== process.getuid?.() || (mode & 0o022) !== 0 || fs.readdirSync(held).length > 0) throw new Problem(`${folder} is not the folder that was made just now: somebody else can write there`, { hint: 'restore into a folder that only root can change' });
+  return held;
+}
+
 /** Bytes that are free for us on the disk of a folder. */
 function freeBytes(folder) {
   if (!fs.statfsSync) return Infinity; // before Node 18.15
@@ -838,6 +881,7 @@ function startOfProcess(pid) {
 
 /** A file in the data directory of every copy that a drill or the judge runs, a label on its container: no run takes those for the server's own. */
 const SANDBOX_MARK = 'cold-backup-sandbox';
+const OWN_USER = 1_999_000_000; // who they belong to when we are root: nobody's number, on no machine
 const RUN_MARK = 'COLD_BACKUP_RUN'; // in the environment of every borg we start, and so of its ssh
 
 /** Every process that can be seen: pid, program name, folder of the program, and its working directory as device:inode. */
@@ -1228,7 +1272,8 @@ function loadWith(builtIn, script, source, fill) {
   } catch (error) {
     throw new Problem(`the settings ${named(source)} cannot be read: ${error.code ?? error.message}`, { exitCode: 64 });
   }
-  refuseIfOthersCanChange(source);
+  refuseIfOthersCanChange(source, 'the settings');
+  refuseIfOthersCanChange(script, 'backup.js');
   const scan = scanSettings(whole);
   const found = source === script ? builtIn : readAsData(whole, source, scan);
   const mistakes = scan.twice.map(({ at, line }) => ({ line, text: `${at} is given twice: JavaScript would take the last one and say nothing` }));
@@ -1338,21 +1383,33 @@ function stateFoldersIn(text) {
 
 // ---- who may change and read them ----
 
-/** Throws Problem (64) when somebody else than root or this user could change the file, or swap it in one of the folders above. */
-function refuseIfOthersCanChange(file) {
+/** Throws Problem when somebody else than root or this user could change a file or folder, or swap it in one of the folders above. what: in words; exitCode: 64 unless told. */
+function refuseIfOthersCanChange(file, what, exitCode = 64) {
   const places = new Set();
   for (const start of [file, fs.realpathSync(file)]) {
     for (let place = start; !places.has(place); place = path.dirname(place)) places.add(place);
   }
-  refuseOthers('others than root could change the settings', [...places], 'go-w', ({ mode }) => (mode & 0o41000) === 0o41000 ? 0 : mode & 0o022); // in a sticky folder, as /tmp, nobody replaces the file of another
+  refuseOthers(`others than root could change ${what}`, [...places], 'go-w', ({ mode }) => (mode & 0o41000) === 0o41000 ? 0 : mode & 0o022, exitCode); // in a sticky folder, as /tmp, nobody replaces the file of another
 }
 
-/** Throws Problem (64) when a key or passphrase file is there and somebody else could read it. */
-function checkSecretFiles({ keyFile, passphraseFile, sshKey }) {
+/** Whether a folder is safe for names that root makes up: nobody else can lay anything there, or swap it for another. */
+function isOursAlone(folder) {
+  try {
+    refuseIfOthersCanChange(folder, '');
+    return (fs.statSync(folder).mode & 0o022) === 0;
+  } catch (error) {
+    if (error instanceof Problem) return false;
+    throw error;
+  }
+}
+
+/** Throws Problem (64) when a key or passphrase file is there and somebody else could read it, or when others say which storage is the right one. */
+function checkSecretFiles({ keyFile, passphraseFile, sshKey, knownHostsFile }) {
+  if (knownHostsFile && fs.existsSync(knownHostsFile)) refuseIfOthersCanChange(knownHostsFile, 'which storage is believed');
   refuseOthers('others could read the key or passphrase', [keyFile, passphraseFile, sshKey], 'go=', ({ mode }) => mode & 0o077);
 }
 
-function refuseOthers(what, places, change, tooMuch) {
+function refuseOthers(what, places, change, tooMuch, exitCode = 64) {
   const me = process.getuid?.() ?? 0, found = [], mends = [];
   for (const place of places) {
     const facts = fs.statSync(place, { throwIfNoEntry: false });
@@ -1362,7 +1419,7 @@ function refuseOthers(what, places, change, tooMuch) {
     if (isOthers) mends.push(`chown ${me === 0 ? 'root' : me} ${named(place)}`);
     if (tooMuch(facts) !== 0) mends.push(`chmod ${change} ${named(place)}`);
   }
-  if (found.length > 0) throw new Problem(`${what}: ${found.join(', ')}`, { exitCode: 64, hint: mends.join(' && ') });
+  if (found.length > 0) throw new Problem(`${what}: ${found.join(', ')}`, { exitCode, hint: mends.join(' && ') });
 }
 
 // ---- showing ----
@@ -1377,7 +1434,7 @@ function printSettings(loaded) {
     if (key && group !== first) lines.push(`  ${first}: {`);
     group = key ? first : '';
     const from = originOf(loaded, name), value = inspect(key ? settings[first][key] : settings[first], { depth: null, maxArrayLength: null, maxStringLength: null, breakLength: 100 })
-      .replace(/[\u2028-\u202e\u2066-\u2069]/g, (sign) => `\\u${sign.charCodeAt(0).toString(16)}`); // see printable()
+      .replace(UNSEEN, asCode);
     lines.push(`${indent}${key ?? first}: ${value.replaceAll('\n', `\n${indent}`)}, // ${from === 'default' ? from : `from ${from}`}; ${help}`);
   }
   return `const settings = {\n${lines.join('\n')}\n};`;
@@ -1792,20 +1849,34 @@ function warnOfUnsavedVolumes(all, isSaved) {
 const SERVER_PROGRAMS = new Set(['postgres', 'postmaster', 'edb-postgres']);
 const STATES = ['starting up', 'shut down', 'shut down in recovery', 'shutting down', 'in crash recovery', 'in archive recovery', 'in production'];
 
-/** The postmasters that run, but for those of rehearsals: the process whose working directory is a data directory and whose number stands in postmaster.pid. */
+/**
+ * The postmasters that run, but for those of rehearsals: the process whose working directory is a data directory and whose number stands in postmaster.pid.
+ * Anybody may call a program `postgres`, and its folder a cluster: PostgreSQL itself insists on an owner that is not root and on a data directory of that
+ * owner (miscinit.c, checkDataDir), so who does not comply is none, and nothing here runs anything of it.
+ */
 function runningPostmasters() {
   return processes().filter(({ pid, program }) => {
-    if (!SERVER_PROGRAMS.has(program) || fs.existsSync(`/proc/${pid}/cwd/${SANDBOX_MARK}`)) return false; // a rehearsal
-    const [own] = pidFile(`/proc/${pid}/cwd`);
-    const inside = /^NSpid:.*?(\d+)\s*$/m.exec(procFile(pid, 'status'))?.[1]; // its number as its own container counts
-    return own !== undefined && own === inside;
+    const folder = `/proc/${pid}/cwd`, status = procFile(pid, 'status'), owner = Number(/^Uid:\t\d+\t(\d+)/m.exec(status)?.[1] ?? 0);
+    if (!SERVER_PROGRAMS.has(program) || owner === 0 || fs.statSync(`${folder}/.`, { throwIfNoEntry: false })?.uid !== owner) return false;
+    if ([OWN_USER, process.getuid?.()].includes(owner) && fs.existsSync(`${folder}/${SANDBOX_MARK}`)) return false; // a rehearsal. On another's word no cluster is left out
+    const [own] = pidFile(folder), inside = /^NSpid:.*?(\d+)\s*$/m.exec(status)?.[1]; // its number as its own container counts
+    return own !== undefined && own === inside && versionOf(folder) !== '';
   });
+}
+
+/** The major version of a data directory, '' when it is none. */
+function versionOf(dataDirectory) {
+  try {
+    return /^\d+(\.\d+)?$/.exec(readPlainFile(path.join(dataDirectory, 'PG_VERSION')).toString().trim())?.[0] ?? '';
+  } catch {
+    return '';
+  }
 }
 
 // postmaster.pid: pid, data directory, start, port, socket folder, address, shared memory, status ("ready" since 10).
 function pidFile(dataDirectory) {
   try {
-    return fs.readFileSync(path.join(dataDirectory, 'postmaster.pid'), 'utf8').split('\n').map((line) => line.trim());
+    return readPlainFile(path.join(dataDirectory, 'postmaster.pid')).toString().split('\n').map((line) => line.trim());
   } catch {
     return [];
   }
@@ -1850,8 +1921,14 @@ async function clusterAnswers(dataDirectory) {
 
 /** The state in the bytes of global/pg_control (pg_control.h, the same place since 8.x): { state, systemIdentifier }. */
 function controlState(dataDirectory) {
-  const bytes = fs.readFileSync(path.join(dataDirectory, 'global', 'pg_control'));
-  if (bytes.length < 20) throw new Problem(`${dataDirectory}/global/pg_control is too short: this cluster is damaged`);
+  const file = path.join(dataDirectory, 'global', 'pg_control');
+  let bytes;
+  try {
+    bytes = readPlainFile(file);
+  } catch (error) {
+    throw new Problem(`${named(file)} cannot be read: ${(error).message}`, { hint: 'this cluster is damaged, or none' });
+  }
+  if (bytes.length < 20) throw new Problem(`${named(file)} is too short: this cluster is damaged`);
   return { state: STATES[bytes.readUInt32LE(16)] ?? `unknown (${bytes.readUInt32LE(16)})`, systemIdentifier: String(bytes.readBigUInt64LE(0)) };
 }
 
@@ -1907,12 +1984,12 @@ function debianClusters() {
       let text = '';
       for (const file of [path.join(folder, 'postgresql.conf'), ...listFolder(path.join(folder, 'conf.d')).sort().map((one) => path.join(folder, 'conf.d', one))]) {
         try {
-          text += `${fs.readFileSync(file, 'utf8')}\n`;
+          text += `${readPlainFile(fs.realpathSync(file))}\n`;
         } catch { /* not there, or not ours to read */ }
       }
       const set = [...text.matchAll(/^\s*data_directory\s*=?\s*'((?:[^']|'')*)'/gm)].pop()?.[1]?.replaceAll("''", "'");
       const dataDirectory = set ?? `/var/lib/postgresql/${version}/${name}`;
-      if (fs.existsSync(path.join(dataDirectory, 'PG_VERSION'))) found.push(describeCluster(`${version}/${name}`, fs.realpathSync(dataDirectory), folder));
+      if (/^[^-]/.test(name) && versionOf(dataDirectory) !== '') found.push(describeCluster(`${version}/${name}`, fs.realpathSync(dataDirectory), folder));
     }
   }
   return found;
@@ -1930,18 +2007,24 @@ function listFolder(folder) {
 function describeCluster(name, dataDirectory, configFolder) {
   const { uid, gid } = fs.statSync(dataDirectory);
   const tablespaces = listFolder(path.join(dataDirectory, 'pg_tblspc')).filter((oid) => /^\d+$/.test(oid)).map((oid) => {
-    const link = fs.readlinkSync(path.join(dataDirectory, 'pg_tblspc', oid));
+    const link = linkAt(path.join(dataDirectory, 'pg_tblspc', oid)) || path.join(dataDirectory, 'pg_tblspc', oid); // no link: allow_in_place_tablespaces
     return { oid, link, location: realPath(path.resolve(dataDirectory, 'pg_tblspc', link)) };
   });
-  let walFolder = path.join(dataDirectory, 'pg_wal');
-  try {
-    walFolder = realPath(path.resolve(dataDirectory, fs.readlinkSync(walFolder)));
-  } catch { /* an ordinary folder */ }
+  const wal = path.join(dataDirectory, 'pg_wal'), walLink = linkAt(wal), walFolder = walLink ? realPath(path.resolve(dataDirectory, walLink)) : wal;
   return {
     name, dataDirectory, uid, gid, configFolder, tablespaces, walFolder,
-    version: fs.readFileSync(path.join(dataDirectory, 'PG_VERSION'), 'utf8').trim(),
+    version: versionOf(dataDirectory),
     owner: userName(uid), pid: 0, port: '', socketFolder: '', binaries: '', container: '', insideDataDirectory: '', roots: [],
   };
+}
+
+// What stands in a link; '' when it is none.
+function linkAt(file) {
+  try {
+    return fs.readlinkSync(file);
+  } catch {
+    return '';
+  }
 }
 
 // What a path leads to over any number of links; itself when it leads nowhere here, as a container's does.
@@ -1958,9 +2041,11 @@ function userName(uid) {
   return line?.split(':')[0] ?? String(uid);
 }
 
-// Everything that belongs to a cluster: borg does not follow links, so what they lead to is named beside the data directory.
+// Everything that belongs to a cluster: borg does not follow links, so what they lead to is named beside the data directory. PostgreSQL owns what it
+// writes to: a link to somebody else's folder, which whoever owns the data directory could lay, takes no /root into the archive and back.
 function rootsOf(cluster) {
-  const roots = [cluster.dataDirectory, ...cluster.tablespaces.map((one) => one.location), cluster.walFolder];
+  const isOwn = (root) => fs.statSync(root, { throwIfNoEntry: false })?.uid === cluster.uid;
+  const roots = [cluster.dataDirectory, ...[...cluster.tablespaces.map((one) => one.location), cluster.walFolder].filter(isOwn)];
   if (cluster.configFolder) roots.push(cluster.configFolder);
   return [...new Set(roots.filter((root) => root !== '' && fs.existsSync(root)).map((root) => fs.realpathSync(root)))];
 }
@@ -2679,7 +2764,7 @@ function pairsIn(text, sign) {
 
 async function clusterPassport(cluster) {
   const { pid, ...known } = cluster;
-  const root = rootOf(cluster), place = placeOf(cluster);
+  const root = rootOf(cluster), place = [...(cluster.container || cluster.words ? [] : asOwner(cluster)), ...placeOf(cluster)]; // whoever runs a cluster names its programs: root runs none of them
   let control = { state: 'unknown', systemIdentifier: '' };
   try {
     control = controlState(cluster.dataDirectory);
@@ -2693,9 +2778,9 @@ async function clusterPassport(cluster) {
     facts = {};
   }
   const { control: controlTold, pgConfig: configTold, databases, ...server } = facts;
-  const ask = (name, ...words) => look([...place, 'env', 'LC_ALL=C', path.join(cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, name), ...words]);
+  const ask = (name, ...words) => look([...place, 'env', 'LC_ALL=C', path.join(cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, name), ...words], { cwd: '/' });
   const controlData = await ask('pg_controldata', '-D', cluster.insideDataDirectory || cluster.dataDirectory);
-  const icu = /libicui18n\S* => (\/\S+)/.exec((await look([...place, 'ldd', path.join(cluster.binaries, 'postgres')])).out)?.[1] ?? '';
+  const icu = /libicui18n\S* => (\/\S+)/.exec((await look([...place, 'ldd', path.join(cluster.binaries, 'postgres')], { cwd: '/' })).out)?.[1] ?? '';
   for (const { slot_name: slot, active, retainedBytes } of server.slots ?? []) {
     if (active === false && Number(retainedBytes) > HELD_BACK_BYTES) warn(`replication slot ${named(String(slot))} of ${named(cluster.name)}, which nobody uses, holds back ${size(Number(retainedBytes))} of WAL: it is saved every night, and may fill the disk. Forgotten? select pg_drop_replication_slot('${slot}')`);
   }
@@ -2847,7 +2932,7 @@ async function orLacking(what, gathered, otherwise) {
 // Copy-on-write copies, for `snapshot: 'yes'`: made in an instant while everything is stopped, read by borg while everything runs again.
 // A btrfs subvolume is snapshotted; other folders on btrfs and xfs are copied by reflink; small ones are simply copied; what
 // allows none of these is read while everything is stopped, as without a snapshot.
-// Changes: folders of its own, named .cold-backup-snapshot-…, beside what they are copies of. They are on a list in the state folder
+// Changes: folders of its own, named .cold-backup-snapshot-…, beside what they are copies of, or above. They are on a list in the state folder
 // before they are made, and whoever finds that list without its run (the guard, `recover`, the next run) removes them.
 
 const MARK = '.cold-backup-snapshot-';
@@ -2891,15 +2976,19 @@ async function wayOf(folder, name, { roots, all, hasBtrfs, stateFolder }) {
   const inside = all.find((one) => liesIn(one.folder, folder)), own = mountOf(folder);
   if (inside) return cold(`${named(inside.folder)} is mounted in it`);
   const top = roots.map((root) => root.path).filter((one) => liesIn(folder, one)).sort((one, other) => one.length - other.length)[0] ?? folder; // a copy must not lie in what is saved
-  const beside = path.dirname(top), isMount = own.folder === folder, isBesideSame = mountOf(beside) === own;
+  // Whoever owns the folder beside could swap the copy there for a link, and have root write or delete where it leads: then it lies further up.
+  let beside = path.dirname(top);
+  while (beside !== '/' && mountOf(beside) === own && !isOursAlone(beside)) beside = path.dirname(beside);
+  const isMount = own.folder === folder, isBesideSame = mountOf(beside) === own && isOursAlone(beside);
   const isSubvolume = own.type === 'btrfs' && facts.isDirectory() && facts.ino === 256; // the number of every subvolume's own folder
-  if (isSubvolume && hasBtrfs && (isBesideSame || top === folder)) {
+  if (isSubvolume && hasBtrfs && (isBesideSame || (top === folder && isOursAlone(folder)))) {
     const nested = await look(['btrfs', 'subvolume', 'list', '-o', folder]);
     if (nested.code === 0 && nested.out.trim() === '') return { way: 'subvolume', because: 'a subvolume of btrfs', copy: path.join(isBesideSame ? beside : folder, name) };
   }
   if (isSmall(folder)) return { way: 'copy', because: 'it is small', copy: path.join(stateFolder, name) };
   if (own.type !== 'btrfs' && own.type !== 'xfs') return cold(`${own.type} cannot copy on write`);
-  if (isMount || !isBesideSame) return cold(`${named(isMount ? folder : top)} is a mount point: there is no place for a copy beside it`);
+  if (isMount || mountOf(path.dirname(top)) !== own) return cold(`${named(isMount ? folder : top)} is a mount point: there is no place for a copy beside it`);
+  if (!isBesideSame) return cold(`others than root could change ${named(own.folder)}, where the copy would lie: let that folder itself belong to root`);
   return { way: 'reflink', because: `on ${own.type}`, copy: path.join(beside, name) };
 }
 
@@ -3385,25 +3474,28 @@ function takeLock(stateFolder, waitSeconds, name = 'lock') {
     fd = fs.openSync(file, 'r'); // a file system that has become read-only must not keep services down
   }
   // flock(1) locks the open file, which is ours as well as its own: the lock stays when flock has ended (flock(2)).
-  const { status } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd] });
+  const { status } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd], env: { PATH: programPath() } });
   if (status === 0) return fd;
   fs.closeSync(fd);
+  if (status !== 1) throw new Problem('flock(1) does not work: without it two runs could go on at the same time', { hint: 'install util-linux; is it on the PATH?' });
   return null;
 }
 
 /** The ledger in a state folder; null when nothing is stopped. Throws Problem when it is there and cannot be understood. */
 function readLedger(stateFolder) {
   const file = ledgerFile(stateFolder);
-  let text = '';
+  let text = '', facts = { uid: -1, mode: 0 };
   try {
-    text = fs.readFileSync(file, 'utf8');
+    const fd = fs.openSync(file, 'r');
+    facts = fs.fstatSync(fd); // of the very file that is read
+    text = fs.readFileSync(fd, 'utf8');
+    fs.closeSync(fd);
   } catch (error) {
     if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return null;
     throw new Problem(`${file} cannot be read: ${error.message}`, { exitCode: 3 });
   }
   const bad = (why) => new Problem(`${file} is damaged: ${why}`, { exitCode: 3, hint: `read it: it tells what was stopped and how to start it; start that by hand, then remove the file` });
-  const { uid, mode: bits } = fs.statSync(file);
-  if (![0, process.getuid?.()].includes(uid) || (bits & 0o022) !== 0) throw bad('others could have written it'); // what stands in it is run as root
+  if (![0, process.getuid?.()].includes(facts.uid) || (facts.mode & 0o022) !== 0) throw bad('others could have written it'); // what stands in it is run as root
   let ledger;
   try {
     ledger = JSON.parse(text);
@@ -3500,20 +3592,35 @@ function makeSwaps({ swaps, stamp }) {
   for (const swap of swaps) {
     if (isThere(swap.place)) {
       fs.mkdirSync(path.dirname(swap.aside), { recursive: true, mode: 0o700 });
-      fs.renameSync(swap.place, swap.aside);
+      rename(swap.place, swap.aside);
     }
     if (swap.staged) intoPlace(swap.staged, swap.place, stamp);
   }
 }
 
+// rename(2) in the very folders that the paths name: who owns a folder on the way could have laid a link there, for root to move things through.
+function rename(from, to) {
+  const opened = [];
+  const inItsFolder = (file) => {
+    const folder = path.dirname(file), fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY), is = fs.readlinkSync(`/proc/self/fd/${opened[opened.push(fd) - 1]}`);
+    if (is !== folder) throw new Problem(`${named(folder)} is now ${named(is)}: somebody laid a link on the way, and nothing is moved through it`);
+    return `/proc/self/fd/${fd}/${path.basename(file)}`;
+  };
+  try {
+    fs.renameSync(inItsFolder(from), inItsFolder(to));
+  } finally {
+    opened.forEach((fd) => fs.closeSync(fd));
+  }
+}
+
 // Somebody may have made something in a place while it was free: it is kept, too.
 function intoPlace(from, place, stamp) {
-  if (isThere(place)) fs.renameSync(place, `${place}.stray-${stamp}`);
-  fs.renameSync(from, place);
+  if (isThere(place)) rename(place, `${place}.stray-${stamp}`);
+  rename(from, place);
 }
 
 function undoSwap(swap, stamp) {
-  if (stateOfSwap(swap) === 'done' && swap.staged) fs.renameSync(swap.place, swap.staged);
+  if (stateOfSwap(swap) === 'done' && swap.staged) rename(swap.place, swap.staged);
   if (isThere(swap.aside)) intoPlace(swap.aside, swap.place, stamp);
 }
 
@@ -3533,10 +3640,16 @@ function settleSwaps(restore) {
   return isNew ? 'new' : 'old';
 }
 
+/** Give a folder to somebody: the folder itself, never what a link in its place leads to. */
 function giveFolder(folder, { mode, uid, gid }) {
   if (!isThere(folder)) return;
-  fs.chownSync(folder, uid, gid);
-  fs.chmodSync(folder, mode);
+  const fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY | fs.constants.O_NOFOLLOW);
+  try {
+    fs.fchownSync(fd, uid, gid);
+    fs.fchmodSync(fd, mode);
+  } finally {
+    fs.closeSync(fd);
+  }
 }
 
 function removeIfEmpty(folder, { made, stamp }) {
@@ -3559,13 +3672,10 @@ function syncFolder(folder) {
 }
 
 /** Remove the folders with what was extracted and did not come into its place. */
-function removeStagings({ stagings }) {
-  for (const folder of stagings.filter((one) => path.basename(one).startsWith(STAGING))) {
-    try {
-      fs.rmSync(folder, { recursive: true, force: true, maxRetries: 3 });
-    } catch (error) {
-      warn(`${named(folder)} cannot be removed: ${error.message}`);
-    }
+async function removeStagings({ stagings }) {
+  for (const folder of stagings.filter((one) => path.basename(one).startsWith(STAGING) && isThere(one))) {
+    const done = await change(['rm', '-rf', '--one-file-system', '--', folder], { unlimited: true }); // rm(1) is not led astray by who swaps folders for links meanwhile; Node's own way is
+    if (done.code !== 0) warn(`${named(folder)} cannot be removed: ${lastLines(done.said, 1)}`);
   }
 }
 
@@ -4572,7 +4682,7 @@ async function bringBack(stateFolder, ledger, who, settings) {
   const down = await startParts(ledger, stateFolder);
   const outcome = down.length > 0 ? 'down' : 'failed';
   await dropCopies(stateFolder); // services come first
-  if (ledger.restore) endRestore(stateFolder, ledger, down);
+  if (ledger.restore) await endRestore(stateFolder, ledger, down);
   if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) await reportDeadRun(stateFolder, ledger, who, down, settings);
   ledger.reported = outcome;
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
@@ -4602,8 +4712,8 @@ async function watchUndecided(stateFolder, ledger) {
 }
 
 // A restore is no run of the history. What was extracted and is not in its place goes; what to do now is told.
-function endRestore(stateFolder, ledger, down) {
-  removeStagings(ledger.restore);
+async function endRestore(stateFolder, ledger, down) {
+  await removeStagings(ledger.restore);
   const text = tellRestore(stateFolder, ledger, down.length > 0);
   if (ledger.reported === '') sayBlock(text);
 }
@@ -4650,6 +4760,7 @@ async function recover(stateFolders, settings) {
 }
 
 async function recoverIn(stateFolder, settings) {
+  refuseIfOthersCanChange(stateFolder, named(stateFolder), 3); // no run begins in such a folder, so what lies there is not ours
   const lock = takeLock(stateFolder, isReported(stateFolder) ? 60 : 0);
   if (lock === null) {
     say('a run, or its guard, is at work: nothing to recover');
@@ -4697,7 +4808,7 @@ async function list(settings, server, words) {
 
 function archiveLine(one) {
   const facts = one.originalBytes === null ? '' : `  ${size(one.originalBytes)}, ${size(one.deduplicatedBytes ?? 0)} new, down ${span(one.downSeconds ?? 0)}`;
-  return `${one.archive.padEnd(40)} ${one.kind.padEnd(8)}${facts}`;
+  return `${named(one.archive).padEnd(40)} ${one.kind.padEnd(8)}${facts}`;
 }
 
 /**
@@ -4732,7 +4843,7 @@ async function listFiles(settings, archive, file) {
     const before = shown++ === 0 ? '[' : ',\n';
     if (mode.json) return process.stdout.write(`${before}${line}`);
     const one = JSON.parse(line), link = one.source ? ` ${one.type === 'l' ? '->' : '='} ${named(one.type === 'l' ? one.source : `/${one.source}`)}` : '';
-    return process.stdout.write(`${one.mode} ${String(one.user).padEnd(8)} ${String(one.group).padEnd(8)} ${String(one.size).padStart(12)} ${one.mtime.slice(0, 19)} ${named(`/${one.path}`)}${link}\n`);
+    return process.stdout.write(`${oneLine(`${one.mode} ${String(one.user).padEnd(8)} ${String(one.group).padEnd(8)} ${String(one.size).padStart(12)} ${String(one.mtime).slice(0, 19)}`)} ${named(`/${one.path}`)}${link}\n`);
   };
   const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...(wanted === '/' ? [] : [asPattern(wanted)])], { onLine: show, keepBytes: 0 });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
@@ -4799,8 +4910,8 @@ function tellVersions(found, archives) {
 }
 
 function versionLine({ modifiedAt, bytes }, archives) {
-  const more = archives.length > 1 ? ` and ${archives.length - 1} more, the oldest ${archives[archives.length - 1]}` : '';
-  return `  changed ${modifiedAt}  ${size(bytes).padStart(8)}  in ${archives[0]}${more}`;
+  const more = archives.length > 1 ? ` and ${archives.length - 1} more, the oldest ${named(archives[archives.length - 1])}` : '';
+  return `  changed ${modifiedAt}  ${size(bytes).padStart(8)}  in ${named(archives[0])}${more}`;
 }
 
 /** `borg ARGS...`: borg on this terminal, with this server's repository, key and passphrase. Returns its exit code. */
@@ -4822,7 +4933,6 @@ async function borgItself(settings, words) {
 // on the command line, which beats postgresql.auto.conf. A container's cluster gets the same from Docker, in the image it ran in.
 // Its process 1 lives as long as our end of a pipe: however we end, everything inside is gone with us, and all its mounts.
 
-const OWN_USER = 1_999_000_000; // nobody's number, on no machine
 const PORT = '5432';
 
 // sh, as root in namespaces of its own: $1 the new root, $2 the folder that becomes /own, then pairs: what, and where it is to be seen.
@@ -4880,10 +4990,10 @@ async function openSandbox(folder, places, programs) {
   if (isRoot) fs.chownSync(own, user, user);
   const home = path.dirname(programs.binaries);
   const seen = [...(programs.image || /^\/usr(\/|$)/.test(home) ? [] : [{ from: home, at: home }]), ...places].sort((one, other) => one.at.length - other.at.length);
-  const name = path.basename(folder);
+  const name = path.basename(folder), quoted = (word) => word.replaceAll('"', '""'); // as CSV
   const argv = programs.image
     ? ['docker', 'run', '--rm', '--interactive', '--name', name, '--label', `${SANDBOX_MARK}=yes`, '--network', 'none', '--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--security-opt', 'no-new-privileges',
-      '--user', `${user}:${user}`, ...[{ from: own, at: '/own' }, { from: path.join(own, 'passwd'), at: '/etc/passwd' }, ...seen].flatMap(({ from, at }) => ['--mount', `type=bind,"source=${from}","target=${at}"`]),
+      '--user', `${user}:${user}`, ...[{ from: own, at: '/own' }, { from: path.join(own, 'passwd'), at: '/etc/passwd' }, ...seen].flatMap(({ from, at }) => ['--mount', `type=bind,"source=${quoted(from)}","target=${quoted(at)}"`]),
       '--entrypoint', 'sh', programs.image, '-c', 'exec 3<&0; echo ready; cat <&3 > /dev/null & wait $!']
     : ['unshare', ...(isRoot ? [] : ['--user', '--map-current-user', '--keep-caps']), '--mount', '--net', '--pid', '--ipc', '--uts', '--fork', '--kill-child', '--', 'sh', '-c', ENTER, 'sh',
       path.join(folder, 'root'), own, ...seen.flatMap(({ from, at }) => [from, at])];
@@ -4997,7 +5107,7 @@ async function startTrial(programs, folder) {
       return null;
     }
     if (made.code !== 0) throw failure(`PostgreSQL ${programs.version} cannot make an empty cluster here`, made);
-    fs.writeFileSync(path.join(sandbox.folder, 'own/empty', SANDBOX_MARK), '');
+    fs.writeFileSync(path.join(sandbox.folder, 'own/empty', SANDBOX_MARK), '', { flag: 'wx' }); // never through a link that an image laid there
     const [cluster, system] = await Promise.all([startInside(sandbox, programs, '/own/empty', path.join(sandbox.folder, 'own/empty'), ['postgres']), systemInside(sandbox)]);
     return { cluster, version: Number(programs.version), system, end };
   } catch (error) {
@@ -5679,11 +5789,12 @@ async function restoreTo(settings, server, words, to, mendLinks) {
   await refuseWithoutRoom(target, listed, () => measure(settings, archive, wanted));
   warnOfLinks(wanted, listed);
   fs.mkdirSync(target, { recursive: true, mode: 0o700 });
-  makeParents(target, manifest, wanted);
-  for (const { argv, title } of extractCommands(archive, manifest, wanted, listed.above)) await extract(settings, argv, target, title);
+  const held = heldFolder(target);
+  makeParents(held, manifest, wanted);
+  for (const { argv, title } of extractCommands(archive, manifest, wanted, listed.above)) await extract(settings, argv, target, title, {}, held);
   if (mendLinks) {
-    fs.chmodSync(target, 0o711); // PostgreSQL's user has to pass
-    mendClusterLinks(target, manifest);
+    mendClusterLinks(target, held, manifest);
+    fs.chmodSync(held, 0o711); // PostgreSQL's user has to pass, now that root has done its work there
   }
   if (!mendLinks && manifest.plan.clusters.some((one) => fs.existsSync(below(target, one.dataDirectory)) && hasLinks(one))) {
     warn('links of a cluster (WAL or tablespaces) still lead to the places on its server: before you start it here, restore with --mend-links');
@@ -5732,6 +5843,7 @@ function refuseUsedFolder(target) {
   if (facts && (!facts.isDirectory() || fs.readdirSync(target).length > 0)) {
     throw new Problem(`${named(target)} is not an empty folder: nothing is ever extracted over something`, { exitCode: 64, hint: 'name a new folder; it is made' });
   }
+  if (facts && (facts.uid !== process.getuid?.() || (facts.mode & 0o022) !== 0)) throw new Problem(`others can write to ${named(target)}, and could lay links there while it is filled`, { exitCode: 64, hint: 'name a new folder; it is made' });
 }
 
 // A link comes back as a link: who names one usually wants what it leads to.
@@ -5781,9 +5893,9 @@ function extractCommands(archive, manifest, wanted, above) {
 }
 
 /** Extract with a progress line. What borg warns of is a warning. Throws Problem when it failed: the folder then holds what came until then. */
-async function extract(settings, argv, target, title, mark = {}) {
+async function extract(settings, argv, target, title, mark = {}, cwd = target) {
   const progress = showProgress(title);
-  const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine: progress.onLine });
+  const done = await change(argv, { cwd, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine: progress.onLine });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
   if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
 }
@@ -5807,20 +5919,21 @@ function showProgress(title) {
 }
 
 // The links of a data directory are absolute: started as it is, a copy would write into the WAL and tablespaces of the running cluster.
-function mendClusterLinks(target, manifest) {
+function mendClusterLinks(target, held, manifest) {
   for (const cluster of manifest.plan.clusters) {
-    const folder = below(target, cluster.dataDirectory);
+    const folder = below(held, cluster.dataDirectory);
     const links = [...cluster.tablespaces.filter((one) => /^\d+$/.test(one.oid)).map((one) => ({ link: path.join(folder, 'pg_tblspc', one.oid), to: one.location })), { link: path.join(folder, 'pg_wal'), to: cluster.walFolder }];
     for (const { link, to } of links) {
       const facts = fs.lstatSync(link, { throwIfNoEntry: false });
       if (!facts?.isSymbolicLink()) continue;
       // The manifest is what the saved server wrote of itself: no name in it may lead out of the folder.
-      if (!isBelow(fs.realpathSync(path.dirname(link)), fs.realpathSync(target))) throw new Problem(`${named(link)} leads out of ${named(target)}: this archive's record cannot be trusted`);
-      if (!fs.existsSync(below(target, to))) warn(`${named(link)} leads nowhere: ${named(to)} was not restored with it`);
+      const shown = path.join(target, path.relative(held, link));
+      if (!isBelow(fs.realpathSync(path.dirname(link)), fs.realpathSync(held))) throw new Problem(`${named(shown)} leads out of ${named(target)}: this archive's record cannot be trusted`);
+      if (!fs.existsSync(below(held, to))) warn(`${named(shown)} leads nowhere: ${named(to)} was not restored with it`);
       fs.rmSync(link);
       fs.symlinkSync(below(target, to), link);
       if (process.getuid?.() === 0) fs.lchownSync(link, facts.uid, facts.gid);
-      say(`mended the link ${named(link)}`);
+      say(`mended the link ${named(shown)}`);
     }
   }
 }
@@ -5933,11 +6046,11 @@ function extractions(archive, pieces) {
 /** Extract every piece beside its place, while everything still runs, and see that it is whole. Throws Problem when it is not. */
 async function stage(settings, manifest, pieces, run) {
   const stagings = [...new Set(pieces.map((piece) => piece.staging))];
-  for (const staging of stagings) fs.mkdirSync(staging, { mode: 0o700 });
+  const held = new Map(stagings.map((staging) => [staging, (fs.mkdirSync(staging, { mode: 0o700 }), heldFolder(staging))]));
   const commands = extractions(manifest.archive, pieces);
   for (const { argv, cwd } of commands) {
     const env = { ...borgEnvironment(settings, run), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' };
-    const done = await change(argv, { cwd, env, onErrorLine: showProgress('extract').onLine });
+    const done = await change(argv, { cwd: held.get(cwd), env, onErrorLine: showProgress('extract').onLine });
     goOn(); // borg may have ended because somebody asked us to stop
     if (done.code !== 0) throw borgFailure('not everything could be extracted', done); // a warning, too: something of a file did not come back
   }
@@ -6053,7 +6166,7 @@ function rootsMeant(manifest, words, own) {
   }
   const { roots } = manifest.plan, chosen = names.length === 0 ? roots : names.flatMap((name) => rootsOfPart(manifest, name));
   const isOwn = (folder) => own.some((file) => isBelow(path.resolve(file), folder));
-  const usable = chosen.filter(({ path: file, why }) => why.startsWith('volume ') || !(SYSTEM_FOLDERS.includes(file) || NEVER.test(file) || isOwn(file)));
+  const usable = chosen.filter(({ path: file, why }) => /^volume [^/]/.test(why) || !(SYSTEM_FOLDERS.includes(file) || NEVER.test(file) || isOwn(file)));
   for (const one of chosen.filter((root) => !usable.includes(root))) {
     const text = `${named(one.path)} ${isOwn(one.path) ? 'holds what this restore itself needs' : 'belongs to the system'}, and is not exchanged as a whole`;
     const hint = `node backup.js restore ${manifest.archive} ${one.path} --to FOLDER, and take from there what you need`;
@@ -6161,8 +6274,8 @@ function showComeback(comeback) {
   const swaps = pieces.filter((piece) => !piece.isInner && piece.files > 0).map((piece) => ({ ...swapsFor(piece.place, staged(piece), stamp, []).swaps[0], why: piece.why, files: piece.files, bytes: piece.bytes }));
   const stagings = [...new Set(pieces.map((one) => one.staging))];
   if (mode.dryRun && mode.json) return answer(JSON.stringify({ archive, server: manifest.server, madeAt: manifest.madeAt, findings, parts, later, stagings, swaps, commands, warnings }, null, 1));
-  const text = [`archive ${archive}, of server ${named(manifest.server)}, ${manifest.madeAt}`, ...tableOf(findings), 'comes back:',
-    ...swaps.map((one) => `  ${named(one.place)}   (${one.why}; ${count(one.files, 'file')}, ${size(one.bytes)}; ${isThere(one.place) ? `what is there goes to ${named(one.aside)}` : 'nothing is there now'})`),
+  const text = [`archive ${archive}, of server ${named(manifest.server)}, ${oneLine(manifest.madeAt)}`, ...tableOf(findings), 'comes back:',
+    ...swaps.map((one) => `  ${named(one.place)}   (${oneLine(one.why)}; ${count(one.files, 'file')}, ${size(one.bytes)}; ${isThere(one.place) ? `what is there goes to ${named(one.aside)}` : 'nothing is there now'})`),
     'stop, in this order:', ...(parts.length > 0 ? parts.map((part) => `  ${part.name}`) : ['  nothing']),
     ...(later.length > 0 ? [`start afterwards, though it does not run now: ${later.map(named).join(', ')}`] : []),
     'commands, in this order:', ...commands.map(({ step, argv }) => `  ${step.padEnd(8)} ${pasteable(argv)}`), ...(mode.dryRun ? ['dry run: nothing above was executed, nothing was written'] : [])].join('\n');
@@ -6172,10 +6285,10 @@ function showComeback(comeback) {
 /** The findings of the judge: what the passport says, what is here, what it would break, and the commands that mend it. */
 function tableOf(findings) {
   if (findings.length === 0) return [];
-  const rows = [['', 'about', 'in the archive', 'here', 'what it would break'], ...findings.map((one) => [one.verdict, [one.cluster, one.about].filter((word) => word !== '').join(': '), one.recorded, one.here, one.breaks])];
+  const rows = [['', 'about', 'in the archive', 'here', 'what it would break'], ...findings.map((one) => [one.verdict, [one.cluster, one.about].filter((word) => word !== '').join(': '), one.recorded, one.here, one.breaks].map(oneLine))];
   const widths = [0, 1, 2, 3].map((column) => Math.min(40, Math.max(...rows.map((row) => row[column].length))));
   const line = (row) => `  ${row.map((word, column) => word.padEnd(widths[column] ?? 0)).join('  ').trimEnd()}`;
-  return ['what differs:', ...rows.flatMap((row, index) => [line(row), ...(findings[index - 1]?.mend ?? []).map((command) => `            mend: ${command}`)])];
+  return ['what differs:', ...rows.flatMap((row, index) => [line(row), ...(findings[index - 1]?.mend ?? []).map((command) => `            mend: ${oneLine(command)}`)])];
 }
 
 /** Every command of a restore, in order. Of a mount point that stays, the swaps are known only when its entries are there. */
@@ -6235,6 +6348,7 @@ function whyNot(comeback) {
 
 async function begin(settings, { stateFolder }) {
   fs.mkdirSync(stateFolder, { recursive: true, mode: 0o700 });
+  refuseIfOthersCanChange(stateFolder, '`stateFolder`');
   if (takeLock(stateFolder, 2) === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
   await bringBackLeftovers({ ...settings, stateFolder });
 }
@@ -6300,8 +6414,8 @@ function makeFolders({ manifest }, folders) {
     const parent = manifest.parents.find((one) => one.path === folder);
     fs.mkdirSync(folder, { recursive: true, mode: 0o755 });
     if (!parent) continue;
-    fs.chownSync(folder, idHere(manifest.host.users.map(({ id, name }) => ({ id, name })), '/etc/passwd', parent.uid), idHere(manifest.host.groups.map(({ id, name }) => ({ id, name })), '/etc/group', parent.gid));
-    fs.chmodSync(folder, parseInt(parent.mode, 8) & 0o7777);
+    const uid = idHere(manifest.host.users.map(({ id, name }) => ({ id, name })), '/etc/passwd', parent.uid), gid = idHere(manifest.host.groups.map(({ id, name }) => ({ id, name })), '/etc/group', parent.gid);
+    giveFolder(folder, { mode: parseInt(parent.mode, 8) & 0o7777, uid, gid });
   }
 }
 
@@ -6315,7 +6429,7 @@ function refuseUsedPlaces({ pieces, clusters, parts }) {
 /** Tell what runs now and how to get to the other state; check what came back. Returns the exit code. */
 async function finish(comeback, ledger, guardPid, down, trouble) {
   const { how: { stateFolder }, archive } = comeback, restore = ledger.restore, isOpen = down.length > 0 || undecidedParts(ledger).length > 0;
-  removeStagings(restore);
+  await removeStagings(restore);
   if (!isOpen) closeLedger(stateFolder);
   else {
     ledger.reported = down.length > 0 ? 'down' : 'failed'; // the guard goes on from the ledger
@@ -6907,7 +7021,8 @@ const scratchOf = (settings) => settings.drill.folder || path.join(settings.stat
 
 /** Remove what drills left that were killed: processes, containers, files. Does nothing while one is under way. */
 async function sweepDrills(settings) {
-  const scratch = scratchOf(settings), left = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder).filter((name) => name.startsWith(SCRATCH)) : []);
+  const scratch = scratchOf(settings), isOurs = (one) => { const facts = fs.lstatSync(one); return facts.isDirectory() && facts.uid === process.getuid?.(); }; // it may be /var/tmp, where others make such names, too
+  const left = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder).filter((name) => name.startsWith(SCRATCH) && isOurs(path.join(folder, name))) : []);
   if (left(scratch).length === 0) return;
   const lock = takeLock(settings.stateFolder, 0, LOCK);
   if (lock === null) return;
@@ -6926,14 +7041,16 @@ async function removeScratch(folder) {
 async function drill(settings, server, [name = 'latest'], full) {
   checkSecretFiles(settings);
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
+  refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   await sweepDrills(settings);
   const lock = takeLock(settings.stateFolder, 1, LOCK);
   if (lock === null) throw new Problem('another drill is under way', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
   const startedAt = new Date(), id = randomUUID(), scratch = scratchOf(settings);
   openTranscript(path.join(settings.stateFolder, 'log'), `${startedAt.toISOString().slice(0, 19)}-drill`);
   fs.mkdirSync(scratch, { recursive: true, mode: 0o711 });
+  refuseIfOthersCanChange(scratch, '`drill.folder`');
   const folder = path.join(fs.realpathSync(scratch), `${SCRATCH}${id}`);
-  fs.mkdirSync(folder, { mode: 0o711 }); // the sandbox's user has to pass
+  fs.mkdirSync(folder, { mode: 0o700 }); // whatever comes out of the archive, setuid or a device, nobody else reaches it
   let certificate = null, trouble = null;
   try {
     const attempt = (archive) => rehearse(settings, { ...settings, stateFolder: folder }, server, archive, id, folder, full, startedAt);

@@ -6,7 +6,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { inspect } from 'node:util';
 import { runInNewContext } from 'node:vm';
-import { Problem, count, named } from './say.ts';
+import { Problem, UNSEEN, asCode, count, named } from './say.ts';
 import type { Settings } from './settings.ts';
 import { TABLE, isGroup, refuseUnknown, shown } from './rules.ts';
 import type { Wrong } from './rules.ts';
@@ -38,7 +38,8 @@ export function loadWith<T>(builtIn: unknown, script: string, source: string, fi
   } catch (error: any) {
     throw new Problem(`the settings ${named(source)} cannot be read: ${error.code ?? error.message}`, { exitCode: 64 });
   }
-  refuseIfOthersCanChange(source);
+  refuseIfOthersCanChange(source, 'the settings');
+  refuseIfOthersCanChange(script, 'backup.js');
   const scan = scanSettings(whole);
   const found: unknown = source === script ? builtIn : readAsData(whole, source, scan);
   const mistakes = scan.twice.map(({ at, line }) => ({ line, text: `${at} is given twice: JavaScript would take the last one and say nothing` }));
@@ -150,21 +151,33 @@ export function stateFoldersIn(text: string): string[] {
 
 // ---- who may change and read them ----
 
-/** Throws Problem (64) when somebody else than root or this user could change the file, or swap it in one of the folders above. */
-function refuseIfOthersCanChange(file: string): void {
+/** Throws Problem when somebody else than root or this user could change a file or folder, or swap it in one of the folders above. what: in words; exitCode: 64 unless told. */
+export function refuseIfOthersCanChange(file: string, what: string, exitCode = 64): void {
   const places = new Set<string>();
   for (const start of [file, fs.realpathSync(file)]) {
     for (let place = start; !places.has(place); place = path.dirname(place)) places.add(place);
   }
-  refuseOthers('others than root could change the settings', [...places], 'go-w', ({ mode }) => (mode & 0o41000) === 0o41000 ? 0 : mode & 0o022); // in a sticky folder, as /tmp, nobody replaces the file of another
+  refuseOthers(`others than root could change ${what}`, [...places], 'go-w', ({ mode }) => (mode & 0o41000) === 0o41000 ? 0 : mode & 0o022, exitCode); // in a sticky folder, as /tmp, nobody replaces the file of another
 }
 
-/** Throws Problem (64) when a key or passphrase file is there and somebody else could read it. */
-export function checkSecretFiles({ keyFile, passphraseFile, sshKey }: Settings): void {
+/** Whether a folder is safe for names that root makes up: nobody else can lay anything there, or swap it for another. */
+export function isOursAlone(folder: string): boolean {
+  try {
+    refuseIfOthersCanChange(folder, '');
+    return (fs.statSync(folder).mode & 0o022) === 0;
+  } catch (error) {
+    if (error instanceof Problem) return false;
+    throw error;
+  }
+}
+
+/** Throws Problem (64) when a key or passphrase file is there and somebody else could read it, or when others say which storage is the right one. */
+export function checkSecretFiles({ keyFile, passphraseFile, sshKey, knownHostsFile }: Settings): void {
+  if (knownHostsFile && fs.existsSync(knownHostsFile)) refuseIfOthersCanChange(knownHostsFile, 'which storage is believed');
   refuseOthers('others could read the key or passphrase', [keyFile, passphraseFile, sshKey], 'go=', ({ mode }) => mode & 0o077);
 }
 
-function refuseOthers(what: string, places: string[], change: string, tooMuch: (facts: fs.Stats) => number): void {
+function refuseOthers(what: string, places: string[], change: string, tooMuch: (facts: fs.Stats) => number, exitCode = 64): void {
   const me = process.getuid?.() ?? 0, found: string[] = [], mends: string[] = [];
   for (const place of places) {
     const facts = fs.statSync(place, { throwIfNoEntry: false });
@@ -174,7 +187,7 @@ function refuseOthers(what: string, places: string[], change: string, tooMuch: (
     if (isOthers) mends.push(`chown ${me === 0 ? 'root' : me} ${named(place)}`);
     if (tooMuch(facts) !== 0) mends.push(`chmod ${change} ${named(place)}`);
   }
-  if (found.length > 0) throw new Problem(`${what}: ${found.join(', ')}`, { exitCode: 64, hint: mends.join(' && ') });
+  if (found.length > 0) throw new Problem(`${what}: ${found.join(', ')}`, { exitCode, hint: mends.join(' && ') });
 }
 
 // ---- showing ----
@@ -189,7 +202,7 @@ export function printSettings(loaded: Loaded): string {
     if (key && group !== first) lines.push(`  ${first}: {`);
     group = key ? first : '';
     const from = originOf(loaded, name), value = inspect(key ? settings[first][key] : settings[first], { depth: null, maxArrayLength: null, maxStringLength: null, breakLength: 100 })
-      .replace(/[\u2028-\u202e\u2066-\u2069]/g, (sign) => `\\u${sign.charCodeAt(0).toString(16)}`); // see printable()
+      .replace(UNSEEN, asCode);
     lines.push(`${indent}${key ?? first}: ${value.replaceAll('\n', `\n${indent}`)}, // ${from === 'default' ? from : `from ${from}`}; ${help}`);
   }
   return `const settings = {\n${lines.join('\n')}\n};`;

@@ -5,7 +5,7 @@
 // names of units, containers and clusters come from the archive. Changes nothing.
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, answer, count, mode, named, pasteable, say, sayBlock, size, warn, warnings } from './say.ts';
+import { Problem, answer, count, mode, named, oneLine, pasteable, say, sayBlock, size, warn, warnings } from './say.ts';
 import { temporaryFolder } from './shell.ts';
 import { isPartName } from './rules.ts';
 import type { Settings } from './settings.ts';
@@ -63,7 +63,7 @@ function rootsMeant(manifest: Manifest, words: string[], own: string[]): Root[] 
   }
   const { roots } = manifest.plan, chosen = names.length === 0 ? roots : names.flatMap((name) => rootsOfPart(manifest, name));
   const isOwn = (folder: string) => own.some((file) => isBelow(path.resolve(file), folder));
-  const usable = chosen.filter(({ path: file, why }) => why.startsWith('volume ') || !(SYSTEM_FOLDERS.includes(file) || NEVER.test(file) || isOwn(file)));
+  const usable = chosen.filter(({ path: file, why }) => /^volume [^/]/.test(why) || !(SYSTEM_FOLDERS.includes(file) || NEVER.test(file) || isOwn(file)));
   for (const one of chosen.filter((root) => !usable.includes(root))) {
     const text = `${named(one.path)} ${isOwn(one.path) ? 'holds what this restore itself needs' : 'belongs to the system'}, and is not exchanged as a whole`;
     const hint = `node backup.js restore ${manifest.archive} ${one.path} --to FOLDER, and take from there what you need`;
@@ -171,8 +171,8 @@ export function showComeback(comeback: Comeback): void {
   const swaps = pieces.filter((piece) => !piece.isInner && piece.files > 0).map((piece) => ({ ...swapsFor(piece.place, staged(piece), stamp, []).swaps[0]!, why: piece.why, files: piece.files, bytes: piece.bytes }));
   const stagings = [...new Set(pieces.map((one) => one.staging))];
   if (mode.dryRun && mode.json) return answer(JSON.stringify({ archive, server: manifest.server, madeAt: manifest.madeAt, findings, parts, later, stagings, swaps, commands, warnings }, null, 1));
-  const text = [`archive ${archive}, of server ${named(manifest.server)}, ${manifest.madeAt}`, ...tableOf(findings), 'comes back:',
-    ...swaps.map((one) => `  ${named(one.place)}   (${one.why}; ${count(one.files, 'file')}, ${size(one.bytes)}; ${isThere(one.place) ? `what is there goes to ${named(one.aside)}` : 'nothing is there now'})`),
+  const text = [`archive ${archive}, of server ${named(manifest.server)}, ${oneLine(manifest.madeAt)}`, ...tableOf(findings), 'comes back:',
+    ...swaps.map((one) => `  ${named(one.place)}   (${oneLine(one.why)}; ${count(one.files, 'file')}, ${size(one.bytes)}; ${isThere(one.place) ? `what is there goes to ${named(one.aside)}` : 'nothing is there now'})`),
     'stop, in this order:', ...(parts.length > 0 ? parts.map((part) => `  ${part.name}`) : ['  nothing']),
     ...(later.length > 0 ? [`start afterwards, though it does not run now: ${later.map(named).join(', ')}`] : []),
     'commands, in this order:', ...commands.map(({ step, argv }) => `  ${step.padEnd(8)} ${pasteable(argv)}`), ...(mode.dryRun ? ['dry run: nothing above was executed, nothing was written'] : [])].join('\n');
@@ -182,10 +182,10 @@ export function showComeback(comeback: Comeback): void {
 /** The findings of the judge: what the passport says, what is here, what it would break, and the commands that mend it. */
 function tableOf(findings: Finding[]): string[] {
   if (findings.length === 0) return [];
-  const rows = [['', 'about', 'in the archive', 'here', 'what it would break'], ...findings.map((one) => [one.verdict, [one.cluster, one.about].filter((word) => word !== '').join(': '), one.recorded, one.here, one.breaks])];
+  const rows = [['', 'about', 'in the archive', 'here', 'what it would break'], ...findings.map((one) => [one.verdict, [one.cluster, one.about].filter((word) => word !== '').join(': '), one.recorded, one.here, one.breaks].map(oneLine))];
   const widths = [0, 1, 2, 3].map((column) => Math.min(40, Math.max(...rows.map((row) => row[column]!.length))));
   const line = (row: string[]) => `  ${row.map((word, column) => word.padEnd(widths[column] ?? 0)).join('  ').trimEnd()}`;
-  return ['what differs:', ...rows.flatMap((row, index) => [line(row), ...(findings[index - 1]?.mend ?? []).map((command) => `            mend: ${command}`)])];
+  return ['what differs:', ...rows.flatMap((row, index) => [line(row), ...(findings[index - 1]?.mend ?? []).map((command) => `            mend: ${oneLine(command)}`)])];
 }
 
 /** Every command of a restore, in order. Of a mount point that stays, the swaps are known only when its entries are there. */

@@ -10,7 +10,7 @@ import { look } from './shell.ts';
 import { SANDBOX_MARK, endRun } from './processes.ts';
 import { remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
-import { checkSecretFiles } from './check.ts';
+import { checkSecretFiles, refuseIfOthersCanChange } from './check.ts';
 import type { Settings } from './settings.ts';
 import { tell } from './tell.ts';
 import { takeLock } from './ledger.ts';
@@ -25,7 +25,8 @@ const scratchOf = (settings: Settings) => settings.drill.folder || path.join(set
 
 /** Remove what drills left that were killed: processes, containers, files. Does nothing while one is under way. */
 export async function sweepDrills(settings: Settings): Promise<void> {
-  const scratch = scratchOf(settings), left = (folder: string) => (fs.existsSync(folder) ? fs.readdirSync(folder).filter((name) => name.startsWith(SCRATCH)) : []);
+  const scratch = scratchOf(settings), isOurs = (one: string) => { const facts = fs.lstatSync(one); return facts.isDirectory() && facts.uid === process.getuid?.(); }; // it may be /var/tmp, where others make such names, too
+  const left = (folder: string) => (fs.existsSync(folder) ? fs.readdirSync(folder).filter((name) => name.startsWith(SCRATCH) && isOurs(path.join(folder, name))) : []);
   if (left(scratch).length === 0) return;
   const lock = takeLock(settings.stateFolder, 0, LOCK);
   if (lock === null) return;
@@ -44,14 +45,16 @@ async function removeScratch(folder: string): Promise<void> {
 export async function drill(settings: Settings, server: string, [name = 'latest']: string[], full: boolean): Promise<number> {
   checkSecretFiles(settings);
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
+  refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   await sweepDrills(settings);
   const lock = takeLock(settings.stateFolder, 1, LOCK);
   if (lock === null) throw new Problem('another drill is under way', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
   const startedAt = new Date(), id = randomUUID(), scratch = scratchOf(settings);
   openTranscript(path.join(settings.stateFolder, 'log'), `${startedAt.toISOString().slice(0, 19)}-drill`);
   fs.mkdirSync(scratch, { recursive: true, mode: 0o711 });
+  refuseIfOthersCanChange(scratch, '`drill.folder`');
   const folder = path.join(fs.realpathSync(scratch), `${SCRATCH}${id}`);
-  fs.mkdirSync(folder, { mode: 0o711 }); // the sandbox's user has to pass
+  fs.mkdirSync(folder, { mode: 0o700 }); // whatever comes out of the archive, setuid or a device, nobody else reaches it
   let certificate: Certificate | null = null, trouble: unknown = null;
   try {
     const attempt = (archive: string) => rehearse(settings, { ...settings, stateFolder: folder }, server, archive, id, folder, full, startedAt);

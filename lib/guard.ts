@@ -7,11 +7,12 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Problem, answer, mode, openTranscript, say, sayBlock, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
+import { Problem, answer, mode, named, openTranscript, say, sayBlock, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
 import { change, failure, hasSystemd, listenToSignals, shield, waitUntil } from './shell.ts';
 import { endRun, startOfProcess } from './processes.ts';
 import { remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
+import { refuseIfOthersCanChange } from './check.ts';
 import type { Settings } from './settings.ts';
 import { tell } from './tell.ts';
 import { closeLedger, keepLedgerIfPossible, ledgerFile, readLedger, takeLock } from './ledger.ts';
@@ -141,7 +142,7 @@ export async function bringBack(stateFolder: string, ledger: Ledger, who: string
   const down = await startParts(ledger, stateFolder);
   const outcome = down.length > 0 ? 'down' : 'failed';
   await dropCopies(stateFolder); // services come first
-  if (ledger.restore) endRestore(stateFolder, ledger, down);
+  if (ledger.restore) await endRestore(stateFolder, ledger, down);
   if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) await reportDeadRun(stateFolder, ledger, who, down, settings);
   ledger.reported = outcome;
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
@@ -171,8 +172,8 @@ async function watchUndecided(stateFolder: string, ledger: Ledger): Promise<void
 }
 
 // A restore is no run of the history. What was extracted and is not in its place goes; what to do now is told.
-function endRestore(stateFolder: string, ledger: Ledger, down: string[]): void {
-  removeStagings(ledger.restore!);
+async function endRestore(stateFolder: string, ledger: Ledger, down: string[]): Promise<void> {
+  await removeStagings(ledger.restore!);
   const text = tellRestore(stateFolder, ledger, down.length > 0);
   if (ledger.reported === '') sayBlock(text);
 }
@@ -219,6 +220,7 @@ export async function recover(stateFolders: string[], settings: Settings | null)
 }
 
 async function recoverIn(stateFolder: string, settings: Settings | null): Promise<number> {
+  refuseIfOthersCanChange(stateFolder, named(stateFolder), 3); // no run begins in such a folder, so what lies there is not ours
   const lock = takeLock(stateFolder, isReported(stateFolder) ? 60 : 0);
   if (lock === null) {
     say('a run, or its guard, is at work: nothing to recover');

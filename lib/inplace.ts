@@ -7,6 +7,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, colored, count, mode, named, openTranscript, say, sayBlock, sayError, span, warn, warnings } from './say.ts';
 import { change, failure, goOn, temporaryFolder, waitUntil } from './shell.ts';
+import { refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
 import type { Settings } from './settings.ts';
 import { findContainers } from './containers.ts';
@@ -18,7 +19,7 @@ import { borgVersion } from './borg.ts';
 import { isBelow, serverName } from './plan.ts';
 import { closeLedger, keepLedger, keepLedgerIfPossible, openLedger, takeLock } from './ledger.ts';
 import type { Ledger } from './ledger.ts';
-import { isThere, makeSwaps, removeStagings, settleRestore, tellRestore } from './swap.ts';
+import { giveFolder, isThere, makeSwaps, removeStagings, settleRestore, tellRestore } from './swap.ts';
 import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
 import type { Manifest } from './record.ts';
 import { armGuard, dismissGuard } from './guard.ts';
@@ -54,6 +55,7 @@ function whyNot(comeback: Comeback): Problem | null {
 
 async function begin(settings: Settings, { stateFolder }: InPlace): Promise<void> {
   fs.mkdirSync(stateFolder, { recursive: true, mode: 0o700 });
+  refuseIfOthersCanChange(stateFolder, '`stateFolder`');
   if (takeLock(stateFolder, 2) === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
   await bringBackLeftovers({ ...settings, stateFolder });
 }
@@ -119,8 +121,8 @@ function makeFolders({ manifest }: Comeback, folders: string[]): void {
     const parent = manifest.parents.find((one) => one.path === folder);
     fs.mkdirSync(folder, { recursive: true, mode: 0o755 });
     if (!parent) continue;
-    fs.chownSync(folder, idHere(manifest.host.users.map(({ id, name }) => ({ id, name })), '/etc/passwd', parent.uid), idHere(manifest.host.groups.map(({ id, name }) => ({ id, name })), '/etc/group', parent.gid));
-    fs.chmodSync(folder, parseInt(parent.mode, 8) & 0o7777);
+    const uid = idHere(manifest.host.users.map(({ id, name }) => ({ id, name })), '/etc/passwd', parent.uid), gid = idHere(manifest.host.groups.map(({ id, name }) => ({ id, name })), '/etc/group', parent.gid);
+    giveFolder(folder, { mode: parseInt(parent.mode, 8) & 0o7777, uid, gid });
   }
 }
 
@@ -134,7 +136,7 @@ function refuseUsedPlaces({ pieces, clusters, parts }: Comeback): void {
 /** Tell what runs now and how to get to the other state; check what came back. Returns the exit code. */
 async function finish(comeback: Comeback, ledger: Ledger, guardPid: number, down: string[], trouble: unknown): Promise<number> {
   const { how: { stateFolder }, archive } = comeback, restore = ledger.restore!, isOpen = down.length > 0 || undecidedParts(ledger).length > 0;
-  removeStagings(restore);
+  await removeStagings(restore);
   if (!isOpen) closeLedger(stateFolder);
   else {
     ledger.reported = down.length > 0 ? 'down' : 'failed'; // the guard goes on from the ledger

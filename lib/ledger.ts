@@ -5,7 +5,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { spawnSync } from 'node:child_process';
 import { Problem, named, pasteable, warn } from './say.ts';
-import { writeDurably } from './shell.ts';
+import { programPath, writeDurably } from './shell.ts';
 import { startOfProcess } from './processes.ts';
 import { activeUnits } from './units.ts';
 import type { Part } from './units.ts';
@@ -60,25 +60,28 @@ export function takeLock(stateFolder: string, waitSeconds: number, name = 'lock'
     fd = fs.openSync(file, 'r'); // a file system that has become read-only must not keep services down
   }
   // flock(1) locks the open file, which is ours as well as its own: the lock stays when flock has ended (flock(2)).
-  const { status } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd] });
+  const { status } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd], env: { PATH: programPath() } });
   if (status === 0) return fd;
   fs.closeSync(fd);
+  if (status !== 1) throw new Problem('flock(1) does not work: without it two runs could go on at the same time', { hint: 'install util-linux; is it on the PATH?' });
   return null;
 }
 
 /** The ledger in a state folder; null when nothing is stopped. Throws Problem when it is there and cannot be understood. */
 export function readLedger(stateFolder: string): Ledger | null {
   const file = ledgerFile(stateFolder);
-  let text = '';
+  let text = '', facts = { uid: -1, mode: 0 };
   try {
-    text = fs.readFileSync(file, 'utf8');
+    const fd = fs.openSync(file, 'r');
+    facts = fs.fstatSync(fd); // of the very file that is read
+    text = fs.readFileSync(fd, 'utf8');
+    fs.closeSync(fd);
   } catch (error: any) {
     if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return null;
     throw new Problem(`${file} cannot be read: ${error.message}`, { exitCode: 3 });
   }
   const bad = (why: string) => new Problem(`${file} is damaged: ${why}`, { exitCode: 3, hint: `read it: it tells what was stopped and how to start it; start that by hand, then remove the file` });
-  const { uid, mode: bits } = fs.statSync(file);
-  if (![0, process.getuid?.()].includes(uid) || (bits & 0o022) !== 0) throw bad('others could have written it'); // what stands in it is run as root
+  if (![0, process.getuid?.()].includes(facts.uid) || (facts.mode & 0o022) !== 0) throw bad('others could have written it'); // what stands in it is run as root
   let ledger: any;
   try {
     ledger = JSON.parse(text);

@@ -3,7 +3,7 @@
 import { spawn } from 'node:child_process';
 import { constants } from 'node:os';
 import path from 'node:path';
-import { Problem, answer, count, mode, named, pasteable, say, sayLive, size, span, warn, warnings } from './say.ts';
+import { Problem, answer, count, mode, named, oneLine, pasteable, say, sayLive, size, span, warn, warnings } from './say.ts';
 import type { Settings } from './settings.ts';
 import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned, borgVersion } from './borg.ts';
 import { listArchives } from './archives.ts';
@@ -33,7 +33,7 @@ export async function list(settings: Settings, server: string, words: string[]):
 
 function archiveLine(one: ArchiveFacts): string {
   const facts = one.originalBytes === null ? '' : `  ${size(one.originalBytes)}, ${size(one.deduplicatedBytes ?? 0)} new, down ${span(one.downSeconds ?? 0)}`;
-  return `${one.archive.padEnd(40)} ${one.kind.padEnd(8)}${facts}`;
+  return `${named(one.archive).padEnd(40)} ${one.kind.padEnd(8)}${facts}`;
 }
 
 /**
@@ -68,7 +68,7 @@ async function listFiles(settings: Settings, archive: string, file: string | und
     const before = shown++ === 0 ? '[' : ',\n';
     if (mode.json) return process.stdout.write(`${before}${line}`);
     const one = JSON.parse(line), link = one.source ? ` ${one.type === 'l' ? '->' : '='} ${named(one.type === 'l' ? one.source : `/${one.source}`)}` : '';
-    return process.stdout.write(`${one.mode} ${String(one.user).padEnd(8)} ${String(one.group).padEnd(8)} ${String(one.size).padStart(12)} ${one.mtime.slice(0, 19)} ${named(`/${one.path}`)}${link}\n`);
+    return process.stdout.write(`${oneLine(`${one.mode} ${String(one.user).padEnd(8)} ${String(one.group).padEnd(8)} ${String(one.size).padStart(12)} ${String(one.mtime).slice(0, 19)}`)} ${named(`/${one.path}`)}${link}\n`);
   };
   const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...(wanted === '/' ? [] : [asPattern(wanted)])], { onLine: show, keepBytes: 0 });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
@@ -135,8 +135,8 @@ function tellVersions(found: Map<string, Version[]>, archives: string[]): void {
 }
 
 function versionLine({ modifiedAt, bytes }: Version, archives: string[]): string {
-  const more = archives.length > 1 ? ` and ${archives.length - 1} more, the oldest ${archives[archives.length - 1]}` : '';
-  return `  changed ${modifiedAt}  ${size(bytes).padStart(8)}  in ${archives[0]}${more}`;
+  const more = archives.length > 1 ? ` and ${archives.length - 1} more, the oldest ${named(archives[archives.length - 1]!)}` : '';
+  return `  changed ${modifiedAt}  ${size(bytes).padStart(8)}  in ${named(archives[0]!)}${more}`;
 }
 
 /** `borg ARGS...`: borg on this terminal, with this server's repository, key and passphrase. Returns its exit code. */

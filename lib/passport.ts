@@ -8,6 +8,7 @@ import { look } from './shell.ts';
 import { Problem, lastLines, named, say, size, warn } from './say.ts';
 import { borgVersion } from './borg.ts';
 import { controlState } from './postmaster.ts';
+import { asOwner } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
 import { activityQuestion, askCluster, clusterQuestions, databaseQuestions, homeOf, orderFingerprint, placeOf, quotedName, rootOf } from './questions.ts';
 import type { AnyFacts, Texts } from './questions.ts';
@@ -87,7 +88,7 @@ function pairsIn(text: string, sign: string): Texts {
 
 async function clusterPassport(cluster: Cluster): Promise<ClusterPassport> {
   const { pid, ...known } = cluster;
-  const root = rootOf(cluster), place = placeOf(cluster);
+  const root = rootOf(cluster), place = [...(cluster.container || cluster.words ? [] : asOwner(cluster)), ...placeOf(cluster)]; // whoever runs a cluster names its programs: root runs none of them
   let control = { state: 'unknown', systemIdentifier: '' };
   try {
     control = controlState(cluster.dataDirectory);
@@ -101,9 +102,9 @@ async function clusterPassport(cluster: Cluster): Promise<ClusterPassport> {
     facts = {};
   }
   const { control: controlTold, pgConfig: configTold, databases, ...server } = facts;
-  const ask = (name: string, ...words: string[]) => look([...place, 'env', 'LC_ALL=C', path.join(cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, name), ...words]);
+  const ask = (name: string, ...words: string[]) => look([...place, 'env', 'LC_ALL=C', path.join(cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, name), ...words], { cwd: '/' });
   const controlData = await ask('pg_controldata', '-D', cluster.insideDataDirectory || cluster.dataDirectory);
-  const icu = /libicui18n\S* => (\/\S+)/.exec((await look([...place, 'ldd', path.join(cluster.binaries, 'postgres')])).out)?.[1] ?? '';
+  const icu = /libicui18n\S* => (\/\S+)/.exec((await look([...place, 'ldd', path.join(cluster.binaries, 'postgres')], { cwd: '/' })).out)?.[1] ?? '';
   for (const { slot_name: slot, active, retainedBytes } of server.slots ?? []) {
     if (active === false && Number(retainedBytes) > HELD_BACK_BYTES) warn(`replication slot ${named(String(slot))} of ${named(cluster.name)}, which nobody uses, holds back ${size(Number(retainedBytes))} of WAL: it is saved every night, and may fill the disk. Forgotten? select pg_drop_replication_slot('${slot}')`);
   }

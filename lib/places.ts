@@ -4,7 +4,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, count, named, say, size, warn } from './say.ts';
-import { change, failure, freeBytes, goOn, look } from './shell.ts';
+import { change, failure, freeBytes, goOn, heldFolder, look } from './shell.ts';
 import type { Settings } from './settings.ts';
 import { hostPathOf } from './containers.ts';
 import type { Mount } from './containers.ts';
@@ -135,11 +135,11 @@ export function extractions(archive: string, pieces: Piece[]): { argv: string[];
 /** Extract every piece beside its place, while everything still runs, and see that it is whole. Throws Problem when it is not. */
 export async function stage(settings: Settings, manifest: Manifest, pieces: Piece[], run: string): Promise<void> {
   const stagings = [...new Set(pieces.map((piece) => piece.staging))];
-  for (const staging of stagings) fs.mkdirSync(staging, { mode: 0o700 });
+  const held = new Map(stagings.map((staging) => [staging, (fs.mkdirSync(staging, { mode: 0o700 }), heldFolder(staging))]));
   const commands = extractions(manifest.archive, pieces);
   for (const { argv, cwd } of commands) {
     const env = { ...borgEnvironment(settings, run), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' };
-    const done = await change(argv, { cwd, env, onErrorLine: showProgress('extract').onLine });
+    const done = await change(argv, { cwd: held.get(cwd), env, onErrorLine: showProgress('extract').onLine });
     goOn(); // borg may have ended because somebody asked us to stop
     if (done.code !== 0) throw borgFailure('not everything could be extracted', done); // a warning, too: something of a file did not come back
   }

@@ -4,13 +4,13 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, warn } from './say.ts';
-import { hasSystemd, look, outlivingUs } from './shell.ts';
+import { hasSystemd, look, outlivingUs, readPlainFile } from './shell.ts';
 import { deviceAndInode, procFile } from './processes.ts';
 import { describeUnits } from './units.ts';
 import type { Part } from './units.ts';
 import { hostPathOf } from './containers.ts';
 import type { Container } from './containers.ts';
-import { pidFile, runningPostmasters } from './postmaster.ts';
+import { pidFile, runningPostmasters, versionOf } from './postmaster.ts';
 
 export type Tablespace = { oid: string; location: string; link: string };
 export type Cluster = {
@@ -69,12 +69,12 @@ function debianClusters(): Cluster[] {
       let text = '';
       for (const file of [path.join(folder, 'postgresql.conf'), ...listFolder(path.join(folder, 'conf.d')).sort().map((one) => path.join(folder, 'conf.d', one))]) {
         try {
-          text += `${fs.readFileSync(file, 'utf8')}\n`;
+          text += `${readPlainFile(fs.realpathSync(file))}\n`;
         } catch { /* not there, or not ours to read */ }
       }
       const set = [...text.matchAll(/^\s*data_directory\s*=?\s*'((?:[^']|'')*)'/gm)].pop()?.[1]?.replaceAll("''", "'");
       const dataDirectory = set ?? `/var/lib/postgresql/${version}/${name}`;
-      if (fs.existsSync(path.join(dataDirectory, 'PG_VERSION'))) found.push(describeCluster(`${version}/${name}`, fs.realpathSync(dataDirectory), folder));
+      if (/^[^-]/.test(name) && versionOf(dataDirectory) !== '') found.push(describeCluster(`${version}/${name}`, fs.realpathSync(dataDirectory), folder));
     }
   }
   return found;
@@ -92,18 +92,24 @@ function listFolder(folder: string): string[] {
 export function describeCluster(name: string, dataDirectory: string, configFolder: string): Cluster {
   const { uid, gid } = fs.statSync(dataDirectory);
   const tablespaces = listFolder(path.join(dataDirectory, 'pg_tblspc')).filter((oid) => /^\d+$/.test(oid)).map((oid) => {
-    const link = fs.readlinkSync(path.join(dataDirectory, 'pg_tblspc', oid));
+    const link = linkAt(path.join(dataDirectory, 'pg_tblspc', oid)) || path.join(dataDirectory, 'pg_tblspc', oid); // no link: allow_in_place_tablespaces
     return { oid, link, location: realPath(path.resolve(dataDirectory, 'pg_tblspc', link)) };
   });
-  let walFolder = path.join(dataDirectory, 'pg_wal');
-  try {
-    walFolder = realPath(path.resolve(dataDirectory, fs.readlinkSync(walFolder)));
-  } catch { /* an ordinary folder */ }
+  const wal = path.join(dataDirectory, 'pg_wal'), walLink = linkAt(wal), walFolder = walLink ? realPath(path.resolve(dataDirectory, walLink)) : wal;
   return {
     name, dataDirectory, uid, gid, configFolder, tablespaces, walFolder,
-    version: fs.readFileSync(path.join(dataDirectory, 'PG_VERSION'), 'utf8').trim(),
+    version: versionOf(dataDirectory),
     owner: userName(uid), pid: 0, port: '', socketFolder: '', binaries: '', container: '', insideDataDirectory: '', roots: [],
   };
+}
+
+// What stands in a link; '' when it is none.
+function linkAt(file: string): string {
+  try {
+    return fs.readlinkSync(file);
+  } catch {
+    return '';
+  }
 }
 
 // What a path leads to over any number of links; itself when it leads nowhere here, as a container's does.
@@ -120,9 +126,11 @@ function userName(uid: number): string {
   return line?.split(':')[0] ?? String(uid);
 }
 
-// Everything that belongs to a cluster: borg does not follow links, so what they lead to is named beside the data directory.
+// Everything that belongs to a cluster: borg does not follow links, so what they lead to is named beside the data directory. PostgreSQL owns what it
+// writes to: a link to somebody else's folder, which whoever owns the data directory could lay, takes no /root into the archive and back.
 function rootsOf(cluster: Cluster): string[] {
-  const roots = [cluster.dataDirectory, ...cluster.tablespaces.map((one) => one.location), cluster.walFolder];
+  const isOwn = (root: string) => fs.statSync(root, { throwIfNoEntry: false })?.uid === cluster.uid;
+  const roots = [cluster.dataDirectory, ...[...cluster.tablespaces.map((one) => one.location), cluster.walFolder].filter(isOwn)];
   if (cluster.configFolder) roots.push(cluster.configFolder);
   return [...new Set(roots.filter((root) => root !== '' && fs.existsSync(root)).map((root) => fs.realpathSync(root)))];
 }

@@ -4,27 +4,42 @@
 import fs from 'node:fs';
 import { connect } from 'node:net';
 import path from 'node:path';
-import { Problem } from './say.ts';
-import { SANDBOX_MARK, deviceAndInode, ownerOf, procFile, processes } from './processes.ts';
+import { Problem, named } from './say.ts';
+import { readPlainFile } from './shell.ts';
+import { OWN_USER, SANDBOX_MARK, deviceAndInode, ownerOf, procFile, processes } from './processes.ts';
 import type { State } from './units.ts';
 
 const SERVER_PROGRAMS = new Set(['postgres', 'postmaster', 'edb-postgres']);
 const STATES = ['starting up', 'shut down', 'shut down in recovery', 'shutting down', 'in crash recovery', 'in archive recovery', 'in production'];
 
-/** The postmasters that run, but for those of rehearsals: the process whose working directory is a data directory and whose number stands in postmaster.pid. */
+/**
+ * The postmasters that run, but for those of rehearsals: the process whose working directory is a data directory and whose number stands in postmaster.pid.
+ * Anybody may call a program `postgres`, and its folder a cluster: PostgreSQL itself insists on an owner that is not root and on a data directory of that
+ * owner (miscinit.c, checkDataDir), so who does not comply is none, and nothing here runs anything of it.
+ */
 export function runningPostmasters(): { pid: number; folder: string }[] {
   return processes().filter(({ pid, program }) => {
-    if (!SERVER_PROGRAMS.has(program) || fs.existsSync(`/proc/${pid}/cwd/${SANDBOX_MARK}`)) return false; // a rehearsal
-    const [own] = pidFile(`/proc/${pid}/cwd`);
-    const inside = /^NSpid:.*?(\d+)\s*$/m.exec(procFile(pid, 'status'))?.[1]; // its number as its own container counts
-    return own !== undefined && own === inside;
+    const folder = `/proc/${pid}/cwd`, status = procFile(pid, 'status'), owner = Number(/^Uid:\t\d+\t(\d+)/m.exec(status)?.[1] ?? 0);
+    if (!SERVER_PROGRAMS.has(program) || owner === 0 || fs.statSync(`${folder}/.`, { throwIfNoEntry: false })?.uid !== owner) return false;
+    if ([OWN_USER, process.getuid?.()].includes(owner) && fs.existsSync(`${folder}/${SANDBOX_MARK}`)) return false; // a rehearsal. On another's word no cluster is left out
+    const [own] = pidFile(folder), inside = /^NSpid:.*?(\d+)\s*$/m.exec(status)?.[1]; // its number as its own container counts
+    return own !== undefined && own === inside && versionOf(folder) !== '';
   });
+}
+
+/** The major version of a data directory, '' when it is none. */
+export function versionOf(dataDirectory: string): string {
+  try {
+    return /^\d+(\.\d+)?$/.exec(readPlainFile(path.join(dataDirectory, 'PG_VERSION')).toString().trim())?.[0] ?? '';
+  } catch {
+    return '';
+  }
 }
 
 // postmaster.pid: pid, data directory, start, port, socket folder, address, shared memory, status ("ready" since 10).
 export function pidFile(dataDirectory: string): string[] {
   try {
-    return fs.readFileSync(path.join(dataDirectory, 'postmaster.pid'), 'utf8').split('\n').map((line) => line.trim());
+    return readPlainFile(path.join(dataDirectory, 'postmaster.pid')).toString().split('\n').map((line) => line.trim());
   } catch {
     return [];
   }
@@ -69,8 +84,14 @@ export async function clusterAnswers(dataDirectory: string): Promise<boolean> {
 
 /** The state in the bytes of global/pg_control (pg_control.h, the same place since 8.x): { state, systemIdentifier }. */
 export function controlState(dataDirectory: string): { state: string; systemIdentifier: string } {
-  const bytes = fs.readFileSync(path.join(dataDirectory, 'global', 'pg_control'));
-  if (bytes.length < 20) throw new Problem(`${dataDirectory}/global/pg_control is too short: this cluster is damaged`);
+  const file = path.join(dataDirectory, 'global', 'pg_control');
+  let bytes: Buffer;
+  try {
+    bytes = readPlainFile(file);
+  } catch (error) {
+    throw new Problem(`${named(file)} cannot be read: ${(error as Error).message}`, { hint: 'this cluster is damaged, or none' });
+  }
+  if (bytes.length < 20) throw new Problem(`${named(file)} is too short: this cluster is damaged`);
   return { state: STATES[bytes.readUInt32LE(16)] ?? `unknown (${bytes.readUInt32LE(16)})`, systemIdentifier: String(bytes.readBigUInt64LE(0)) };
 }
 

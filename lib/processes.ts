@@ -18,6 +18,7 @@ export type Process = { pid: number; program: string; folder: string; cwd: strin
 
 /** A file in the data directory of every copy that a drill or the judge runs, a label on its container: no run takes those for the server's own. */
 export const SANDBOX_MARK = 'cold-backup-sandbox';
+export const OWN_USER = 1_999_000_000; // who they belong to when we are root: nobody's number, on no machine
 const RUN_MARK = 'COLD_BACKUP_RUN'; // in the environment of every borg we start, and so of its ssh
 
 /** Every process that can be seen: pid, program name, folder of the program, and its working directory as device:inode. */

@@ -5,7 +5,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, count, mode, named, say, sayBlock, sayLive, size, span, warn, warnings } from './say.ts';
-import { change, freeBytes } from './shell.ts';
+import { change, freeBytes, heldFolder } from './shell.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
 import { borgEnvironment, borgFailure, borgOnlyWarned } from './borg.ts';
@@ -33,11 +33,12 @@ export async function restoreTo(settings: Settings, server: string, words: strin
   await refuseWithoutRoom(target, listed, () => measure(settings, archive, wanted));
   warnOfLinks(wanted, listed);
   fs.mkdirSync(target, { recursive: true, mode: 0o700 });
-  makeParents(target, manifest, wanted);
-  for (const { argv, title } of extractCommands(archive, manifest, wanted, listed.above)) await extract(settings, argv, target, title);
+  const held = heldFolder(target);
+  makeParents(held, manifest, wanted);
+  for (const { argv, title } of extractCommands(archive, manifest, wanted, listed.above)) await extract(settings, argv, target, title, {}, held);
   if (mendLinks) {
-    fs.chmodSync(target, 0o711); // PostgreSQL's user has to pass
-    mendClusterLinks(target, manifest);
+    mendClusterLinks(target, held, manifest);
+    fs.chmodSync(held, 0o711); // PostgreSQL's user has to pass, now that root has done its work there
   }
   if (!mendLinks && manifest.plan.clusters.some((one) => fs.existsSync(below(target, one.dataDirectory)) && hasLinks(one))) {
     warn('links of a cluster (WAL or tablespaces) still lead to the places on its server: before you start it here, restore with --mend-links');
@@ -86,6 +87,7 @@ function refuseUsedFolder(target: string): void {
   if (facts && (!facts.isDirectory() || fs.readdirSync(target).length > 0)) {
     throw new Problem(`${named(target)} is not an empty folder: nothing is ever extracted over something`, { exitCode: 64, hint: 'name a new folder; it is made' });
   }
+  if (facts && (facts.uid !== process.getuid?.() || (facts.mode & 0o022) !== 0)) throw new Problem(`others can write to ${named(target)}, and could lay links there while it is filled`, { exitCode: 64, hint: 'name a new folder; it is made' });
 }
 
 // A link comes back as a link: who names one usually wants what it leads to.
@@ -135,9 +137,9 @@ export function extractCommands(archive: string, manifest: Manifest, wanted: str
 }
 
 /** Extract with a progress line. What borg warns of is a warning. Throws Problem when it failed: the folder then holds what came until then. */
-export async function extract(settings: Settings, argv: string[], target: string, title: string, mark: Record<string, string> = {}): Promise<void> {
+export async function extract(settings: Settings, argv: string[], target: string, title: string, mark: Record<string, string> = {}, cwd = target): Promise<void> {
   const progress = showProgress(title);
-  const done = await change(argv, { cwd: target, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine: progress.onLine });
+  const done = await change(argv, { cwd, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine: progress.onLine });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
   if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
 }
@@ -161,20 +163,21 @@ export function showProgress(title: string): { onLine: (line: string) => void; u
 }
 
 // The links of a data directory are absolute: started as it is, a copy would write into the WAL and tablespaces of the running cluster.
-function mendClusterLinks(target: string, manifest: Manifest): void {
+function mendClusterLinks(target: string, held: string, manifest: Manifest): void {
   for (const cluster of manifest.plan.clusters) {
-    const folder = below(target, cluster.dataDirectory);
+    const folder = below(held, cluster.dataDirectory);
     const links = [...cluster.tablespaces.filter((one) => /^\d+$/.test(one.oid)).map((one) => ({ link: path.join(folder, 'pg_tblspc', one.oid), to: one.location })), { link: path.join(folder, 'pg_wal'), to: cluster.walFolder }];
     for (const { link, to } of links) {
       const facts = fs.lstatSync(link, { throwIfNoEntry: false });
       if (!facts?.isSymbolicLink()) continue;
       // The manifest is what the saved server wrote of itself: no name in it may lead out of the folder.
-      if (!isBelow(fs.realpathSync(path.dirname(link)), fs.realpathSync(target))) throw new Problem(`${named(link)} leads out of ${named(target)}: this archive's record cannot be trusted`);
-      if (!fs.existsSync(below(target, to))) warn(`${named(link)} leads nowhere: ${named(to)} was not restored with it`);
+      const shown = path.join(target, path.relative(held, link));
+      if (!isBelow(fs.realpathSync(path.dirname(link)), fs.realpathSync(held))) throw new Problem(`${named(shown)} leads out of ${named(target)}: this archive's record cannot be trusted`);
+      if (!fs.existsSync(below(held, to))) warn(`${named(shown)} leads nowhere: ${named(to)} was not restored with it`);
       fs.rmSync(link);
       fs.symlinkSync(below(target, to), link);
       if (process.getuid?.() === 0) fs.lchownSync(link, facts.uid, facts.gid);
-      say(`mended the link ${named(link)}`);
+      say(`mended the link ${named(shown)}`);
     }
   }
 }

@@ -8,7 +8,7 @@ import { Problem, answer, count, mode, named, openTranscript, say, sayBlock, say
 import { askToStop, change, failure, freeBytes, goOn, listenToSignals, sideBySide } from './shell.ts';
 import { lastGoodRun, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
-import { checkSecretFiles } from './check.ts';
+import { checkSecretFiles, refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
 import { deadlines, isInWindow, windowEnd } from './window.ts';
 import { tell } from './tell.ts';
@@ -39,6 +39,7 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
   checkSecretFiles(settings);
   listenToSignals();
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
+  refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   const lock = takeLock(settings.stateFolder, 2);
   if (lock === null && readLedgerQuietly(settings.stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now', { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
   if (lock === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });

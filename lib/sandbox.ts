@@ -10,7 +10,7 @@ import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { Problem, lastLines, named, sayMore } from './say.ts';
 import { look, programPath } from './shell.ts';
-import { SANDBOX_MARK } from './processes.ts';
+import { OWN_USER, SANDBOX_MARK } from './processes.ts';
 import { homeOf, queryCluster, useRole } from './questions.ts';
 import type { Cluster } from './postgres.ts';
 import type { Manifest } from './record.ts';
@@ -22,7 +22,6 @@ export type Place = { from: string; at: string };
 /** words: put before a command, it runs inside as the sandbox's own user. `folder`/own is /own inside, and may be written. */
 export type Sandbox = { folder: string; words: string[]; end: () => Promise<void> };
 
-const OWN_USER = 1_999_000_000; // nobody's number, on no machine
 const PORT = '5432';
 
 // sh, as root in namespaces of its own: $1 the new root, $2 the folder that becomes /own, then pairs: what, and where it is to be seen.
@@ -80,10 +79,10 @@ export async function openSandbox(folder: string, places: Place[], programs: Pro
   if (isRoot) fs.chownSync(own, user, user);
   const home = path.dirname(programs.binaries);
   const seen = [...(programs.image || /^\/usr(\/|$)/.test(home) ? [] : [{ from: home, at: home }]), ...places].sort((one, other) => one.at.length - other.at.length);
-  const name = path.basename(folder);
+  const name = path.basename(folder), quoted = (word: string) => word.replaceAll('"', '""'); // as CSV
   const argv = programs.image
     ? ['docker', 'run', '--rm', '--interactive', '--name', name, '--label', `${SANDBOX_MARK}=yes`, '--network', 'none', '--read-only', '--tmpfs', '/tmp', '--cap-drop', 'ALL', '--security-opt', 'no-new-privileges',
-      '--user', `${user}:${user}`, ...[{ from: own, at: '/own' }, { from: path.join(own, 'passwd'), at: '/etc/passwd' }, ...seen].flatMap(({ from, at }) => ['--mount', `type=bind,"source=${from}","target=${at}"`]),
+      '--user', `${user}:${user}`, ...[{ from: own, at: '/own' }, { from: path.join(own, 'passwd'), at: '/etc/passwd' }, ...seen].flatMap(({ from, at }) => ['--mount', `type=bind,"source=${quoted(from)}","target=${quoted(at)}"`]),
       '--entrypoint', 'sh', programs.image, '-c', 'exec 3<&0; echo ready; cat <&3 > /dev/null & wait $!']
     : ['unshare', ...(isRoot ? [] : ['--user', '--map-current-user', '--keep-caps']), '--mount', '--net', '--pid', '--ipc', '--uts', '--fork', '--kill-child', '--', 'sh', '-c', ENTER, 'sh',
       path.join(folder, 'root'), own, ...seen.flatMap(({ from, at }) => [from, at])];

@@ -59,7 +59,16 @@ export function transcriptSince(from: number, limit: number): string {
 
 /** Text from outside, safe for a terminal: control characters become visible, so that a file name cannot move the cursor. */
 export function printable(text: string): string {
-  return text.replace(/[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]/g, (sign) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, '0')}`);
+  return text.replace(UNSEEN, asCode);
+}
+
+/** What a terminal obeys, or shows in another order or not at all; line ends and tabs are not among them. */
+export const UNSEEN = /[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+export const asCode = (sign: string) => `\\u${sign.charCodeAt(0).toString(16).padStart(4, '0')}`;
+
+/** Words of somebody else on one line: none of them can look like a line of ours. */
+export function oneLine(text: string): string {
+  return printable(text.replace(/\s*[\r\n]\s*/g, ' '));
 }
 
 /** A path or name on one line: as it is when plain, as a JSON string when it holds spaces, quotes or line ends. */
@@ -67,9 +76,10 @@ export function named(name: string): string {
   return /^[\w@%+=:,./*-]+$/.test(name) ? name : printable(JSON.stringify(name));
 }
 
-/** A command as a person may paste it into any shell. */
+/** A command as a person may paste it into any shell. A word with line ends or unseen signs is written as bash reads it ($'...'): no line of it stands alone. */
 export function pasteable(argv: string[]): string {
-  return argv.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`)).join(' ');
+  const forBash = (word: string) => `$'${word.replace(/[\\']/g, '\\$&').replaceAll('\n', '\\n').replace(UNSEEN, asCode)}'`;
+  return argv.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : word.includes('\n') || printable(word) !== word ? forBash(word) : `'${word.replaceAll("'", `'\\''`)}'`)).join(' ');
 }
 
 function clock(): string {

@@ -106,11 +106,16 @@ export async function sideBySide<One, Other>(one: Promise<One>, other: Promise<O
 }
 
 /** Where programs are looked for: cron gives root only /usr/bin:/bin; Docker, sshd and PostgreSQL's wrappers may be elsewhere. */
-export const programPath = () => `${process.env.PATH ?? ''}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`.replace(/^:/, '');
+export const programPath = () => `${process.env.PATH ?? ''}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`.split(':').filter((folder) => folder.startsWith('/')).join(':'); // none that depends on where we are
 
-function environment(extra: Record<string, string>): Record<string, string> {
-  const own = Object.entries(process.env).filter(([name, value]) => value !== undefined && !/^(BORG_|COLD_BACKUP_|ZX_|PG|LC_|LANGUAGE)/.test(name));
-  return { ...Object.fromEntries(own), PATH: programPath(), LC_ALL: 'C', ...extra };
+// What changes how other programs load or speak is left out. A program of somebody else's gets no more than it needs: its owner can read its environment, and ours may hold secrets.
+const UNWANTED = /^(BORG_|COLD_BACKUP_|ZX_|PG|LC_|LANGUAGE|LD_|GCONV_PATH|NODE_|BASH|ENV$|SHELLOPTS|CDPATH|IFS$|PYTHON|PERL|SYSTEMD_|POSIXLY_CORRECT|CREDENTIALS_DIRECTORY)/;
+const NEEDED_BY_OTHERS = /^(HOME|LANG|TZ|TERM|TMPDIR|USER|LOGNAME|SHELL)$/;
+
+function environment(argv: string[], extra: Record<string, string>): Record<string, string> {
+  const isOthers = argv.some((word) => word === 'runuser' || word === 'pg_ctlcluster');
+  const own = Object.entries(process.env).filter(([name, value]) => value !== undefined && !UNWANTED.test(name) && (!isOthers || NEEDED_BY_OTHERS.test(name)));
+  return { ...Object.fromEntries(own), PATH: programPath(), LC_ALL: 'C', ...extra } as Record<string, string>;
 }
 
 /** Send a signal to a program and everything it started. */
@@ -132,7 +137,7 @@ async function run(argv: string[], options: RunOptions): Promise<Done> {
     nothrow: true,
     quiet: true,
     cwd: options.cwd,
-    env: environment({ ...options.env, ...(options.onStart ? { SHLVL: '1' } : {}) }), // without it, bash with a pipe as its input reads ~/.bashrc
+    env: environment(argv, { ...options.env, ...(options.onStart ? { SHLVL: '1' } : {}) }), // without it, bash with a pipe as its input reads ~/.bashrc
     store: { stdout, stderr, stdall: tail(0) },
   })`exec ${argv}`;
   if (options.onLine && child.stdout) eachLine(child.stdout, options.onLine);
@@ -215,6 +220,33 @@ export function temporaryFolder(): string {
   const folder = fs.mkdtempSync(path.join(tmpdir(), 'cold-backup-'));
   process.on('exit', () => fs.rmSync(folder, { recursive: true, force: true }));
   return folder;
+}
+
+/**
+ * What stands in a file that somebody else could have laid there: no link, no pipe (which would keep us for ever), no device, not endless.
+ * Given the path and the most bytes it may have. Throws as fs does, and for anything but an ordinary file.
+ */
+export function readPlainFile(file: string, mostBytes = 1 << 20): Buffer {
+  const refuseOdd = (facts: fs.Stats) => { if (!facts.isFile() || facts.size > mostBytes) throw new Error(`${file} is no ordinary file`); };
+  refuseOdd(fs.lstatSync(file)); // to open a device may do something
+  const fd = fs.openSync(file, fs.constants.O_RDONLY | fs.constants.O_NOFOLLOW | fs.constants.O_NONBLOCK);
+  try {
+    refuseOdd(fs.fstatSync(fd));
+    return fs.readFileSync(fd);
+  } finally {
+    fs.closeSync(fd);
+  }
+}
+
+/**
+ * Given a folder that we have just made, empty and ours alone, returns a path by which it stays the same folder as long as this process lives: who owns the
+ * folder above could rename it and lay a link in its place, for root to write through. Throws Problem when that has happened already.
+ */
+export function heldFolder(folder: string): string {
+  const fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY | fs.constants.O_NOFOLLOW), held = `/proc/${process.pid}/fd/${fd}`; // open until we end
+  const { uid, mode } = fs.fstatSync(fd);
+  if (uid !== process.getuid?.() || (mode & 0o022) !== 0 || fs.readdirSync(held).length > 0) throw new Problem(`${folder} is not the folder that was made just now: somebody else can write there`, { hint: 'restore into a folder that only root can change' });
+  return held;
 }
 
 /** Bytes that are free for us on the disk of a folder. */

@@ -1,13 +1,14 @@
 // Copy-on-write copies, for `snapshot: 'yes'`: made in an instant while everything is stopped, read by borg while everything runs again.
 // A btrfs subvolume is snapshotted; other folders on btrfs and xfs are copied by reflink; small ones are simply copied; what
 // allows none of these is read while everything is stopped, as without a snapshot.
-// Changes: folders of its own, named .cold-backup-snapshot-…, beside what they are copies of. They are on a list in the state folder
+// Changes: folders of its own, named .cold-backup-snapshot-…, beside what they are copies of, or above. They are on a list in the state folder
 // before they are made, and whoever finds that list without its run (the guard, `recover`, the next run) removes them.
 import fs from 'node:fs';
 import path from 'node:path';
 import { lastLines, named, size, warn } from './say.ts';
 import { change, failure, goOn, look, writeDurably } from './shell.ts';
 import { deviceAndInode, markOfRun } from './processes.ts';
+import { isOursAlone } from './check.ts';
 
 /** How a path gets into the archive. cold: read where it lies, while all is stopped; link: it holds nothing itself. */
 export type Way = 'cold' | 'link' | 'copy' | 'reflink' | 'subvolume';
@@ -59,15 +60,19 @@ async function wayOf(folder: string, name: string, { roots, all, hasBtrfs, state
   const inside = all.find((one) => liesIn(one.folder, folder)), own = mountOf(folder);
   if (inside) return cold(`${named(inside.folder)} is mounted in it`);
   const top = roots.map((root) => root.path).filter((one) => liesIn(folder, one)).sort((one, other) => one.length - other.length)[0] ?? folder; // a copy must not lie in what is saved
-  const beside = path.dirname(top), isMount = own.folder === folder, isBesideSame = mountOf(beside) === own;
+  // Whoever owns the folder beside could swap the copy there for a link, and have root write or delete where it leads: then it lies further up.
+  let beside = path.dirname(top);
+  while (beside !== '/' && mountOf(beside) === own && !isOursAlone(beside)) beside = path.dirname(beside);
+  const isMount = own.folder === folder, isBesideSame = mountOf(beside) === own && isOursAlone(beside);
   const isSubvolume = own.type === 'btrfs' && facts.isDirectory() && facts.ino === 256; // the number of every subvolume's own folder
-  if (isSubvolume && hasBtrfs && (isBesideSame || top === folder)) {
+  if (isSubvolume && hasBtrfs && (isBesideSame || (top === folder && isOursAlone(folder)))) {
     const nested = await look(['btrfs', 'subvolume', 'list', '-o', folder]);
     if (nested.code === 0 && nested.out.trim() === '') return { way: 'subvolume', because: 'a subvolume of btrfs', copy: path.join(isBesideSame ? beside : folder, name) };
   }
   if (isSmall(folder)) return { way: 'copy', because: 'it is small', copy: path.join(stateFolder, name) };
   if (own.type !== 'btrfs' && own.type !== 'xfs') return cold(`${own.type} cannot copy on write`);
-  if (isMount || !isBesideSame) return cold(`${named(isMount ? folder : top)} is a mount point: there is no place for a copy beside it`);
+  if (isMount || mountOf(path.dirname(top)) !== own) return cold(`${named(isMount ? folder : top)} is a mount point: there is no place for a copy beside it`);
+  if (!isBesideSame) return cold(`others than root could change ${named(own.folder)}, where the copy would lie: let that folder itself belong to root`);
   return { way: 'reflink', because: `on ${own.type}`, copy: path.join(beside, name) };
 }
 

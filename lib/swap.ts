@@ -8,7 +8,7 @@
 // rolled back to the old one. Renames only what the ledger names, removes only stagings; nothing old is ever deleted.
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, named, pasteable, say, warn } from './say.ts';
+import { Problem, lastLines, named, pasteable, say, warn } from './say.ts';
 import { change, hasSystemd, writeDurably } from './shell.ts';
 import { isBelow } from './plan.ts';
 import { STAGING, ledgerFile } from './ledger.ts';
@@ -28,20 +28,35 @@ export function makeSwaps({ swaps, stamp }: Restore): void {
   for (const swap of swaps) {
     if (isThere(swap.place)) {
       fs.mkdirSync(path.dirname(swap.aside), { recursive: true, mode: 0o700 });
-      fs.renameSync(swap.place, swap.aside);
+      rename(swap.place, swap.aside);
     }
     if (swap.staged) intoPlace(swap.staged, swap.place, stamp);
   }
 }
 
+// rename(2) in the very folders that the paths name: who owns a folder on the way could have laid a link there, for root to move things through.
+function rename(from: string, to: string): void {
+  const opened: number[] = [];
+  const inItsFolder = (file: string) => {
+    const folder = path.dirname(file), fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY), is = fs.readlinkSync(`/proc/self/fd/${opened[opened.push(fd) - 1]}`);
+    if (is !== folder) throw new Problem(`${named(folder)} is now ${named(is)}: somebody laid a link on the way, and nothing is moved through it`);
+    return `/proc/self/fd/${fd}/${path.basename(file)}`;
+  };
+  try {
+    fs.renameSync(inItsFolder(from), inItsFolder(to));
+  } finally {
+    opened.forEach((fd) => fs.closeSync(fd));
+  }
+}
+
 // Somebody may have made something in a place while it was free: it is kept, too.
 function intoPlace(from: string, place: string, stamp: string): void {
-  if (isThere(place)) fs.renameSync(place, `${place}.stray-${stamp}`);
-  fs.renameSync(from, place);
+  if (isThere(place)) rename(place, `${place}.stray-${stamp}`);
+  rename(from, place);
 }
 
 function undoSwap(swap: Swap, stamp: string): void {
-  if (stateOfSwap(swap) === 'done' && swap.staged) fs.renameSync(swap.place, swap.staged);
+  if (stateOfSwap(swap) === 'done' && swap.staged) rename(swap.place, swap.staged);
   if (isThere(swap.aside)) intoPlace(swap.aside, swap.place, stamp);
 }
 
@@ -61,10 +76,16 @@ export function settleSwaps(restore: Restore): 'new' | 'old' {
   return isNew ? 'new' : 'old';
 }
 
-function giveFolder(folder: string, { mode, uid, gid }: FolderFacts): void {
+/** Give a folder to somebody: the folder itself, never what a link in its place leads to. */
+export function giveFolder(folder: string, { mode, uid, gid }: FolderFacts): void {
   if (!isThere(folder)) return;
-  fs.chownSync(folder, uid, gid);
-  fs.chmodSync(folder, mode);
+  const fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY | fs.constants.O_NOFOLLOW);
+  try {
+    fs.fchownSync(fd, uid, gid);
+    fs.fchmodSync(fd, mode);
+  } finally {
+    fs.closeSync(fd);
+  }
 }
 
 function removeIfEmpty(folder: string, { made, stamp }: Restore): void {
@@ -87,13 +108,10 @@ function syncFolder(folder: string): void {
 }
 
 /** Remove the folders with what was extracted and did not come into its place. */
-export function removeStagings({ stagings }: Restore): void {
-  for (const folder of stagings.filter((one) => path.basename(one).startsWith(STAGING))) {
-    try {
-      fs.rmSync(folder, { recursive: true, force: true, maxRetries: 3 });
-    } catch (error: any) {
-      warn(`${named(folder)} cannot be removed: ${error.message}`);
-    }
+export async function removeStagings({ stagings }: Restore): Promise<void> {
+  for (const folder of stagings.filter((one) => path.basename(one).startsWith(STAGING) && isThere(one))) {
+    const done = await change(['rm', '-rf', '--one-file-system', '--', folder], { unlimited: true }); // rm(1) is not led astray by who swaps folders for links meanwhile; Node's own way is
+    if (done.code !== 0) warn(`${named(folder)} cannot be removed: ${lastLines(done.said, 1)}`);
   }
 }
 

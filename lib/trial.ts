@@ -42,7 +42,7 @@ export async function startTrial(programs: Programs, folder: string): Promise<Tr
       return null;
     }
     if (made.code !== 0) throw failure(`PostgreSQL ${programs.version} cannot make an empty cluster here`, made);
-    fs.writeFileSync(path.join(sandbox.folder, 'own/empty', SANDBOX_MARK), '');
+    fs.writeFileSync(path.join(sandbox.folder, 'own/empty', SANDBOX_MARK), '', { flag: 'wx' }); // never through a link that an image laid there
     const [cluster, system] = await Promise.all([startInside(sandbox, programs, '/own/empty', path.join(sandbox.folder, 'own/empty'), ['postgres']), systemInside(sandbox)]);
     return { cluster, version: Number(programs.version), system, end };
   } catch (error) {
