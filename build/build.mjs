@@ -19,6 +19,7 @@ const CHAPTERS = [
   { file: 'lib/about.ts', title: 'ABOUT' },
   { file: 'lib/say.ts', title: 'SAY' },
   { file: 'lib/shell.ts', title: 'SHELL' },
+  { file: 'lib/form.ts', title: 'FORM' },
   { file: 'lib/processes.ts', title: 'PROCESSES' },
   { file: 'lib/history.ts', title: 'HISTORY' },
   { file: 'lib/certificate.ts', title: 'CERTIFICATE' },
@@ -81,7 +82,7 @@ const CHAPTERS = [
   { file: 'lib/prune.ts', title: 'PRUNE' },
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
-const MOST_LINES = { readable: 7760, operator: 1150 };
+const MOST_LINES = { readable: 7830, operator: 1100 };
 const OLDEST_NODE = 'node18';
 
 const output = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../dist/backup.js', import.meta.url)));

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 6740ca07ca8de408399e735ad87d66617fe56dce6c027a8fa61dd9c16e5db808
+// Checksum of all but the settings: 2777c8205329cffdfc0f9ffbe3a47f12b005db3a568a41eaba370a163d912265
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -19,6 +19,7 @@
 //   ==== ABOUT ====            Who this program is: its version, and whether somebody has changed it since it was built.
 //   ==== SAY ====              What people read: messages on the terminal or in cron's mail, the transcript of a run.
 //   ==== SHELL ====            Running other programs through zx, safely under root's cron.
+//   ==== FORM ====             What comes from elsewhere (a program's JSON, a record in an archive.
 //   ==== PROCESSES ====        Who runs on this machine, read from /proc: no exit code of a stop command is believed.
 //   ==== HISTORY ====          What has happened on this server: history.jsonl in the state folder, one JSON object a run.
 //   ==== CERTIFICATE ====      The certificate: what a drill found, in the history, in the archives that follow, and in words.
@@ -262,6 +263,8 @@ async function tryStorage(settings) {
 
 /** So are the free space, and whether the file systems can copy on write. Throws Problem: nothing was stopped. */
 async function tryThisMachine(settings, plan) {
+  const before = lastGoodRun(settings.stateFolder)?.server ?? plan.server;
+  if (before !== plan.server) warn(`this server was called ${before} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
   const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
   if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });
@@ -682,7 +685,7 @@ async function waitUntil(seconds, condition, stepMs = 100, news = null) {
   for (;;) {
     if (await condition()) return true;
     goOn();
-    if (Date.now() >= end) return false;
+    if (!(Date.now() < end)) return false;
     const step = sleep(Math.min(stepMs, Math.max(1, end - Date.now())));
     if (news === null) await step;
     else if (await Promise.race([step.then(() => false), news.then(() => true)])) news = null;
@@ -731,8 +734,16 @@ async function run(argv, options) {
     env: environment(argv, { ...options.env, ...(options.onStart ? { SHLVL: '1' } : {}) }), // without it, bash with a pipe as its input reads ~/.bashrc
     store: { stdout, stderr, stdall: tail(0) },
   })`exec ${argv}`;
-  if (options.onLine && child.stdout) eachLine(child.stdout, options.onLine);
-  if (options.onErrorLine && child.stderr) eachLine(child.stderr, options.onErrorLine);
+  let trouble = null; // of who listens: thrown where somebody can catch it
+  const heard = (listener) => (line) => {
+    try {
+      if (trouble === null) listener(line);
+    } catch (error) {
+      trouble = error;
+    }
+  };
+  if (options.onLine && child.stdout) eachLine(child.stdout, heard(options.onLine));
+  if (options.onErrorLine && child.stderr) eachLine(child.stderr, heard(options.onErrorLine));
   let timedOut = false;
   const timers = [];
   const end = () => (options.ladder ?? ['SIGTERM', 'SIGKILL']).forEach((signal, step) => {
@@ -743,6 +754,7 @@ async function run(argv, options) {
   if (!options.unlimited && !shielded) enders.add(end);
   try {
     const result = await Promise.race([child, exitOf(child.child)]);
+    if (trouble !== null) throw trouble;
     const code = result.signal ? 128 + constants.signals[result.signal] : result.exitCode ?? 127;
     const said = options.toTranscript ? transcriptSince(ends.bytes, 4096) : Buffer.concat(stderr).toString();
     return { argv, code, out: Buffer.concat(stdout).toString(), said, timedOut };
@@ -829,6 +841,15 @@ function readPlainFile(file, mostBytes = 1 << 20) {
   }
 }
 
+/** The same as text, '' when it cannot be had. */
+function plainText(file, mostBytes) {
+  try {
+    return readPlainFile(file, mostBytes).toString();
+  } catch {
+    return '';
+  }
+}
+
 /**
  * Given a folder that we have just made, empty and ours alone, returns a path by which it stays the same folder as long as this process lives: who owns the
  * folder above could rename it and lay a link in its place, for root to write through. Throws Problem when that has happened already.
@@ -862,6 +883,56 @@ function writeDurably(file, text, fileMode = 0o600) {
   const folder = fs.openSync(file.replace(/\/[^/]*$/, '') || '/', 'r');
   fs.fsyncSync(folder);
   fs.closeSync(folder);
+}
+
+// =========================================================================================================
+// ==== FORM ====
+// What comes from elsewhere (a program's JSON, a record in an archive, a file of ours that a bad disk has been at) must have the form that is
+// read out of it, or nothing of it is used: then it is a problem told in words, never a crash in the middle of something. Only judges.
+
+const isText = (value) => typeof value === 'string' && !value.includes('\0');
+const KINDS_OF_VALUE = {
+  text: isText,
+  'text or null': (value) => value == null || isText(value),
+  path: (value) => isText(value) && value.startsWith('/') && path.resolve(value) === value,
+  time: (value) => isText(value) && !Number.isNaN(Date.parse(value)),
+  number: (value) => Number.isFinite(value),
+  id: (value) => Number.isInteger(value) && value >= 0 && value < 2 ** 32,
+  version: (value) => isText(value) && /^\d+(\.\d+)?$/.test(value),
+  bits: (value) => isText(value) && /^[0-7]{3,5}$/.test(value),
+  'yes or no': (value) => typeof value === 'boolean',
+  anything: () => true,
+};
+
+/** Given a value and the form it should have, returns the place of the first thing that is otherwise ('plan.roots[0].path', or `at` itself); '' when all is right. */
+function misfit(value, form, at = 'it') {
+  if (typeof form === 'string') return KINDS_OF_VALUE[form](value) ? '' : at;
+  if (Array.isArray(form)) return Array.isArray(value) ? firstOf(value.map((one, index) => () => misfit(one, form[0], `${at}[${index}]`))) : at;
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return at;
+  return firstOf(Object.entries(form).flatMap(([key, one]) => {
+    if (key === '*') return Object.entries(value).map(([name, own]) => () => misfit(own, one, `${at}.${name}`));
+    const name = key.replace(/\?$/, '');
+    return name !== key && value[name] == null ? [] : [() => misfit(value[name], one, at === 'it' ? name : `${at}.${name}`)];
+  }));
+}
+
+function firstOf(looks) {
+  for (const one of looks) {
+    const found = one();
+    if (found) return found;
+  }
+  return '';
+}
+
+/** What a program answered as JSON. Given what was asked, in words, how the program ended, and the form, returns the answer. Throws Problem when it is not understood. */
+function answerOf(what, done, form, text = done.out) {
+  let answer, odd = 'it is no JSON';
+  try {
+    answer = JSON.parse(text);
+    odd = misfit(answer, form);
+  } catch { /* cut off, or not for us */ }
+  if (odd) throw failure(`${what}: the answer is not understood (${odd})`, done);
+  return answer;
 }
 
 // =========================================================================================================
@@ -974,6 +1045,10 @@ async function endRun(run, signals = ['SIGTERM', 'SIGKILL']) {
 
 const historyFile = (stateFolder) => path.join(stateFolder, 'history.jsonl');
 
+const PASS_FORM = { files: 'number', originalBytes: 'number', compressedBytes: 'number', deduplicatedBytes: 'number', seconds: 'number' };
+const LINE_FORM = { kind: 'text', startedAt: 'time', endedAt: 'time', outcome: 'text', exitCode: 'number', archive: 'text', downSeconds: 'number', 'startSeconds?': 'number', 'warnings?': ['text'], 'error?': 'text', 'warm?': PASS_FORM, 'cold?': PASS_FORM,
+  'certificate?': { archive: 'text', proven: 'yes or no', madeAt: 'time', restoreSeconds: 'number', checks: [{ check: 'text' }] } };
+
 /** Every line of the history, oldest first; [] when there is none. */
 function readHistory(stateFolder) {
   let text = '';
@@ -985,7 +1060,7 @@ function readHistory(stateFolder) {
   return text.split('\n').flatMap((line) => {
     try {
       const one = JSON.parse(line);
-      return typeof one === 'object' && one !== null && typeof one.startedAt === 'string' ? [one] : [];
+      return misfit(one, LINE_FORM) === '' ? [one] : [];
     } catch {
       return [];
     }
@@ -1045,9 +1120,9 @@ function drillFacts(stateFolder, maxAgeDays, now = Date.now()) {
   const history = readHistory(stateFolder), last = lastDrill(history);
   const ageDays = last ? (now - Date.parse(last.madeAt)) / 86_400_000 : null;
   const first = history.find((line) => line.kind === 'run' && line.exitCode < 2);
-  const overdue = maxAgeDays > 0 && (ageDays ?? (first ? (now - Date.parse(first.endedAt)) / 86_400_000 : 0)) > maxAgeDays;
+  const overdue = maxAgeDays > 0 && (ageDays ?? (first ? (now - Date.parse(first.endedAt)) / 86_400_000 : 0)) > maxAgeDays, isAhead = maxAgeDays > 0 && ageDays !== null && ageDays < -1 / 24;
   const warning = last && !last.proven && maxAgeDays > 0 ? `the last drill did not prove ${last.archive}: ${failedChecks(last)}`
-    : !overdue ? '' : last ? `the last drill is ${span(ageDays * 86_400)} old` : `no drill yet, and the first backup is more than ${maxAgeDays} days old`;
+    : isAhead ? `the last drill was on ${last.madeAt}, which is still to come: a clock was wrong` : !overdue ? '' : last ? `the last drill is ${span(ageDays * 86_400)} old` : `no drill yet, and the first backup is more than ${maxAgeDays} days old`;
   return { last, ageDays, warning };
 }
 
@@ -1578,7 +1653,7 @@ function fileToRead(text, stateFolder) {
 
 function writeMetrics({ tell: { metrics }, stateFolder }, what) {
   if (what.line.kind === 'drill') return; // these are about runs
-  const old = fs.existsSync(metrics) ? fs.readFileSync(metrics, 'utf8') : '';
+  const old = plainText(metrics); // its folder may be another user's
   const told = Number(/^cold_backup_last_success_timestamp_seconds\{.*\} (\d+)$/m.exec(old)?.[1] ?? 0);
   const isGood = what.outcome === 'good' || what.outcome === 'warning';
   const text = metricsText(what, isGood ? seconds(what.line.endedAt) : Math.max(told, seconds(lastGoodRun(stateFolder)?.endedAt)));
@@ -1706,7 +1781,7 @@ async function describeContainers(ids) {
   const done = await look(['docker', 'inspect', '--type=container', ...ids]); // one that has just gone makes exit code 1
   if (done.code !== 0 && !done.said.split('\n').every((line) => line.trim() === '' || /no such/i.test(line))) throw failure('Docker does not tell about its containers', done, 'look at `systemctl status docker`');
   const everyone = processes();
-  return JSON.parse(done.out || '[]').map((facts) => {
+  return answerOf('Docker does not tell about its containers', done, [{ Id: 'text', Name: 'text', Config: { 'Labels?': { '*': 'text' } }, State: { Running: 'yes or no', Pid: 'id' }, 'Mounts?': [{ Type: 'text', Destination: 'text' }] }], done.out || '[]').map((facts) => {
     const labels = facts.Config.Labels ?? {};
     const depends = String(labels['com.docker.compose.depends_on'] ?? '').split(',').filter((one) => one !== '');
     return {
@@ -1785,12 +1860,12 @@ function stopCommand(one) {
 
 /** What a container does now: { state, healthy, exitCode, exists }. */
 async function containerState(name) {
-  const { code, out, said } = await look(['docker', 'inspect', '--type=container', '--format={{json .State}}', name]);
+  const done = await look(['docker', 'inspect', '--type=container', '--format={{json .State}}', name]), { code, said } = done;
   if (code !== 0) { // it is gone, or Docker does not answer, and then nobody knows
     const isGone = /no such (container|object)/i.test(said);
     return { state: isGone ? 'stopped' : 'moving', healthy: false, exitCode: 0, exists: !isGone };
   }
-  const state = JSON.parse(out);
+  const state = answerOf(`container ${name}`, done, { Running: 'yes or no', ExitCode: 'number' });
   const running = state.Restarting ? 'moving' : state.Running ? 'running' : 'stopped';
   return { state: running, healthy: (state.Health?.Status ?? 'healthy') === 'healthy', exitCode: state.ExitCode, exists: true };
 }
@@ -2287,7 +2362,12 @@ async function askCluster(cluster, database, questions) {
   const ask = async (some) => {
     const pairs = Object.entries(some).map(([name, sql]) => `'${name}', ${sql.replace(/\s*\n\s*/g, ' ')}`);
     const { code, out, said } = await queryCluster(cluster, database, `select jsonb_build_object(${pairs.join(', ')})`);
-    return code === 0 ? JSON.parse(out, (name, value) => (typeof value === 'string' ? maskSecrets(name, value) : value)) : { failedWith: code, said };
+    if (code !== 0) return { failedWith: code, said };
+    try {
+      return JSON.parse(out, (name, value) => (typeof value === 'string' ? maskSecrets(name, value) : value));
+    } catch { // whoever answers there need not be PostgreSQL
+      return { failedWith: 1, said: 'the answer is not understood' };
+    }
   };
   const facts = await ask(questions);
   if (facts.failedWith === undefined) return facts;
@@ -2457,7 +2537,7 @@ async function tryRepository(settings) {
   }
   const done = await askBorg(settings, ['info', '--json']);
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure('the repository cannot be used', done);
-  const facts = JSON.parse(done.out);
+  const facts = answerOf('the repository cannot be used', done, { encryption: { mode: 'text' }, repository: { id: 'text' } });
   const encryption = String(facts.encryption.mode);
   if (/^(none|authenticated)/.test(encryption)) throw new Problem(`the repository is not encrypted (${encryption}): the storage could read everything`, { hint: 'make a new one with `node backup.js setup`' });
   return { id: facts.repository.id, encryption };
@@ -2523,7 +2603,7 @@ function beginPass(settings, command, options) {
     goOn(); // borg may have ended because we asked it to
     if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${listener.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
     if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
-    const { id: archiveId, stats } = JSON.parse(done.out).archive;
+    const { id: archiveId, stats } = answerOf(options.title, done, { archive: { id: 'text', stats: { nfiles: 'number', original_size: 'number', compressed_size: 'number', deduplicated_size: 'number' } } }).archive;
     return { archiveId, files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size, seconds: (Date.now() - began) / 1000, ...listener.found };
   };
   const end = pass(), until = async (event) => void await Promise.race([event, end]);
@@ -2558,8 +2638,8 @@ function listenToPass(progress) {
     if (note?.type === 'archive_progress' && note.finished) return markRead(); // said before the archive is saved (archiver.py, create_inner)
     if (note?.type === 'archive_progress') progress(note);
     if (note?.type === 'file_status' && note.status === 'i') markWaiting(); // said before it is read (archive.py, process_pipe)
-    if (note?.type === 'file_status' && note.status === 'C') keep(found.changed, absolute(note.path));
-    if (note?.type === 'file_status' && note.status === 'E') keep(found.unread, absolute(note.path));
+    if (note?.type === 'file_status' && note.status === 'C') keep(found.changed, absolute(String(note.path)));
+    if (note?.type === 'file_status' && note.status === 'E') keep(found.unread, absolute(String(note.path)));
     if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) keep(found.complaints, note.message ?? '');
   };
   return { found, onLine, isWaiting, isRead, reached: progress.reached };
@@ -2621,7 +2701,7 @@ function stampOf(name) {
 async function listEverything(settings, more = [], options = {}) {
   const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}'], { keepBytes: 1 << 28, ...options });
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
-  return JSON.parse(done.out).archives.map(({ id, name, start, end, comment }) => {
+  return answerOf('the archives cannot be listed', done, { archives: [{ id: 'text', name: 'text', start: 'time', 'end?': 'time', 'comment?': 'text' }] }).archives.map(({ id, name, start, end, comment }) => {
     let facts = {};
     try {
       const read = JSON.parse(comment ?? '');
@@ -2644,6 +2724,8 @@ async function listIds(settings, options = {}) {
  */
 async function listArchives(settings, server, more = [], options = {}) {
   const all = await listEverything(settings, more, options), proofs = new Map(all.filter(({ name }) => kindOf('', name) === 'proof').map(({ name, facts }) => [name.slice('proven-'.length), facts]));
+  const others = new Set(all.filter(({ name }) => kindOf('', name) === 'cold').map(({ name }) => name.slice(0, -'-2026-11-23T02:00:00'.length)));
+  if (server !== '' && others.size > 0 && !others.has(server)) warn(`no archive here is of ${server}, but there are some of ${[...others].slice(0, 5).map(named).join(', ')}: was this server renamed? Then write its old name as \`server\``);
   return all.flatMap(({ name, startedAt }) => {
     const isOther = kindOf('', name) === 'other' && !/\.checkpoint(\.\d+)?$/.test(name), kind = kindOf(server, name), proof = proofs.get(name);
     if (!isOther && kind !== 'cold' && kind !== 'warm') return [];
@@ -3481,6 +3563,11 @@ function takeLock(stateFolder, waitSeconds, name = 'lock') {
   return null;
 }
 
+const GIVEN = { mode: 'id', uid: 'id', gid: 'id' };
+const LEDGER_FORM = { run: 'text', server: 'text', archive: 'text', startedAt: 'time', deadlineAt: 'time', stopTimeoutSeconds: 'number', before: { units: ['text'], containers: ['text'] },
+  parts: [{ name: 'text', kind: 'text', group: 'number', start: ['text'], 'stop?': ['text'], 'running?': ['text'], 'unit?': 'text', 'container?': 'text', 'database?': 'text', 'dataDirectory?': 'path', 'stopSeconds?': 'number', askedAt: 'time', 'stoppedAt?': 'time', 'runningAt?': 'time' }],
+  'restore?': { archive: 'text', stamp: 'text', state: 'text', stagings: ['path'], made: ['path'], swaps: [{ place: 'path', staged: 'text', aside: 'path' }], folders: [{ path: 'path', before: GIVEN, after: GIVEN }], later: [{ name: 'text', group: 'number', start: ['text'], 'stop?': ['text'] }] } };
+
 /** The ledger in a state folder; null when nothing is stopped. Throws Problem when it is there and cannot be understood. */
 function readLedger(stateFolder) {
   const file = ledgerFile(stateFolder);
@@ -3502,11 +3589,9 @@ function readLedger(stateFolder) {
   } catch {
     throw bad('it is no JSON');
   }
-  const isText = (value) => typeof value === 'string';
-  const isCommand = (value) => Array.isArray(value) && value.length > 0 && value.every(isText);
-  if (ledger?.format !== 1 || !Array.isArray(ledger.parts) || !ledger.parts.every((part) => isText(part?.name) && isCommand(part.start) && isText(part.askedAt))) throw bad('it is no ledger');
-  if (!isText(ledger.run) || !Array.isArray(ledger.before?.units) || !Array.isArray(ledger.before?.containers)) throw bad('it is no ledger');
-  const isPath = (value) => isText(value) && path.isAbsolute(value) && path.normalize(value) === value;
+  const odd = ledger?.format === 1 ? misfit(ledger, LEDGER_FORM) || ledger.parts.map((part, index) => (part.start.length === 0 ? `parts[${index}].start` : '')).join('') : 'its form';
+  if (odd) throw bad(`it is no ledger (${odd})`);
+  const isPath = (value) => typeof value === 'string' && path.isAbsolute(value) && path.normalize(value) === value;
   const { stagings = [], swaps = [], folders = [], made = [] } = ledger.restore ?? {};
   if (![...stagings, ...made].every(isPath) || !stagings.every((one) => path.basename(one).startsWith(STAGING))) throw bad('it is no ledger of a restore');
   if (!swaps.every((one) => isPath(one?.place) && isPath(one.aside) && (one.staged === '' || isPath(one.staged))) || !folders.every((one) => isPath(one?.path))) throw bad('it is no ledger of a restore');
@@ -4304,6 +4389,21 @@ function writeHistory(stateFolder, line) {
   return folder;
 }
 
+// Everything that `restore`, `drill` and the judge read.
+const FOUND_IN_DATABASE = { name: 'text', encoding: 'text', collate: 'text', ctype: 'text', provider: 'text', orderFingerprint: 'text', 'locale?': 'text', 'rules?': 'text', 'recorded?': 'text', 'actual?': 'text',
+  'extensions?': [{ name: 'text', version: 'text' }], 'libraries?': ['text'], 'rows?': { '*': 'anything' }, 'activity?': { '*': 'text or null' }, 'dictionaries?': [{ name: 'text' }],
+  'collations?': [{ schema: 'text', name: 'text', provider: 'text', 'locale?': 'text', 'rules?': 'text', 'recorded?': 'text', 'actual?': 'text', orderFingerprint: 'text', indexes: ['text'], partitionedTables: ['text'] }] };
+const SAVED_CLUSTER = { name: 'text', dataDirectory: 'path', walFolder: 'path', version: 'version', binaries: 'text', owner: 'text', container: 'text', 'socketFolder?': 'text', port: 'text', uid: 'id', gid: 'id', roots: ['path'], tablespaces: [{ oid: 'text', location: 'text' }] };
+const PACKAGES = { all: { '*': 'text' }, needed: { '*': 'text' }, unowned: ['text'] };
+const MANIFEST_FORM = {
+  server: 'text', madeAt: 'text', packages: PACKAGES, parents: [{ path: 'path', mode: 'bits', uid: 'id', gid: 'id' }], 'proof?': { clusters: [{ dataDirectory: 'text', systemIdentifier: 'text' }] },
+  host: { architecture: 'text', libc: 'text', users: [{ id: 'id', 'name?': 'text', 'group?': 'id' }], groups: [{ id: 'id', 'name?': 'text' }] },
+  containers: [{ name: 'text', image: 'text', imageId: 'text', imageDigests: ['text'], composeProject: 'text', composeService: 'text', composeFiles: ['text'], mounts: [{ 'type?': 'text', 'name?': 'text', source: 'text', destination: 'text' }] }],
+  postgres: [{ ...SAVED_CLUSTER, 'insideDataDirectory?': 'text', systemIdentifier: 'text', controlData: { '*': 'anything' }, databases: [FOUND_IN_DATABASE], 'packages?': PACKAGES, 'system?': { libc: 'text' }, 'serverVersion?': 'text', 'settings?': { '*': 'text or null' },
+    'preloadLibraries?': { '*': 'text or null' }, 'roleSettings?': [{ 'role?': 'text', 'database?': 'text', 'settings?': { '*': 'text or null' } }], 'roles?': [{ rolname: 'text' }], 'slots?': [{ 'slot_name?': 'text', 'plugin?': 'text' }] }],
+  plan: { roots: [{ path: 'path', why: 'text' }], clusters: [{ ...SAVED_CLUSTER, pid: 'id' }], parts: [{ name: 'text', kind: 'text', group: 'number' }], exclude: ['text'] },
+};
+
 /** Given the text of an archive's manifest and the archive's name, returns it. Throws Problem when it is not what this script writes: then nothing in it is used. */
 function soundManifest(text, archive) {
   const bad = (what) => new Problem(`the record of ${archive} cannot be trusted: ${what}`, { hint: `look at it: node backup.js borg extract --stdout ::${archive} record/manifest.json` });
@@ -4313,19 +4413,8 @@ function soundManifest(text, archive) {
   } catch {
     throw bad('record/manifest.json is no JSON');
   }
-  const isText = (value) => typeof value === 'string' && !value.includes('\0');
-  const isPath = (value) => isText(value) && value.startsWith('/') && path.resolve(value) === value;
-  const all = (list, check) => Array.isArray(list) && list.every((one) => one !== null && typeof one === 'object' && check(one));
-  const { plan, parents, containers, postgres, host } = manifest ?? {};
-  if (manifest?.format !== 1 || !isText(manifest.server) || !isText(manifest.madeAt)) throw bad('its form is not known here');
-  if (!all(plan?.roots, (one) => isPath(one.path) && isText(one.why))) throw bad('a path to restore is none');
-  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isPath(one.walFolder) && isText(one.binaries) && isText(one.container) && isText(one.socketFolder ?? '') && /^\d+(\.\d+)?$/.test(one.version)
-    && all(one.tablespaces, (space) => isText(space.oid) && isText(space.location)))) throw bad('a cluster is none');
-  if (!all(plan.parts, (one) => isText(one.name) && isText(one.kind) && Number.isInteger(one.group)) || !Array.isArray(plan.exclude)) throw bad('a part is none');
-  if (!all(parents, (one) => isPath(one.path) && /^[0-7]{3,5}$/.test(one.mode) && Number.isInteger(one.uid) && Number.isInteger(one.gid))) throw bad('a folder is none');
-  if (!all(containers, (one) => isText(one.name) && all(one.mounts, (mount) => isText(mount.source) && isText(mount.destination)))) throw bad('a container is none');
-  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases))) throw bad('its passport is none');
-  if (![host?.users, host?.groups, manifest.proof?.clusters ?? []].every((list) => all(list, () => true))) throw bad('its passport is none');
+  const odd = manifest?.format === 1 ? misfit(manifest, MANIFEST_FORM) : 'its form';
+  if (odd) throw bad(`${odd} is not what it should be`);
   return manifest;
 }
 
@@ -4817,8 +4906,9 @@ function archiveLine(one) {
  */
 function archiveMeant(archives, name, use = 'restore') {
   if (name === 'latest') {
-    const newest = archives.filter((one) => one.kind === 'proven').pop();
-    if (!newest) throw new Problem('there is no proven archive yet', { hint: '`node backup.js list` shows what there is; an unproven one has to be named in full' });
+    const proven = archives.filter((one) => one.kind === 'proven'), come = proven.filter((one) => Date.parse(one.madeAt) < Date.now() + 3_600_000), ahead = proven.length - come.length, newest = [...(come.length > 0 ? come : proven)].pop();
+    if (proven.length === 0) throw new Problem('there is no proven archive yet', { hint: '`node backup.js list` shows what there is; an unproven one has to be named in full' });
+    if (ahead > 0) warn(`${count(ahead, 'archive')} bear${ahead === 1 ? 's' : ''} a time that is still to come, as ${proven[proven.length - 1].archive}: a clock was wrong, there or here. ${come.length > 0 ? 'Not counting these,' : 'All do, so'} the latest is ${newest.archive}`);
     return newest.archive;
   }
   const found = archives.find((one) => one.archive === name);
@@ -4832,8 +4922,32 @@ function archiveMeant(archives, name, use = 'restore') {
   return found.archive;
 }
 
+/** The archives of this name that no run here remembers, though they are newer than its last good one: another server writes under the same name. Given the history, too. */
+function strangersAmong(archives, history) {
+  const own = new Set(history.map((line) => line.archive)), last = history.filter((line) => line.kind === 'run' && line.exitCode < 2).pop();
+  return !last ? [] : archives.filter((one) => one.kind === 'proven' && !own.has(one.archive) && one.madeAt > stampOf(last.archive)).map((one) => one.archive);
+}
+
+/** Given what `latest` came to, warns when it is not what the last good run here wrote: another server's, or a clock was wrong, or somebody deleted. */
+function warnUnlessOurs(stateFolder, archives, latest) {
+  const last = lastGoodRun(stateFolder)?.archive ?? latest;
+  if (last === latest) return;
+  const strangers = strangersAmong(archives, readHistory(stateFolder));
+  warn(`the last good run here wrote ${named(last)}, ${strangers.includes(latest) ? `and no run here wrote ${named(latest)}: does another server write under the same name?` : archives.some((one) => one.archive === last)
+    ? `which does not bear the latest time, so ${named(latest)} is taken: a clock was wrong. Name the archive that you mean` : `which is not among the archives any more: ask the operator for an audit`}`);
+}
+
 /** A path as it was on the server, as a pattern of borg's: itself and everything below it. */
 const asPattern = (file) => `pp:${file.replace(/^\//, '')}`;
+
+/** One line of borg's listing of an archive. Throws Problem when it is none. */
+function entryIn(line) {
+  try {
+    const one = JSON.parse(line);
+    if (misfit(one, { path: 'text', type: 'text', 'source?': 'text', 'size?': 'number' }) === '') return one;
+  } catch { /* cut off */ }
+  throw new Problem('a line of the listing of an archive cannot be read', { said: line.slice(0, 200), hint: 'call it again; when it stays so: node backup.js borg check' });
+}
 
 // borg's own lines are not shown: a line end in a file's name would look like another file.
 async function listFiles(settings, archive, file) {
@@ -4842,7 +4956,7 @@ async function listFiles(settings, archive, file) {
   const show = (line) => {
     const before = shown++ === 0 ? '[' : ',\n';
     if (mode.json) return process.stdout.write(`${before}${line}`);
-    const one = JSON.parse(line), link = one.source ? ` ${one.type === 'l' ? '->' : '='} ${named(one.type === 'l' ? one.source : `/${one.source}`)}` : '';
+    const one = entryIn(line), link = one.source ? ` ${one.type === 'l' ? '->' : '='} ${named(one.type === 'l' ? one.source : `/${one.source}`)}` : '';
     return process.stdout.write(`${oneLine(`${one.mode} ${String(one.user).padEnd(8)} ${String(one.group).padEnd(8)} ${String(one.size).padStart(12)} ${String(one.mtime).slice(0, 19)}`)} ${named(`/${one.path}`)}${link}\n`);
   };
   const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...(wanted === '/' ? [] : [asPattern(wanted)])], { onLine: show, keepBytes: 0 });
@@ -4866,7 +4980,7 @@ async function find(settings, server, [pattern = '']) {
   let kept = 0, toldAt = Date.now();
   say(`searching ${count(archives.length, 'archive')}, newest first: about ${span(left)}`);
   for (const [index, { archive }] of archives.entries()) {
-    const onLine = (line) => { kept += noteVersion(found, index, JSON.parse(line), kept < MOST_VERSIONS); };
+    const onLine = (line) => { kept += noteVersion(found, index, entryIn(line), kept < MOST_VERSIONS); };
     const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...findPatterns(pattern)], { onLine, keepBytes: 0 });
     if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be searched`, done);
     left = (Date.now() - began) / 1000 / (index + 1) * (archives.length - index - 1);
@@ -4889,7 +5003,7 @@ function findPatterns(pattern) {
 // Returns 1 for a version that was not known; of those it remembers only while there is room.
 function noteVersion(found, index, one, hasRoom) {
   if (one.type === 'd') return 0;
-  const file = `/${one.path}`, modifiedAt = `${one.mtime.slice(0, 19)}Z`;
+  const file = `/${one.path}`, modifiedAt = `${String(one.mtime).slice(0, 19)}Z`;
   const known = found.get(file)?.find((version) => version.modifiedAt === modifiedAt && version.bytes === one.size);
   const last = known?.runs[known.runs.length - 1];
   if (last && last[1] >= index - 1) last[1] = index;
@@ -5057,7 +5171,7 @@ async function startInside(sandbox, programs, dataDirectory, onHost, roles) {
   const options = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]);
   const cluster = { name: `copy of ${dataDirectory}`, dataDirectory: onHost, version: programs.version, owner: '', uid: OWN_USER, gid: OWN_USER, pid: 1, port: PORT, socketFolder: '/own',
     binaries: programs.binaries, container: '', insideDataDirectory: dataDirectory, configFolder: '', roots: [], tablespaces: [], walFolder: '', words: sandbox.words };
-  const log = path.join(sandbox.folder, 'own/log'), said = () => (fs.existsSync(log) ? lastLines(fs.readFileSync(log, 'utf8'), 4) : '');
+  const log = path.join(sandbox.folder, 'own/log'), said = () => lastLines(plainText(log, 1 << 26), 4);
   const control = (...words) => look([...sandbox.words, path.join(programs.binaries, 'pg_ctl'), ...words, '-D', dataDirectory, '-w', '-t', '3600', '-s'], { seconds: 3700 });
   const begin = async () => {
     const done = await control('start', '-l', '/own/log', '-o', options.map((word) => `'${word.replaceAll("'", `'\\''`)}'`).join(' ')); // pg_ctl gives them to a shell
@@ -5140,7 +5254,7 @@ async function askAbilities({ cluster }, wanted) {
       'libraries', (select coalesce(jsonb_object_agg(x, pg_temp.failure(format('load %L', x))), '{}') from jsonb_array_elements_text(${sqlData(wanted.libraries.filter((one) => LOADABLE.test(one)))}) x
         where x not in (select probin from pg_proc where probin is not null)))`, 60, WRITABLE); // those every cluster has: small images lack some, and initdb needs the others
   if (done.code !== 0) throw failure('an empty cluster does not tell what it can', { ...done, argv: done.argv.slice(0, 8) });
-  return JSON.parse(done.out);
+  return answerOf('an empty cluster does not tell what it can', done, { share: 'text', version: 'text', number: 'number', control: { '*': 'anything' }, extensions: { '*': 'anything' }, settings: { '*': 'anything' }, files: { '*': 'anything' }, libraries: { '*': 'text' } });
 }
 
 /** A library that may be loaded to see whether it can be: one of PostgreSQL's own folder. */
@@ -5161,7 +5275,7 @@ async function askOrders(trial, name, database, collations) {
     select jsonb_build_object('own', ${trial.version >= 15 ? '(select pg_database_collation_actual_version(oid) from pg_database where datname = current_database())' : 'null'},
       'collations', (select jsonb_object_agg(x->>0, pg_temp.order_of(x->>0, x->>1)) from jsonb_array_elements(${sqlData(list)}) x))`, 60, WRITABLE)]);
   if (told.code !== 0) throw failure('an empty database does not tell how it sorts', { ...told, argv: told.argv.slice(0, 8) });
-  const facts = JSON.parse(told.out);
+  const facts = answerOf('an empty database does not tell how it sorts', told, { 'own?': 'text', 'collations?': { '*': { failed: 'text' } } });
   orders.set('', { failed: '', version: facts.own, fingerprint });
   await Promise.all(keys.map(async (key, i) => {
     const { failed, version = null } = facts.collations[`c${i}`];
@@ -5397,7 +5511,7 @@ async function portFindings({ postgres }, cluster, all) {
   const isOurs = (pid) => everyone.some((one) => one.pid === pid && places.has(one.cwd));
   const found = (here, breaks, verdict) => finding(name, `port ${port}`, { recorded: 'its own', here, breaks, verdict, mend: [`ss --listening --processes --numeric '( sport = :${port} )'   # who it is; stop it, or give it another port`] });
   for (const folder of (settings.unix_socket_directories ?? cluster.socketFolder).split(',').map((one) => one.trim().replace(/^"(.*)"$/, '$1')).filter((one) => one.startsWith('/'))) {
-    const lock = path.join(folder, `.s.PGSQL.${port}.lock`), pid = fs.existsSync(lock) ? Math.abs(parseInt(fs.readFileSync(lock, 'utf8'))) : 0;
+    const lock = path.join(folder, `.s.PGSQL.${port}.lock`), pid = Math.abs(parseInt(plainText(lock)));
     const alive = everyone.find((one) => one.pid === pid);
     if (alive && /^(postgres|postmaster|edb-postgres)$/.test(alive.program) && !isOurs(pid)) return [found(`${alive.program} (process ${pid}) has its socket in ${named(folder)}`, 'PostgreSQL does not start', 'refused')];
   }
@@ -5818,6 +5932,7 @@ async function lookAt(settings, server, name, wanted) {
   const [[archives], guessed] = await Promise.all([Promise.allSettled([orWrongBorg(listArchives(settings, server))]), guess ? looks(guess) : null]); // no borg is left behind when one fails
   if (archives.status === 'rejected') throw archives.reason;
   const archive = archiveMeant(archives.value, name);
+  if (name === 'latest') warnUnlessOurs(settings.stateFolder, archives.value, archive);
   const [manifest, listed] = archive === guess && guessed ? guessed : await looks(archive);
   const isOther = archives.value.some((one) => one.archive === archive && one.kind === 'other');
   if (manifest.status === 'rejected' && !isOther) throw manifest.reason;
@@ -5979,7 +6094,7 @@ async function placeOfVolume(name, recorded) {
   if (!VOLUME_NAME.test(name)) throw new Problem(`volume ${named(name)}: the record of this archive cannot be trusted`);
   const done = await look(['docker', 'volume', 'inspect', '--format={{json .}}', name]);
   if (done.code === 0) {
-    const facts = JSON.parse(done.out);
+    const facts = answerOf(`volume ${name}`, done, { Mountpoint: 'path', 'Options?': { '*': 'text' } });
     if (Object.keys(facts.Options ?? {}).length > 0) throw new Problem(`volume ${name} is mounted by Docker from elsewhere (${JSON.stringify(facts.Options)})`,
       { hint: 'restore it with --to, and copy it into a running container' });
     return { place: fs.existsSync(facts.Mountpoint) ? fs.realpathSync(facts.Mountpoint) : facts.Mountpoint, isMade: true };
@@ -6146,7 +6261,8 @@ const NEVER = /^\/(bin|boot|dev|lib|lib32|lib64|proc|run|sbin|sys|usr\/(bin|sbin
 
 /** Look at archive and machine. Changes nothing. */
 async function workOut(settings, [name = '', ...words], how, startedAt) {
-  const archive = archiveMeant(await listArchives(settings, how.bare ? '' : serverName(settings)), name);
+  const archives = await listArchives(settings, how.bare ? '' : serverName(settings)), archive = archiveMeant(archives, name);
+  if (name === 'latest') warnUnlessOurs(settings.stateFolder, archives, archive);
   const manifest = { ...soundManifest(await readFromArchive(settings, archive, 'record/manifest.json'), archive), archive }; // a record may claim any name
   const stamp = startedAt.slice(0, 19).replaceAll(':', '');
   const pieces = await findPieces(rootsMeant(manifest, words, [how.stateFolder, process.argv[1] ?? '', settings.keyFile, settings.passphraseFile]), stamp);
@@ -6481,12 +6597,12 @@ async function checkDatabases(here, recorded) {
   for (const { name, rows = {} } of recorded.filter((one) => one.connectable && !/=|:\/\//.test(one.name))) {
     const of = `database ${named(name)} of ${named(here.name)}`;
     if (!present.includes(name)) { wrong.push(`${of} is missing`); continue; }
-    const { code, out, said } = await queryCluster(here, name, `select jsonb_build_object('rows', ${databaseQuestions.rows}, 'tables', ${databaseQuestions.estimatedRows}, 'libraries',
+    const done = await queryCluster(here, name, `select jsonb_build_object('rows', ${databaseQuestions.rows}, 'tables', ${databaseQuestions.estimatedRows}, 'libraries',
       (select coalesce(jsonb_agg(distinct probin), '[]') from pg_proc where probin is not null and oid >= 16384))`); // those of extensions: the server has its own
-    const why = said.trim().split('\n').pop() ?? '';
+    const { code, said } = done, why = said.trim().split('\n').pop() ?? '';
     if (code === 1 && /lock timeout|statement timeout/.test(why)) { warn(`${of} is in use, and was not looked through: ${why}`); continue; }
     if (code !== 0) { wrong.push(`${of} ${code === 2 ? 'does not open' : 'cannot be read'}: ${why}`); continue; }
-    const facts = JSON.parse(out);
+    const facts = answerOf(of, done, { libraries: ['text'], tables: { '*': 'anything' }, rows: { '*': 'anything' } });
     const loads = facts.libraries.map((library) => `load '${library.replaceAll("'", "''")}'`);
     const loaded = loads.length > 0 ? await queryCluster(here, name, loads.join('; ')) : { code: 0, said: '' };
     if (loaded.code !== 0) wrong.push(`${of} misses a library: ${loaded.said.trim().split('\n').pop()}`);
@@ -6554,6 +6670,7 @@ const FILE_CHECKS = [
 async function compareListing({ passport, files, listing }) {
   const roots = passport.roots, [was, is] = ['was', 'is'].map((name) => `${listing}.${name}`);
   const there = roots.map((root) => files + root).filter((root) => fs.existsSync(root));
+  if (there.length === 0) return bad(['nothing of it is in this archive']); // find(1) without a path would look where we are
   const raw = fs.openSync(`${listing}.found`, 'w', 0o600);
   const done = await look(['find', ...there, '-printf', '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0'], { stdout: raw, seconds: DAY }).finally(() => fs.closeSync(raw));
   if (done.code !== 0) throw failure('the extracted files cannot be listed', done);
@@ -6596,7 +6713,7 @@ const SERVER_CHECKS = [
     const gone = copy.passport.databases.filter((one) => one.connectable).map((one) => one.name);
     const list = await queryCluster(copy.server, await homeOf(copy.server), 'select jsonb_agg(datname order by datname) from pg_database where datallowconn and datconnlimit <> -2', DAY);
     if (list.code !== 0) throw new Problem('the copy does not name its databases', { said: list.said });
-    copy.databases = JSON.parse(list.out);
+    copy.databases = answerOf('the copy does not name its databases', list, ['text']);
     const done = await inEach(copy, 'select 1');
     const shut = [...done].filter(([, one]) => one.code !== 0).map(([name, { said }]) => `${named(name)}: ${lastLines(said, 2)}`);
     const missing = gone.filter((name) => !done.has(name));
@@ -6705,10 +6822,10 @@ const countAll = (which) => `select ${mapOf(`select c.oid::regclass, substring(q
 /** Given a database, counts the rows of its tables. Returns them by name; a table that cannot be read is told in `broken`. */
 async function countRows(server, database, which, scan) {
   const all = await queryCluster(server, database, countAll(which), DAY, scan);
-  if (all.code === 0) return { rows: JSON.parse(all.out), broken: [] };
+  if (all.code === 0) return { rows: answerOf(`${named(database)} cannot be counted`, all, { '*': 'anything' }), broken: [] };
   const list = await queryCluster(server, database, `select coalesce(jsonb_agg(c.oid::regclass::text), '[]') from pg_class c where ${COUNTABLE} and ${which}`, DAY, QUIET);
   const rows = {}, broken = [];
-  for (const name of list.code === 0 ? JSON.parse(list.out) : []) { // one by one: which is it?
+  for (const name of list.code === 0 ? answerOf(`${named(database)} does not name its tables`, list, ['text']) : []) { // one by one: which is it?
     const { code, out, said } = await queryCluster(server, database, `select count(*) from only ${name}`, DAY, scan);
     if (code === 0) rows[name] = Number(out);
     else broken.push(`${named(database)}: table ${name} cannot be read: ${lastLines(said, 1)}`);
@@ -6810,7 +6927,11 @@ class Superseded extends Error {
 async function rehearse(settings, borg, server, name, id, folder, full, startedAt) {
   const record = path.join(folder, 'files/record'), extracted = { bytes: 0, seconds: 0 };
   const marked = { env: markOfRun(id) }; // who removes the scratch folder of a killed drill ends its borgs first: they would make it anew
-  const version = borgVersion(), listed = patiently(() => listArchives(borg, server, WITHOUT_LOCK, marked)).then((all) => archiveMeant(all, name));
+  const version = borgVersion(), listed = patiently(() => listArchives(borg, server, WITHOUT_LOCK, marked)).then((all) => {
+    const meant = archiveMeant(all, name);
+    if (name === 'latest') warnUnlessOurs(settings.stateFolder, all, meant);
+    return meant;
+  });
   // Each start of borg takes a second. What this server itself saved last is safe to extract, and its record is here: that begins before the list
   // of archives is there. Of any other archive it is looked first whether borg would write elsewhere.
   let archive = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
@@ -6828,7 +6949,8 @@ async function rehearse(settings, borg, server, name, id, folder, full, startedA
     await version;
     if (await listed !== archive) throw Object.assign(new Superseded(), { archive: await listed });
   };
-  const manifest = soundManifest(own || fs.readFileSync(path.join(record, 'manifest.json'), 'utf8'), archive);
+  for (const name of own ? [] : ['manifest.json', 'listing']) if (!fs.lstatSync(path.join(record, name), { throwIfNoEntry: false })?.isFile()) throw new Problem(`${archive} has no record/${name}, so it cannot be rehearsed`, { hint: 'was it written by this script? `node backup.js list` tells' });
+  const manifest = soundManifest(own || plainText(path.join(record, 'manifest.json'), 1 << 28), archive);
   const one = { settings, borg, id, folder, archive, manifest, own, full, checks: [], extracted, confirm };
   const all = await bytesBelow(path.join(folder, 'files/record/listing'), ['/']);
   for (const cluster of manifest.postgres) await rehearseCluster(one, cluster);
@@ -6971,6 +7093,7 @@ async function bytesBelow(listing, roots) {
 // The copy belongs to the sandbox's user from here, and nothing of it may lead out: what is locked in finds there only what came with it, at the old paths.
 async function lockIn(one, copy) {
   const { passport, files } = copy, roots = passport.roots.filter((root) => fs.statSync(files + root, { throwIfNoEntry: false })?.isDirectory() && !isBelow(root, '/etc'));
+  if (!fs.lstatSync(copy.onHost, { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`${named(passport.dataDirectory)} is not in this archive, or is no folder there: its record cannot be trusted`);
   for (const root of roots) if (fs.realpathSync(files + root) !== files + root) throw new Problem(`${named(root)} is a link in this archive, or lies below one: its record cannot be trusted`);
   const mounts = one.manifest.containers.find((box) => box.name === passport.container)?.mounts ?? [];
   const inside = (root) => {
@@ -7106,16 +7229,17 @@ function status(settings) {
   } catch (error) { // a monitoring plugin answers in any case
     disorder = error.message;
   }
-  const isRecent = ageHours !== null && ageHours <= settings.maxAgeHours;
+  const isAhead = ageHours !== null && ageHours < -1; // it would look recent for as long as the clock was wrong by
+  const isRecent = ageHours !== null && !isAhead && ageHours <= settings.maxAgeHours;
   const { last: certificate, ageDays, warning: aboutDrills } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
   const outcome = left ? 'down' : !isRecent || disorder ? 'failed' : last.outcome === 'good' && !aboutDrills ? 'good' : 'warning';
-  const warnings = [...(disorder ? [disorder] : []), ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : []), ...(aboutDrills ? [aboutDrills] : [])];
-  const next = left ? 'node backup.js recover' : !isRecent ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : '';
+  const warnings = [...(disorder ? [disorder] : []), ...(isAhead ? [`the last good run ended at ${good.endedAt}, which is still to come: this server's clock was wrong then, or is now`] : []), ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : []), ...(aboutDrills ? [aboutDrills] : [])];
+  const next = left ? 'node backup.js recover' : isAhead ? 'look at `date`, and set the clock; then take a backup: node backup.js --now' : !isRecent ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : '';
   const drill = certificate && { archive: certificate.archive, proven: certificate.proven, madeAt: certificate.madeAt, ageDays, restoreSeconds: certificate.restoreSeconds };
   const trend = trendOf(runs), change = trend?.growthBytes ?? 0;
   const trendText = trend && `last ${count(trend.nights, 'good night')}: down ${span(trend.leastDownSeconds)} to ${span(trend.mostDownSeconds)}, ${size(trend.newBytes)} new a night, ${size(trend.originalBytes)} in all${change === 0 ? '' : `, ${change > 0 ? 'growing' : 'shrinking'} by ${size(Math.abs(change))} a night`}`;
   const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend, drill, warnings, next };
-  const words = left ? `the run of ${left.startedAt} left something stopped` : good ? `${good.archive}, ${span(ageHours * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet';
+  const words = left ? `the run of ${left.startedAt} left something stopped` : good && isAhead ? `${good.archive} bears a time that is still to come` : good ? `${good.archive}, ${span(Math.max(0, ageHours) * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet';
   const mark = outcome === 'good' ? 'OK' : outcome === 'warning' ? 'WARNING' : 'CRITICAL';
   answer(mode.json ? JSON.stringify(facts) : [`${mark}: ${facts.server}: ${words}`, ...(trendText ? [`  ${trendText}`] : []), ...warnings.map((one) => `  ${one}`), ...(next ? [`  next: ${next}`] : [])].join('\n'));
   return outcome === 'good' ? 0 : outcome === 'warning' ? 1 : 2;
@@ -7178,6 +7302,9 @@ async function everyCheck({ settings, file }, script) {
     return `${plan.parts.length} parts, ${plan.roots.length} paths are there`;
   });
   add('unsaved', warnings.length === 0, warnings.join('; ') || 'nothing found here is left out', 'name it in `stop`, `folders` or `volumes`');
+  const history = readHistory(settings.stateFolder), strangers = lastGoodRun(settings.stateFolder) ? await listArchives(settings, serverName(settings)).then((all) => strangersAmong(all, history), () => null) : null;
+  add('own name', strangers && strangers.length === 0, strangers === null ? 'nothing to compare with yet' : strangers.length > 0 ? `no run here wrote ${strangers.slice(0, 3).map(named).join(', ')}` : 'every archive of this name was written here',
+    'does another server write under the same name? Each needs a repository and a `server` of its own: change one of them, and run setup there');
   checks.push(...await checkServer(settings));
   if (hasSystemd()) add('starts at boot', ...await startAtBoot(parts));
   add('clock', ...await clockIsRight());
@@ -7851,6 +7978,9 @@ for number, size_of_file in sizes:
                 pending.append('data file %d cannot be read from byte %d on' % (number, file.tell() - len(head)))
                 break
             key, rest = (file.read(32), size - 41) if tag < 2 else (b'', size - 9)
+            if rest > os.fstat(file.fileno()).st_size - file.tell():
+                pending.append('data file %d: the entry before byte %d is longer than the file' % (number, file.tell()))
+                break
             place += 1
             if DATA or rest < 4096:
                 data = file.read(rest)
@@ -7899,12 +8029,28 @@ function readerText(folder, served, { after, until, logBytes, ids, data }) {
   return `${Object.entries(values).map(([name, value]) => `${name} = ${JSON.stringify(value)}\n`).join('')}DATA = ${data ? 'True' : 'False'}\n${READER}`;
 }
 
+const SUM = { sha256: 'text' };
+const PART_OF_FILES = { 'found?': 'text', 'deleted?': 'anything', 'place?': 'number', 'number?': 'number', 'time?': 'time', 'fileTime?': 'time', 'puts?': 'number', 'bytes?': 'number', 'manifest?': 'number' };
+const WHOLE_OF_FILES = { config: { '*': 'text', id: 'text' }, nonce: 'text', damage: ['text'], last: 'number', bytes: 'number', segments: 'number', files: { ...SUM, count: 'number' }, oldFiles: { ...SUM, count: 'number' }, log: { ...SUM, bytes: 'number' },
+  oldLog: 'text', appendOnlyLines: 'number', state: 'text', serving: ['text'], locked: 'yes or no' };
+
+// A storage that is in an intruder's hands may answer anything.
+function readerLine(line, server) {
+  let what = null;
+  try {
+    what = JSON.parse(line);
+  } catch { /* told below */ }
+  const odd = misfit(what, what?.config === undefined ? PART_OF_FILES : WHOLE_OF_FILES);
+  if (odd) throw new Problem(`what the storage of ${server} says of the repository's files is not understood (${odd})`, { said: line.slice(0, 200), hint: 'is that a plain shell over there, which says nothing of its own? Else ask the storage\'s keeper' });
+  return what;
+}
+
 /** Given a server, what is wanted and (when it is not the settings') the folder, reads the repository's files where they lie, and returns what they say. Throws Problem when they cannot be read. */
 async function readRepository(one, wanted, folder = folderThere(one)) {
   const transactions = [], found = [], deletes = [];
   let rest = null;
   const onLine = (line) => {
-    const what = JSON.parse(line);
+    const what = readerLine(line, one.server);
     if (typeof what.found === 'string') found.push([what.found, what.place]);
     else if (typeof what.place === 'number') deletes.push([what.deleted, what.place]);
     else if (typeof what.number === 'number') transactions.push({ ...what, found: found.splice(0), deletes: deletes.splice(0) });
@@ -8679,11 +8825,11 @@ async function refuseUnsure({ one, book }) {
 }
 
 /** The archive that the last drill on the server proved, as the history in the newest proof tells; '' when there is none. What it claims can only keep more. */
-async function drilledLast({ settings, book }) {
+async function drilledLast({ settings, book, one }) {
   const newest = provenOnes(present(book)).pop();
   if (!newest) return '';
   const lines = (await readFromArchive(settings, `proven-${newest.name}`, 'record/history.jsonl', ANYWHERE)).split('\n').filter((line) => /"kind":"drill"/.test(line));
-  return lines.map((line) => JSON.parse(line)).filter(({ certificate }) => certificate?.proven).pop()?.certificate.archive ?? '';
+  return lines.map((line) => answerOf(`${one.server}: the history in the newest proof`, { argv: [], code: 0, out: line, said: '', timedOut: false }, { 'certificate?': { archive: 'text', proven: 'yes or no' } })).filter(({ certificate }) => certificate?.proven).pop()?.certificate.archive ?? '';
 }
 
 /** Cut the server's access by the operator's command, do the work, and give it back, whatever happened. That it is cut stands in the ledger first: a later call gives it back when this one is killed. */

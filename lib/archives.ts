@@ -1,6 +1,8 @@
 // The archives of a repository: their names, of which each says what the archive is, and the lists of them. Only reads.
+import { named, warn } from './say.ts';
 import type { RunOptions } from './shell.ts';
 import type { Settings } from './settings.ts';
+import { answerOf } from './form.ts';
 import { askBorg, borgFailure } from './borg.ts';
 
 /** 'proof' says that the cold archive of its name is good; 'checkpoint': what an interrupted pass had sent. */
@@ -28,7 +30,7 @@ export type ListedArchive = { id: string; name: string; startedAt: string; ended
 export async function listEverything(settings: Settings, more: string[] = [], options: RunOptions = {}): Promise<ListedArchive[]> {
   const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}'], { keepBytes: 1 << 28, ...options });
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
-  return JSON.parse(done.out).archives.map(({ id, name, start, end, comment }: Record<string, string>) => {
+  return answerOf('the archives cannot be listed', done, { archives: [{ id: 'text', name: 'text', start: 'time', 'end?': 'time', 'comment?': 'text' }] }).archives.map(({ id, name, start, end, comment }: Record<string, string>) => {
     let facts = {};
     try {
       const read = JSON.parse(comment ?? '');
@@ -53,6 +55,8 @@ export type ArchiveFacts = { archive: string; madeAt: string; kind: 'proven' | '
  */
 export async function listArchives(settings: Settings, server: string, more: string[] = [], options: RunOptions = {}): Promise<ArchiveFacts[]> {
   const all = await listEverything(settings, more, options), proofs = new Map(all.filter(({ name }) => kindOf('', name) === 'proof').map(({ name, facts }) => [name.slice('proven-'.length), facts]));
+  const others = new Set(all.filter(({ name }) => kindOf('', name) === 'cold').map(({ name }) => name.slice(0, -'-2026-11-23T02:00:00'.length)));
+  if (server !== '' && others.size > 0 && !others.has(server)) warn(`no archive here is of ${server}, but there are some of ${[...others].slice(0, 5).map(named).join(', ')}: was this server renamed? Then write its old name as \`server\``);
   return all.flatMap(({ name, startedAt }): ArchiveFacts[] => {
     const isOther = kindOf('', name) === 'other' && !/\.checkpoint(\.\d+)?$/.test(name), kind = kindOf(server, name), proof = proofs.get(name);
     if (!isOther && kind !== 'cold' && kind !== 'warm') return [];

@@ -7,6 +7,7 @@ import path from 'node:path';
 import { Problem, named } from './say.ts';
 import type { Done, RunOptions } from './shell.ts';
 import { failure, goOn, look } from './shell.ts';
+import { answerOf } from './form.ts';
 import { markOfRun } from './processes.ts';
 import type { Settings } from './settings.ts';
 
@@ -129,7 +130,7 @@ export async function tryRepository(settings: Settings): Promise<{ id: string; e
   }
   const done = await askBorg(settings, ['info', '--json']);
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure('the repository cannot be used', done);
-  const facts = JSON.parse(done.out);
+  const facts = answerOf('the repository cannot be used', done, { encryption: { mode: 'text' }, repository: { id: 'text' } });
   const encryption = String(facts.encryption.mode);
   if (/^(none|authenticated)/.test(encryption)) throw new Problem(`the repository is not encrypted (${encryption}): the storage could read everything`, { hint: 'make a new one with `node backup.js setup`' });
   return { id: facts.repository.id, encryption };

@@ -25,9 +25,9 @@ export function drillFacts(stateFolder: string, maxAgeDays: number, now = Date.n
   const history = readHistory(stateFolder), last = lastDrill(history);
   const ageDays = last ? (now - Date.parse(last.madeAt)) / 86_400_000 : null;
   const first = history.find((line) => line.kind === 'run' && line.exitCode < 2);
-  const overdue = maxAgeDays > 0 && (ageDays ?? (first ? (now - Date.parse(first.endedAt)) / 86_400_000 : 0)) > maxAgeDays;
+  const overdue = maxAgeDays > 0 && (ageDays ?? (first ? (now - Date.parse(first.endedAt)) / 86_400_000 : 0)) > maxAgeDays, isAhead = maxAgeDays > 0 && ageDays !== null && ageDays < -1 / 24;
   const warning = last && !last.proven && maxAgeDays > 0 ? `the last drill did not prove ${last.archive}: ${failedChecks(last)}`
-    : !overdue ? '' : last ? `the last drill is ${span(ageDays! * 86_400)} old` : `no drill yet, and the first backup is more than ${maxAgeDays} days old`;
+    : isAhead ? `the last drill was on ${last!.madeAt}, which is still to come: a clock was wrong` : !overdue ? '' : last ? `the last drill is ${span(ageDays! * 86_400)} old` : `no drill yet, and the first backup is more than ${maxAgeDays} days old`;
   return { last, ageDays, warning };
 }
 

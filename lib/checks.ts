@@ -50,6 +50,7 @@ export const FILE_CHECKS: CheckStep[] = [
 async function compareListing({ passport, files, listing }: Copy): Promise<Verdict> {
   const roots = passport.roots, [was, is] = ['was', 'is'].map((name) => `${listing}.${name}`) as [string, string];
   const there = roots.map((root) => files + root).filter((root) => fs.existsSync(root));
+  if (there.length === 0) return bad(['nothing of it is in this archive']); // find(1) without a path would look where we are
   const raw = fs.openSync(`${listing}.found`, 'w', 0o600);
   const done = await look(['find', ...there, '-printf', '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0'], { stdout: raw, seconds: DAY }).finally(() => fs.closeSync(raw));
   if (done.code !== 0) throw failure('the extracted files cannot be listed', done);

@@ -20,7 +20,7 @@ import type { Root } from './snapshot.ts';
 import { isThere, swapsFor } from './swap.ts';
 import { soundManifest } from './record.ts';
 import type { Manifest } from './record.ts';
-import { archiveMeant, asPattern } from './list.ts';
+import { archiveMeant, asPattern, warnUnlessOurs } from './list.ts';
 import { findPrograms } from './sandbox.ts';
 import { judge } from './judge.ts';
 import type { Finding } from './judge.ts';
@@ -43,7 +43,8 @@ const NEVER = /^\/(bin|boot|dev|lib|lib32|lib64|proc|run|sbin|sys|usr\/(bin|sbin
 
 /** Look at archive and machine. Changes nothing. */
 export async function workOut(settings: Settings, [name = '', ...words]: string[], how: InPlace, startedAt: string): Promise<Comeback> {
-  const archive = archiveMeant(await listArchives(settings, how.bare ? '' : serverName(settings)), name);
+  const archives = await listArchives(settings, how.bare ? '' : serverName(settings)), archive = archiveMeant(archives, name);
+  if (name === 'latest') warnUnlessOurs(settings.stateFolder, archives, archive);
   const manifest = { ...soundManifest(await readFromArchive(settings, archive, 'record/manifest.json'), archive), archive }; // a record may claim any name
   const stamp = startedAt.slice(0, 19).replaceAll(':', '');
   const pieces = await findPieces(rootsMeant(manifest, words, [how.stateFolder, process.argv[1] ?? '', settings.keyFile, settings.passphraseFile]), stamp);

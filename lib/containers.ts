@@ -4,6 +4,7 @@
 // made anew in the meantime is found again.
 import { Problem, warn } from './say.ts';
 import { failure, look } from './shell.ts';
+import { answerOf } from './form.ts';
 import { SANDBOX_MARK, pidNamespace, procFile, processes } from './processes.ts';
 import type { Process } from './processes.ts';
 import type { Part, State } from './units.ts';
@@ -47,7 +48,7 @@ async function describeContainers(ids: string[]): Promise<Container[]> {
   const done = await look(['docker', 'inspect', '--type=container', ...ids]); // one that has just gone makes exit code 1
   if (done.code !== 0 && !done.said.split('\n').every((line) => line.trim() === '' || /no such/i.test(line))) throw failure('Docker does not tell about its containers', done, 'look at `systemctl status docker`');
   const everyone = processes();
-  return JSON.parse(done.out || '[]').map((facts: any): Container => {
+  return answerOf('Docker does not tell about its containers', done, [{ Id: 'text', Name: 'text', Config: { 'Labels?': { '*': 'text' } }, State: { Running: 'yes or no', Pid: 'id' }, 'Mounts?': [{ Type: 'text', Destination: 'text' }] }], done.out || '[]').map((facts: any): Container => {
     const labels = facts.Config.Labels ?? {};
     const depends = String(labels['com.docker.compose.depends_on'] ?? '').split(',').filter((one) => one !== '');
     return {
@@ -126,12 +127,12 @@ function stopCommand(one: Container): string[] {
 
 /** What a container does now: { state, healthy, exitCode, exists }. */
 export async function containerState(name: string): Promise<{ state: State; healthy: boolean; exitCode: number; exists: boolean }> {
-  const { code, out, said } = await look(['docker', 'inspect', '--type=container', '--format={{json .State}}', name]);
+  const done = await look(['docker', 'inspect', '--type=container', '--format={{json .State}}', name]), { code, said } = done;
   if (code !== 0) { // it is gone, or Docker does not answer, and then nobody knows
     const isGone = /no such (container|object)/i.test(said);
     return { state: isGone ? 'stopped' : 'moving', healthy: false, exitCode: 0, exists: !isGone };
   }
-  const state = JSON.parse(out);
+  const state = answerOf(`container ${name}`, done, { Running: 'yes or no', ExitCode: 'number' });
   const running: State = state.Restarting ? 'moving' : state.Running ? 'running' : 'stopped';
   return { state: running, healthy: (state.Health?.Status ?? 'healthy') === 'healthy', exitCode: state.ExitCode, exists: true };
 }

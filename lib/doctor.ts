@@ -4,6 +4,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, lastLines, mode, named, pasteable, size, span, warnings } from './say.ts';
 import { drillFacts } from './certificate.ts';
+import { lastGoodRun, readHistory } from './history.ts';
 import { failure, freeBytes, hasSystemd, look } from './shell.ts';
 import { checkSecretFiles } from './check.ts';
 import type { Loaded } from './check.ts';
@@ -12,7 +13,9 @@ import { borgVersion, isRemote, tryRepository } from './borg.ts';
 import { compactsNothing, refusesOthers, serverCommandLine, sshToStorage, tryConnection } from './storage.ts';
 import { describeUnits } from './units.ts';
 import type { Part } from './units.ts';
-import { makePlan } from './plan.ts';
+import { listArchives } from './archives.ts';
+import { strangersAmong } from './list.ts';
+import { makePlan, serverName } from './plan.ts';
 
 /** ok: true, false, or null when it cannot be known here. needed: without it a run would fail. */
 export type Check = { check: string; ok: boolean | null; detail: string; hint: string; needed: boolean };
@@ -60,6 +63,9 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
     return `${plan.parts.length} parts, ${plan.roots.length} paths are there`;
   });
   add('unsaved', warnings.length === 0, warnings.join('; ') || 'nothing found here is left out', 'name it in `stop`, `folders` or `volumes`');
+  const history = readHistory(settings.stateFolder), strangers = lastGoodRun(settings.stateFolder) ? await listArchives(settings, serverName(settings)).then((all) => strangersAmong(all, history), () => null) : null;
+  add('own name', strangers && strangers.length === 0, strangers === null ? 'nothing to compare with yet' : strangers.length > 0 ? `no run here wrote ${strangers.slice(0, 3).map(named).join(', ')}` : 'every archive of this name was written here',
+    'does another server write under the same name? Each needs a repository and a `server` of its own: change one of them, and run setup there');
   checks.push(...await checkServer(settings));
   if (hasSystemd()) add('starts at boot', ...await startAtBoot(parts));
   add('clock', ...await clockIsRight());

@@ -2,6 +2,8 @@
 // Changes that one file. A line that cannot be read (a power cut while it was written) is passed over, never repaired.
 import fs from 'node:fs';
 import path from 'node:path';
+import { misfit } from './form.ts';
+import type { Form } from './form.ts';
 import type { Certificate } from './certificate.ts';
 
 /** What one `borg create` did. */
@@ -29,6 +31,10 @@ export type HistoryLine = {
 
 const historyFile = (stateFolder: string) => path.join(stateFolder, 'history.jsonl');
 
+const PASS_FORM: Form = { files: 'number', originalBytes: 'number', compressedBytes: 'number', deduplicatedBytes: 'number', seconds: 'number' };
+const LINE_FORM: Form = { kind: 'text', startedAt: 'time', endedAt: 'time', outcome: 'text', exitCode: 'number', archive: 'text', downSeconds: 'number', 'startSeconds?': 'number', 'warnings?': ['text'], 'error?': 'text', 'warm?': PASS_FORM, 'cold?': PASS_FORM,
+  'certificate?': { archive: 'text', proven: 'yes or no', madeAt: 'time', restoreSeconds: 'number', checks: [{ check: 'text' }] } };
+
 /** Every line of the history, oldest first; [] when there is none. */
 export function readHistory(stateFolder: string): HistoryLine[] {
   let text = '';
@@ -40,7 +46,7 @@ export function readHistory(stateFolder: string): HistoryLine[] {
   return text.split('\n').flatMap((line) => {
     try {
       const one = JSON.parse(line);
-      return typeof one === 'object' && one !== null && typeof one.startedAt === 'string' ? [one] : [];
+      return misfit(one, LINE_FORM) === '' ? [one] : [];
     } catch {
       return [];
     }

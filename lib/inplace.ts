@@ -9,6 +9,7 @@ import { Problem, answer, colored, count, mode, named, openTranscript, say, sayB
 import { change, failure, goOn, temporaryFolder, waitUntil } from './shell.ts';
 import { refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
+import { answerOf } from './form.ts';
 import type { Settings } from './settings.ts';
 import { findContainers } from './containers.ts';
 import { clusterState, isUsed } from './postmaster.ts';
@@ -188,12 +189,12 @@ async function checkDatabases(here: Cluster, recorded: Manifest['postgres'][numb
   for (const { name, rows = {} } of recorded.filter((one) => one.connectable && !/=|:\/\//.test(one.name))) {
     const of = `database ${named(name)} of ${named(here.name)}`;
     if (!present.includes(name)) { wrong.push(`${of} is missing`); continue; }
-    const { code, out, said } = await queryCluster(here, name, `select jsonb_build_object('rows', ${databaseQuestions.rows}, 'tables', ${databaseQuestions.estimatedRows}, 'libraries',
+    const done = await queryCluster(here, name, `select jsonb_build_object('rows', ${databaseQuestions.rows}, 'tables', ${databaseQuestions.estimatedRows}, 'libraries',
       (select coalesce(jsonb_agg(distinct probin), '[]') from pg_proc where probin is not null and oid >= 16384))`); // those of extensions: the server has its own
-    const why = said.trim().split('\n').pop() ?? '';
+    const { code, said } = done, why = said.trim().split('\n').pop() ?? '';
     if (code === 1 && /lock timeout|statement timeout/.test(why)) { warn(`${of} is in use, and was not looked through: ${why}`); continue; }
     if (code !== 0) { wrong.push(`${of} ${code === 2 ? 'does not open' : 'cannot be read'}: ${why}`); continue; }
-    const facts: { libraries: string[]; tables: Record<string, number>; rows: Record<string, number | null> } = JSON.parse(out);
+    const facts: { libraries: string[]; tables: Record<string, number>; rows: Record<string, number | null> } = answerOf(of, done, { libraries: ['text'], tables: { '*': 'anything' }, rows: { '*': 'anything' } });
     const loads = facts.libraries.map((library) => `load '${library.replaceAll("'", "''")}'`);
     const loaded = loads.length > 0 ? await queryCluster(here, name, loads.join('; ')) : { code: 0, said: '' };
     if (loaded.code !== 0) wrong.push(`${of} misses a library: ${loaded.said.trim().split('\n').pop()}`);

@@ -6,6 +6,8 @@ import path from 'node:path';
 import { spawnSync } from 'node:child_process';
 import { Problem, named, pasteable, warn } from './say.ts';
 import { programPath, writeDurably } from './shell.ts';
+import { misfit } from './form.ts';
+import type { Form } from './form.ts';
 import { startOfProcess } from './processes.ts';
 import { activeUnits } from './units.ts';
 import type { Part } from './units.ts';
@@ -67,6 +69,11 @@ export function takeLock(stateFolder: string, waitSeconds: number, name = 'lock'
   return null;
 }
 
+const GIVEN: Form = { mode: 'id', uid: 'id', gid: 'id' };
+const LEDGER_FORM: Form = { run: 'text', server: 'text', archive: 'text', startedAt: 'time', deadlineAt: 'time', stopTimeoutSeconds: 'number', before: { units: ['text'], containers: ['text'] },
+  parts: [{ name: 'text', kind: 'text', group: 'number', start: ['text'], 'stop?': ['text'], 'running?': ['text'], 'unit?': 'text', 'container?': 'text', 'database?': 'text', 'dataDirectory?': 'path', 'stopSeconds?': 'number', askedAt: 'time', 'stoppedAt?': 'time', 'runningAt?': 'time' }],
+  'restore?': { archive: 'text', stamp: 'text', state: 'text', stagings: ['path'], made: ['path'], swaps: [{ place: 'path', staged: 'text', aside: 'path' }], folders: [{ path: 'path', before: GIVEN, after: GIVEN }], later: [{ name: 'text', group: 'number', start: ['text'], 'stop?': ['text'] }] } };
+
 /** The ledger in a state folder; null when nothing is stopped. Throws Problem when it is there and cannot be understood. */
 export function readLedger(stateFolder: string): Ledger | null {
   const file = ledgerFile(stateFolder);
@@ -88,11 +95,9 @@ export function readLedger(stateFolder: string): Ledger | null {
   } catch {
     throw bad('it is no JSON');
   }
-  const isText = (value: unknown) => typeof value === 'string';
-  const isCommand = (value: any) => Array.isArray(value) && value.length > 0 && value.every(isText);
-  if (ledger?.format !== 1 || !Array.isArray(ledger.parts) || !ledger.parts.every((part: any) => isText(part?.name) && isCommand(part.start) && isText(part.askedAt))) throw bad('it is no ledger');
-  if (!isText(ledger.run) || !Array.isArray(ledger.before?.units) || !Array.isArray(ledger.before?.containers)) throw bad('it is no ledger');
-  const isPath = (value: any) => isText(value) && path.isAbsolute(value) && path.normalize(value) === value;
+  const odd = ledger?.format === 1 ? misfit(ledger, LEDGER_FORM) || ledger.parts.map((part: StoppedPart, index: number) => (part.start.length === 0 ? `parts[${index}].start` : '')).join('') : 'its form';
+  if (odd) throw bad(`it is no ledger (${odd})`);
+  const isPath = (value: any) => typeof value === 'string' && path.isAbsolute(value) && path.normalize(value) === value;
   const { stagings = [], swaps = [], folders = [], made = [] } = ledger.restore ?? {};
   if (![...stagings, ...made].every(isPath) || !stagings.every((one: string) => path.basename(one).startsWith(STAGING))) throw bad('it is no ledger of a restore');
   if (!swaps.every((one: any) => isPath(one?.place) && isPath(one.aside) && (one.staged === '' || isPath(one.staged))) || !folders.every((one: any) => isPath(one?.path))) throw bad('it is no ledger of a restore');

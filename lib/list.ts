@@ -4,9 +4,12 @@ import { spawn } from 'node:child_process';
 import { constants } from 'node:os';
 import path from 'node:path';
 import { Problem, answer, count, mode, named, oneLine, pasteable, say, sayLive, size, span, warn, warnings } from './say.ts';
+import { misfit } from './form.ts';
+import { lastGoodRun, readHistory } from './history.ts';
+import type { HistoryLine } from './history.ts';
 import type { Settings } from './settings.ts';
 import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned, borgVersion } from './borg.ts';
-import { listArchives } from './archives.ts';
+import { listArchives, stampOf } from './archives.ts';
 import type { ArchiveFacts } from './archives.ts';
 
 const MOST_VERSIONS = 30_000; // of files that `find` keeps in mind, about 1 kB each
@@ -42,9 +45,10 @@ function archiveLine(one: ArchiveFacts): string {
  */
 export function archiveMeant(archives: ArchiveFacts[], name: string, use: 'look' | 'restore' = 'restore'): string {
   if (name === 'latest') {
-    const newest = archives.filter((one) => one.kind === 'proven').pop();
-    if (!newest) throw new Problem('there is no proven archive yet', { hint: '`node backup.js list` shows what there is; an unproven one has to be named in full' });
-    return newest.archive;
+    const proven = archives.filter((one) => one.kind === 'proven'), come = proven.filter((one) => Date.parse(one.madeAt) < Date.now() + 3_600_000), ahead = proven.length - come.length, newest = [...(come.length > 0 ? come : proven)].pop();
+    if (proven.length === 0) throw new Problem('there is no proven archive yet', { hint: '`node backup.js list` shows what there is; an unproven one has to be named in full' });
+    if (ahead > 0) warn(`${count(ahead, 'archive')} bear${ahead === 1 ? 's' : ''} a time that is still to come, as ${proven[proven.length - 1]!.archive}: a clock was wrong, there or here. ${come.length > 0 ? 'Not counting these,' : 'All do, so'} the latest is ${newest!.archive}`);
+    return newest!.archive;
   }
   const found = archives.find((one) => one.archive === name);
   if (!found) throw new Problem(`there is no archive ${named(name)}`, { hint: '`node backup.js list` shows what there is' });
@@ -57,8 +61,32 @@ export function archiveMeant(archives: ArchiveFacts[], name: string, use: 'look'
   return found.archive;
 }
 
+/** The archives of this name that no run here remembers, though they are newer than its last good one: another server writes under the same name. Given the history, too. */
+export function strangersAmong(archives: ArchiveFacts[], history: HistoryLine[]): string[] {
+  const own = new Set(history.map((line) => line.archive)), last = history.filter((line) => line.kind === 'run' && line.exitCode < 2).pop();
+  return !last ? [] : archives.filter((one) => one.kind === 'proven' && !own.has(one.archive) && one.madeAt > stampOf(last.archive)).map((one) => one.archive);
+}
+
+/** Given what `latest` came to, warns when it is not what the last good run here wrote: another server's, or a clock was wrong, or somebody deleted. */
+export function warnUnlessOurs(stateFolder: string, archives: ArchiveFacts[], latest: string): void {
+  const last = lastGoodRun(stateFolder)?.archive ?? latest;
+  if (last === latest) return;
+  const strangers = strangersAmong(archives, readHistory(stateFolder));
+  warn(`the last good run here wrote ${named(last)}, ${strangers.includes(latest) ? `and no run here wrote ${named(latest)}: does another server write under the same name?` : archives.some((one) => one.archive === last)
+    ? `which does not bear the latest time, so ${named(latest)} is taken: a clock was wrong. Name the archive that you mean` : `which is not among the archives any more: ask the operator for an audit`}`);
+}
+
 /** A path as it was on the server, as a pattern of borg's: itself and everything below it. */
 export const asPattern = (file: string) => `pp:${file.replace(/^\//, '')}`;
+
+/** One line of borg's listing of an archive. Throws Problem when it is none. */
+export function entryIn(line: string): any {
+  try {
+    const one = JSON.parse(line);
+    if (misfit(one, { path: 'text', type: 'text', 'source?': 'text', 'size?': 'number' }) === '') return one;
+  } catch { /* cut off */ }
+  throw new Problem('a line of the listing of an archive cannot be read', { said: line.slice(0, 200), hint: 'call it again; when it stays so: node backup.js borg check' });
+}
 
 // borg's own lines are not shown: a line end in a file's name would look like another file.
 async function listFiles(settings: Settings, archive: string, file: string | undefined): Promise<number> {
@@ -67,7 +95,7 @@ async function listFiles(settings: Settings, archive: string, file: string | und
   const show = (line: string) => {
     const before = shown++ === 0 ? '[' : ',\n';
     if (mode.json) return process.stdout.write(`${before}${line}`);
-    const one = JSON.parse(line), link = one.source ? ` ${one.type === 'l' ? '->' : '='} ${named(one.type === 'l' ? one.source : `/${one.source}`)}` : '';
+    const one = entryIn(line), link = one.source ? ` ${one.type === 'l' ? '->' : '='} ${named(one.type === 'l' ? one.source : `/${one.source}`)}` : '';
     return process.stdout.write(`${oneLine(`${one.mode} ${String(one.user).padEnd(8)} ${String(one.group).padEnd(8)} ${String(one.size).padStart(12)} ${String(one.mtime).slice(0, 19)}`)} ${named(`/${one.path}`)}${link}\n`);
   };
   const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...(wanted === '/' ? [] : [asPattern(wanted)])], { onLine: show, keepBytes: 0 });
@@ -91,7 +119,7 @@ export async function find(settings: Settings, server: string, [pattern = '']: s
   let kept = 0, toldAt = Date.now();
   say(`searching ${count(archives.length, 'archive')}, newest first: about ${span(left)}`);
   for (const [index, { archive }] of archives.entries()) {
-    const onLine = (line: string) => { kept += noteVersion(found, index, JSON.parse(line), kept < MOST_VERSIONS); };
+    const onLine = (line: string) => { kept += noteVersion(found, index, entryIn(line), kept < MOST_VERSIONS); };
     const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...findPatterns(pattern)], { onLine, keepBytes: 0 });
     if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be searched`, done);
     left = (Date.now() - began) / 1000 / (index + 1) * (archives.length - index - 1);
@@ -114,7 +142,7 @@ function findPatterns(pattern: string): string[] {
 // Returns 1 for a version that was not known; of those it remembers only while there is room.
 function noteVersion(found: Map<string, Version[]>, index: number, one: any, hasRoom: boolean): 0 | 1 {
   if (one.type === 'd') return 0;
-  const file = `/${one.path}`, modifiedAt = `${one.mtime.slice(0, 19)}Z`;
+  const file = `/${one.path}`, modifiedAt = `${String(one.mtime).slice(0, 19)}Z`;
   const known = found.get(file)?.find((version) => version.modifiedAt === modifiedAt && version.bytes === one.size);
   const last = known?.runs[known.runs.length - 1];
   if (last && last[1] >= index - 1) last[1] = index;

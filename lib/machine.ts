@@ -6,7 +6,7 @@ import { createServer } from 'node:net';
 import os from 'node:os';
 import path from 'node:path';
 import { named, pasteable, size } from './say.ts';
-import { look } from './shell.ts';
+import { look, plainText } from './shell.ts';
 import { deviceAndInode, processes } from './processes.ts';
 import type { AnyFacts } from './questions.ts';
 import type { ClusterPassport } from './passport.ts';
@@ -115,7 +115,7 @@ export async function portFindings({ postgres }: Manifest, cluster: PlannedClust
   const isOurs = (pid: number) => everyone.some((one) => one.pid === pid && places.has(one.cwd));
   const found = (here: string, breaks: string, verdict: Finding['verdict']) => finding(name, `port ${port}`, { recorded: 'its own', here, breaks, verdict, mend: [`ss --listening --processes --numeric '( sport = :${port} )'   # who it is; stop it, or give it another port`] });
   for (const folder of (settings.unix_socket_directories ?? cluster.socketFolder).split(',').map((one) => one.trim().replace(/^"(.*)"$/, '$1')).filter((one) => one.startsWith('/'))) {
-    const lock = path.join(folder, `.s.PGSQL.${port}.lock`), pid = fs.existsSync(lock) ? Math.abs(parseInt(fs.readFileSync(lock, 'utf8'))) : 0;
+    const lock = path.join(folder, `.s.PGSQL.${port}.lock`), pid = Math.abs(parseInt(plainText(lock)));
     const alive = everyone.find((one) => one.pid === pid);
     if (alive && /^(postgres|postmaster|edb-postgres)$/.test(alive.program) && !isOurs(pid)) return [found(`${alive.program} (process ${pid}) has its socket in ${named(folder)}`, 'PostgreSQL does not start', 'refused')];
   }

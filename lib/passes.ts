@@ -1,6 +1,7 @@
 // A pass: one `borg create`, from its command to what came of it. The cold pass is begun while everything still runs and waits, with
 // repository, key and caches open, until it is fed the manifest: none of that is left for when services are down. So does the proof, until the archive has been read back.
 // Adds an archive to the repository; changes nothing else. What borg could not read as it was is told by name.
+import { answerOf } from './form.ts';
 import { Problem, say, sayLive, size, span } from './say.ts';
 import type { Started } from './shell.ts';
 import { change, goOn } from './shell.ts';
@@ -66,7 +67,7 @@ export function beginPass(settings: Settings, command: string[], options: PassOp
     goOn(); // borg may have ended because we asked it to
     if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${listener.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
     if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
-    const { id: archiveId, stats } = JSON.parse(done.out).archive;
+    const { id: archiveId, stats } = answerOf(options.title, done, { archive: { id: 'text', stats: { nfiles: 'number', original_size: 'number', compressed_size: 'number', deduplicated_size: 'number' } } }).archive;
     return { archiveId, files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size, seconds: (Date.now() - began) / 1000, ...listener.found };
   };
   const end = pass(), until = async (event: Promise<void>) => void await Promise.race([event, end]);
@@ -101,8 +102,8 @@ function listenToPass(progress: ReturnType<typeof progressTeller>) {
     if (note?.type === 'archive_progress' && note.finished) return markRead(); // said before the archive is saved (archiver.py, create_inner)
     if (note?.type === 'archive_progress') progress(note);
     if (note?.type === 'file_status' && note.status === 'i') markWaiting(); // said before it is read (archive.py, process_pipe)
-    if (note?.type === 'file_status' && note.status === 'C') keep(found.changed, absolute(note.path!));
-    if (note?.type === 'file_status' && note.status === 'E') keep(found.unread, absolute(note.path!));
+    if (note?.type === 'file_status' && note.status === 'C') keep(found.changed, absolute(String(note.path)));
+    if (note?.type === 'file_status' && note.status === 'E') keep(found.unread, absolute(String(note.path)));
     if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) keep(found.complaints, note.message ?? '');
   };
   return { found, onLine, isWaiting, isRead, reached: progress.reached };

@@ -8,6 +8,7 @@ import { change, failure, freeBytes, goOn, heldFolder, look } from './shell.ts';
 import type { Settings } from './settings.ts';
 import { hostPathOf } from './containers.ts';
 import type { Mount } from './containers.ts';
+import { answerOf } from './form.ts';
 import { controlState } from './postmaster.ts';
 import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned } from './borg.ts';
 import { isBelow } from './plan.ts';
@@ -68,7 +69,7 @@ async function placeOfVolume(name: string, recorded: string): Promise<{ place: s
   if (!VOLUME_NAME.test(name)) throw new Problem(`volume ${named(name)}: the record of this archive cannot be trusted`);
   const done = await look(['docker', 'volume', 'inspect', '--format={{json .}}', name]);
   if (done.code === 0) {
-    const facts = JSON.parse(done.out);
+    const facts = answerOf(`volume ${name}`, done, { Mountpoint: 'path', 'Options?': { '*': 'text' } });
     if (Object.keys(facts.Options ?? {}).length > 0) throw new Problem(`volume ${name} is mounted by Docker from elsewhere (${JSON.stringify(facts.Options)})`,
       { hint: 'restore it with --to, and copy it into a running container' });
     return { place: fs.existsSync(facts.Mountpoint) ? fs.realpathSync(facts.Mountpoint) : facts.Mountpoint, isMade: true };

@@ -2,6 +2,7 @@
 // always given back. What is deleted is deleted in a copy (the chapter before), or, where the storage gives no shell, in the repository itself.
 // Changes: the repository, the ledger, and access by the operator's own commands.
 import fs from 'node:fs';
+import { answerOf } from './form.ts';
 import { Problem, answer, count, mode, named, say, sayError } from './say.ts';
 import { change, failure, goOn } from './shell.ts';
 import type { Settings } from './settings.ts';
@@ -86,11 +87,11 @@ async function refuseUnsure({ one, book }: Job): Promise<void> {
 }
 
 /** The archive that the last drill on the server proved, as the history in the newest proof tells; '' when there is none. What it claims can only keep more. */
-async function drilledLast({ settings, book }: Job): Promise<string> {
+async function drilledLast({ settings, book, one }: Job): Promise<string> {
   const newest = provenOnes(present(book)).pop();
   if (!newest) return '';
   const lines = (await readFromArchive(settings, `proven-${newest.name}`, 'record/history.jsonl', ANYWHERE)).split('\n').filter((line) => /"kind":"drill"/.test(line));
-  return lines.map((line) => JSON.parse(line)).filter(({ certificate }) => certificate?.proven).pop()?.certificate.archive ?? '';
+  return lines.map((line) => answerOf(`${one.server}: the history in the newest proof`, { argv: [], code: 0, out: line, said: '', timedOut: false }, { 'certificate?': { archive: 'text', proven: 'yes or no' } })).filter(({ certificate }) => certificate?.proven).pop()?.certificate.archive ?? '';
 }
 
 /** Cut the server's access by the operator's command, do the work, and give it back, whatever happened. That it is cut stands in the ledger first: a later call gives it back when this one is killed. */

@@ -166,7 +166,12 @@ export async function askCluster(cluster: Cluster, database: string, questions: 
   const ask = async (some: Texts): Promise<AnyFacts> => {
     const pairs = Object.entries(some).map(([name, sql]) => `'${name}', ${sql.replace(/\s*\n\s*/g, ' ')}`);
     const { code, out, said } = await queryCluster(cluster, database, `select jsonb_build_object(${pairs.join(', ')})`);
-    return code === 0 ? JSON.parse(out, (name, value) => (typeof value === 'string' ? maskSecrets(name, value) : value)) : { failedWith: code, said };
+    if (code !== 0) return { failedWith: code, said };
+    try {
+      return JSON.parse(out, (name, value) => (typeof value === 'string' ? maskSecrets(name, value) : value));
+    } catch { // whoever answers there need not be PostgreSQL
+      return { failedWith: 1, said: 'the answer is not understood' };
+    }
   };
   const facts = await ask(questions);
   if (facts.failedWith === undefined) return facts;

@@ -4,6 +4,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem } from './say.ts';
+import { misfit } from './form.ts';
+import type { Form } from './form.ts';
 import { VERSION, editedOrAsBuilt } from './about.ts';
 import { readHistory } from './history.ts';
 import type { HistoryLine } from './history.ts';
@@ -86,6 +88,21 @@ export function writeHistory(stateFolder: string, line: HistoryLine): string {
   return folder;
 }
 
+// Everything that `restore`, `drill` and the judge read.
+const FOUND_IN_DATABASE: Form = { name: 'text', encoding: 'text', collate: 'text', ctype: 'text', provider: 'text', orderFingerprint: 'text', 'locale?': 'text', 'rules?': 'text', 'recorded?': 'text', 'actual?': 'text',
+  'extensions?': [{ name: 'text', version: 'text' }], 'libraries?': ['text'], 'rows?': { '*': 'anything' }, 'activity?': { '*': 'text or null' }, 'dictionaries?': [{ name: 'text' }],
+  'collations?': [{ schema: 'text', name: 'text', provider: 'text', 'locale?': 'text', 'rules?': 'text', 'recorded?': 'text', 'actual?': 'text', orderFingerprint: 'text', indexes: ['text'], partitionedTables: ['text'] }] };
+const SAVED_CLUSTER: Form = { name: 'text', dataDirectory: 'path', walFolder: 'path', version: 'version', binaries: 'text', owner: 'text', container: 'text', 'socketFolder?': 'text', port: 'text', uid: 'id', gid: 'id', roots: ['path'], tablespaces: [{ oid: 'text', location: 'text' }] };
+const PACKAGES: Form = { all: { '*': 'text' }, needed: { '*': 'text' }, unowned: ['text'] };
+const MANIFEST_FORM: Form = {
+  server: 'text', madeAt: 'text', packages: PACKAGES, parents: [{ path: 'path', mode: 'bits', uid: 'id', gid: 'id' }], 'proof?': { clusters: [{ dataDirectory: 'text', systemIdentifier: 'text' }] },
+  host: { architecture: 'text', libc: 'text', users: [{ id: 'id', 'name?': 'text', 'group?': 'id' }], groups: [{ id: 'id', 'name?': 'text' }] },
+  containers: [{ name: 'text', image: 'text', imageId: 'text', imageDigests: ['text'], composeProject: 'text', composeService: 'text', composeFiles: ['text'], mounts: [{ 'type?': 'text', 'name?': 'text', source: 'text', destination: 'text' }] }],
+  postgres: [{ ...SAVED_CLUSTER, 'insideDataDirectory?': 'text', systemIdentifier: 'text', controlData: { '*': 'anything' }, databases: [FOUND_IN_DATABASE], 'packages?': PACKAGES, 'system?': { libc: 'text' }, 'serverVersion?': 'text', 'settings?': { '*': 'text or null' },
+    'preloadLibraries?': { '*': 'text or null' }, 'roleSettings?': [{ 'role?': 'text', 'database?': 'text', 'settings?': { '*': 'text or null' } }], 'roles?': [{ rolname: 'text' }], 'slots?': [{ 'slot_name?': 'text', 'plugin?': 'text' }] }],
+  plan: { roots: [{ path: 'path', why: 'text' }], clusters: [{ ...SAVED_CLUSTER, pid: 'id' }], parts: [{ name: 'text', kind: 'text', group: 'number' }], exclude: ['text'] },
+};
+
 /** Given the text of an archive's manifest and the archive's name, returns it. Throws Problem when it is not what this script writes: then nothing in it is used. */
 export function soundManifest(text: string, archive: string): Manifest {
   const bad = (what: string) => new Problem(`the record of ${archive} cannot be trusted: ${what}`, { hint: `look at it: node backup.js borg extract --stdout ::${archive} record/manifest.json` });
@@ -95,19 +112,8 @@ export function soundManifest(text: string, archive: string): Manifest {
   } catch {
     throw bad('record/manifest.json is no JSON');
   }
-  const isText = (value: any) => typeof value === 'string' && !value.includes('\0');
-  const isPath = (value: any) => isText(value) && value.startsWith('/') && path.resolve(value) === value;
-  const all = (list: any, check: (one: any) => boolean) => Array.isArray(list) && list.every((one) => one !== null && typeof one === 'object' && check(one));
-  const { plan, parents, containers, postgres, host } = manifest ?? {};
-  if (manifest?.format !== 1 || !isText(manifest.server) || !isText(manifest.madeAt)) throw bad('its form is not known here');
-  if (!all(plan?.roots, (one) => isPath(one.path) && isText(one.why))) throw bad('a path to restore is none');
-  if (!all(plan.clusters, (one) => isText(one.name) && isPath(one.dataDirectory) && isPath(one.walFolder) && isText(one.binaries) && isText(one.container) && isText(one.socketFolder ?? '') && /^\d+(\.\d+)?$/.test(one.version)
-    && all(one.tablespaces, (space) => isText(space.oid) && isText(space.location)))) throw bad('a cluster is none');
-  if (!all(plan.parts, (one) => isText(one.name) && isText(one.kind) && Number.isInteger(one.group)) || !Array.isArray(plan.exclude)) throw bad('a part is none');
-  if (!all(parents, (one) => isPath(one.path) && /^[0-7]{3,5}$/.test(one.mode) && Number.isInteger(one.uid) && Number.isInteger(one.gid))) throw bad('a folder is none');
-  if (!all(containers, (one) => isText(one.name) && all(one.mounts, (mount) => isText(mount.source) && isText(mount.destination)))) throw bad('a container is none');
-  if (!all(postgres, (one) => isText(one.name) && isPath(one.dataDirectory) && Array.isArray(one.databases))) throw bad('its passport is none');
-  if (![host?.users, host?.groups, manifest.proof?.clusters ?? []].every((list) => all(list, () => true))) throw bad('its passport is none');
+  const odd = manifest?.format === 1 ? misfit(manifest, MANIFEST_FORM) : 'its form';
+  if (odd) throw bad(`${odd} is not what it should be`);
   return manifest;
 }
 

@@ -4,7 +4,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { Problem, count, lastLines, named, say, size } from './say.ts';
-import { failure, freeBytes, goOn, look } from './shell.ts';
+import { failure, freeBytes, goOn, look, plainText } from './shell.ts';
 import { SANDBOX_MARK, markOfRun } from './processes.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
@@ -12,7 +12,7 @@ import { borgVersion } from './borg.ts';
 import { WITHOUT_LOCK, listArchives } from './archives.ts';
 import { eachRecord } from './proof.ts';
 import { isBelow } from './plan.ts';
-import { archiveMeant, asPattern } from './list.ts';
+import { archiveMeant, asPattern, warnUnlessOurs } from './list.ts';
 import { measure } from './measure.ts';
 import { extract } from './restore.ts';
 import { ownManifest, recordFolder, soundManifest } from './record.ts';
@@ -39,7 +39,11 @@ export class Superseded extends Error {
 export async function rehearse(settings: Settings, borg: Settings, server: string, name: string, id: string, folder: string, full: boolean, startedAt: Date): Promise<Certificate> {
   const record = path.join(folder, 'files/record'), extracted = { bytes: 0, seconds: 0 };
   const marked = { env: markOfRun(id) }; // who removes the scratch folder of a killed drill ends its borgs first: they would make it anew
-  const version = borgVersion(), listed = patiently(() => listArchives(borg, server, WITHOUT_LOCK, marked)).then((all) => archiveMeant(all, name));
+  const version = borgVersion(), listed = patiently(() => listArchives(borg, server, WITHOUT_LOCK, marked)).then((all) => {
+    const meant = archiveMeant(all, name);
+    if (name === 'latest') warnUnlessOurs(settings.stateFolder, all, meant);
+    return meant;
+  });
   // Each start of borg takes a second. What this server itself saved last is safe to extract, and its record is here: that begins before the list
   // of archives is there. Of any other archive it is looked first whether borg would write elsewhere.
   let archive = name === 'latest' ? lastGoodRun(settings.stateFolder)?.archive ?? '' : name;
@@ -57,7 +61,8 @@ export async function rehearse(settings: Settings, borg: Settings, server: strin
     await version;
     if (await listed !== archive) throw Object.assign(new Superseded(), { archive: await listed });
   };
-  const manifest = soundManifest(own || fs.readFileSync(path.join(record, 'manifest.json'), 'utf8'), archive);
+  for (const name of own ? [] : ['manifest.json', 'listing']) if (!fs.lstatSync(path.join(record, name), { throwIfNoEntry: false })?.isFile()) throw new Problem(`${archive} has no record/${name}, so it cannot be rehearsed`, { hint: 'was it written by this script? `node backup.js list` tells' });
+  const manifest = soundManifest(own || plainText(path.join(record, 'manifest.json'), 1 << 28), archive);
   const one: Drill = { settings, borg, id, folder, archive, manifest, own, full, checks: [], extracted, confirm };
   const all = await bytesBelow(path.join(folder, 'files/record/listing'), ['/']);
   for (const cluster of manifest.postgres) await rehearseCluster(one, cluster);
@@ -200,6 +205,7 @@ async function bytesBelow(listing: string, roots: string[]): Promise<{ files: nu
 // The copy belongs to the sandbox's user from here, and nothing of it may lead out: what is locked in finds there only what came with it, at the old paths.
 async function lockIn(one: Drill, copy: Copy): Promise<void> {
   const { passport, files } = copy, roots = passport.roots.filter((root) => fs.statSync(files + root, { throwIfNoEntry: false })?.isDirectory() && !isBelow(root, '/etc'));
+  if (!fs.lstatSync(copy.onHost, { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`${named(passport.dataDirectory)} is not in this archive, or is no folder there: its record cannot be trusted`);
   for (const root of roots) if (fs.realpathSync(files + root) !== files + root) throw new Problem(`${named(root)} is a link in this archive, or lies below one: its record cannot be trusted`);
   const mounts = one.manifest.containers.find((box) => box.name === passport.container)?.mounts ?? [];
   const inside = (root: string): string => {

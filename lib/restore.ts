@@ -13,7 +13,7 @@ import { listArchives, readFromArchive } from './archives.ts';
 import { isBelow } from './plan.ts';
 import { ownManifest, soundManifest } from './record.ts';
 import type { Manifest } from './record.ts';
-import { archiveMeant, asPattern, orWrongBorg } from './list.ts';
+import { archiveMeant, asPattern, orWrongBorg, warnUnlessOurs } from './list.ts';
 import { asExactly, measure, measureOwn, unsafe } from './measure.ts';
 import type { Listed } from './measure.ts';
 
@@ -62,6 +62,7 @@ export async function lookAt(settings: Settings, server: string, name: string, w
   const [[archives], guessed] = await Promise.all([Promise.allSettled([orWrongBorg(listArchives(settings, server))]), guess ? looks(guess) : null]); // no borg is left behind when one fails
   if (archives.status === 'rejected') throw archives.reason;
   const archive = archiveMeant(archives.value, name);
+  if (name === 'latest') warnUnlessOurs(settings.stateFolder, archives.value, archive);
   const [manifest, listed] = archive === guess && guessed ? guessed : await looks(archive);
   const isOther = archives.value.some((one) => one.archive === archive && one.kind === 'other');
   if (manifest.status === 'rejected' && !isOther) throw manifest.reason;

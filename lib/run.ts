@@ -125,6 +125,8 @@ async function tryStorage(settings: Settings): Promise<string> {
 
 /** So are the free space, and whether the file systems can copy on write. Throws Problem: nothing was stopped. */
 async function tryThisMachine(settings: Settings, plan: Plan): Promise<void> {
+  const before = lastGoodRun(settings.stateFolder)?.server ?? plan.server;
+  if (before !== plan.server) warn(`this server was called ${before} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
   const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
   if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });

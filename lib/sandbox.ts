@@ -9,7 +9,7 @@ import path from 'node:path';
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { Problem, lastLines, named, sayMore } from './say.ts';
-import { look, programPath } from './shell.ts';
+import { look, plainText, programPath } from './shell.ts';
 import { OWN_USER, SANDBOX_MARK } from './processes.ts';
 import { homeOf, queryCluster, useRole } from './questions.ts';
 import type { Cluster } from './postgres.ts';
@@ -146,7 +146,7 @@ export async function startInside(sandbox: Sandbox, programs: Programs, dataDire
   const options = Object.entries(settings).flatMap(([name, value]) => ['-c', `${name}=${value}`]);
   const cluster: Cluster = { name: `copy of ${dataDirectory}`, dataDirectory: onHost, version: programs.version, owner: '', uid: OWN_USER, gid: OWN_USER, pid: 1, port: PORT, socketFolder: '/own',
     binaries: programs.binaries, container: '', insideDataDirectory: dataDirectory, configFolder: '', roots: [], tablespaces: [], walFolder: '', words: sandbox.words };
-  const log = path.join(sandbox.folder, 'own/log'), said = () => (fs.existsSync(log) ? lastLines(fs.readFileSync(log, 'utf8'), 4) : '');
+  const log = path.join(sandbox.folder, 'own/log'), said = () => lastLines(plainText(log, 1 << 26), 4);
   const control = (...words: string[]) => look([...sandbox.words, path.join(programs.binaries, 'pg_ctl'), ...words, '-D', dataDirectory, '-w', '-t', '3600', '-s'], { seconds: 3700 });
   const begin = async () => {
     const done = await control('start', '-l', '/own/log', '-o', options.map((word) => `'${word.replaceAll("'", `'\\''`)}'`).join(' ')); // pg_ctl gives them to a shell

@@ -4,6 +4,8 @@
 // (borg: docs/internals/data-structures.rst, "Segments"; repository.py). The storage's server writes a DELETE before it PUTs an id again, whatever a client
 // asks: a client cannot hide that. The reader below is Python, which is there wherever borg is. It only reads, one entry at a time.
 import { Problem } from './say.ts';
+import { misfit } from './form.ts';
+import type { Form } from './form.ts';
 import { folderThere, onStorage } from './operator.ts';
 import type { OperatedServer } from './operator.ts';
 
@@ -53,6 +55,9 @@ for number, size_of_file in sizes:
                 pending.append('data file %d cannot be read from byte %d on' % (number, file.tell() - len(head)))
                 break
             key, rest = (file.read(32), size - 41) if tag < 2 else (b'', size - 9)
+            if rest > os.fstat(file.fileno()).st_size - file.tell():
+                pending.append('data file %d: the entry before byte %d is longer than the file' % (number, file.tell()))
+                break
             place += 1
             if DATA or rest < 4096:
                 data = file.read(rest)
@@ -101,12 +106,28 @@ export function readerText(folder: string, served: string, { after, until, logBy
   return `${Object.entries(values).map(([name, value]) => `${name} = ${JSON.stringify(value)}\n`).join('')}DATA = ${data ? 'True' : 'False'}\n${READER}`;
 }
 
+const SUM: Form = { sha256: 'text' };
+const PART_OF_FILES: Form = { 'found?': 'text', 'deleted?': 'anything', 'place?': 'number', 'number?': 'number', 'time?': 'time', 'fileTime?': 'time', 'puts?': 'number', 'bytes?': 'number', 'manifest?': 'number' };
+const WHOLE_OF_FILES: Form = { config: { '*': 'text', id: 'text' }, nonce: 'text', damage: ['text'], last: 'number', bytes: 'number', segments: 'number', files: { ...SUM, count: 'number' }, oldFiles: { ...SUM, count: 'number' }, log: { ...SUM, bytes: 'number' },
+  oldLog: 'text', appendOnlyLines: 'number', state: 'text', serving: ['text'], locked: 'yes or no' };
+
+// A storage that is in an intruder's hands may answer anything.
+function readerLine(line: string, server: string): any {
+  let what: any = null;
+  try {
+    what = JSON.parse(line);
+  } catch { /* told below */ }
+  const odd = misfit(what, what?.config === undefined ? PART_OF_FILES : WHOLE_OF_FILES);
+  if (odd) throw new Problem(`what the storage of ${server} says of the repository's files is not understood (${odd})`, { said: line.slice(0, 200), hint: 'is that a plain shell over there, which says nothing of its own? Else ask the storage\'s keeper' });
+  return what;
+}
+
 /** Given a server, what is wanted and (when it is not the settings') the folder, reads the repository's files where they lie, and returns what they say. Throws Problem when they cannot be read. */
 export async function readRepository(one: OperatedServer, wanted: Wanted, folder = folderThere(one)): Promise<Reading> {
   const transactions: Transaction[] = [], found: [string, number][] = [], deletes: [string, number][] = [];
   let rest: Omit<Reading, 'transactions'> | null = null;
   const onLine = (line: string) => {
-    const what = JSON.parse(line);
+    const what = readerLine(line, one.server);
     if (typeof what.found === 'string') found.push([what.found, what.place]);
     else if (typeof what.place === 'number') deletes.push([what.deleted, what.place]);
     else if (typeof what.number === 'number') transactions.push({ ...what, found: found.splice(0), deletes: deletes.splice(0) });

@@ -2,6 +2,7 @@
 // and have the rows that they must have; and the questions of the settings. Runs on the copy, inside the sandbox, and may write there.
 import fs from 'node:fs';
 import path from 'node:path';
+import { answerOf } from './form.ts';
 import { Problem, count, lastLines, named } from './say.ts';
 import { look } from './shell.ts';
 import type { Done } from './shell.ts';
@@ -17,7 +18,7 @@ export const SERVER_CHECKS: CheckStep[] = [
     const gone = copy.passport.databases.filter((one) => one.connectable).map((one) => one.name);
     const list = await queryCluster(copy.server!, await homeOf(copy.server!), 'select jsonb_agg(datname order by datname) from pg_database where datallowconn and datconnlimit <> -2', DAY);
     if (list.code !== 0) throw new Problem('the copy does not name its databases', { said: list.said });
-    copy.databases = JSON.parse(list.out);
+    copy.databases = answerOf('the copy does not name its databases', list, ['text']);
     const done = await inEach(copy, 'select 1');
     const shut = [...done].filter(([, one]) => one.code !== 0).map(([name, { said }]) => `${named(name)}: ${lastLines(said, 2)}`);
     const missing = gone.filter((name) => !done.has(name));
@@ -126,10 +127,10 @@ const countAll = (which: string) => `select ${mapOf(`select c.oid::regclass, sub
 /** Given a database, counts the rows of its tables. Returns them by name; a table that cannot be read is told in `broken`. */
 async function countRows(server: Cluster, database: string, which: string, scan: Texts): Promise<Counted> {
   const all = await queryCluster(server, database, countAll(which), DAY, scan);
-  if (all.code === 0) return { rows: JSON.parse(all.out), broken: [] };
+  if (all.code === 0) return { rows: answerOf(`${named(database)} cannot be counted`, all, { '*': 'anything' }), broken: [] };
   const list = await queryCluster(server, database, `select coalesce(jsonb_agg(c.oid::regclass::text), '[]') from pg_class c where ${COUNTABLE} and ${which}`, DAY, QUIET);
   const rows: Record<string, number> = {}, broken: string[] = [];
-  for (const name of list.code === 0 ? JSON.parse(list.out) : []) { // one by one: which is it?
+  for (const name of list.code === 0 ? answerOf(`${named(database)} does not name its tables`, list, ['text']) : []) { // one by one: which is it?
     const { code, out, said } = await queryCluster(server, database, `select count(*) from only ${name}`, DAY, scan);
     if (code === 0) rows[name] = Number(out);
     else broken.push(`${named(database)}: table ${name} cannot be read: ${lastLines(said, 1)}`);

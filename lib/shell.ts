@@ -91,7 +91,7 @@ export async function waitUntil(seconds: number, condition: () => Promise<boolea
   for (;;) {
     if (await condition()) return true;
     goOn();
-    if (Date.now() >= end) return false;
+    if (!(Date.now() < end)) return false;
     const step = sleep(Math.min(stepMs, Math.max(1, end - Date.now())));
     if (news === null) await step;
     else if (await Promise.race([step.then(() => false), news.then(() => true)])) news = null;
@@ -140,8 +140,16 @@ async function run(argv: string[], options: RunOptions): Promise<Done> {
     env: environment(argv, { ...options.env, ...(options.onStart ? { SHLVL: '1' } : {}) }), // without it, bash with a pipe as its input reads ~/.bashrc
     store: { stdout, stderr, stdall: tail(0) },
   })`exec ${argv}`;
-  if (options.onLine && child.stdout) eachLine(child.stdout, options.onLine);
-  if (options.onErrorLine && child.stderr) eachLine(child.stderr, options.onErrorLine);
+  let trouble: unknown = null; // of who listens: thrown where somebody can catch it
+  const heard = (listener: (line: string) => void) => (line: string) => {
+    try {
+      if (trouble === null) listener(line);
+    } catch (error) {
+      trouble = error;
+    }
+  };
+  if (options.onLine && child.stdout) eachLine(child.stdout, heard(options.onLine));
+  if (options.onErrorLine && child.stderr) eachLine(child.stderr, heard(options.onErrorLine));
   let timedOut = false;
   const timers: NodeJS.Timeout[] = [];
   const end = () => (options.ladder ?? ['SIGTERM', 'SIGKILL']).forEach((signal, step) => {
@@ -152,6 +160,7 @@ async function run(argv: string[], options: RunOptions): Promise<Done> {
   if (!options.unlimited && !shielded) enders.add(end);
   try {
     const result = await Promise.race([child, exitOf(child.child)]);
+    if (trouble !== null) throw trouble;
     const code = result.signal ? 128 + constants.signals[result.signal] : result.exitCode ?? 127;
     const said = options.toTranscript ? transcriptSince(ends.bytes, 4096) : Buffer.concat(stderr).toString();
     return { argv, code, out: Buffer.concat(stdout).toString(), said, timedOut };
@@ -235,6 +244,15 @@ export function readPlainFile(file: string, mostBytes = 1 << 20): Buffer {
     return fs.readFileSync(fd);
   } finally {
     fs.closeSync(fd);
+  }
+}
+
+/** The same as text, '' when it cannot be had. */
+export function plainText(file: string, mostBytes?: number): string {
+  try {
+    return readPlainFile(file, mostBytes).toString();
+  } catch {
+    return '';
   }
 }
 

@@ -20,16 +20,17 @@ export function status(settings: Settings): number {
   } catch (error: any) { // a monitoring plugin answers in any case
     disorder = error.message;
   }
-  const isRecent = ageHours !== null && ageHours <= settings.maxAgeHours;
+  const isAhead = ageHours !== null && ageHours < -1; // it would look recent for as long as the clock was wrong by
+  const isRecent = ageHours !== null && !isAhead && ageHours <= settings.maxAgeHours;
   const { last: certificate, ageDays, warning: aboutDrills } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
   const outcome = left ? 'down' : !isRecent || disorder ? 'failed' : last!.outcome === 'good' && !aboutDrills ? 'good' : 'warning';
-  const warnings = [...(disorder ? [disorder] : []), ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : []), ...(aboutDrills ? [aboutDrills] : [])];
-  const next = left ? 'node backup.js recover' : !isRecent ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : '';
+  const warnings = [...(disorder ? [disorder] : []), ...(isAhead ? [`the last good run ended at ${good!.endedAt}, which is still to come: this server's clock was wrong then, or is now`] : []), ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : []), ...(aboutDrills ? [aboutDrills] : [])];
+  const next = left ? 'node backup.js recover' : isAhead ? 'look at `date`, and set the clock; then take a backup: node backup.js --now' : !isRecent ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : '';
   const drill = certificate && { archive: certificate.archive, proven: certificate.proven, madeAt: certificate.madeAt, ageDays, restoreSeconds: certificate.restoreSeconds };
   const trend = trendOf(runs), change = trend?.growthBytes ?? 0;
   const trendText = trend && `last ${count(trend.nights, 'good night')}: down ${span(trend.leastDownSeconds)} to ${span(trend.mostDownSeconds)}, ${size(trend.newBytes)} new a night, ${size(trend.originalBytes)} in all${change === 0 ? '' : `, ${change > 0 ? 'growing' : 'shrinking'} by ${size(Math.abs(change))} a night`}`;
   const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend, drill, warnings, next };
-  const words = left ? `the run of ${left.startedAt} left something stopped` : good ? `${good.archive}, ${span(ageHours! * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet';
+  const words = left ? `the run of ${left.startedAt} left something stopped` : good && isAhead ? `${good.archive} bears a time that is still to come` : good ? `${good.archive}, ${span(Math.max(0, ageHours!) * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet';
   const mark = outcome === 'good' ? 'OK' : outcome === 'warning' ? 'WARNING' : 'CRITICAL';
   answer(mode.json ? JSON.stringify(facts) : [`${mark}: ${facts.server}: ${words}`, ...(trendText ? [`  ${trendText}`] : []), ...warnings.map((one) => `  ${one}`), ...(next ? [`  next: ${next}`] : [])].join('\n'));
   return outcome === 'good' ? 0 : outcome === 'warning' ? 1 : 2;

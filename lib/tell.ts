@@ -6,7 +6,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { createHash, randomUUID } from 'node:crypto';
 import { lastLines, warn } from './say.ts';
-import { change } from './shell.ts';
+import { change, plainText } from './shell.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
 
@@ -101,7 +101,7 @@ function fileToRead(text: string, stateFolder: string): number | undefined {
 
 function writeMetrics({ tell: { metrics }, stateFolder }: Settings, what: Outcome): void {
   if (what.line.kind === 'drill') return; // these are about runs
-  const old = fs.existsSync(metrics) ? fs.readFileSync(metrics, 'utf8') : '';
+  const old = plainText(metrics); // its folder may be another user's
   const told = Number(/^cold_backup_last_success_timestamp_seconds\{.*\} (\d+)$/m.exec(old)?.[1] ?? 0);
   const isGood = what.outcome === 'good' || what.outcome === 'warning';
   const text = metricsText(what, isGood ? seconds(what.line.endedAt) : Math.max(told, seconds(lastGoodRun(stateFolder)?.endedAt)));

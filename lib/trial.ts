@@ -5,6 +5,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { failure, look } from './shell.ts';
+import { answerOf } from './form.ts';
 import { SANDBOX_MARK } from './processes.ts';
 import { orderFingerprint, queryCluster } from './questions.ts';
 import type { AnyFacts, Texts } from './questions.ts';
@@ -75,7 +76,7 @@ export async function askAbilities({ cluster }: Trial, wanted: Wanted): Promise<
       'libraries', (select coalesce(jsonb_object_agg(x, pg_temp.failure(format('load %L', x))), '{}') from jsonb_array_elements_text(${sqlData(wanted.libraries.filter((one) => LOADABLE.test(one)))}) x
         where x not in (select probin from pg_proc where probin is not null)))`, 60, WRITABLE); // those every cluster has: small images lack some, and initdb needs the others
   if (done.code !== 0) throw failure('an empty cluster does not tell what it can', { ...done, argv: done.argv.slice(0, 8) });
-  return JSON.parse(done.out);
+  return answerOf('an empty cluster does not tell what it can', done, { share: 'text', version: 'text', number: 'number', control: { '*': 'anything' }, extensions: { '*': 'anything' }, settings: { '*': 'anything' }, files: { '*': 'anything' }, libraries: { '*': 'text' } });
 }
 
 /** A library that may be loaded to see whether it can be: one of PostgreSQL's own folder. */
@@ -96,7 +97,7 @@ export async function askOrders(trial: Trial, name: string, database: Sorting, c
     select jsonb_build_object('own', ${trial.version >= 15 ? '(select pg_database_collation_actual_version(oid) from pg_database where datname = current_database())' : 'null'},
       'collations', (select jsonb_object_agg(x->>0, pg_temp.order_of(x->>0, x->>1)) from jsonb_array_elements(${sqlData(list)}) x))`, 60, WRITABLE)]);
   if (told.code !== 0) throw failure('an empty database does not tell how it sorts', { ...told, argv: told.argv.slice(0, 8) });
-  const facts = JSON.parse(told.out);
+  const facts = answerOf('an empty database does not tell how it sorts', told, { 'own?': 'text', 'collations?': { '*': { failed: 'text' } } });
   orders.set('', { failed: '', version: facts.own, fingerprint });
   await Promise.all(keys.map(async (key, i) => {
     const { failed, version = null } = facts.collations[`c${i}`];

@@ -1,0 +1,53 @@
+// What comes from elsewhere (a program's JSON, a record in an archive, a file of ours that a bad disk has been at) must have the form that is
+// read out of it, or nothing of it is used: then it is a problem told in words, never a crash in the middle of something. Only judges.
+import path from 'node:path';
+import { failure } from './shell.ts';
+import type { Done } from './shell.ts';
+
+/** A kind of value, a list of one form, or a group: a key that ends in '?' may be missing or null, '*' stands for every key. */
+export type Form = keyof typeof KINDS_OF_VALUE | readonly [Form] | { readonly [key: string]: Form };
+
+const isText = (value: any) => typeof value === 'string' && !value.includes('\0');
+const KINDS_OF_VALUE = {
+  text: isText,
+  'text or null': (value: any) => value == null || isText(value),
+  path: (value: any) => isText(value) && value.startsWith('/') && path.resolve(value) === value,
+  time: (value: any) => isText(value) && !Number.isNaN(Date.parse(value)),
+  number: (value: any) => Number.isFinite(value),
+  id: (value: any) => Number.isInteger(value) && value >= 0 && value < 2 ** 32,
+  version: (value: any) => isText(value) && /^\d+(\.\d+)?$/.test(value),
+  bits: (value: any) => isText(value) && /^[0-7]{3,5}$/.test(value),
+  'yes or no': (value: any) => typeof value === 'boolean',
+  anything: () => true,
+};
+
+/** Given a value and the form it should have, returns the place of the first thing that is otherwise ('plan.roots[0].path', or `at` itself); '' when all is right. */
+export function misfit(value: any, form: Form, at = 'it'): string {
+  if (typeof form === 'string') return KINDS_OF_VALUE[form](value) ? '' : at;
+  if (Array.isArray(form)) return Array.isArray(value) ? firstOf(value.map((one, index) => () => misfit(one, form[0], `${at}[${index}]`))) : at;
+  if (typeof value !== 'object' || value === null || Array.isArray(value)) return at;
+  return firstOf(Object.entries(form).flatMap(([key, one]) => {
+    if (key === '*') return Object.entries(value).map(([name, own]) => () => misfit(own, one, `${at}.${name}`));
+    const name = key.replace(/\?$/, '');
+    return name !== key && value[name] == null ? [] : [() => misfit(value[name], one, at === 'it' ? name : `${at}.${name}`)];
+  }));
+}
+
+function firstOf(looks: (() => string)[]): string {
+  for (const one of looks) {
+    const found = one();
+    if (found) return found;
+  }
+  return '';
+}
+
+/** What a program answered as JSON. Given what was asked, in words, how the program ended, and the form, returns the answer. Throws Problem when it is not understood. */
+export function answerOf(what: string, done: Done, form: Form, text = done.out): any {
+  let answer, odd = 'it is no JSON';
+  try {
+    answer = JSON.parse(text);
+    odd = misfit(answer, form);
+  } catch { /* cut off, or not for us */ }
+  if (odd) throw failure(`${what}: the answer is not understood (${odd})`, done);
+  return answer;
+}
