@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 2777c8205329cffdfc0f9ffbe3a47f12b005db3a568a41eaba370a163d912265
+// Checksum of all but the settings: d427996186570a8c3a7b059458ee0b2ca12e3fcdc347af6e91ab48502e6dfeff
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -202,14 +202,13 @@ async function takeBackup(loaded, script) {
 async function runTheNight(night) {
   const { settings } = night.loaded;
   if (settings.before.length > 0) await runBefore(settings);
-  const [plan, storage] = await sideBySide(makePlan(settings, new Date(night.line.startedAt)), tryStorage(settings));
+  const plan = await makePlan(settings, new Date(night.line.startedAt));
   night.line.archive = plan.archive;
-  await tryThisMachine(settings, plan);
+  await tryEverything(settings, plan);
   night.line.snapshot = plan.snapshot;
-  say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (${storage})`);
-  beginRecord(night.loaded, night.script);
-  const [passport] = await sideBySide(passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path)), settings.warmPass ? warmPass(night, plan) : Promise.resolve());
-  const manifest = manifestOf(settings.stateFolder, night.script, plan, passport);
+  const passport = await passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path));
+  const manifest = prepareRecord(night.loaded, night.script, plan, passport);
+  if (settings.warmPass) await warmPass(night, plan);
 
   if (plan.snapshot === '') night.cold = beginColdPass(night, plan);
   if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
@@ -251,18 +250,13 @@ async function runBefore(settings) {
   if (done.code !== 0) throw failure('the `before` command failed', done);
 }
 
-/** The storage, the key and this server's borg are tried while everything still runs. Returns what they are. Throws Problem: nothing was stopped. */
-async function tryStorage(settings) {
+/** Everything that can fail is tried while everything still runs. Throws Problem: nothing was stopped. */
+async function tryEverything(settings, plan) {
   const version = await borgVersion();
   const { encryption } = await tryRepository(settings).catch(async (error) => {
     if (isRemote(settings) && error.facts?.ran) await tryConnection(settings); // when it is ssh that fails, what ssh says is the better story
     throw error;
   });
-  return `borg ${version}, ${encryption}`;
-}
-
-/** So are the free space, and whether the file systems can copy on write. Throws Problem: nothing was stopped. */
-async function tryThisMachine(settings, plan) {
   const before = lastGoodRun(settings.stateFolder)?.server ?? plan.server;
   if (before !== plan.server) warn(`this server was called ${before} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
   const free = freeBytes(settings.stateFolder);
@@ -274,6 +268,7 @@ async function tryThisMachine(settings, plan) {
     plan.snapshot = waysIn(plan.roots);
   }
   if (settings.snapshot === 'yes') for (const root of plan.roots.filter(({ way }) => way !== 'link')) say(`${named(root.path)}: ${howRead(root)}`);
+  say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (borg ${version}, ${encryption})`);
 }
 
 /** Start everything again, whatever has happened. Returns what is still down. Never throws: an unforeseen error is told, and counts as down. */
@@ -299,22 +294,15 @@ async function startEverything(night) {
   return down;
 }
 
-/** Read the record back out of the archive, compare, and only then write the archive that says it is good: its borg waits for the proof meanwhile. */
+/** Read the record back out of the archive, compare, and only then write the archive that says it is good. */
 async function proveTheArchive(night, plan, cold, { first, second, manifestText }) {
-  const { settings } = night.loaded, line = finishedLine(night, null);
+  const { settings } = night.loaded;
+  const back = await readFromArchive(settings, plan.archive, 'record/manifest.json');
+  if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
+  const line = finishedLine(night, null);
   const facts = { archive: plan.archive, id: cold.archiveId, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
-  const folder = writeHistory(settings.stateFolder, line), ownCache = { env: { BORG_CACHE_DIR: join(folder, 'cache') } }; // the usual one is locked by the proof's borg
-  const proof = beginPass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
-  try {
-    const readBack = () => readFromArchive(settings, plan.archive, 'record/manifest.json', ownCache, WITHOUT_LOCK);
-    const back = await readBack().catch(() => proof.isWaiting.then(readBack)); // until the waiting borg has the lock, a prune may be in the way
-    if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
-  } catch (error) {
-    await proof.callOff();
-    throw error;
-  }
-  proof.feed(`${JSON.stringify({ format: 1, ...facts, before: first, after: second }, null, 1)}\n`);
-  await proof.end;
+  const folder = writeProof(settings.stateFolder, { format: 1, ...facts, before: first, after: second }, line);
+  await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
 }
 
 // ---- around the story: leftovers, the history line, messages, the summary, the dry run ----
@@ -532,7 +520,7 @@ const normal = () => (mode.json ? process.stderr : process.stdout); // with --js
 
 /** Tell what happens: a line with the time. Not shown with --quiet, always in the transcript. */
 function say(text) {
-  write(`${clock()} ${printable(text)}`, normal(), !mode.quiet);
+  write(`${clock()} ${printable(text).replaceAll('\n', '\n         ')}`, normal(), !mode.quiet); // who names things may write what looks like a line of ours: it is no line
 }
 
 /** The same without a time, for blocks that are read as a whole. */
@@ -553,10 +541,11 @@ function answer(text) {
 const warnings = [];
 
 /** Something needs a person's attention: shown even with --quiet, ends up in the summary and makes exit code 1. */
-function warn(text) {
+function warn(words) {
+  const text = oneLine(words); // some are a database's, or a storage's
   if (warnings.includes(text)) return;
   warnings.push(text);
-  write(`${clock()} ${colored('33', 'warning:')} ${printable(text)}`, process.stderr, true);
+  write(`${clock()} ${colored('33', 'warning:')} ${text}`, process.stderr, true);
 }
 
 function colored(code, text) {
@@ -691,12 +680,6 @@ async function waitUntil(seconds, condition, stepMs = 100, news = null) {
     else if (await Promise.race([step.then(() => false), news.then(() => true)])) news = null;
     stepMs = Math.min(1000, stepMs * 1.2);
   }
-}
-
-/** Two things at once. Waits for both, whatever comes of them. Throws what the first one threw, else what the second one did. */
-async function sideBySide(one, other) {
-  await Promise.allSettled([one, other]);
-  return [await one, await other];
 }
 
 /** Where programs are looked for: cron gives root only /usr/bin:/bin; Docker, sshd and PostgreSQL's wrappers may be elsewhere. */
@@ -899,6 +882,7 @@ const KINDS_OF_VALUE = {
   number: (value) => Number.isFinite(value),
   id: (value) => Number.isInteger(value) && value >= 0 && value < 2 ** 32,
   version: (value) => isText(value) && /^\d+(\.\d+)?$/.test(value),
+  hex: (value) => isText(value) && /^[0-9a-f]*$/.test(value),
   bits: (value) => isText(value) && /^[0-7]{3,5}$/.test(value),
   'yes or no': (value) => typeof value === 'boolean',
   anything: () => true,
@@ -2371,7 +2355,7 @@ async function askCluster(cluster, database, questions) {
   };
   const facts = await ask(questions);
   if (facts.failedWith === undefined) return facts;
-  const lacking = (what, said) => warn(`the passport lacks ${what} of postgres ${cluster.name}, database ${database}: ${lastLines(said, 2)}`);
+  const lacking = (what, said) => warn(`the passport lacks ${what} of postgres ${named(cluster.name)}, database ${named(database)}: ${lastLines(said, 2)}`);
   if (facts.failedWith !== 1) { // 1: a statement failed; anything else: no psql, no connection
     lacking('all facts', facts.said);
     return {};
@@ -2550,7 +2534,7 @@ function isRemote(settings) {
 // =========================================================================================================
 // ==== PASSES ====
 // A pass: one `borg create`, from its command to what came of it. The cold pass is begun while everything still runs and waits, with
-// repository, key and caches open, until it is fed the manifest: none of that is left for when services are down. So does the proof, until the archive has been read back.
+// repository, key and caches open, until it is fed the manifest: none of that is left for when services are down.
 // Adds an archive to the repository; changes nothing else. What borg could not read as it was is told by name.
 
 const DIES_WITH_US = ['setpriv', '--pdeathsig', 'KILL', '--']; // or a borg that waits would take our death for the end of its input, and copy what runs
@@ -2559,7 +2543,7 @@ const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lo
 
 /**
  * A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. A root `-` is the
- * file `fed`, which borg reads from its standard input: there it waits, with repository, key and caches open, until it is given it.
+ * manifest, which borg reads from its standard input: there it waits, with repository, key and caches open, until it is fed.
  */
 function createCommand(settings, what) {
   const comment = JSON.stringify(what.comment).replace(/[{}]/g, '$&$&'); // braces are placeholders for borg
@@ -2568,10 +2552,10 @@ function createCommand(settings, what) {
   const nested = what.roots.filter((root) => root.startsWith('/') && what.roots.some((other) => root.startsWith(`${other}/`)));
   const onTheWay = nested.length > 0 && !settings.exclude.some((pattern) => /^(re|pf):/.test(pattern));
   const excluded = (pattern) => (onTheWay ? ['--pattern', `- ${/^[a-z]{2}:/.test(pattern) ? '' : 'fm:'}${pattern}`] : ['--exclude', pattern]);
-  const waits = what.fed !== undefined;
+  const waits = what.roots.includes('-');
   return [...(waits ? DIES_WITH_US : []), 'borg', '--log-json', '--progress', '--lock-wait', PATIENT_LOCK_WAIT,
     ...(settings.uploadLimitKiB ? ['--upload-ratelimit', String(settings.uploadLimitKiB)] : []),
-    'create', '--json', '--list', '--filter', waits ? 'CEi' : 'CE', ...(waits ? ['--stdin-name', what.fed, '--stdin-mode', '0600'] : []),
+    'create', '--json', '--list', '--filter', waits ? 'CEi' : 'CE', ...(waits ? ['--stdin-name', 'record/manifest.json', '--stdin-mode', '0600'] : []),
     ...(what.filesCache ? ['--files-cache', what.filesCache] : []),
     '--compression', settings.compression,
     '--chunker-params', settings.chunker,
@@ -2609,10 +2593,10 @@ function beginPass(settings, command, options) {
   const end = pass(), until = async (event) => void await Promise.race([event, end]);
   const underWay = {
     end, isWaiting: until(listener.isWaiting), isRead: until(listener.isRead),
-    feed: (text) => {
+    feed: (manifest) => {
       began = Date.now();
       ladder.splice(0, ladder.length, ...GENTLY);
-      program?.feed(text);
+      program?.feed(manifest);
     },
     callOff: async () => {
       program?.end();
@@ -2741,9 +2725,9 @@ async function listArchives(settings, server, more = [], options = {}) {
   });
 }
 
-/** One file out of an archive, as text. more: words for borg, as WITHOUT_LOCK. Throws Problem when it is not there. */
-async function readFromArchive(settings, archive, file, options = {}, more = []) {
-  const done = await askBorg(settings, ['extract', ...more, '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024, ...options });
+/** One file out of an archive, as text. Throws Problem when it is not there. */
+async function readFromArchive(settings, archive, file, options = {}) {
+  const done = await askBorg(settings, ['extract', '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024, ...options });
   if (done.code !== 0) throw borgFailure(`${file} cannot be read back from ${archive}`, done);
   return done.out;
 }
@@ -4329,22 +4313,18 @@ const KEPT_HISTORY_LINES = 500;
 const recordFolder = (stateFolder) => path.join(stateFolder, 'record');
 const listingFile = (stateFolder) => path.join(recordFolder(stateFolder), 'listing');
 
-/** Begin the record anew, with this script and the settings in force. Given the script's file and what was read as settings. */
-function beginRecord(loaded, script) {
+/** Make the record, but for the proof: everything that can be written while all still runs. Returns the manifest. */
+function prepareRecord(loaded, script, plan, passport) {
   const folder = recordFolder(loaded.settings.stateFolder);
   fs.rmSync(folder, { recursive: true, force: true });
   fs.mkdirSync(folder, { recursive: true, mode: 0o700 });
-  fs.writeFileSync(path.join(folder, 'backup.js'), fs.readFileSync(script, 'utf8'), { mode: 0o600 });
+  const text = fs.readFileSync(script, 'utf8');
+  fs.writeFileSync(path.join(folder, 'backup.js'), text, { mode: 0o600 });
   fs.writeFileSync(path.join(folder, 'backup.settings.js'), loaded.text, { mode: 0o600 });
-}
-
-/** The manifest, but for the proof: all of it that can be known while everything still runs. */
-function manifestOf(stateFolder, script, plan, passport) {
-  const text = fs.readFileSync(path.join(recordFolder(stateFolder), 'backup.js'), 'utf8');
   return {
     format: 1, server: plan.server, archive: plan.archive, madeAt: plan.madeAt,
     script: { version: VERSION, state: editedOrAsBuilt(text), node: process.version, file: script },
-    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...plan.clusters.flatMap((one) => one.roots), ...socketsOf(plan)]), proof: null, drill: lastDrill(readHistory(stateFolder)),
+    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...plan.clusters.flatMap((one) => one.roots), ...socketsOf(plan)]), proof: null, drill: lastDrill(readHistory(loaded.settings.stateFolder)),
   };
 }
 
@@ -4379,11 +4359,12 @@ function finishRecord(stateFolder, manifest) {
   return text;
 }
 
-/** Write what the `proven-` archive holds beside the proof: the history with this run. Returns the folder. */
-function writeHistory(stateFolder, line) {
+/** Write what the `proven-` archive holds: the second proof and the history with this run. Returns the folder. */
+function writeProof(stateFolder, proof, line) {
   const folder = path.join(stateFolder, 'proven');
   fs.rmSync(folder, { recursive: true, force: true });
   fs.mkdirSync(path.join(folder, 'record'), { recursive: true, mode: 0o700 });
+  fs.writeFileSync(path.join(folder, 'record', 'proof.json'), `${JSON.stringify(proof, null, 1)}\n`, { mode: 0o600 });
   const lines = [...readHistory(stateFolder), line].slice(-KEPT_HISTORY_LINES);
   fs.writeFileSync(path.join(folder, 'record', 'history.jsonl'), lines.map((one) => `${JSON.stringify(one)}\n`).join(''), { mode: 0o600 });
   return folder;
@@ -4453,11 +4434,11 @@ function coldCommand(settings, plan) {
   const clusters = plan.clusters.map(({ name, version }) => ({ name, version }));
   const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20) };
   const early = plan.snapshot ? coldPaths(plan) : [], late = rootPaths(plan).filter((root) => !early.includes(root)); // borg has read the early ones when it comes to `-`, and waits
-  return inCopies(plan.roots, createCommand(settings, { archive: plan.archive, roots: [...EARLY_RECORDS, ...early, '-', ...late, ...LATE_RECORDS], fed: 'record/manifest.json', whole: wholePaths(plan), comment, filesCache: filesCache(plan) }));
+  return inCopies(plan.roots, createCommand(settings, { archive: plan.archive, roots: [...EARLY_RECORDS, ...early, '-', ...late, ...LATE_RECORDS], whole: wholePaths(plan), comment, filesCache: filesCache(plan) }));
 }
 
 function proofCommand(settings, plan, comment) {
-  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record/history.jsonl', '-'], fed: 'record/proof.json', whole: [], comment: { format: 1, kind: 'proof', ...comment } });
+  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record'], whole: [], comment: { format: 1, kind: 'proof', ...comment }, filesCache: '' });
 }
 
 /** `--dry-run`: the plan the real run would have, and every command in order. Writes nothing anywhere. Returns 0, or 1 with warnings. */
@@ -4493,8 +4474,8 @@ function commandsOf(settings, plan) {
     ...(plan.snapshot ? [...copyCommands(plan.roots).map((argv) => ({ step: 'snapshot', argv })), ...(coldPaths(plan).length > 0 ? [{ ...cold, note: 'waits when it has read what has no snapshot' }] : [])] : []),
     ...[...running].reverse().map((part) => ({ step: 'start', argv: part.start })),
     ...(plan.snapshot && coldPaths(plan).length === 0 ? [cold] : []),
-    { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }), note: 'waits until the record has been read back' },
-    { step: 'read back', argv: ['borg', 'extract', '--bypass-lock', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
+    { step: 'read back', argv: ['borg', 'extract', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
+    { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }) },
   ];
 }
 
@@ -7415,13 +7396,14 @@ function windowBegin(settings, begin) {
 async function installTimers(settings, script, file) {
   if (!hasSystemd()) throw new Problem('this machine is not run by systemd', { hint: 'use --schedule cron' });
   const at = settings.window ? `*-*-* ${settings.window.from}:00 ${settings.window.timeZone}` : '*-*-* 02:00:00';
+  const forSystemd = (words) => commandLine(script, file, words).replace(/[%$]/g, '$&$&'); // systemd.service(5): both are expanded, in quotes, too
   const service = (what, words, more) => ['[Unit]', `Description=cold-backup: ${what}`, 'Wants=network-online.target', 'After=network-online.target', '',
-    '[Service]', 'Type=oneshot', `ExecStart=${commandLine(script, file, words).replaceAll('%', '%%')}`, ...more, ''].join('\n');
+    '[Service]', 'Type=oneshot', `ExecStart=${forSystemd(words)}`, ...more, ''].join('\n');
   const timer = (when) => ['[Unit]', 'Description=cold-backup', '', '[Timer]', ...when, '', '[Install]', 'WantedBy=timers.target', ''].join('\n');
   const files = {
     // No sandboxing: what the unit may not do, the daemons that a `start` command of the settings starts might not do either, for they inherit it.
     // The script ends its children itself; whatever it leaves running lives in units of its own.
-    'cold-backup.service': service('the nightly run', '--quiet', [`ExecStopPost=${commandLine(script, file, 'recover --quiet').replaceAll('%', '%%')}`, 'KillMode=mixed', 'TimeoutStartSec=infinity', 'TimeoutStopSec=30min', 'SuccessExitStatus=75', 'OOMScoreAdjust=-500']),
+    'cold-backup.service': service('the nightly run', '--quiet', [`ExecStopPost=${forSystemd('recover --quiet')}`, 'KillMode=mixed', 'TimeoutStartSec=infinity', 'TimeoutStopSec=30min', 'SuccessExitStatus=75', 'OOMScoreAdjust=-500']),
     'cold-backup.timer': timer([`OnCalendar=${at}`]), // not Persistent: a missed night must not stop services in the morning
     'cold-backup-recover.service': service('start what an interrupted run left stopped', 'recover --quiet', ['SuccessExitStatus=75']),
     'cold-backup-recover.timer': timer(['OnBootSec=20s', 'OnUnitActiveSec=5min', 'AccuracySec=1s']),
@@ -8030,8 +8012,8 @@ function readerText(folder, served, { after, until, logBytes, ids, data }) {
 }
 
 const SUM = { sha256: 'text' };
-const PART_OF_FILES = { 'found?': 'text', 'deleted?': 'anything', 'place?': 'number', 'number?': 'number', 'time?': 'time', 'fileTime?': 'time', 'puts?': 'number', 'bytes?': 'number', 'manifest?': 'number' };
-const WHOLE_OF_FILES = { config: { '*': 'text', id: 'text' }, nonce: 'text', damage: ['text'], last: 'number', bytes: 'number', segments: 'number', files: { ...SUM, count: 'number' }, oldFiles: { ...SUM, count: 'number' }, log: { ...SUM, bytes: 'number' },
+const PART_OF_FILES = { 'found?': 'text', 'deleted?': 'anything', 'place?': 'number', 'number?': 'id', 'time?': 'time', 'fileTime?': 'time', 'puts?': 'number', 'bytes?': 'number', 'manifest?': 'number' };
+const WHOLE_OF_FILES = { config: { '*': 'text', id: 'hex' }, nonce: 'text', damage: ['text'], last: 'id', bytes: 'number', segments: 'number', files: { ...SUM, count: 'number' }, oldFiles: { ...SUM, count: 'number' }, log: { ...SUM, bytes: 'number' },
   oldLog: 'text', appendOnlyLines: 'number', state: 'text', serving: ['text'], locked: 'yes or no' };
 
 // A storage that is in an intruder's hands may answer anything.
@@ -8571,7 +8553,7 @@ function oddAtFirst({ reading, fresh }) {
 
 function auditText(server, verdict, findings, notes) {
   if (verdict === 'clean') return [`${server}: clean`, ...notes.map((note) => `  ${note}`)].join('\n');
-  return [`${server}: ALARM: ${count(findings.length, 'finding')}. Do not prune or compact this repository`, ...findings.flatMap(({ rule, at, archives, what, undo }) => [`  ${rule.padEnd(4)} ${at.slice(0, 19)}Z  ${what}`,
+  return [`${server}: ALARM: ${count(findings.length, 'finding')}. Do not prune or compact this repository`, ...findings.flatMap(({ rule, at, archives, what, undo }) => [`  ${rule.padEnd(4)} ${at.slice(0, 19)}Z  ${oneLine(what)}`,
     ...(archives.length > 0 ? [`       archives: ${listedBriefly(archives.map(named), 20)}`] : []), `       undo: ${undo}`]),
   ...notes.map((note) => `  note: ${note}`), `  next: node backup.js audit ${server} --undo-plan    (or, when you know who did it and want to keep it: --accept)`].join('\n');
 }

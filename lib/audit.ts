@@ -2,7 +2,7 @@
 // ledger, and says `clean` or `alarm`. A clean one moves the ledger's mark forward; an alarm leaves it where it was, so that
 // every audit after it finds the same, until it is undone, or the operator accepts it. Changes the ledger alone; on the storage nothing.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Problem, answer, count, lastLines, mode, named, say, sayError, size, span } from './say.ts';
+import { Problem, answer, count, lastLines, mode, named, oneLine, say, sayError, size, span } from './say.ts';
 import { goOn } from './shell.ts';
 import type { Settings } from './settings.ts';
 import { WITHOUT_LOCK, kindOf, listEverything, stampOf } from './archives.ts';
@@ -209,7 +209,7 @@ export function oddAtFirst({ reading, fresh }: Pick<Evidence, 'reading' | 'fresh
 
 function auditText(server: string, verdict: string, findings: Finding[], notes: string[]): string {
   if (verdict === 'clean') return [`${server}: clean`, ...notes.map((note) => `  ${note}`)].join('\n');
-  return [`${server}: ALARM: ${count(findings.length, 'finding')}. Do not prune or compact this repository`, ...findings.flatMap(({ rule, at, archives, what, undo }) => [`  ${rule.padEnd(4)} ${at.slice(0, 19)}Z  ${what}`,
+  return [`${server}: ALARM: ${count(findings.length, 'finding')}. Do not prune or compact this repository`, ...findings.flatMap(({ rule, at, archives, what, undo }) => [`  ${rule.padEnd(4)} ${at.slice(0, 19)}Z  ${oneLine(what)}`,
     ...(archives.length > 0 ? [`       archives: ${listedBriefly(archives.map(named), 20)}`] : []), `       undo: ${undo}`]),
   ...notes.map((note) => `  note: ${note}`), `  next: node backup.js audit ${server} --undo-plan    (or, when you know who did it and want to keep it: --accept)`].join('\n');
 }

@@ -16,6 +16,7 @@ const KINDS_OF_VALUE = {
   number: (value: any) => Number.isFinite(value),
   id: (value: any) => Number.isInteger(value) && value >= 0 && value < 2 ** 32,
   version: (value: any) => isText(value) && /^\d+(\.\d+)?$/.test(value),
+  hex: (value: any) => isText(value) && /^[0-9a-f]*$/.test(value),
   bits: (value: any) => isText(value) && /^[0-7]{3,5}$/.test(value),
   'yes or no': (value: any) => typeof value === 'boolean',
   anything: () => true,

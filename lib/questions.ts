@@ -7,7 +7,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { look } from './shell.ts';
 import type { Done } from './shell.ts';
-import { lastLines, warn } from './say.ts';
+import { lastLines, named, warn } from './say.ts';
 import { asOwner } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
 
@@ -175,7 +175,7 @@ export async function askCluster(cluster: Cluster, database: string, questions: 
   };
   const facts = await ask(questions);
   if (facts.failedWith === undefined) return facts;
-  const lacking = (what: string, said: string) => warn(`the passport lacks ${what} of postgres ${cluster.name}, database ${database}: ${lastLines(said, 2)}`);
+  const lacking = (what: string, said: string) => warn(`the passport lacks ${what} of postgres ${named(cluster.name)}, database ${named(database)}: ${lastLines(said, 2)}`);
   if (facts.failedWith !== 1) { // 1: a statement failed; anything else: no psql, no connection
     lacking('all facts', facts.said);
     return {};

@@ -100,7 +100,7 @@ const normal = () => (mode.json ? process.stderr : process.stdout); // with --js
 
 /** Tell what happens: a line with the time. Not shown with --quiet, always in the transcript. */
 export function say(text: string): void {
-  write(`${clock()} ${printable(text)}`, normal(), !mode.quiet);
+  write(`${clock()} ${printable(text).replaceAll('\n', '\n         ')}`, normal(), !mode.quiet); // who names things may write what looks like a line of ours: it is no line
 }
 
 /** The same without a time, for blocks that are read as a whole. */
@@ -121,10 +121,11 @@ export function answer(text: string): void {
 export const warnings: string[] = [];
 
 /** Something needs a person's attention: shown even with --quiet, ends up in the summary and makes exit code 1. */
-export function warn(text: string): void {
+export function warn(words: string): void {
+  const text = oneLine(words); // some are a database's, or a storage's
   if (warnings.includes(text)) return;
   warnings.push(text);
-  write(`${clock()} ${colored('33', 'warning:')} ${printable(text)}`, process.stderr, true);
+  write(`${clock()} ${colored('33', 'warning:')} ${text}`, process.stderr, true);
 }
 
 export function colored(code: string, text: string): string {

@@ -43,13 +43,14 @@ function windowBegin(settings: Settings, begin: Date): Date {
 export async function installTimers(settings: Settings, script: string, file: string): Promise<void> {
   if (!hasSystemd()) throw new Problem('this machine is not run by systemd', { hint: 'use --schedule cron' });
   const at = settings.window ? `*-*-* ${settings.window.from}:00 ${settings.window.timeZone}` : '*-*-* 02:00:00';
+  const forSystemd = (words: string) => commandLine(script, file, words).replace(/[%$]/g, '$&$&'); // systemd.service(5): both are expanded, in quotes, too
   const service = (what: string, words: string, more: string[]) => ['[Unit]', `Description=cold-backup: ${what}`, 'Wants=network-online.target', 'After=network-online.target', '',
-    '[Service]', 'Type=oneshot', `ExecStart=${commandLine(script, file, words).replaceAll('%', '%%')}`, ...more, ''].join('\n');
+    '[Service]', 'Type=oneshot', `ExecStart=${forSystemd(words)}`, ...more, ''].join('\n');
   const timer = (when: string[]) => ['[Unit]', 'Description=cold-backup', '', '[Timer]', ...when, '', '[Install]', 'WantedBy=timers.target', ''].join('\n');
   const files = {
     // No sandboxing: what the unit may not do, the daemons that a `start` command of the settings starts might not do either, for they inherit it.
     // The script ends its children itself; whatever it leaves running lives in units of its own.
-    'cold-backup.service': service('the nightly run', '--quiet', [`ExecStopPost=${commandLine(script, file, 'recover --quiet').replaceAll('%', '%%')}`, 'KillMode=mixed', 'TimeoutStartSec=infinity', 'TimeoutStopSec=30min', 'SuccessExitStatus=75', 'OOMScoreAdjust=-500']),
+    'cold-backup.service': service('the nightly run', '--quiet', [`ExecStopPost=${forSystemd('recover --quiet')}`, 'KillMode=mixed', 'TimeoutStartSec=infinity', 'TimeoutStopSec=30min', 'SuccessExitStatus=75', 'OOMScoreAdjust=-500']),
     'cold-backup.timer': timer([`OnCalendar=${at}`]), // not Persistent: a missed night must not stop services in the morning
     'cold-backup-recover.service': service('start what an interrupted run left stopped', 'recover --quiet', ['SuccessExitStatus=75']),
     'cold-backup-recover.timer': timer(['OnBootSec=20s', 'OnUnitActiveSec=5min', 'AccuracySec=1s']),

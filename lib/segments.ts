@@ -107,8 +107,8 @@ export function readerText(folder: string, served: string, { after, until, logBy
 }
 
 const SUM: Form = { sha256: 'text' };
-const PART_OF_FILES: Form = { 'found?': 'text', 'deleted?': 'anything', 'place?': 'number', 'number?': 'number', 'time?': 'time', 'fileTime?': 'time', 'puts?': 'number', 'bytes?': 'number', 'manifest?': 'number' };
-const WHOLE_OF_FILES: Form = { config: { '*': 'text', id: 'text' }, nonce: 'text', damage: ['text'], last: 'number', bytes: 'number', segments: 'number', files: { ...SUM, count: 'number' }, oldFiles: { ...SUM, count: 'number' }, log: { ...SUM, bytes: 'number' },
+const PART_OF_FILES: Form = { 'found?': 'text', 'deleted?': 'anything', 'place?': 'number', 'number?': 'id', 'time?': 'time', 'fileTime?': 'time', 'puts?': 'number', 'bytes?': 'number', 'manifest?': 'number' };
+const WHOLE_OF_FILES: Form = { config: { '*': 'text', id: 'hex' }, nonce: 'text', damage: ['text'], last: 'id', bytes: 'number', segments: 'number', files: { ...SUM, count: 'number' }, oldFiles: { ...SUM, count: 'number' }, log: { ...SUM, bytes: 'number' },
   oldLog: 'text', appendOnlyLines: 'number', state: 'text', serving: ['text'], locked: 'yes or no' };
 
 // A storage that is in an intruder's hands may answer anything.

@@ -219,6 +219,14 @@ sys.exit(program.wait())
       sane(ended, what);
       if (!isBlind && !is.equals(was)) assert.equal(ended.code, 2, `${what}: ${ended.out}`);
     });
+    // A storage in somebody else's hands gives no word into the plan that root would run on the server.
+    const config = path.join(repository, 'config'), was = fs.readFileSync(config, 'utf8');
+    fs.writeFileSync(config, was.replace(/^id = .*$/m, 'id = x"; touch owned; "').replace(/^append_only = .*$/m, 'append_only = 0\n\tR1 touch owned'));
+    const ended = await run(['audit', '--undo-plan', ...operator(folder, repository)]);
+    sane(ended, 'a hostile configuration');
+    assert.equal(ended.code, 2);
+    assert.doesNotMatch(ended.out, /touch owned/);
+    fs.writeFileSync(config, was);
   });
 
   /** A segment file with an entry other than it was, its checksum made right again. */
