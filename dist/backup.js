@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: d427996186570a8c3a7b059458ee0b2ca12e3fcdc347af6e91ab48502e6dfeff
+// Checksum of all but the settings: bf7d6f5368a30eb84a81371aad89bfc43a8d127bfa37bd51cba6e68a7e5b2fa6
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -838,10 +838,12 @@ function plainText(file, mostBytes) {
  * folder above could rename it and lay a link in its place, for root to write through. Throws Problem when that has happened already.
  */
 function heldFolder(folder) {
-  const fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY | fs.constants.O_NOFOLLOW), held = `/proc/${process.pid}/fd/${fd}`; // open until we end
-  const { uid, mode } = fs.fstatSync(fd);
-  if (uid !== process.getuid?.() || (mode & 0o022) !== 0 || fs.readdirSync(held).length > 0) throw new Problem(`${folder} is not the folder that was made just now: somebody else can write there`, { hint: 'restore into a folder that only root can change' });
-  return held;
+  try {
+    const fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY | fs.constants.O_NOFOLLOW), held = `/proc/${process.pid}/fd/${fd}`; // open until we end
+    const { uid, mode } = fs.fstatSync(fd);
+    if (uid === process.getuid?.() && (mode & 0o022) === 0 && fs.readdirSync(held).length === 0) return held;
+  } catch { /* a link, or gone */ }
+  throw new Problem(`${folder} is not the folder that was made just now: somebody else can write there`, { hint: 'restore into a folder that only root can change' });
 }
 
 /** Bytes that are free for us on the disk of a folder. */

@@ -261,10 +261,12 @@ export function plainText(file: string, mostBytes?: number): string {
  * folder above could rename it and lay a link in its place, for root to write through. Throws Problem when that has happened already.
  */
 export function heldFolder(folder: string): string {
-  const fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY | fs.constants.O_NOFOLLOW), held = `/proc/${process.pid}/fd/${fd}`; // open until we end
-  const { uid, mode } = fs.fstatSync(fd);
-  if (uid !== process.getuid?.() || (mode & 0o022) !== 0 || fs.readdirSync(held).length > 0) throw new Problem(`${folder} is not the folder that was made just now: somebody else can write there`, { hint: 'restore into a folder that only root can change' });
-  return held;
+  try {
+    const fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY | fs.constants.O_NOFOLLOW), held = `/proc/${process.pid}/fd/${fd}`; // open until we end
+    const { uid, mode } = fs.fstatSync(fd);
+    if (uid === process.getuid?.() && (mode & 0o022) === 0 && fs.readdirSync(held).length === 0) return held;
+  } catch { /* a link, or gone */ }
+  throw new Problem(`${folder} is not the folder that was made just now: somebody else can write there`, { hint: 'restore into a folder that only root can change' });
 }
 
 /** Bytes that are free for us on the disk of a folder. */

@@ -106,6 +106,20 @@ describe('on a host with Docker', { skip: cannotRun }, () => {
     await host.must('docker rm --force peeker; docker volume rm peeker_own');
   });
 
+  scenario('a container that is made anew under its name while everything is stopped is the one that is started; a unit or container under a new name is told before anything stops', async () => {
+    const idOf = () => host.must(['docker', 'inspect', '--format={{.Id}}', 'shop-cache']), before = await idOf();
+    const running = await product.startHeld();
+    await host.must(`docker rm shop-cache && ${docker('shop-cache', 'cache', '', '--restart always --volume shop_cache:/data redis-like').replace('docker run --detach', 'docker create')}`);
+    await product.releaseCopy();
+    product.judge(await running.done, 0, /started container shop-cache/, /services +all 4 are running again/);
+    assert.notEqual(await idOf(), before);
+    for (const [entry, says] of [['service shop-web', /service shop-web: no such unit here \(not-found\)[^]*hint: look at `systemctl list-units/], ['container shop-caches', /container shop-caches: there is no such container here[^]*hint: look at `docker ps --all`/]] as const) {
+      await product.set({ stop: [entry, 'compose shop'] });
+      await product.expect([], 2, says, /services: nothing was stopped/);
+    }
+    await product.set({ stop: ['service web', 'compose shop'] });
+  });
+
   scenario('kill -9 of the whole process group in the middle of the copy', async () => {
     const all = await product.whatRuns();
     const running = await product.startHeld();
