@@ -58,7 +58,7 @@ async function underStrace(world: World) {
   const log = path.join(world.folder, 'strace');
   restored(await trace([`--output=${log}`]).ended);
   const renames = fs.readFileSync(log, 'utf8').split('\n').filter((line) => line.startsWith('rename('));
-  const numbers = renames.flatMap((line, index) => ([world.files, world.db.dataDirectory].some((place) => line.includes(`"${place}"`)) ? [index + 1] : []));
+  const numbers = renames.flatMap((line, index) => ([world.files, world.db.dataDirectory].some((place) => new RegExp(`"/proc/self/fd/\\d+/${path.basename(place)}"`).test(line)) ? [index + 1] : [])); // in folders that are held open
   return { numbers, start: (number: number, { env }: { env?: NodeJS.ProcessEnv } = {}) => trace([`--output=${log}`, `--inject=rename:signal=SIGKILL:when=${number}`], env) };
 }
 
