@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: bf7d6f5368a30eb84a81371aad89bfc43a8d127bfa37bd51cba6e68a7e5b2fa6
+// Checksum of all but the settings: 6f5d81fc747b5b551fa931cae02871c4e1c27f301d137c9bdae0e13600452633
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -212,7 +212,7 @@ async function runTheNight(night) {
 
   if (plan.snapshot === '') night.cold = beginColdPass(night, plan);
   if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
-  await night.cold?.isWaiting; // with repository, key and caches open: nothing of that is left for when services are down
+  await untilBorgWaits(night); // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
   if (plan.snapshot !== '') await flushDisks(plan.roots);
   const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);
@@ -2398,7 +2398,11 @@ async function configFilesOf(cluster) {
   const keys = listOf(`select setting from pg_settings where name ~ '^(ssl_.*_(file|dir)|krb_server_keyfile)$' and setting <> ''`);
   const facts = await askCluster(cluster, await homeOf(cluster), { files: configurationFiles, keys });
   const files = [...facts.files ?? [], ...facts.keys ?? []].map((file) => path.resolve(cluster.dataDirectory, file)).filter((file) => fs.existsSync(file));
-  return [...new Set(files.flatMap((file) => [file, fs.realpathSync(file)]))].filter((file) => !cluster.roots.some((root) => file.startsWith(`${root}/`)));
+  const outside = [...new Set(files.flatMap((file) => [file, fs.realpathSync(file)]))].filter((file) => !cluster.roots.some((root) => file.startsWith(`${root}/`)));
+  if (outside.length === 0) return [];
+  // A superuser of the database may name what he likes, as /etc/shadow: what PostgreSQL itself cannot read is no configuration of its.
+  const { code, out } = await look([...asOwner(cluster), 'sh', '-c', 'for one; do [ ! -r "$one" ] || printf "%s\\0" "$one"; done', 'sh', ...outside], { cwd: '/' });
+  return code === 0 ? outside.filter((file) => out.split('\0').includes(file)) : outside;
 }
 
 // =========================================================================================================
@@ -4526,6 +4530,12 @@ function beginColdPass(night, plan) {
   return beginPass(settings, coldCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: night.line.warm !== null, expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
 }
 
+/** Wait until borg asks for the manifest. It has an hour: should that it waits never be heard, both would wait for ever. */
+async function untilBorgWaits(night) {
+  const late = setTimeout(() => askToStop('borg did not begin the copy within an hour', 2, 'call `node backup.js doctor`; is this a borg that says other things than 1.2 and 1.4 do?'), 3_600_000);
+  await (night.cold?.isWaiting ?? Promise.resolve()).finally(() => clearTimeout(late));
+}
+
 /** While everything is stopped: prove, write the record, let borg copy, prove again. Throws Problem when the copy is not proven. */
 async function copyCold(night, plan, manifest) {
   const { stateFolder } = night.loaded.settings;
@@ -5064,7 +5074,7 @@ async function findPrograms(cluster, manifest) {
     if (/^[a-z0-9][\w./:@-]*$/i.test(image) && (await look(['docker', 'image', 'inspect', '--format={{.Id}}', image])).code === 0) return { version, binaries: cluster.binaries, image };
   }
   for (const binaries of [...(cluster.container ? [] : [cluster.binaries]), `/usr/lib/postgresql/${version}/bin`, `/usr/pgsql-${version}/bin`, '/usr/local/pgsql/bin', '/usr/local/bin', '/usr/bin']) {
-    if (!isOurs(path.join(binaries, 'postgres'))) continue;
+    if (path.dirname(binaries) === '/' || !isOurs(path.join(binaries, 'postgres'))) continue; // what lies around it is seen inside: not all of this machine
     const { out } = await look([path.join(binaries, 'postgres'), '--version']);
     if (new RegExp(` ${version}(\\.|[a-z])`).test(out)) return { version, binaries, image: '' };
   }

@@ -65,6 +65,12 @@ export function beginColdPass(night: Night, plan: Plan): PassUnderWay {
   return beginPass(settings, coldCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: night.line.warm !== null, expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
 }
 
+/** Wait until borg asks for the manifest. It has an hour: should that it waits never be heard, both would wait for ever. */
+export async function untilBorgWaits(night: Night): Promise<void> {
+  const late = setTimeout(() => askToStop('borg did not begin the copy within an hour', 2, 'call `node backup.js doctor`; is this a borg that says other things than 1.2 and 1.4 do?'), 3_600_000);
+  await (night.cold?.isWaiting ?? Promise.resolve()).finally(() => clearTimeout(late));
+}
+
 /** While everything is stopped: prove, write the record, let borg copy, prove again. Throws Problem when the copy is not proven. */
 export async function copyCold(night: Night, plan: Plan, manifest: Manifest): Promise<Copied> {
   const { stateFolder } = night.loaded.settings;

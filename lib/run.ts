@@ -26,7 +26,7 @@ import type { Ledger } from './ledger.ts';
 import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
 import { beginRecord, manifestOf, writeHistory } from './record.ts';
 import { proofCommand, showPlan } from './commands.ts';
-import { beginColdPass, checkpointAll, copyCold, copyOnWrite, copyTheSnapshot, finishColdPass, warmPass } from './copying.ts';
+import { beginColdPass, checkpointAll, copyCold, copyOnWrite, copyTheSnapshot, finishColdPass, untilBorgWaits, warmPass } from './copying.ts';
 import type { Copied, Night } from './copying.ts';
 import { messageOf, summary } from './outcome.ts';
 import { armGuard, bringBack, dismissGuard } from './guard.ts';
@@ -75,7 +75,7 @@ async function runTheNight(night: Night): Promise<void> {
 
   if (plan.snapshot === '') night.cold = beginColdPass(night, plan);
   if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
-  await night.cold?.isWaiting; // with repository, key and caches open: nothing of that is left for when services are down
+  await untilBorgWaits(night); // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
   if (plan.snapshot !== '') await flushDisks(plan.roots);
   const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);

@@ -56,7 +56,7 @@ export async function findPrograms(cluster: Omit<Cluster, 'pid'>, manifest: Mani
     if (/^[a-z0-9][\w./:@-]*$/i.test(image) && (await look(['docker', 'image', 'inspect', '--format={{.Id}}', image])).code === 0) return { version, binaries: cluster.binaries, image };
   }
   for (const binaries of [...(cluster.container ? [] : [cluster.binaries]), `/usr/lib/postgresql/${version}/bin`, `/usr/pgsql-${version}/bin`, '/usr/local/pgsql/bin', '/usr/local/bin', '/usr/bin']) {
-    if (!isOurs(path.join(binaries, 'postgres'))) continue;
+    if (path.dirname(binaries) === '/' || !isOurs(path.join(binaries, 'postgres'))) continue; // what lies around it is seen inside: not all of this machine
     const { out } = await look([path.join(binaries, 'postgres'), '--version']);
     if (new RegExp(` ${version}(\\.|[a-z])`).test(out)) return { version, binaries, image: '' };
   }

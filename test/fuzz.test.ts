@@ -162,6 +162,17 @@ sys.exit(program.wait())
     });
   });
 
+  test('a borg of which it is never heard that it waits is not waited for longer than an hour', async () => {
+    const clock = path.join(folder, 'clock.cjs'), place = path.join(folder, 'never heard');
+    fs.mkdirSync(place, { mode: 0o700 });
+    fs.writeFileSync(clock, 'const { setTimeout } = globalThis;\nglobalThis.setTimeout = (what, ms, ...more) => setTimeout(what, ms >= 3_600_000 ? ms / 1800 : ms, ...more);\n'); // an hour is two seconds
+    fs.writeFileSync(path.join(bin, 'borg'), '#!/bin/bash\nexec /usr/bin/borg "$@" 2> >(grep --line-buffered -v \'"status": "i"\' >&2)\n', { mode: 0o755 });
+    const ended = await run(settingsIn(place, {}), { NODE_OPTIONS: `--require "${clock}"`, PATH: `${bin}:${process.env.PATH}` });
+    sane(ended, 'never heard');
+    assert.equal(ended.code, 2, ended.out);
+    assert.match(ended.err, /error: borg did not begin the copy within an hour[^]*nothing was stopped/);
+  });
+
   test('the record of an archive: what is not as this script writes it is refused, and nothing leads out of the folder', async () => {
     const manifest = JSON.parse(server.borg('extract', '--stdout', `::${cold}`, 'record/manifest.json')), victim = path.join(folder, 'victim');
     fs.mkdirSync(victim);

@@ -67,8 +67,14 @@ const SCENARIOS: Record<string, (world: World) => Promise<void>> = {
     const secret = path.join(world.folder, 'secret'), spaces = path.join(world.db.dataDirectory, 'pg_tblspc');
     fs.mkdirSync(secret);
     execFileSync('runuser', ['-u', 'postgres', '--', 'sh', '-c', `ln -s ${secret} ${spaces}/99999; ln -s / ${spaces}/99998; mkdir ${spaces}/99997`]);
+    fs.writeFileSync(path.join(secret, 'shadow'), 'root alone', { mode: 0o600 });
+    fs.writeFileSync(path.join(world.folder, 'certificate'), 'everybody');
+    world.db.sql('postgres', `alter system set ssl_key_file = '${secret}/shadow'`);
+    world.db.sql('postgres', `alter system set ssl_cert_file = '${world.folder}/certificate'`);
+    world.db.sql('postgres', 'select pg_reload_conf()');
+    await waitFor('it has read that', () => world.db.sql('postgres', 'show ssl_cert_file').endsWith('certificate'));
     const ended = await world.server.run(['--dry-run', '--json']), { roots, warnings } = JSON.parse(ended.out);
-    assert.deepEqual(roots.map((one: any) => one.path), [world.db.dataDirectory, world.files]);
+    assert.deepEqual(roots.map((one: any) => one.path), [world.db.dataDirectory, path.join(world.folder, 'certificate'), world.files]);
     assert.match(warnings.join('\n'), /tablespace 99999 .*secret is not saved/);
     assert.equal(ended.code, 1);
   },
