@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 6f5d81fc747b5b551fa931cae02871c4e1c27f301d137c9bdae0e13600452633
+// Checksum of all but the settings: 44ac0a6575ec0e07e8b1f182002851817fdf99042e038f1768c97e3b7c34815b
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3376,6 +3376,7 @@ function warnOfUnsaved(clusters, containers, isSaved) {
 const LISTING_FORMAT = '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0';
 const KILLED = 137; // 128 + SIGKILL
 const TOLD_NAMES = 20;
+const LONGEST_RECORD = 1 << 20;
 
 /**
  * Prove that everything the plan saves is cold, and write the listing of it to `file`. Returns the proof.
@@ -3436,6 +3437,7 @@ async function eachRecord(file, onRecord, onPiece = () => {}) {
     onPiece(piece);
     const records = (rest + piece.toString('latin1')).split('\0');
     rest = records.pop();
+    if (rest.length > LONGEST_RECORD) throw new Problem(`${named(file)} is no listing: it has a name without an end`);
     for (const record of records) onRecord(record);
   }
 }

@@ -25,6 +25,7 @@ export type Proof = {
 const LISTING_FORMAT = '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0';
 const KILLED = 137; // 128 + SIGKILL
 const TOLD_NAMES = 20;
+const LONGEST_RECORD = 1 << 20;
 
 /**
  * Prove that everything the plan saves is cold, and write the listing of it to `file`. Returns the proof.
@@ -85,6 +86,7 @@ export async function eachRecord(file: string, onRecord: (record: string) => voi
     onPiece(piece);
     const records = (rest + piece.toString('latin1')).split('\0');
     rest = records.pop()!;
+    if (rest.length > LONGEST_RECORD) throw new Problem(`${named(file)} is no listing: it has a name without an end`);
     for (const record of records) onRecord(record);
   }
 }
