@@ -82,7 +82,7 @@ const CHAPTERS = [
   { file: 'lib/prune.ts', title: 'PRUNE' },
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
-const MOST_LINES = { readable: 7830, operator: 1100 };
+const MOST_LINES = { readable: 8600, operator: 1800 };
 const OLDEST_NODE = 'node18';
 
 const output = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../dist/backup.js', import.meta.url)));

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 44ac0a6575ec0e07e8b1f182002851817fdf99042e038f1768c97e3b7c34815b
+// Checksum of all but the settings: 64b2e2567ca208c396a0bcbe3f811a4f21733d3d8ce4c2d5103b380704f8891f
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -202,13 +202,14 @@ async function takeBackup(loaded, script) {
 async function runTheNight(night) {
   const { settings } = night.loaded;
   if (settings.before.length > 0) await runBefore(settings);
-  const plan = await makePlan(settings, new Date(night.line.startedAt));
+  const [plan, storage] = await sideBySide(makePlan(settings, new Date(night.line.startedAt)), tryStorage(settings));
   night.line.archive = plan.archive;
-  await tryEverything(settings, plan);
+  await tryThisMachine(settings, plan);
   night.line.snapshot = plan.snapshot;
-  const passport = await passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path));
-  const manifest = prepareRecord(night.loaded, night.script, plan, passport);
-  if (settings.warmPass) await warmPass(night, plan);
+  say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (${storage})`);
+  beginRecord(night.loaded, night.script);
+  const [passport] = await sideBySide(passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path)), settings.warmPass ? warmPass(night, plan) : Promise.resolve());
+  const manifest = manifestOf(settings.stateFolder, night.script, plan, passport);
 
   if (plan.snapshot === '') night.cold = beginColdPass(night, plan);
   if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
@@ -250,13 +251,18 @@ async function runBefore(settings) {
   if (done.code !== 0) throw failure('the `before` command failed', done);
 }
 
-/** Everything that can fail is tried while everything still runs. Throws Problem: nothing was stopped. */
-async function tryEverything(settings, plan) {
+/** The storage, the key and this server's borg are tried while everything still runs. Returns what they are. Throws Problem: nothing was stopped. */
+async function tryStorage(settings) {
   const version = await borgVersion();
   const { encryption } = await tryRepository(settings).catch(async (error) => {
     if (isRemote(settings) && error.facts?.ran) await tryConnection(settings); // when it is ssh that fails, what ssh says is the better story
     throw error;
   });
+  return `borg ${version}, ${encryption}`;
+}
+
+/** So are the free space, and whether the file systems can copy on write. Throws Problem: nothing was stopped. */
+async function tryThisMachine(settings, plan) {
   const before = lastGoodRun(settings.stateFolder)?.server ?? plan.server;
   if (before !== plan.server) warn(`this server was called ${before} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
   const free = freeBytes(settings.stateFolder);
@@ -268,7 +274,6 @@ async function tryEverything(settings, plan) {
     plan.snapshot = waysIn(plan.roots);
   }
   if (settings.snapshot === 'yes') for (const root of plan.roots.filter(({ way }) => way !== 'link')) say(`${named(root.path)}: ${howRead(root)}`);
-  say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (borg ${version}, ${encryption})`);
 }
 
 /** Start everything again, whatever has happened. Returns what is still down. Never throws: an unforeseen error is told, and counts as down. */
@@ -294,15 +299,22 @@ async function startEverything(night) {
   return down;
 }
 
-/** Read the record back out of the archive, compare, and only then write the archive that says it is good. */
+/** Read the record back out of the archive, compare, and only then write the archive that says it is good: its borg waits for the proof meanwhile. */
 async function proveTheArchive(night, plan, cold, { first, second, manifestText }) {
-  const { settings } = night.loaded;
-  const back = await readFromArchive(settings, plan.archive, 'record/manifest.json');
-  if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
-  const line = finishedLine(night, null);
+  const { settings } = night.loaded, line = finishedLine(night, null);
   const facts = { archive: plan.archive, id: cold.archiveId, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
-  const folder = writeProof(settings.stateFolder, { format: 1, ...facts, before: first, after: second }, line);
-  await takePass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
+  const folder = writeHistory(settings.stateFolder, line), ownCache = { env: { BORG_CACHE_DIR: join(folder, 'cache') } }; // the usual one is locked by the proof's borg
+  const proof = beginPass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
+  try {
+    const readBack = () => readFromArchive(settings, plan.archive, 'record/manifest.json', ownCache, WITHOUT_LOCK);
+    const back = await readBack().catch(() => proof.isWaiting.then(readBack)); // until the waiting borg has the lock, a prune may be in the way
+    if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
+  } catch (error) {
+    await proof.callOff();
+    throw error;
+  }
+  proof.feed(`${JSON.stringify({ format: 1, ...facts, before: first, after: second }, null, 1)}\n`);
+  await proof.end;
 }
 
 // ---- around the story: leftovers, the history line, messages, the summary, the dry run ----
@@ -680,6 +692,12 @@ async function waitUntil(seconds, condition, stepMs = 100, news = null) {
     else if (await Promise.race([step.then(() => false), news.then(() => true)])) news = null;
     stepMs = Math.min(1000, stepMs * 1.2);
   }
+}
+
+/** Two things at once. Waits for both, whatever comes of them. Throws what the first one threw, else what the second one did. */
+async function sideBySide(one, other) {
+  await Promise.allSettled([one, other]);
+  return [await one, await other];
 }
 
 /** Where programs are looked for: cron gives root only /usr/bin:/bin; Docker, sshd and PostgreSQL's wrappers may be elsewhere. */
@@ -2540,7 +2558,7 @@ function isRemote(settings) {
 // =========================================================================================================
 // ==== PASSES ====
 // A pass: one `borg create`, from its command to what came of it. The cold pass is begun while everything still runs and waits, with
-// repository, key and caches open, until it is fed the manifest: none of that is left for when services are down.
+// repository, key and caches open, until it is fed the manifest: none of that is left for when services are down. So does the proof, until the archive has been read back.
 // Adds an archive to the repository; changes nothing else. What borg could not read as it was is told by name.
 
 const DIES_WITH_US = ['setpriv', '--pdeathsig', 'KILL', '--']; // or a borg that waits would take our death for the end of its input, and copy what runs
@@ -2549,7 +2567,7 @@ const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lo
 
 /**
  * A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. A root `-` is the
- * manifest, which borg reads from its standard input: there it waits, with repository, key and caches open, until it is fed.
+ * file `fed`, which borg reads from its standard input: there it waits, with repository, key and caches open, until it is given it.
  */
 function createCommand(settings, what) {
   const comment = JSON.stringify(what.comment).replace(/[{}]/g, '$&$&'); // braces are placeholders for borg
@@ -2558,10 +2576,10 @@ function createCommand(settings, what) {
   const nested = what.roots.filter((root) => root.startsWith('/') && what.roots.some((other) => root.startsWith(`${other}/`)));
   const onTheWay = nested.length > 0 && !settings.exclude.some((pattern) => /^(re|pf):/.test(pattern));
   const excluded = (pattern) => (onTheWay ? ['--pattern', `- ${/^[a-z]{2}:/.test(pattern) ? '' : 'fm:'}${pattern}`] : ['--exclude', pattern]);
-  const waits = what.roots.includes('-');
+  const waits = what.fed !== undefined;
   return [...(waits ? DIES_WITH_US : []), 'borg', '--log-json', '--progress', '--lock-wait', PATIENT_LOCK_WAIT,
     ...(settings.uploadLimitKiB ? ['--upload-ratelimit', String(settings.uploadLimitKiB)] : []),
-    'create', '--json', '--list', '--filter', waits ? 'CEi' : 'CE', ...(waits ? ['--stdin-name', 'record/manifest.json', '--stdin-mode', '0600'] : []),
+    'create', '--json', '--list', '--filter', waits ? 'CEi' : 'CE', ...(waits ? ['--stdin-name', what.fed, '--stdin-mode', '0600'] : []),
     ...(what.filesCache ? ['--files-cache', what.filesCache] : []),
     '--compression', settings.compression,
     '--chunker-params', settings.chunker,
@@ -2599,10 +2617,10 @@ function beginPass(settings, command, options) {
   const end = pass(), until = async (event) => void await Promise.race([event, end]);
   const underWay = {
     end, isWaiting: until(listener.isWaiting), isRead: until(listener.isRead),
-    feed: (manifest) => {
+    feed: (text) => {
       began = Date.now();
       ladder.splice(0, ladder.length, ...GENTLY);
-      program?.feed(manifest);
+      program?.feed(text);
     },
     callOff: async () => {
       program?.end();
@@ -2731,9 +2749,9 @@ async function listArchives(settings, server, more = [], options = {}) {
   });
 }
 
-/** One file out of an archive, as text. Throws Problem when it is not there. */
-async function readFromArchive(settings, archive, file, options = {}) {
-  const done = await askBorg(settings, ['extract', '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024, ...options });
+/** One file out of an archive, as text. more: words for borg, as WITHOUT_LOCK. Throws Problem when it is not there. */
+async function readFromArchive(settings, archive, file, options = {}, more = []) {
+  const done = await askBorg(settings, ['extract', ...more, '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024, ...options });
   if (done.code !== 0) throw borgFailure(`${file} cannot be read back from ${archive}`, done);
   return done.out;
 }
@@ -4321,18 +4339,22 @@ const KEPT_HISTORY_LINES = 500;
 const recordFolder = (stateFolder) => path.join(stateFolder, 'record');
 const listingFile = (stateFolder) => path.join(recordFolder(stateFolder), 'listing');
 
-/** Make the record, but for the proof: everything that can be written while all still runs. Returns the manifest. */
-function prepareRecord(loaded, script, plan, passport) {
+/** Begin the record anew, with this script and the settings in force. Given the script's file and what was read as settings. */
+function beginRecord(loaded, script) {
   const folder = recordFolder(loaded.settings.stateFolder);
   fs.rmSync(folder, { recursive: true, force: true });
   fs.mkdirSync(folder, { recursive: true, mode: 0o700 });
-  const text = fs.readFileSync(script, 'utf8');
-  fs.writeFileSync(path.join(folder, 'backup.js'), text, { mode: 0o600 });
+  fs.writeFileSync(path.join(folder, 'backup.js'), fs.readFileSync(script, 'utf8'), { mode: 0o600 });
   fs.writeFileSync(path.join(folder, 'backup.settings.js'), loaded.text, { mode: 0o600 });
+}
+
+/** The manifest, but for the proof: all of it that can be known while everything still runs. */
+function manifestOf(stateFolder, script, plan, passport) {
+  const text = fs.readFileSync(path.join(recordFolder(stateFolder), 'backup.js'), 'utf8');
   return {
     format: 1, server: plan.server, archive: plan.archive, madeAt: plan.madeAt,
     script: { version: VERSION, state: editedOrAsBuilt(text), node: process.version, file: script },
-    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...plan.clusters.flatMap((one) => one.roots), ...socketsOf(plan)]), proof: null, drill: lastDrill(readHistory(loaded.settings.stateFolder)),
+    ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...plan.clusters.flatMap((one) => one.roots), ...socketsOf(plan)]), proof: null, drill: lastDrill(readHistory(stateFolder)),
   };
 }
 
@@ -4367,12 +4389,11 @@ function finishRecord(stateFolder, manifest) {
   return text;
 }
 
-/** Write what the `proven-` archive holds: the second proof and the history with this run. Returns the folder. */
-function writeProof(stateFolder, proof, line) {
+/** Write what the `proven-` archive holds beside the proof: the history with this run. Returns the folder. */
+function writeHistory(stateFolder, line) {
   const folder = path.join(stateFolder, 'proven');
   fs.rmSync(folder, { recursive: true, force: true });
   fs.mkdirSync(path.join(folder, 'record'), { recursive: true, mode: 0o700 });
-  fs.writeFileSync(path.join(folder, 'record', 'proof.json'), `${JSON.stringify(proof, null, 1)}\n`, { mode: 0o600 });
   const lines = [...readHistory(stateFolder), line].slice(-KEPT_HISTORY_LINES);
   fs.writeFileSync(path.join(folder, 'record', 'history.jsonl'), lines.map((one) => `${JSON.stringify(one)}\n`).join(''), { mode: 0o600 });
   return folder;
@@ -4442,11 +4463,11 @@ function coldCommand(settings, plan) {
   const clusters = plan.clusters.map(({ name, version }) => ({ name, version }));
   const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20) };
   const early = plan.snapshot ? coldPaths(plan) : [], late = rootPaths(plan).filter((root) => !early.includes(root)); // borg has read the early ones when it comes to `-`, and waits
-  return inCopies(plan.roots, createCommand(settings, { archive: plan.archive, roots: [...EARLY_RECORDS, ...early, '-', ...late, ...LATE_RECORDS], whole: wholePaths(plan), comment, filesCache: filesCache(plan) }));
+  return inCopies(plan.roots, createCommand(settings, { archive: plan.archive, roots: [...EARLY_RECORDS, ...early, '-', ...late, ...LATE_RECORDS], fed: 'record/manifest.json', whole: wholePaths(plan), comment, filesCache: filesCache(plan) }));
 }
 
 function proofCommand(settings, plan, comment) {
-  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record'], whole: [], comment: { format: 1, kind: 'proof', ...comment }, filesCache: '' });
+  return createCommand(settings, { archive: `proven-${plan.archive}`, roots: ['record/history.jsonl', '-'], fed: 'record/proof.json', whole: [], comment: { format: 1, kind: 'proof', ...comment } });
 }
 
 /** `--dry-run`: the plan the real run would have, and every command in order. Writes nothing anywhere. Returns 0, or 1 with warnings. */
@@ -4482,8 +4503,8 @@ function commandsOf(settings, plan) {
     ...(plan.snapshot ? [...copyCommands(plan.roots).map((argv) => ({ step: 'snapshot', argv })), ...(coldPaths(plan).length > 0 ? [{ ...cold, note: 'waits when it has read what has no snapshot' }] : [])] : []),
     ...[...running].reverse().map((part) => ({ step: 'start', argv: part.start })),
     ...(plan.snapshot && coldPaths(plan).length === 0 ? [cold] : []),
-    { step: 'read back', argv: ['borg', 'extract', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
-    { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }) },
+    { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }), note: 'waits until the record has been read back' },
+    { step: 'read back', argv: ['borg', 'extract', '--bypass-lock', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
   ];
 }
 
