@@ -63,11 +63,12 @@ const CHAPTERS = [
   { file: 'lib/serverchecks.ts', title: 'SERVER CHECKS' },
   { file: 'lib/rehearsal.ts', title: 'REHEARSAL' },
   { file: 'lib/drill.ts', title: 'DRILL' },
+  { file: 'lib/schedule.ts', title: 'SCHEDULE' },
   { file: 'lib/status.ts', title: 'STATUS' },
   { file: 'lib/doctor.ts', title: 'DOCTOR' },
-  { file: 'lib/schedule.ts', title: 'SCHEDULE' },
   { file: 'lib/answers.ts', title: 'ANSWERS' },
   { file: 'lib/setup.ts', title: 'SETUP' },
+  { file: 'lib/help.ts', title: 'HELP' },
   { file: 'backup.ts', title: 'MAIN PROGRAM' },
   null, // here the operator's part begins
   { file: 'lib/operator.ts', title: 'OPERATOR' },
@@ -79,9 +80,16 @@ const CHAPTERS = [
   { file: 'lib/retention.ts', title: 'RETENTION' },
   { file: 'lib/pruning.ts', title: 'PRUNING' },
   { file: 'lib/prune.ts', title: 'PRUNE' },
+  { file: 'lib/overdue.ts', title: 'OVERDUE' },
+  { file: 'lib/fleet.ts', title: 'FLEET' },
+  { file: 'lib/reportwords.ts', title: 'REPORT IN WORDS' },
+  { file: 'lib/charts.ts', title: 'CHARTS' },
+  { file: 'lib/verdict.ts', title: 'VERDICT' },
+  { file: 'lib/style.ts', title: 'STYLE' },
+  { file: 'lib/report.ts', title: 'REPORT' },
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
-const MOST_LINES = { readable: 7600, operator: 1150 };
+const MOST_LINES = { readable: 7900, operator: 1800 };
 const OLDEST_NODE = 'node18';
 
 const output = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../dist/backup.js', import.meta.url)));

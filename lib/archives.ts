@@ -68,9 +68,9 @@ export async function listArchives(settings: Settings, server: string, more: str
   });
 }
 
-/** One file out of an archive, as text. Throws Problem when it is not there. */
-export async function readFromArchive(settings: Settings, archive: string, file: string, options: RunOptions = {}): Promise<string> {
-  const done = await askBorg(settings, ['extract', '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024, ...options });
+/** One file out of an archive, as text. more: words for borg, as WITHOUT_LOCK. Throws Problem when it is not there. */
+export async function readFromArchive(settings: Settings, archive: string, file: string, options: RunOptions = {}, more: string[] = []): Promise<string> {
+  const done = await askBorg(settings, ['extract', ...more, '--stdout', `::${archive}`, file], { keepBytes: 256 * 1024 * 1024, ...options });
   if (done.code !== 0) throw borgFailure(`${file} cannot be read back from ${archive}`, done);
   return done.out;
 }
