@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: ae2dd05b39d1f59208549b8169b6bc32bb39853a37b3f88ca17a72e00ac41a0a
+// Checksum of all but the settings: 33001d94b168840152ca7ddcebe9e73d2824b22fb8aa0d6af68f1b0da06d98f5
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -8917,9 +8917,9 @@ const bytesOfQuota = (quota) => {
 function spaceOf({ storage }, reading, book) {
   if (!reading) return null;
   const quotas = reading.quotas.map(bytesOfQuota).filter((bytes) => bytes > 0), since = new Date(Date.now() - 30 * 86_400_000).toISOString().slice(0, 10);
-  const lately = book?.days.filter(({ day }) => day > since) ?? [], days = lately.length > 0 ? (Date.now() - Date.parse(lately[0].day)) / 86_400_000 : 0;
+  const all = [...book?.days ?? []].sort((one, other) => (one.day < other.day ? -1 : 1)), lately = all.filter(({ day }) => day > since), days = lately.length > 0 ? (Date.now() - Date.parse(lately[0].day)) / 86_400_000 : 0;
   return { usedBytes: reading.bytes, freeBytes: reading.disk.free, quotaBytes: quotas.length > 0 ? Math.min(...quotas) : 0, disk: JSON.stringify([storage.filter((word) => !word.startsWith('-')), reading.disk.id]),
-    perDay: days >= 2 ? lately.filter(({ day }) => day !== book.days[0].day).reduce((sum, { bytes }) => sum + bytes, 0) / days : null, daysLeft: null }; // on the first day of all came everything
+    perDay: days >= 2 ? lately.filter(({ day }) => day !== all[0].day).reduce((sum, { bytes }) => sum + bytes, 0) / days : null, daysLeft: null }; // on the first day of all came everything
 }
 
 /** A disk is full for all of its servers on the same day; a quota for its own alone. */
@@ -8959,7 +8959,7 @@ const ENGLISH_REPORT = {
   light: { good: 'Good', warning: 'Attention', failed: 'Failed', unknown: 'Unknown' }, tally: 'How many servers are in which state',
   glance: 'At a glance', state: 'State', server: 'Server', nextStep: 'Next step', lastGood: 'Last good backup', down: 'Down', size: 'Size', drill: 'Last drill', audit: 'Last audit', space: 'Storage', nothingToDo: 'Nothing to do',
   onServer: (server) => `on ${server}`, here: 'on this computer', ago: (age) => `${age} ago`, days: (number) => (number === 1 ? '1 day' : `${number} days`), hours: (number) => `${number} h`, minutes: (number) => `${number} min`,
-  none: 'none yet', notKnown: 'not known', never: 'never', clean: 'clean', alarm: 'ALARM', proven: 'proven', unproven: 'not proven', restoreTakes: (time) => `a restore takes about ${time}`, noDrills: 'no drills there',
+  none: 'none yet', notKnown: 'not known', never: 'never', clean: 'clean', alarm: 'ALARM', proven: 'proven', unproven: 'not proven', drillGood: 'proven', drillBad: 'NOT proven', restoreTakes: (time) => `a restore takes about ${time}`, noDrills: 'no drills there',
   used: (used) => `${used} used`, free: (free) => `${free} free`, quota: (quota) => `quota ${quota}`, full: (days) => `full in ${days}`, notSoon: 'not full for years', noShell: 'not known: the storage gives no shell',
   why: {
     unreachable: (message) => `could not be looked at now: ${message}`, alarm: (when) => `the audit of ${when} found signs of tampering`, pruning: () => 'a prune was interrupted',
@@ -8968,7 +8968,7 @@ const ENGLISH_REPORT = {
     auditOld: (age) => `the last audit is ${age} old`, nearlyFull: (days) => `at this pace the storage is full in ${days}`, warned: (warning) => `the last night warned: ${warning}`,
   },
   nights: 'Nights of the last year', nightsOf: (server) => `Nights of ${server} in the last year`, lastNights: (number) => `Last ${number} nights`, night: { good: 'good', warning: 'with a warning', failed: 'failed', missing: 'missing' },
-  nightCounts: (good, warning, failed, missing) => `${good} good, ${warning} with a warning, ${failed} failed, ${missing} missing`,
+  nightCounts: (good, warning, failed, missing) => `good: ${good}; with a warning: ${warning}; failed: ${failed}; missing: ${missing}`,
   downChart: 'Downtime per night', sizeChart: 'Size of a backup', newChart: 'Sent per night', chartText: (from, until, least, most, last) => `From ${from} to ${until}: lowest ${least}, highest ${most}, last ${last}`, tooFew: 'Not enough nights yet for a chart',
   numbers: 'The last nights in numbers', date: 'Night', outcome: 'Outcome', archive: 'Archive', seen: 'Written', byStorage: "by the storage's clock", byServer: "by the server's clock; no audit has seen it yet", holds: 'What it holds', restore: 'Restore', archives: 'Archives', noArchives: 'No archives',
   postgres: (version, cluster) => `PostgreSQL ${version} (${cluster})`, extensions: 'extensions', containers: 'containers', files: 'paths', same: 'the same software as the archive above', noRecord: (why) => `its record cannot be had: ${why}`, notRead: 'its record was not read',
@@ -8979,11 +8979,11 @@ const ENGLISH_REPORT = {
 
 const SPANISH_REPORT = {
   decimal: ',', locale: 'es',
-  title: 'Copias de seguridad', skip: 'Ir a los servidores', madeAt: (when) => `Situación a ${when}`, servers: (number) => (number === 1 ? '1 servidor' : `${number} servidores`),
+  title: 'Copias de seguridad', skip: 'Ir a los servidores', madeAt: (when) => `Actualizado el ${when}`, servers: (number) => (number === 1 ? '1 servidor' : `${number} servidores`),
   light: { good: 'Correcto', warning: 'Atención', failed: 'Fallo', unknown: 'Sin datos' }, tally: 'Cuántos servidores hay en cada estado',
   glance: 'De un vistazo', state: 'Estado', server: 'Servidor', nextStep: 'Siguiente paso', lastGood: 'Última copia válida', down: 'Parada', size: 'Tamaño', drill: 'Último simulacro', audit: 'Última auditoría', space: 'Almacenamiento', nothingToDo: 'Nada que hacer',
   onServer: (server) => `en ${server}`, here: 'en este equipo', ago: (age) => `hace ${age}`, days: (number) => (number === 1 ? '1 día' : `${number} días`), hours: (number) => `${number} h`, minutes: (number) => `${number} min`,
-  none: 'todavía ninguno', notKnown: 'se desconoce', never: 'nunca', clean: 'limpia', alarm: 'ALARMA', proven: 'comprobada', unproven: 'sin comprobar', restoreTakes: (time) => `restaurar lleva unos ${time}`, noDrills: 'allí no se hacen simulacros',
+  none: 'aún no hay', notKnown: 'se desconoce', never: 'nunca', clean: 'limpia', alarm: 'ALARMA', proven: 'comprobada', unproven: 'sin comprobar', drillGood: 'superado', drillBad: 'NO superado', restoreTakes: (time) => `restaurar lleva unos ${time}`, noDrills: 'allí no se hacen simulacros',
   used: (used) => `${used} ocupados`, free: (free) => `${free} libres`, quota: (quota) => `cuota de ${quota}`, full: (days) => `se llena en ${days}`, notSoon: 'tardará años en llenarse', noShell: 'se desconoce: el almacenamiento no ofrece una shell',
   why: {
     unreachable: (message) => `ahora no se ha podido consultar: ${message}`, alarm: (when) => `la auditoría de ${when} encontró indicios de manipulación`, pruning: () => 'una purga quedó interrumpida',
@@ -8992,12 +8992,12 @@ const SPANISH_REPORT = {
     auditOld: (age) => `la última auditoría es de hace ${age}`, nearlyFull: (days) => `a este ritmo, el almacenamiento se llena en ${days}`, warned: (warning) => `la última noche hubo un aviso: ${warning}`,
   },
   nights: 'Noches del último año', nightsOf: (server) => `Noches de ${server} en el último año`, lastNights: (number) => `Últimas ${number} noches`, night: { good: 'correcta', warning: 'con avisos', failed: 'fallida', missing: 'sin copia' },
-  nightCounts: (good, warning, failed, missing) => `${good} correctas, ${warning} con avisos, ${failed} fallidas, ${missing} sin copia`,
-  downChart: 'Parada por noche', sizeChart: 'Tamaño de una copia', newChart: 'Enviado por noche', chartText: (from, until, least, most, last) => `Del ${from} al ${until}: mínimo ${least}, máximo ${most}, último ${last}`, tooFew: 'Todavía no hay noches suficientes para un gráfico',
+  nightCounts: (good, warning, failed, missing) => `correctas: ${good}; con avisos: ${warning}; fallidas: ${failed}; sin copia: ${missing}`,
+  downChart: 'Tiempo de parada por noche', sizeChart: 'Tamaño de una copia', newChart: 'Enviado por noche', chartText: (from, until, least, most, last) => `Del ${from} al ${until}: mínimo ${least}, máximo ${most}, último ${last}`, tooFew: 'Todavía no hay noches suficientes para un gráfico',
   numbers: 'Las últimas noches en cifras', date: 'Noche', outcome: 'Resultado', archive: 'Copia', seen: 'Escrita', byStorage: 'según el reloj del almacenamiento', byServer: 'según el reloj del servidor; ninguna auditoría la ha visto aún', holds: 'Qué contiene', restore: 'Restaurar', archives: 'Copias', noArchives: 'No hay copias',
   postgres: (version, cluster) => `PostgreSQL ${version} (${cluster})`, extensions: 'extensiones', containers: 'contenedores', files: 'rutas', same: 'el mismo software que la copia de arriba', noRecord: (why) => `no se puede leer su ficha: ${why}`, notRead: 'no se ha leído su ficha',
   restoreHow: (server) => `En ${server}, en una carpeta nueva; no se toca nada de lo que hay:`, bareHow: 'En otra máquina, indique además dónde está todo:', inPlaceHow: 'Todo de vuelta a su sitio (primero con --dry-run, que solo muestra lo que pasaría):',
-  details: (server) => `${server} en detalle`, legend: 'Cómo leer esta página', back: 'Volver al resumen', hint: 'pista', lookedAt: 'Último estado conocido',
+  details: (server) => `${server} en detalle`, legend: 'Cómo leer esta página', back: 'Volver al resumen', hint: 'sugerencia', lookedAt: 'Último estado conocido',
   footer: 'Todos los datos proceden del almacenamiento y del registro de auditorías. Una copia es «válida» si se comprobó con todo parado y después se releyó. Las horas están en la zona horaria de cada servidor. La página no descarga nada y funciona sin red.',
 };
 
@@ -9136,33 +9136,33 @@ function daysOf({ one, nights, archives }, count, now) {
 // How the report looks: light, dark, narrow, on paper. Colours have the contrast of WCAG AA on their ground, in both.
 
 const STYLE = `
-:root { --ground: #f5f6f8; --paper: #fff; --text: #1b2330; --quiet: #4d586a; --line: #d5dae2; --link: #1a56b0; --good: #1b7742; --warning: #8f5b00; --failed: #b3202b; --unknown: #545f70; --curve: #3568b5; --tint: #e8eef8; }
-@media (prefers-color-scheme: dark) { :root { --ground: #12161c; --paper: #1a2029; --text: #e4e8ee; --quiet: #a5b0bf; --line: #333c49; --link: #8ab4f8; --good: #5bc489; --warning: #e3ab45; --failed: #ff8a86; --unknown: #a9b3c1; --curve: #7fa9ec; --tint: #232f43; } }
+:root { --ground: #f5f6f8; --paper: #fff; --text: #1b2330; --quiet: #4d586a; --line: #d5dae2; --link: #1a56b0; --good: #1b7742; --warning: #8f5b00; --failed: #b3202b; --unknown: #545f70; --curve: #3568b5; --tint: #e8eef8; --night: #47996d; }
+@media (prefers-color-scheme: dark) { :root { --ground: #12161c; --paper: #1a2029; --text: #e4e8ee; --quiet: #a5b0bf; --line: #333c49; --link: #8ab4f8; --good: #5bc489; --warning: #e3ab45; --failed: #ff8a86; --unknown: #a9b3c1; --curve: #7fa9ec; --tint: #232f43; --night: #3f8f66; } }
 * { box-sizing: border-box; }
 html { scroll-behavior: auto; -webkit-text-size-adjust: 100%; }
-body { margin: 0 auto; max-width: 84rem; padding: 1.25rem clamp(.75rem, 2.5vw, 2rem) 3rem; background: var(--ground); color: var(--text); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
+body { margin: 0 auto; max-width: 84rem; padding: 1.25rem clamp(.75rem, 2.5vw, 2rem) 3rem; background: var(--ground); color: var(--text); font: .94rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
 h1 { font-size: 1.7rem; margin: 0; letter-spacing: -.01em; } h2 { font-size: 1.2rem; margin: 0 0 .6rem; } h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p { margin: 0 0 .3rem; } small { font-size: .84em; color: var(--quiet); } a { color: var(--link); }
 a:focus-visible, [tabindex]:focus-visible, summary:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; } main:focus { outline: none; }
 .skip { position: absolute; left: -99rem; } .skip:focus { left: 1rem; top: .5rem; background: var(--paper); padding: .5rem 1rem; z-index: 2; }
-header p { color: var(--quiet); } section, footer { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 1.1rem clamp(.8rem, 2vw, 1.4rem); margin: 1rem 0; overflow-wrap: anywhere; }
+header p { color: var(--quiet); } section, footer { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 1.1rem clamp(.8rem, 2vw, 1.4rem); margin: 1rem 0; overflow-wrap: break-word; } code, .why, .fleet p { overflow-wrap: anywhere; }
 code { font: .86em/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; background: var(--tint); padding: .12em .4em; border-radius: 4px; -webkit-box-decoration-break: clone; box-decoration-break: clone; }
 .tally { list-style: none; display: flex; flex-wrap: wrap; gap: .6rem; padding: 0; margin: .8rem 0 0; } .tally li { background: var(--paper); border: 1px solid var(--line); border-left: 4px solid var(--c); border-radius: 8px; padding: .35rem .9rem; } .tally b { font-size: 1.35rem; margin-right: .35rem; }
 .good { --c: var(--good); } .warning { --c: var(--warning); } .failed { --c: var(--failed); } .unknown { --c: var(--unknown); }
-.lamp { color: var(--c); font-weight: 600; font-size: .95rem; white-space: nowrap; } .lampsign { vertical-align: -1.5px; margin-right: .35rem; fill: var(--c); } .lampsign .in { fill: none; stroke: var(--paper); stroke-width: 1.7; }
+.fleet td:first-child { padding-right: 1rem; } .lamp { color: var(--c); font-weight: 600; font-size: .95rem; white-space: nowrap; } .lampsign { max-width: none; vertical-align: -1.5px; margin-right: .35rem; fill: var(--c); } .lampsign .in { fill: none; stroke: var(--paper); stroke-width: 1.7; }
 table { border-collapse: collapse; width: 100%; font-size: .93rem; } th, td { text-align: left; vertical-align: top; padding: .55rem .7rem .55rem 0; border-top: 1px solid var(--line); } thead th { border-top: 0; color: var(--quiet); font-weight: 600; font-size: .85rem; padding-top: 0; } tbody th { font-weight: 600; }
-.fleet td small { display: block; } .fleet tbody th { min-width: 11rem; } .fleet tbody th a { display: block; } .fleet td[data-head]:nth-of-type(2) { min-width: 15rem; }
+.cards small { display: block; } .fleet tbody th { min-width: 11rem; } .fleet tbody th a { display: block; } .fleet td[data-head]:nth-of-type(2) { min-width: 13rem; max-width: 20rem; }
 svg { max-width: 100%; height: auto; } svg text { fill: var(--quiet); font-size: 10px; font-family: inherit; } .fleet th svg { display: block; margin-top: .35rem; width: 11rem; }
-.n-good { fill: var(--good); } .n-warning { fill: var(--warning); } .n-failed { fill: none; stroke: var(--failed); stroke-width: 2.6; } .n-missing { fill: none; stroke: var(--quiet); stroke-width: 1; }
+.n-good { fill: var(--night); } .n-warning { fill: var(--warning); } .n-failed { fill: none; stroke: var(--failed); stroke-width: 2.6; } .n-missing { fill: none; stroke: var(--quiet); stroke-width: 1; }
 .sign { width: 11px; height: 11px; vertical-align: -1px; } .axis { stroke: var(--line); fill: none; } .bars { fill: var(--curve); } .area { fill: var(--tint); } .line { fill: none; stroke: var(--curve); stroke-width: 1.8; }
 .wide { overflow-x: auto; } .wide > svg { min-width: 40rem; max-width: none; width: min(100%, 52rem); } .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; margin-top: 1rem; } figure { margin: 0; } figcaption { font-size: .84rem; color: var(--quiet); } figcaption b { display: block; color: var(--text); font-size: .93rem; }
 details { margin: 1rem 0; } summary { cursor: pointer; color: var(--link); } .of { color: var(--quiet); }
-.how dt { font-size: .88rem; color: var(--quiet); } .how dd { margin: 0 0 .5rem; } .archives { min-width: 46rem; } .archives td p { margin: 0; } .archives th { width: 15rem; } .why { margin: 0 0 .6rem; padding-left: 1.2rem; } .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; padding: 0; } .back { margin-top: .8rem; }
-@media (max-width: 62rem) and (not print) { .fleet thead { position: absolute; left: -99rem; } .fleet, .fleet tbody, .fleet tr, .fleet td, .fleet tbody th { display: block; width: 100%; } .fleet tr { border-top: 3px solid var(--c); padding: .7rem 0; } .fleet td, .fleet tbody th { border: 0; padding: .18rem 0; }
-  .fleet td { display: grid; grid-template-columns: 8.5rem 1fr; gap: .6rem; } .fleet td::before { content: attr(data-head); color: var(--quiet); font-size: .85rem; } .fleet td:first-child { display: block; } .fleet td:first-child::before { content: none; } .fleet td small { display: inline; } .fleet th svg { width: 100%; max-width: 22rem; } }
-@media (max-width: 30rem) { .fleet td { grid-template-columns: 6.5rem 1fr; } body { font-size: 14px; } }
-@media print { @page { size: A4; margin: 12mm 10mm; } :root { --ground: #fff; --paper: #fff; --text: #000; --quiet: #444; --line: #bbb; --link: #000; --good: #1b7742; --warning: #8f5b00; --failed: #b3202b; --unknown: #545f70; --curve: #3568b5; --tint: #eee; } body { font-size: 9.5px; padding: 0; max-width: none; } section, footer { border: 0; padding: 0; border-radius: 0; } .server { break-before: page; }
-  tr, figure, .wide > svg { break-inside: avoid; } .wide { overflow: visible; } .wide > svg { min-width: 0; width: 100%; } .archives, .fleet tbody th, .fleet td[data-head]:nth-of-type(2) { min-width: 0; } .archives th { width: 22%; } .fleet th svg { width: 7rem; } .charts { grid-template-columns: repeat(3, 1fr); } .skip, .back, details { display: none; } a { text-decoration: none; } * { -webkit-print-color-adjust: exact; print-color-adjust: exact; } thead { display: table-header-group; } }
+.how dt { font-size: .88rem; color: var(--quiet); } .how dd { margin: 0 0 .5rem; } .archives td p { margin: 0; } .archives th:first-child { width: 13.5rem; } .archives th:nth-child(2) { width: 10rem; } .archives th:nth-child(3) { width: 5rem; } .archives th:nth-child(5) { width: 19rem; } .archives td code { font-size: .8em; } .why { margin: 0 0 .6rem; padding-left: 1.2rem; } .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; padding: 0; } .back { margin-top: .8rem; }
+@media screen and (max-width: 62rem) { .cards thead { position: absolute; left: -99rem; } .cards, .cards tbody, .cards tr, .cards td, .cards tbody th { display: block; width: auto !important; max-width: none !important; } .cards tr { border-top: 3px solid var(--c, var(--line)); padding: .7rem 0; } .cards td, .cards tbody th { border: 0; padding: .18rem 0; }
+  .cards td { display: grid; grid-template-columns: 8.5rem minmax(0, 1fr); gap: .6rem; } .cards td::before { content: attr(data-head); color: var(--quiet); font-size: .85rem; } .fleet td:first-child { display: block; } .fleet td:first-child::before { content: none; } .cards small { display: inline; } .fleet th svg { width: 100%; max-width: 22rem; } figure svg { width: 100%; max-width: 30rem; } }
+@media screen and (max-width: 30rem) { .cards td { grid-template-columns: 6.5rem minmax(0, 1fr); } body { font-size: 14px; } }
+@media print { @page { size: A4; margin: 12mm 10mm; } :root { --ground: #fff; --paper: #fff; --text: #000; --quiet: #444; --line: #bbb; --link: #000; --good: #1b7742; --warning: #8f5b00; --failed: #b3202b; --unknown: #545f70; --curve: #3568b5; --tint: #eee; --night: #47996d; } html { font-size: 10.5px; } body { font-size: 1rem; padding: 0; max-width: none; } .fleet td[data-head]:nth-of-type(2) { width: 26%; } section, footer { border: 0; padding: 0; border-radius: 0; } .server { break-before: page; }
+  tr, figure, .wide > svg { break-inside: avoid; } .wide { overflow: visible; } .wide > svg { min-width: 0; width: 100%; } .fleet tbody th, .fleet td[data-head]:nth-of-type(2) { min-width: 0; } .archives th:nth-child(5) { width: 15rem; } .fleet th svg { width: 7rem; } .charts { grid-template-columns: repeat(3, 1fr); } .skip, .back, details { display: none; } a { text-decoration: none; } * { -webkit-print-color-adjust: exact; print-color-adjust: exact; } thead { display: table-header-group; } }
 `;
 
 // =========================================================================================================
@@ -9204,7 +9204,7 @@ function pageIn(language, now) {
   const next = ({ next: step, one }) => (step ? markup`${code(step.command)} <small>${step.where === 'here' ? words.here : words.onServer(one.server)}</small>` : words.nothingToDo);
 
   function whole(servers) {
-    const when = dateIn(servers[0].one.timeZone, { dateStyle: 'full', timeStyle: 'short' })(new Date(now).toISOString());
+    const when = dateIn(Intl.DateTimeFormat().resolvedOptions().timeZone, { dateStyle: 'full', timeStyle: 'short' })(new Date(now).toISOString());
     const tally = LIGHTS.map((light) => ({ light, number: servers.filter((one) => one.light === light).length })).filter(({ number }) => number > 0);
     return markup`<!doctype html>
 <html lang="${language}">
@@ -9226,11 +9226,7 @@ function pageIn(language, now) {
 <main id="main" tabindex="-1">
 <section aria-labelledby="glance">
 <h2 id="glance">${words.glance}</h2>
-<table class="fleet" role="table">
-<thead role="rowgroup"><tr role="row">${[words.state, words.server, words.nextStep, words.lastGood, words.size, words.drill, words.audit, words.space].map((head) => markup`<th role="columnheader" scope="col">${head}</th>`)}</tr></thead>
-<tbody role="rowgroup">
-${servers.map(row)}</tbody>
-</table>
+${table('fleet', [words.state, words.server, words.nextStep, words.lastGood, words.size, words.drill, words.audit, words.space], 1, servers.map((one) => ({ kind: one.light, cells: row(one) })))}
 </section>
 ${servers.map(section)}
 </main>
@@ -9245,17 +9241,24 @@ ${servers.map(section)}
 `;
   }
 
+  /** A table that is a stack of cards on a narrow screen: the roles keep it a table for a screen reader. title: which cell names the row. */
+  function table(kind, heads, title, rows) {
+    return markup`<table class="cards ${kind}" role="table">
+<thead role="rowgroup"><tr role="row">${heads.map((head) => markup`<th role="columnheader" scope="col">${head}</th>`)}</tr></thead>
+<tbody role="rowgroup">
+${rows.map((one) => markup`<tr role="row" class="${one.kind}">${one.cells.map((content, at) => (at === title ? markup`<th role="rowheader" scope="row">${content}</th>` : markup`<td role="cell" data-head="${heads[at]}"><div>${content}</div></td>`))}</tr>
+`)}</tbody>
+</table>`;
+  }
+
   function row(judge) {
     const { one, light, why, newest, drill, audit } = judge, days = daysOf(judge, 30, now), last = judge.nights[judge.nights.length - 1], date = dateIn(one.timeZone, { dateStyle: 'medium' });
-    const cell = (head, content) => markup`<td role="cell" data-head="${head}"><div>${content}</div></td>`;
-    return markup`<tr role="row" class="${light}">${cell(words.state, lamp(light))}<th role="rowheader" scope="row"><a href="#${one.server}">${one.server}</a>${strip(days, `${one.server}: ${words.lastNights(30)}`, countsOf(days))}</th>
-${cell(words.nextStep, markup`${why[0] && markup`<p>${why[0]}</p>`}${next(judge)}`)}
-${cell(words.lastGood, newest ? markup`<b>${ago(newest.seenAt)}</b> <small>${date(newest.seenAt)}${last && markup` · ${words.down.toLowerCase()} ${time(last.downSeconds)}`}</small>` : words.none)}
-${cell(words.size, last ? bytes(last.bytes) : words.notKnown)}
-${cell(words.drill, drill ? markup`${drill.proven ? words.proven : markup`<b>${words.unproven}</b>`} <small>${ago(drill.madeAt)}</small>` : one.drillMaxAgeDays === 0 ? words.noDrills : words.none)}
-${cell(words.audit, audit ? markup`${audit.verdict === 'clean' ? words.clean : markup`<b>${words.alarm}</b>`} <small>${ago(audit.at)}</small>` : words.never)}
-${cell(words.space, spaceText(judge))}</tr>
-`;
+    return [lamp(light), markup`<a href="#${one.server}">${one.server}</a>${strip(days, `${one.server}: ${words.lastNights(30)}`, countsOf(days))}`,
+      markup`${why[0] && markup`<p>${why[0]}</p>`}${next(judge)}`,
+      newest ? markup`<b>${ago(newest.seenAt)}</b> <small>${date(newest.seenAt)}${last && markup` · ${words.down.toLowerCase()} ${time(last.downSeconds)}`}</small>` : words.none,
+      last ? bytes(last.bytes) : words.notKnown,
+      drill ? markup`${drill.proven ? words.drillGood : markup`<b>${words.drillBad}</b>`} <small>${ago(drill.madeAt)}</small>` : one.drillMaxAgeDays === 0 ? words.noDrills : words.none,
+      audit ? markup`${audit.verdict === 'clean' ? words.clean : markup`<b>${words.alarm}</b>`} <small>${ago(audit.at)}</small>` : words.never, spaceText(judge)];
   }
 
   function spaceText({ space, trouble }) {
@@ -9309,13 +9312,11 @@ ${archiveTable(judge)}
       const software = typeof archive.passport === 'string' ? '' : JSON.stringify({ ...archive.passport, clusters: archive.passport.clusters.map(({ name, version, databases }) => [name, version, databases.map((each) => [each.name, each.extensions])]) });
       const isSame = software !== '' && software === above, made = night.get(archive.name);
       above = software;
-      return markup`<tr><th scope="row">${archive.name}<br><small>${archive.isProven ? words.proven : markup`<b>${words.unproven}</b>`}</small></th><td>${date(archive.seenAt)}<br><small>${archive.isSeen ? words.byStorage : words.byServer}</small></td>
-<td>${made ? bytes(made.bytes) : words.notKnown}</td><td>${holdings(archive, isSame)}</td><td>${archive.isProven && code(`node backup.js restore ${archive.name} --to /srv/${archive.name}`)}</td></tr>
-`;
+      return { kind: '', cells: [markup`${archive.name} <small>${archive.isProven ? words.proven : markup`<b>${words.unproven}</b>`}</small>`, markup`${date(archive.seenAt)} <small>${archive.isSeen ? words.byStorage : words.byServer}</small>`,
+        made ? bytes(made.bytes) : words.notKnown, holdings(archive, isSame), archive.isProven && code(`node backup.js restore ${archive.name} --to /srv/${archive.name}`)] };
     });
     return markup`${newest && markup`<dl class="how"><dt>${words.restoreHow(one.server)}</dt><dd>${code(`node backup.js restore ${newest.name} --to /srv/${newest.name}`)}</dd><dt>${words.inPlaceHow}</dt><dd>${code(`node backup.js restore ${newest.name} --in-place --dry-run`)}</dd><dt>${words.bareHow}</dt><dd>${code(pasteable(bare))}</dd></dl>`}
-<div class="wide" role="region" aria-label="${words.archives}: ${one.server}" tabindex="0"><table class="archives"><thead><tr>${[words.archive, words.seen, words.size, words.holds, words.restore].map((head) => markup`<th scope="col">${head}</th>`)}</tr></thead>
-<tbody>${rows}</tbody></table></div>`;
+${table('archives', [words.archive, words.seen, words.size, words.holds, words.restore], 0, rows)}`;
   }
 
   function holdings({ passport }, isSame) {

@@ -142,9 +142,9 @@ const bytesOfQuota = (quota: string) => {
 function spaceOf({ storage }: OperatedServer, reading: Reading | null, book: Book | null): Space | null {
   if (!reading) return null;
   const quotas = reading.quotas.map(bytesOfQuota).filter((bytes) => bytes > 0), since = new Date(Date.now() - 30 * 86_400_000).toISOString().slice(0, 10);
-  const lately = book?.days.filter(({ day }) => day > since) ?? [], days = lately.length > 0 ? (Date.now() - Date.parse(lately[0]!.day)) / 86_400_000 : 0;
+  const all = [...book?.days ?? []].sort((one, other) => (one.day < other.day ? -1 : 1)), lately = all.filter(({ day }) => day > since), days = lately.length > 0 ? (Date.now() - Date.parse(lately[0]!.day)) / 86_400_000 : 0;
   return { usedBytes: reading.bytes, freeBytes: reading.disk.free, quotaBytes: quotas.length > 0 ? Math.min(...quotas) : 0, disk: JSON.stringify([storage.filter((word) => !word.startsWith('-')), reading.disk.id]),
-    perDay: days >= 2 ? lately.filter(({ day }) => day !== book!.days[0]!.day).reduce((sum, { bytes }) => sum + bytes, 0) / days : null, daysLeft: null }; // on the first day of all came everything
+    perDay: days >= 2 ? lately.filter(({ day }) => day !== all[0]!.day).reduce((sum, { bytes }) => sum + bytes, 0) / days : null, daysLeft: null }; // on the first day of all came everything
 }
 
 /** A disk is full for all of its servers on the same day; a quota for its own alone. */

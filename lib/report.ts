@@ -52,7 +52,7 @@ function pageIn(language: 'en' | 'es', now: number) {
   const next = ({ next: step, one }: Judged) => (step ? markup`${code(step.command)} <small>${step.where === 'here' ? words.here : words.onServer(one.server)}</small>` : words.nothingToDo);
 
   function whole(servers: Judged[]): Markup {
-    const when = dateIn(servers[0]!.one.timeZone, { dateStyle: 'full', timeStyle: 'short' })(new Date(now).toISOString());
+    const when = dateIn(Intl.DateTimeFormat().resolvedOptions().timeZone, { dateStyle: 'full', timeStyle: 'short' })(new Date(now).toISOString());
     const tally = LIGHTS.map((light) => ({ light, number: servers.filter((one) => one.light === light).length })).filter(({ number }) => number > 0);
     return markup`<!doctype html>
 <html lang="${language}">
@@ -74,11 +74,7 @@ function pageIn(language: 'en' | 'es', now: number) {
 <main id="main" tabindex="-1">
 <section aria-labelledby="glance">
 <h2 id="glance">${words.glance}</h2>
-<table class="fleet" role="table">
-<thead role="rowgroup"><tr role="row">${[words.state, words.server, words.nextStep, words.lastGood, words.size, words.drill, words.audit, words.space].map((head) => markup`<th role="columnheader" scope="col">${head}</th>`)}</tr></thead>
-<tbody role="rowgroup">
-${servers.map(row)}</tbody>
-</table>
+${table('fleet', [words.state, words.server, words.nextStep, words.lastGood, words.size, words.drill, words.audit, words.space], 1, servers.map((one) => ({ kind: one.light, cells: row(one) })))}
 </section>
 ${servers.map(section)}
 </main>
@@ -93,17 +89,24 @@ ${servers.map(section)}
 `;
   }
 
-  function row(judge: Judged): Markup {
+  /** A table that is a stack of cards on a narrow screen: the roles keep it a table for a screen reader. title: which cell names the row. */
+  function table(kind: string, heads: string[], title: number, rows: { kind: string; cells: unknown[] }[]): Markup {
+    return markup`<table class="cards ${kind}" role="table">
+<thead role="rowgroup"><tr role="row">${heads.map((head) => markup`<th role="columnheader" scope="col">${head}</th>`)}</tr></thead>
+<tbody role="rowgroup">
+${rows.map((one) => markup`<tr role="row" class="${one.kind}">${one.cells.map((content, at) => (at === title ? markup`<th role="rowheader" scope="row">${content}</th>` : markup`<td role="cell" data-head="${heads[at]}"><div>${content}</div></td>`))}</tr>
+`)}</tbody>
+</table>`;
+  }
+
+  function row(judge: Judged): unknown[] {
     const { one, light, why, newest, drill, audit } = judge, days = daysOf(judge, 30, now), last = judge.nights[judge.nights.length - 1], date = dateIn(one.timeZone, { dateStyle: 'medium' });
-    const cell = (head: string, content: unknown) => markup`<td role="cell" data-head="${head}"><div>${content}</div></td>`;
-    return markup`<tr role="row" class="${light}">${cell(words.state, lamp(light))}<th role="rowheader" scope="row"><a href="#${one.server}">${one.server}</a>${strip(days, `${one.server}: ${words.lastNights(30)}`, countsOf(days))}</th>
-${cell(words.nextStep, markup`${why[0] && markup`<p>${why[0]}</p>`}${next(judge)}`)}
-${cell(words.lastGood, newest ? markup`<b>${ago(newest.seenAt)}</b> <small>${date(newest.seenAt)}${last && markup` · ${words.down.toLowerCase()} ${time(last.downSeconds)}`}</small>` : words.none)}
-${cell(words.size, last ? bytes(last.bytes) : words.notKnown)}
-${cell(words.drill, drill ? markup`${drill.proven ? words.proven : markup`<b>${words.unproven}</b>`} <small>${ago(drill.madeAt)}</small>` : one.drillMaxAgeDays === 0 ? words.noDrills : words.none)}
-${cell(words.audit, audit ? markup`${audit.verdict === 'clean' ? words.clean : markup`<b>${words.alarm}</b>`} <small>${ago(audit.at)}</small>` : words.never)}
-${cell(words.space, spaceText(judge))}</tr>
-`;
+    return [lamp(light), markup`<a href="#${one.server}">${one.server}</a>${strip(days, `${one.server}: ${words.lastNights(30)}`, countsOf(days))}`,
+      markup`${why[0] && markup`<p>${why[0]}</p>`}${next(judge)}`,
+      newest ? markup`<b>${ago(newest.seenAt)}</b> <small>${date(newest.seenAt)}${last && markup` · ${words.down.toLowerCase()} ${time(last.downSeconds)}`}</small>` : words.none,
+      last ? bytes(last.bytes) : words.notKnown,
+      drill ? markup`${drill.proven ? words.drillGood : markup`<b>${words.drillBad}</b>`} <small>${ago(drill.madeAt)}</small>` : one.drillMaxAgeDays === 0 ? words.noDrills : words.none,
+      audit ? markup`${audit.verdict === 'clean' ? words.clean : markup`<b>${words.alarm}</b>`} <small>${ago(audit.at)}</small>` : words.never, spaceText(judge)];
   }
 
   function spaceText({ space, trouble }: Judged): unknown {
@@ -157,13 +160,11 @@ ${archiveTable(judge)}
       const software = typeof archive.passport === 'string' ? '' : JSON.stringify({ ...archive.passport, clusters: archive.passport.clusters.map(({ name, version, databases }) => [name, version, databases.map((each) => [each.name, each.extensions])]) });
       const isSame = software !== '' && software === above, made = night.get(archive.name);
       above = software;
-      return markup`<tr><th scope="row">${archive.name}<br><small>${archive.isProven ? words.proven : markup`<b>${words.unproven}</b>`}</small></th><td>${date(archive.seenAt)}<br><small>${archive.isSeen ? words.byStorage : words.byServer}</small></td>
-<td>${made ? bytes(made.bytes) : words.notKnown}</td><td>${holdings(archive, isSame)}</td><td>${archive.isProven && code(`node backup.js restore ${archive.name} --to /srv/${archive.name}`)}</td></tr>
-`;
+      return { kind: '', cells: [markup`${archive.name} <small>${archive.isProven ? words.proven : markup`<b>${words.unproven}</b>`}</small>`, markup`${date(archive.seenAt)} <small>${archive.isSeen ? words.byStorage : words.byServer}</small>`,
+        made ? bytes(made.bytes) : words.notKnown, holdings(archive, isSame), archive.isProven && code(`node backup.js restore ${archive.name} --to /srv/${archive.name}`)] };
     });
     return markup`${newest && markup`<dl class="how"><dt>${words.restoreHow(one.server)}</dt><dd>${code(`node backup.js restore ${newest.name} --to /srv/${newest.name}`)}</dd><dt>${words.inPlaceHow}</dt><dd>${code(`node backup.js restore ${newest.name} --in-place --dry-run`)}</dd><dt>${words.bareHow}</dt><dd>${code(pasteable(bare))}</dd></dl>`}
-<div class="wide" role="region" aria-label="${words.archives}: ${one.server}" tabindex="0"><table class="archives"><thead><tr>${[words.archive, words.seen, words.size, words.holds, words.restore].map((head) => markup`<th scope="col">${head}</th>`)}</tr></thead>
-<tbody>${rows}</tbody></table></div>`;
+${table('archives', [words.archive, words.seen, words.size, words.holds, words.restore], 0, rows)}`;
   }
 
   function holdings({ passport }: ShownArchive, isSame: boolean): unknown {

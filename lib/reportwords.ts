@@ -6,7 +6,7 @@ const ENGLISH_REPORT = {
   light: { good: 'Good', warning: 'Attention', failed: 'Failed', unknown: 'Unknown' }, tally: 'How many servers are in which state',
   glance: 'At a glance', state: 'State', server: 'Server', nextStep: 'Next step', lastGood: 'Last good backup', down: 'Down', size: 'Size', drill: 'Last drill', audit: 'Last audit', space: 'Storage', nothingToDo: 'Nothing to do',
   onServer: (server: string) => `on ${server}`, here: 'on this computer', ago: (age: string) => `${age} ago`, days: (number: number) => (number === 1 ? '1 day' : `${number} days`), hours: (number: number) => `${number} h`, minutes: (number: number) => `${number} min`,
-  none: 'none yet', notKnown: 'not known', never: 'never', clean: 'clean', alarm: 'ALARM', proven: 'proven', unproven: 'not proven', restoreTakes: (time: string) => `a restore takes about ${time}`, noDrills: 'no drills there',
+  none: 'none yet', notKnown: 'not known', never: 'never', clean: 'clean', alarm: 'ALARM', proven: 'proven', unproven: 'not proven', drillGood: 'proven', drillBad: 'NOT proven', restoreTakes: (time: string) => `a restore takes about ${time}`, noDrills: 'no drills there',
   used: (used: string) => `${used} used`, free: (free: string) => `${free} free`, quota: (quota: string) => `quota ${quota}`, full: (days: string) => `full in ${days}`, notSoon: 'not full for years', noShell: 'not known: the storage gives no shell',
   why: {
     unreachable: (message: string) => `could not be looked at now: ${message}`, alarm: (when: string) => `the audit of ${when} found signs of tampering`, pruning: () => 'a prune was interrupted',
@@ -15,7 +15,7 @@ const ENGLISH_REPORT = {
     auditOld: (age: string) => `the last audit is ${age} old`, nearlyFull: (days: string) => `at this pace the storage is full in ${days}`, warned: (warning: string) => `the last night warned: ${warning}`,
   },
   nights: 'Nights of the last year', nightsOf: (server: string) => `Nights of ${server} in the last year`, lastNights: (number: number) => `Last ${number} nights`, night: { good: 'good', warning: 'with a warning', failed: 'failed', missing: 'missing' },
-  nightCounts: (good: number, warning: number, failed: number, missing: number) => `${good} good, ${warning} with a warning, ${failed} failed, ${missing} missing`,
+  nightCounts: (good: number, warning: number, failed: number, missing: number) => `good: ${good}; with a warning: ${warning}; failed: ${failed}; missing: ${missing}`,
   downChart: 'Downtime per night', sizeChart: 'Size of a backup', newChart: 'Sent per night', chartText: (from: string, until: string, least: string, most: string, last: string) => `From ${from} to ${until}: lowest ${least}, highest ${most}, last ${last}`, tooFew: 'Not enough nights yet for a chart',
   numbers: 'The last nights in numbers', date: 'Night', outcome: 'Outcome', archive: 'Archive', seen: 'Written', byStorage: "by the storage's clock", byServer: "by the server's clock; no audit has seen it yet", holds: 'What it holds', restore: 'Restore', archives: 'Archives', noArchives: 'No archives',
   postgres: (version: string, cluster: string) => `PostgreSQL ${version} (${cluster})`, extensions: 'extensions', containers: 'containers', files: 'paths', same: 'the same software as the archive above', noRecord: (why: string) => `its record cannot be had: ${why}`, notRead: 'its record was not read',
@@ -26,11 +26,11 @@ const ENGLISH_REPORT = {
 
 const SPANISH_REPORT: typeof ENGLISH_REPORT = {
   decimal: ',', locale: 'es',
-  title: 'Copias de seguridad', skip: 'Ir a los servidores', madeAt: (when) => `Situación a ${when}`, servers: (number) => (number === 1 ? '1 servidor' : `${number} servidores`),
+  title: 'Copias de seguridad', skip: 'Ir a los servidores', madeAt: (when) => `Actualizado el ${when}`, servers: (number) => (number === 1 ? '1 servidor' : `${number} servidores`),
   light: { good: 'Correcto', warning: 'Atención', failed: 'Fallo', unknown: 'Sin datos' }, tally: 'Cuántos servidores hay en cada estado',
   glance: 'De un vistazo', state: 'Estado', server: 'Servidor', nextStep: 'Siguiente paso', lastGood: 'Última copia válida', down: 'Parada', size: 'Tamaño', drill: 'Último simulacro', audit: 'Última auditoría', space: 'Almacenamiento', nothingToDo: 'Nada que hacer',
   onServer: (server) => `en ${server}`, here: 'en este equipo', ago: (age) => `hace ${age}`, days: (number) => (number === 1 ? '1 día' : `${number} días`), hours: (number) => `${number} h`, minutes: (number) => `${number} min`,
-  none: 'todavía ninguno', notKnown: 'se desconoce', never: 'nunca', clean: 'limpia', alarm: 'ALARMA', proven: 'comprobada', unproven: 'sin comprobar', restoreTakes: (time) => `restaurar lleva unos ${time}`, noDrills: 'allí no se hacen simulacros',
+  none: 'aún no hay', notKnown: 'se desconoce', never: 'nunca', clean: 'limpia', alarm: 'ALARMA', proven: 'comprobada', unproven: 'sin comprobar', drillGood: 'superado', drillBad: 'NO superado', restoreTakes: (time) => `restaurar lleva unos ${time}`, noDrills: 'allí no se hacen simulacros',
   used: (used) => `${used} ocupados`, free: (free) => `${free} libres`, quota: (quota) => `cuota de ${quota}`, full: (days) => `se llena en ${days}`, notSoon: 'tardará años en llenarse', noShell: 'se desconoce: el almacenamiento no ofrece una shell',
   why: {
     unreachable: (message) => `ahora no se ha podido consultar: ${message}`, alarm: (when) => `la auditoría de ${when} encontró indicios de manipulación`, pruning: () => 'una purga quedó interrumpida',
@@ -39,12 +39,12 @@ const SPANISH_REPORT: typeof ENGLISH_REPORT = {
     auditOld: (age) => `la última auditoría es de hace ${age}`, nearlyFull: (days) => `a este ritmo, el almacenamiento se llena en ${days}`, warned: (warning) => `la última noche hubo un aviso: ${warning}`,
   },
   nights: 'Noches del último año', nightsOf: (server) => `Noches de ${server} en el último año`, lastNights: (number) => `Últimas ${number} noches`, night: { good: 'correcta', warning: 'con avisos', failed: 'fallida', missing: 'sin copia' },
-  nightCounts: (good, warning, failed, missing) => `${good} correctas, ${warning} con avisos, ${failed} fallidas, ${missing} sin copia`,
-  downChart: 'Parada por noche', sizeChart: 'Tamaño de una copia', newChart: 'Enviado por noche', chartText: (from, until, least, most, last) => `Del ${from} al ${until}: mínimo ${least}, máximo ${most}, último ${last}`, tooFew: 'Todavía no hay noches suficientes para un gráfico',
+  nightCounts: (good, warning, failed, missing) => `correctas: ${good}; con avisos: ${warning}; fallidas: ${failed}; sin copia: ${missing}`,
+  downChart: 'Tiempo de parada por noche', sizeChart: 'Tamaño de una copia', newChart: 'Enviado por noche', chartText: (from, until, least, most, last) => `Del ${from} al ${until}: mínimo ${least}, máximo ${most}, último ${last}`, tooFew: 'Todavía no hay noches suficientes para un gráfico',
   numbers: 'Las últimas noches en cifras', date: 'Noche', outcome: 'Resultado', archive: 'Copia', seen: 'Escrita', byStorage: 'según el reloj del almacenamiento', byServer: 'según el reloj del servidor; ninguna auditoría la ha visto aún', holds: 'Qué contiene', restore: 'Restaurar', archives: 'Copias', noArchives: 'No hay copias',
   postgres: (version, cluster) => `PostgreSQL ${version} (${cluster})`, extensions: 'extensiones', containers: 'contenedores', files: 'rutas', same: 'el mismo software que la copia de arriba', noRecord: (why) => `no se puede leer su ficha: ${why}`, notRead: 'no se ha leído su ficha',
   restoreHow: (server) => `En ${server}, en una carpeta nueva; no se toca nada de lo que hay:`, bareHow: 'En otra máquina, indique además dónde está todo:', inPlaceHow: 'Todo de vuelta a su sitio (primero con --dry-run, que solo muestra lo que pasaría):',
-  details: (server) => `${server} en detalle`, legend: 'Cómo leer esta página', back: 'Volver al resumen', hint: 'pista', lookedAt: 'Último estado conocido',
+  details: (server) => `${server} en detalle`, legend: 'Cómo leer esta página', back: 'Volver al resumen', hint: 'sugerencia', lookedAt: 'Último estado conocido',
   footer: 'Todos los datos proceden del almacenamiento y del registro de auditorías. Una copia es «válida» si se comprobó con todo parado y después se releyó. Las horas están en la zona horaria de cada servidor. La página no descarga nada y funciona sin red.',
 };
 

@@ -18,7 +18,8 @@ export function makePast(folder: string, name: string, story: Story): Record<str
   const env = { ...process.env, BORG_REPO: repository, BORG_KEY_FILE: path.join(own, 'key'), BORG_PASSPHRASE: 'of a test', BORG_BASE_DIR: path.join(own, 'borg'), BORG_SELFTEST: 'disabled', BORG_DISPLAY_PASSPHRASE: 'no', TZ: 'UTC' };
   const borg = (...words: string[]) => execFileSync('borg', words, { env, cwd: work, stdio: ['ignore', 'pipe', 'pipe'] });
   borg('init', '--encryption', 'keyfile-blake2');
-  const at = (nightsAgo: number) => new Date(Date.now() - (newestHours + 24 * nightsAgo) * HOUR), stamp = (time: Date) => time.toISOString().slice(0, 19), nameAt = (time: Date) => `${name}-${stamp(time)}`;
+  const now = Date.now(), at = (nightsAgo: number) => new Date(now - (newestHours + 24 * nightsAgo) * HOUR), stamp = (time: Date) => time.toISOString().slice(0, 19), nameAt = (time: Date) => `${name}-${stamp(time)}`;
+  fs.writeFileSync(path.join(repository, 'transactions'), `transaction 0, UTC time ${stamp(at(nights))}.000000\n`); // borg's own first one, of today
   const lines = Array.from({ length: nights }, (_, index) => nights - 1 - index).filter((ago) => odd[ago] !== 'missing').map((ago) => {
     const outcome = odd[ago] === undefined ? 'good' : odd[ago]!, wave = Math.sin(ago * 1.7 + name.length) + Math.sin(ago / 9), bytes = Math.round(gigabytes * 1e9 * (1.3 - ago / nights / 2 + wave / 200));
     return { kind: 'run', startedAt: at(ago).toISOString(), endedAt: new Date(at(ago).getTime() + 900_000).toISOString(), outcome, exitCode: outcome === 'good' ? 0 : 1, server: name, archive: nameAt(at(ago)), downSeconds: 14 + 5 * wave + (ago % 31 === 0 ? 40 : 0), startSeconds: 3, parts: [],
