@@ -42,6 +42,7 @@ const CHAPTERS = [
   { file: 'lib/ledger.ts', title: 'LEDGER' },
   { file: 'lib/swap.ts', title: 'SWAP' },
   { file: 'lib/pause.ts', title: 'PAUSE' },
+  { file: 'lib/words.ts', title: 'WORDS' },
   { file: 'lib/runbook.ts', title: 'RESTORE.MD' },
   { file: 'lib/record.ts', title: 'RECORD' },
   { file: 'lib/commands.ts', title: 'COMMANDS' },

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 33001d94b168840152ca7ddcebe9e73d2824b22fb8aa0d6af68f1b0da06d98f5
+// Checksum of all but the settings: 413d16641e682cd599f9d1ef30d0b134898dacbbddfd4ded9eae94930be1b6da
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -42,6 +42,7 @@
 //   ==== LEDGER ====           The ledger: what a run has stopped, on disk before each stop.
 //   ==== SWAP ====             The swap: what was restored takes its place and the old contents go aside, by rename(2) alone.
 //   ==== PAUSE ====            The pause: stop the parts, each seen stopped, and start them again, each seen running.
+//   ==== WORDS ====            What is written for people in their own language: RESTORE.md, the recovery sheet.
 //   ==== RESTORE.MD ====       RESTORE.md: how to bring back this very archive by hand, with borg.
 //   ==== RECORD ====           The record that travels in every archive: manifest.json (plan, passport, proof), RESTORE.md.
 //   ==== COMMANDS ====         The commands of a night: the borg calls of its three passes, and the dry run.
@@ -195,7 +196,7 @@ async function takeBackup(loaded, script) {
     throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
   }
   const night = beginNight(loaded, script);
-  await tell(settings, messageOf(night.line, [], 'start', ''));
+  await tell(settings, messageOf(night.line, [], 'start', '', settings.language));
   try {
     await runTheNight(night);
   } catch (error) {
@@ -343,7 +344,7 @@ async function endNight(night, error) {
   const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
   if (error) sayError(error, services);
   const ended = finishedLine(night, error);
-  await tell(settings, messageOf(ended, night.down, ended.outcome, services));
+  await tell(settings, messageOf(ended, night.down, ended.outcome, services, settings.language));
   const line = finishedLine(night, error); // a messenger that failed is a warning, too
   try {
     remember(settings.stateFolder, line);
@@ -3830,6 +3831,89 @@ function servicesNow(ledger, down) {
 }
 
 // =========================================================================================================
+// ==== WORDS ====
+// What is written for people in their own language: RESTORE.md, the recovery sheet, the subjects of messages. One table a language, with the same keys (a test
+// compares them). What the terminal says, settings, commands and code stay English. Texts within a python block hold no quotes.
+
+const ENGLISH = {
+  restore: {
+    title: (archive) => `Restore ${archive}`, passphrase: 'passphrase', no: 'no', none: 'none',
+    intro: (server, madeAt, system, architecture) => `Everything that server \`${server}\` saved on ${madeAt}, with all services stopped. It ran ${system} on ${architecture}; the new machine must have the same architecture.`,
+    readOn: (part) => `Read on to the end before you begin. Paste the blocks into one root shell (bash), one after the other; go on when a block has ended without an error. For one folder, or only a look: do the first chapter, then "${part}".`,
+    reach: 'Reach the repository', software: 'The same software', owners: 'The owners of the files', room: 'Stop what runs here, and make room', extract: 'Extract', containers: 'The containers', checks: 'PostgreSQL alone, and is everything there?', start: 'Start, in this order', back: 'To go back', part: 'Only a part',
+    need: (isRemote) => `You need the key file and the passphrase (both are on the recovery sheet; \`borg key import --paper\` makes the file from it)${isRemote ? ' and an ssh key that the storage lets in (its keeper adds one)' : ''}. Change these lines to where they are:`,
+    aside: 'old contents are moved aside under this name', versions: '1.2 or 1.4',
+    record: '`record/manifest.json` holds all that is known of the old machine, `record/backup.js` and `record/backup.settings.js` the script that made this archive and its settings.',
+    fits: (versions) => `Files of PostgreSQL fit the same major version only (here: ${versions}), and every extension has to be there, in the same version or a newer one. A newer minor version is good.`,
+    fromThere: 'it came from there', sameOrNewest: 'the same version, or the newest', packages: (list) => `It had these packages: ${list}.`, noPackage: (command) => `If this Debian has no such package any more: \`${command}\`, and the block again.`, unowned: (list) => `In no package, so bring them from elsewhere: ${list}`,
+    locale: 'A database whose locale is missing lets nobody in:', byName: 'By name; the number may be another one here.', notHere: 'What does not exist here yet cannot be stopped: that is no error.', nothingStopped: 'nothing was stopped for this backup', comeBack: 'These come back. What lies there now is moved aside, nothing is deleted:', noPostgres: 'no PostgreSQL may run there',
+    above: 'The folders above them are not in the archive, and borg would make them so that nobody but root can enter:', system: (list, command) => `${list} cannot be moved aside on a machine that runs. Extract it elsewhere and take what you need: \`${command}\``,
+    volumes: 'Docker has to know its volumes before they are filled:', numbers: 'files in volumes belong to numbers, not names', takesLong: 'It takes long, and says nothing unless `--progress` is added after `extract`.',
+    noFiles: 'They are no files, so they are made again, not started yet. These were (values of the environment are not in the archive, they may be secrets):',
+    container: (name, image, digest, restart, user, ports, mounts, environment, project) => `\`${name}\`: image \`${image}\` (${digest}), restart ${restart}${user && `, user ${user}`}, ports ${ports}, mounts ${mounts}, environment ${environment}${project && `, project ${project}`}`,
+    inFolder: (project, folder) => `${project} in ${folder}`, lost: (project, files) => `The files of project ${project} are not in this archive: ${files}. Bring them, and run \`docker compose create\` in their folder.`, byHand: (names) => `Make ${names} with \`docker create --name ...\` as above.`,
+    digest: 'An image from a registry is exactly the same with its digest: `docker pull NAME@sha256:...`. A newer major version of a database does not start on the old files.',
+    alone: 'Nobody can reach it from elsewhere yet, and it sends nothing anywhere. If it does not start, its log says why: `/var/log/postgresql/`.', counted: 'Every table is counted, and compared with what was counted while everything ran, shortly before the backup: small differences are what happened in between.',
+    recorded: 'recorded', here: 'here', tooLarge: 'None: too large to be counted then', result: '%d tables are as recorded, %d errors', good: 'Good? Then the clusters are stopped again, to be started as usual:',
+    partitions: (table) => `rows of ${table} may lie in the wrong partition: look at its bounds`, sorted: (libraries) => `Texts were sorted by ${libraries.join(' and ')}. If these are others here, the indexes that depend on them are built anew (else this does nothing):`,
+    programs: (names) => `Programs and units of ${names} are in this archive only if their files are among the paths above: else install them first.`, inContainers: 'PostgreSQL in containers, as soon as it answers:',
+    twoOfIt: 'Before applications and users come back: archiving, replication slots and subscriptions now work as on the old machine. If that one still runs, there are two of it.',
+    stays: 'Is this machine to stay? `mkdir /opt/cold-backup`, `backup.js` and `backup.settings.js` from `/root/restore/record` into it, key and passphrase where those settings say, and `node backup.js setup`.',
+    toGoBack: 'To what was here before: stop as above, then for each path that had old contents (a mount point has them inside, in `.$AWAY`):', remove: 'When all is good for some days, remove the old contents: everything whose name ends with `$AWAY`.',
+    onlyPart: 'One folder or file, into an empty folder; nothing that exists is touched. Paths are written without the first slash, and `borg list "::$ARCHIVE"` shows them:', look: (name) => `PostgreSQL ${name} beside whatever runs here, only to look (\`shared_preload_libraries=\` keeps jobs from running; an extension that has to be loaded so needs its name there):`,
+    rootAlone: 'borg made these for root alone', elseRunning: 'else it would write into those of the running cluster', goOnLooking: 'leave this line away to go on looking; then remove the folder',
+  },
+  sheet: {
+    title: (server) => `RECOVERY SHEET of server ${server}`, print: 'Print this, keep it on paper away from the server, then remove this file.', whoHas: 'Whoever has it and can reach the storage can read every backup.', repository: 'repository', passphrase: 'passphrase',
+    how: 'When the server is gone: RESTORE.md in every archive says how. First: borg key import --paper ::',
+  },
+  message: {
+    outcome: { start: 'start', good: 'good', warning: 'warning', failed: 'failed', down: 'down' }, start: 'the backup begins', good: (time) => `good backup, down ${time}`, warning: (number, time) => `backup with ${number} ${number === 1 ? 'warning' : 'warnings'}, down ${time}`,
+    failed: (error) => `NO new backup: ${error}`, down: (parts) => `SERVICES NOT RUNNING: ${parts}`, drill: (archive, error) => `drill of ${archive}: ${error}`, newest: 'the newest archive', runOf: (time, error, services) => `run of ${time}: ${error}; ${services}`, restoreOf: (time, error, services) => `restore of ${time}: ${error}; ${services}`,
+  },
+};
+
+const SPANISH = {
+  restore: {
+    title: (archive) => `Restaurar ${archive}`, passphrase: 'frase de paso', no: 'no', none: 'ninguno',
+    intro: (server, madeAt, system, architecture) => `Todo lo que el servidor \`${server}\` guardó el ${madeAt}, con todos los servicios parados. Funcionaba con ${system} en ${architecture}; la máquina nueva debe tener la misma arquitectura.`,
+    readOn: (part) => `Lea hasta el final antes de empezar. Pegue los bloques, uno tras otro, en una misma shell de root (bash); continúe cuando cada bloque haya terminado sin errores. Para recuperar una sola carpeta, o solo mirar: siga el primer capítulo y después «${part}».`,
+    reach: 'Acceder al repositorio', software: 'El mismo software', owners: 'Los propietarios de los archivos', room: 'Parar lo que funciona aquí y hacer sitio', extract: 'Extraer', containers: 'Los contenedores', checks: 'PostgreSQL a solas: ¿está todo?', start: 'Arrancar, en este orden', back: 'Para volver atrás', part: 'Solo una parte',
+    need: (isRemote) => `Necesita el archivo de clave y la frase de paso (ambos están en la hoja de recuperación; \`borg key import --paper\` crea el archivo a partir de ella)${isRemote ? ' y una clave ssh que el almacenamiento acepte (la añade quien lo administra)' : ''}. Ajuste estas líneas a donde estén:`,
+    aside: 'lo que había se aparta con este nombre', versions: '1.2 o 1.4',
+    record: '`record/manifest.json` contiene todo lo que se sabe de la máquina antigua; `record/backup.js` y `record/backup.settings.js`, el script que creó esta copia y su configuración.',
+    fits: (versions) => `Los archivos de PostgreSQL solo sirven con la misma versión mayor (aquí: ${versions}), y todas las extensiones deben estar instaladas, en la misma versión o en una posterior. Una versión menor posterior es válida.`,
+    fromThere: 'procedía de ahí', sameOrNewest: 'la misma versión o la más reciente', packages: (list) => `Tenía estos paquetes: ${list}.`, noPackage: (command) => `Si este Debian ya no ofrece ese paquete: \`${command}\`, y repita el bloque.`, unowned: (list) => `No pertenecen a ningún paquete, así que tráigalos de otro sitio: ${list}`,
+    locale: 'Una base de datos cuya configuración regional falta no admite conexiones:', byName: 'Por nombre; aquí el número puede ser otro.', notHere: 'Lo que todavía no existe aquí no se puede parar: no es un error.', nothingStopped: 'no se paró nada para esta copia', comeBack: 'Esto es lo que se recupera. Lo que haya ahora ahí se aparta; no se borra nada:', noPostgres: 'ahí no debe haber ningún PostgreSQL en marcha',
+    above: 'Las carpetas superiores no están en la copia, y borg las crearía de modo que solo root pudiera entrar:', system: (list, command) => `${list} no se puede apartar en una máquina en marcha. Extráigalo en otro sitio y tome lo que necesite: \`${command}\``,
+    volumes: 'Docker debe conocer sus volúmenes antes de llenarlos:', numbers: 'los archivos de los volúmenes pertenecen a números, no a nombres', takesLong: 'Tarda bastante y no muestra nada, salvo que añada `--progress` después de `extract`.',
+    noFiles: 'No son archivos, así que se crean de nuevo, sin arrancarlos todavía. Eran estos (los valores del entorno no están en la copia, porque pueden ser secretos):',
+    container: (name, image, digest, restart, user, ports, mounts, environment, project) => `\`${name}\`: imagen \`${image}\` (${digest}), reinicio ${restart}${user && `, usuario ${user}`}, puertos ${ports}, montajes ${mounts}, entorno ${environment}${project && `, proyecto ${project}`}`,
+    inFolder: (project, folder) => `${project} en ${folder}`, lost: (project, files) => `Los archivos del proyecto ${project} no están en esta copia: ${files}. Tráigalos y ejecute \`docker compose create\` en su carpeta.`, byHand: (names) => `Cree ${names} con \`docker create --name ...\` según lo anterior.`,
+    digest: 'Con su digest, la imagen de un registro es exactamente la misma: `docker pull NOMBRE@sha256:...`. Una versión mayor posterior de una base de datos no arranca con los archivos antiguos.',
+    alone: 'Nadie puede conectarse todavía desde fuera, y no envía nada a ningún sitio. Si no arranca, su registro dice por qué: `/var/log/postgresql/`.', counted: 'Se cuentan las filas de todas las tablas y se comparan con las que había poco antes de la copia, con todo en marcha: las diferencias pequeñas son lo que ocurrió entre medias.',
+    recorded: 'anotadas', here: 'aquí', tooLarge: 'None: era demasiado grande para contarla', result: '%d tablas tal como se anotaron, %d errores', good: '¿Todo bien? Entonces los clústeres se vuelven a parar, para arrancarlos de la forma habitual:',
+    partitions: (table) => `puede haber filas de ${table} en una partición equivocada: revise sus límites`, sorted: (libraries) => `Los textos se ordenaban con ${libraries.join(' y ')}. Si aquí son otras versiones, se reconstruyen los índices que dependen de ellas (si no, esto no hace nada):`,
+    programs: (names) => `Los programas y unidades de ${names} están en esta copia solo si sus archivos figuran entre las rutas anteriores; si no, instálelos antes.`, inContainers: 'PostgreSQL en contenedores, en cuanto responda:',
+    twoOfIt: 'Antes de que vuelvan las aplicaciones y los usuarios: el archivado, los slots de replicación y las suscripciones funcionan ahora como en la máquina antigua. Si aquella sigue en marcha, habrá dos iguales.',
+    stays: '¿Esta máquina se queda? `mkdir /opt/cold-backup`, copie allí `backup.js` y `backup.settings.js` desde `/root/restore/record`, ponga la clave y la frase de paso donde dice esa configuración y ejecute `node backup.js setup`.',
+    toGoBack: 'A lo que había antes: pare todo como arriba y, después, para cada ruta que tuviera contenido anterior (un punto de montaje lo tiene dentro, en `.$AWAY`):', remove: 'Cuando todo lleve unos días funcionando bien, elimine el contenido anterior: todo aquello cuyo nombre termina en `$AWAY`.',
+    onlyPart: 'Una carpeta o un archivo, en una carpeta vacía; no se toca nada de lo que existe. Las rutas se escriben sin la primera barra, y `borg list "::$ARCHIVE"` las muestra:', look: (name) => `PostgreSQL ${name} junto a lo que esté en marcha aquí, solo para mirar (\`shared_preload_libraries=\` evita que se ejecuten tareas; una extensión que deba cargarse así necesita que su nombre figure ahí):`,
+    rootAlone: 'borg las creó solo para root', elseRunning: 'de lo contrario, escribiría en los del clúster en marcha', goOnLooking: 'omita esta línea para seguir mirando; después elimine la carpeta',
+  },
+  sheet: {
+    title: (server) => `HOJA DE RECUPERACIÓN del servidor ${server}`, print: 'Imprima esta hoja, guárdela en papel lejos del servidor y elimine después este archivo.', whoHas: 'Quien la tenga y pueda acceder al almacenamiento podrá leer todas las copias.', repository: 'repositorio', passphrase: 'frase de paso',
+    how: 'Si se pierde el servidor: el archivo RESTORE.md de cada copia explica cómo recuperarlo. Primero: borg key import --paper ::',
+  },
+  message: {
+    outcome: { start: 'inicio', good: 'correcto', warning: 'aviso', failed: 'fallo', down: 'parado' }, start: 'empieza la copia', good: (time) => `copia correcta, parada de ${time}`, warning: (number, time) => `copia con ${number} ${number === 1 ? 'aviso' : 'avisos'}, parada de ${time}`,
+    failed: (error) => `NO hay copia nueva: ${error}`, down: (parts) => `SERVICIOS PARADOS: ${parts}`, drill: (archive, error) => `simulacro de ${archive}: ${error}`, newest: 'la copia más reciente', runOf: (time, error, services) => `ejecución de ${time}: ${error}; ${services}`, restoreOf: (time, error, services) => `restauración de ${time}: ${error}; ${services}`,
+  },
+};
+
+const WORDS = { en: ENGLISH, es: SPANISH };
+
+// =========================================================================================================
 // ==== RESTORE.MD ====
 // RESTORE.md: how to bring back this very archive by hand, with borg, the key file and the passphrase alone, for somebody who has never seen this
 // script. Facts of the night are filled in, nothing is told that this archive does not need, and every block can be pasted as it stands: a test
@@ -3845,12 +3929,13 @@ const strict = (lines) => block(['( set -e', ...lines, ')']); // pasted or not, 
 const outermost = (places) => [...new Set(places)].filter((one, _, all) => !all.some((other) => other !== one && isBelow(one, other)));
 const stored = (places) => q(...places.map((one) => `pp:${one.slice(1)}`));
 
-/** Given the manifest of an archive, returns its RESTORE.md. */
-function restoreText(manifest) {
+/** Given the manifest of an archive and a language, returns its RESTORE.md: the same commands in every language. */
+function restoreText(manifest, language) {
+  const w = WORDS[language].restore;
   const clusters = manifest.plan.clusters.filter((one) => one.container === '');
   const places = placesOf(manifest, clusters);
-  const parts = [...reach(manifest), ...software(manifest, clusters), ...owners(manifest, places), ...makeRoom(manifest, clusters, places), ...extraction(manifest, places),
-    ...containersAgain(manifest), ...checks(manifest, clusters), ...start(manifest, clusters), ...goingBack(places), ...onlyAPart(manifest, clusters, places)];
+  const parts = [...reach(manifest, w), ...software(manifest, clusters, w), ...owners(manifest, places, w), ...makeRoom(manifest, clusters, places, w), ...extraction(manifest, places, w),
+    ...containersAgain(manifest, w), ...checks(manifest, clusters, w), ...start(manifest, clusters, w), ...goingBack(places, w), ...onlyAPart(manifest, clusters, places, w)];
   let number = 0; // of those chapters that this archive needs
   return parts.map((one) => one.replace(/^## \d+/, () => `## ${++number}`)).join('\n\n') + '\n';
 }
@@ -3861,20 +3946,16 @@ function placesOf({ plan }, clusters) {
   return { byName: outermost(all.filter((one) => !SYSTEM.test(one))).sort(), byNumber: outermost(byNumber), system: outermost(all.filter((one) => SYSTEM.test(one))) };
 }
 
-function reach({ archive, server, madeAt, plan, host }) {
+function reach({ archive, server, madeAt, plan, host }, w) {
   const isRemote = !plan.repository.startsWith('/');
-  return [`# Restore ${archive}`,
-    `Everything that server \`${server}\` saved on ${madeAt}, with all services stopped. It ran ${host.osRelease.PRETTY_NAME ?? os.type()} on ${host.architecture}; the new machine must have the same architecture.\n` +
-    'Read on to the end before you begin. Paste the blocks into one root shell (bash), one after the other; go on when a block has ended without an error. For one folder, or only a look: do the first chapter, then "Only a part".',
-    '## 1. Reach the repository',
-    `You need the key file and the passphrase (both are on the recovery sheet; \`borg key import --paper\` makes the file from it)${isRemote ? ' and an ssh key that the storage lets in (its keeper adds one)' : ''}. Change these lines to where they are:`,
-    block([`export BORG_REPO=${q(plan.repository)}`, 'export BORG_KEY_FILE=/root/borg_key', ...(isRemote ? [`export BORG_RSH='ssh -i /root/.ssh/id_ed25519'`] : []), 'read -rs -p "passphrase: " BORG_PASSPHRASE']),
-    block(['export BORG_PASSPHRASE BORG_RELOCATED_REPO_ACCESS_IS_OK=yes LC_ALL=C.UTF-8', `export ARCHIVE=${q(archive)} AWAY="before-$(date +%Y%m%d-%H%M%S)"   # old contents are moved aside under this name`,
-      'command -v borg >/dev/null || { apt-get update && apt-get install --yes borgbackup; }   # 1.2 or 1.4', 'mkdir -p /root/restore && cd /root/restore && borg extract "::$ARCHIVE" record && ls record']),
-    '`record/manifest.json` holds all that is known of the old machine, `record/backup.js` and `record/backup.settings.js` the script that made this archive and its settings.'];
+  return [`# ${w.title(archive)}`, `${w.intro(server, madeAt, host.osRelease.PRETTY_NAME ?? os.type(), host.architecture)}\n${w.readOn(w.part)}`, `## 1. ${w.reach}`, w.need(isRemote),
+    block([`export BORG_REPO=${q(plan.repository)}`, 'export BORG_KEY_FILE=/root/borg_key', ...(isRemote ? [`export BORG_RSH='ssh -i /root/.ssh/id_ed25519'`] : []), `read -rs -p "${w.passphrase}: " BORG_PASSPHRASE`]),
+    block(['export BORG_PASSPHRASE BORG_RELOCATED_REPO_ACCESS_IS_OK=yes LC_ALL=C.UTF-8', `export ARCHIVE=${q(archive)} AWAY="before-$(date +%Y%m%d-%H%M%S)"   # ${w.aside}`,
+      `command -v borg >/dev/null || { apt-get update && apt-get install --yes borgbackup; }   # ${w.versions}`, 'mkdir -p /root/restore && cd /root/restore && borg extract "::$ARCHIVE" record && ls record']),
+    w.record];
 }
 
-function software(manifest, clusters) {
+function software(manifest, clusters, w) {
   const { packages, containers } = manifest, isDebian = Object.keys(packages.all).some((name) => name === 'dpkg');
   const names = [...(clusters.length > 0 ? Object.keys(packages.needed).filter((name) => !/^(libc6|libicu\d*|tzdata|nodejs|borgbackup)/.test(name)) : []),
     ...(containers.length > 0 ? Object.keys(packages.all).filter((name) => /^(docker\.io|docker-ce|docker-compose.*|containerd(\.io)?)$/.test(name)) : [])];
@@ -3882,17 +3963,17 @@ function software(manifest, clusters) {
   const exact = names.map((name) => `${name.split(':')[0]}=${packages.all[name]}`);
   const pgdg = exact.some((one) => one.includes('pgdg'));
   const versions = [...new Set(clusters.map((one) => one.version))].join(', ');
-  return ['## 2. The same software', ...(versions ? [`Files of PostgreSQL fit the same major version only (here: ${versions}), and every extension has to be there, in the same version or a newer one. A newer minor version is good.`] : []),
+  return [`## 2. ${w.software}`, ...(versions ? [w.fits(versions)] : []),
     isDebian ? strict([`missing=; for package in ${q(...exact)}; do`, `  [ "$(dpkg-query -Wf '\${db:Status-Status}' "\${package%%=*}" 2>/dev/null)" = installed ] || missing="$missing $package"; done`,
-      'if [ -n "$missing" ]; then', '  apt-get update', ...(pgdg ? ['  apt-get install --yes postgresql-common ca-certificates && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y   # it came from there'] : []),
-      '  for package in $missing; do apt-get install --yes "$package" || apt-get install --yes "${package%%=*}"; done   # the same version, or the newest', 'fi'])
-      : `It had these packages: ${exact.join(', ')}.`,
-    ...(isDebian && !pgdg && versions ? ['If this Debian has no such package any more: `apt-get install postgresql-common && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y`, and the block again.'] : []),
-    ...(packages.unowned.length > 0 ? [`In no package, so bring them from elsewhere: ${packages.unowned.map((one) => `\`${one}\``).join(', ')}`] : []), ...locales(manifest)];
+      'if [ -n "$missing" ]; then', '  apt-get update', ...(pgdg ? [`  apt-get install --yes postgresql-common ca-certificates && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y   # ${w.fromThere}`] : []),
+      `  for package in $missing; do apt-get install --yes "$package" || apt-get install --yes "\${package%%=*}"; done   # ${w.sameOrNewest}`, 'fi'])
+      : w.packages(exact.join(', ')),
+    ...(isDebian && !pgdg && versions ? [w.noPackage('apt-get install postgresql-common && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y')] : []),
+    ...(packages.unowned.length > 0 ? [w.unowned(packages.unowned.map((one) => `\`${one}\``).join(', '))] : []), ...locales(manifest, w)];
 }
 
 // Of a locale as PostgreSQL names it ('de_DE.UTF-8', 'de_DE@euro'): what `locale -a` calls it, and its line in /etc/locale.gen.
-function locales({ postgres }) {
+function locales({ postgres }, w) {
   const databases = postgres.filter((one) => one.container === '').flatMap((one) => one.databases), collations = databases.flatMap((one) => one.collations ?? []);
   const settings = postgres.filter((one) => one.container === '').flatMap((one) => Object.entries(one.settings ?? {}).filter(([name]) => /^lc_/.test(name)).map(([, value]) => value));
   const used = new Set([...databases.flatMap((one) => [one.collate, one.ctype]), ...collations.filter((one) => one.provider === 'c').map((one) => one.locale ?? ''), ...settings]);
@@ -3902,11 +3983,11 @@ function locales({ postgres }) {
     const full = `${base}${codeset ? `.${charset}` : ''}${variant}`, listed = `${base}${codeset ? `.${codeset.toLowerCase().replaceAll('-', '')}` : ''}${variant}`;
     return `locale -a | grep -qxF ${q(listed)} || { echo ${q(`${full} ${charset}`)} >> /etc/locale.gen && locale-gen; }`;
   });
-  return lines.length === 0 ? [] : ['A database whose locale is missing lets nobody in:', block(lines)];
+  return lines.length === 0 ? [] : [w.locale, block(lines)];
 }
 
 // Files of the host come back to the user of that name; numbers may differ.
-function owners({ host }, { byName }) {
+function owners({ host }, { byName }, w) {
   const users = host.users.filter((one) => one.id !== 0 && one.name), groups = host.groups.filter((one) => one.id !== 0 && one.name);
   const lines = [...groups.map((one) => `getent group ${q(one.name)} >/dev/null || groupadd --gid ${one.id} ${q(one.name)} || groupadd ${q(one.name)}`),
     ...users.map((one) => {
@@ -3914,71 +3995,70 @@ function owners({ host }, { byName }) {
       return `getent passwd ${q(one.name)} >/dev/null || useradd --uid ${one.id} ${rest}${q(one.name)} || useradd ${rest}${q(one.name)}`;
     })];
   if (byName.length === 0 || lines.length === 0) return [];
-  return ['## 3. The owners of the files', 'By name; the number may be another one here.', block(lines)];
+  return [`## 3. ${w.owners}`, w.byName, block(lines)];
 }
 
 // What lies in the way is moved, never deleted. Below /etc it would be found by programs (Debian takes a folder below /etc/postgresql for a cluster): it goes to /root.
 const asidePath = (place) => (isBelow(place, '/etc') ? `/root/$AWAY${pasteable([place])}` : `${pasteable([place])}.$AWAY`);
 
-function makeRoom({ plan, parents, host }, clusters, { byName, byNumber, system }) {
+function makeRoom({ plan, parents, host }, clusters, { byName, byNumber, system }, w) {
   const stops = plan.parts.filter((part) => part.wasRunning).map((part) => `${q(...part.stop)} || true`);
   const debian = clusters.filter((one) => one.configFolder && !plan.parts.some((part) => part.wasRunning && part.dataDirectory === one.dataDirectory)).map((one) => `systemctl stop ${q(`postgresql@${one.name.replace('/', '-')}`)} || true`);
   const user = (uid) => host.users.find((one) => one.id === uid)?.name || String(uid), group = (gid) => host.groups.find((one) => one.id === gid)?.name || String(gid);
   const needed = parents.filter((one) => !byName.some((place) => isBelow(one.path, place))).filter((one) => !byNumber.some((volume) => isBelow(volume, one.path)) || byName.some((place) => isBelow(place, one.path)));
-  return ['## 4. Stop what runs here, and make room', 'What does not exist here yet cannot be stopped: that is no error.', block([...stops, ...debian].concat(stops.length + debian.length === 0 ? ['true   # nothing was stopped for this backup'] : [])),
-    'These come back. What lies there now is moved aside, nothing is deleted:', [...byName, ...byNumber].map((one) => `- \`${one}\``).join('\n'),
-    strict([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # no PostgreSQL may run there`),
+  return [`## 4. ${w.room}`, w.notHere, block([...stops, ...debian].concat(stops.length + debian.length === 0 ? [`true   # ${w.nothingStopped}`] : [])),
+    w.comeBack, [...byName, ...byNumber].map((one) => `- \`${one}\``).join('\n'),
+    strict([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # ${w.noPostgres}`),
       'aside() {', '  [ -e "$1" ] || [ -L "$1" ] || return 0', '  if mountpoint -q "$1"; then mkdir "$1/.$AWAY"; find "$1" -mindepth 1 -maxdepth 1 ! -name ".$AWAY" ! -name lost+found -exec mv -t "$1/.$AWAY" {} +; return; fi',
       '  [ ! -e "$2" ]; mkdir -p "${2%/*}"; mv -T "$1" "$2"', '}', ...[...byName, ...byNumber].map((one) => `aside ${q(one)} ${asidePath(one)}`)]),
-    ...(needed.length > 0 ? ['The folders above them are not in the archive, and borg would make them so that nobody but root can enter:',
+    ...(needed.length > 0 ? [w.above,
       block(needed.map((one) => `[ -d ${q(one.path)} ] || install -d -m ${one.mode} -o ${q(user(one.uid))} -g ${q(group(one.gid))} ${q(one.path)}`))] : []),
-    ...(system.length > 0 ? [`${system.map((one) => `\`${one}\``).join(', ')} cannot be moved aside on a machine that runs. Extract it elsewhere and take what you need: \`mkdir /root/old && cd /root/old && borg extract "::$ARCHIVE" ${stored(system)}\``] : [])];
+    ...(system.length > 0 ? [w.system(system.map((one) => `\`${one}\``).join(', '), `mkdir /root/old && cd /root/old && borg extract "::$ARCHIVE" ${stored(system)}`)] : [])];
 }
 
-function extraction({ containers, plan }, { byName, byNumber }) {
+function extraction({ containers, plan }, { byName, byNumber }, w) {
   const mounts = containers.flatMap((one) => one.mounts);
   const volumes = byNumber.flatMap((place) => mounts.filter((one) => one.type === 'volume' && one.source === place).map((one) => ({ place, name: String(one.name) })).slice(0, 1));
   const named = [...new Set(plan.roots.filter((root) => byNumber.includes(root.path) && root.path.endsWith('/_data')).map((root) => root.why.slice('volume '.length)))].filter((one) => !volumes.some(({ name }) => name === one) && !one.includes('/'));
   const make = [...volumes.map(({ name }) => name), ...named];
-  return ['## 5. Extract', ...(make.length > 0 ? ['Docker has to know its volumes before they are filled:', block(make.map((name) => `docker volume inspect ${q(name)} >/dev/null 2>&1 || docker volume create ${q(name)}`))] : []),
+  return [`## 5. ${w.extract}`, ...(make.length > 0 ? [w.volumes, block(make.map((name) => `docker volume inspect ${q(name)} >/dev/null 2>&1 || docker volume create ${q(name)}`))] : []),
     strict(['cd /', ...(byName.length > 0 ? [`borg extract --sparse "::$ARCHIVE" ${stored(byName)}${byNumber.some((one) => byName.some((place) => isBelow(one, place))) ? byNumber.map((one) => ` --exclude ${stored([one])}`).join('') : ''}`] : []),
-      ...(byNumber.length > 0 ? [`borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored(byNumber)}   # files in volumes belong to numbers, not names`] : [])]),
-    'It takes long, and says nothing unless `--progress` is added after `extract`.'];
+      ...(byNumber.length > 0 ? [`borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored(byNumber)}   # ${w.numbers}`] : [])]),
+    w.takesLong];
 }
 
-function containersAgain({ containers, plan }) {
+function containersAgain({ containers, plan }, w) {
   if (containers.length === 0) return [];
   const isSaved = (file) => plan.roots.some((root) => isBelow(file, root.path));
-  const lines = containers.map((one) => `- \`${one.name}\`: image \`${one.image}\` (${one.imageDigests.join(', ') || one.imageId}), restart ${one.restartPolicy || 'no'}${one.user ? `, user ${one.user}` : ''}, ports ${one.ports.join(', ') || 'none'}, `
-    + `mounts ${one.mounts.map((mount) => `${mount.name || mount.source}:${mount.destination}${mount.writable ? '' : ':ro'}`).join(' ') || 'none'}, environment ${one.environmentNames.filter((name) => name !== 'PATH').join(' ') || 'none'}${one.composeProject ? `, project ${one.composeProject} in ${one.composeFolder}` : ''}`);
+  const lines = containers.map((one) => `- ${w.container(one.name, one.image, one.imageDigests.join(', ') || one.imageId, one.restartPolicy || w.no, one.user, one.ports.join(', ') || w.none,
+    one.mounts.map((mount) => `${mount.name || mount.source}:${mount.destination}${mount.writable ? '' : ':ro'}`).join(' ') || w.none, one.environmentNames.filter((name) => name !== 'PATH').join(' ') || w.none, one.composeProject ? w.inFolder(one.composeProject, one.composeFolder) : '')}`);
   const projects = [...new Set(containers.filter((one) => one.composeProject && one.composeFiles.length > 0).map((one) => JSON.stringify([one.composeProject, one.composeFolder, one.composeFiles])))].map((one) => JSON.parse(one));
   const ready = projects.filter(([, , files]) => files.every(isSaved)), lost = projects.filter(([, , files]) => !files.every(isSaved));
   const byHand = containers.filter((one) => !one.composeProject || one.composeFiles.length === 0);
-  return ['## 6. The containers', 'They are no files, so they are made again, not started yet. These were (values of the environment are not in the archive, they may be secrets):', lines.join('\n'),
+  return [`## 6. ${w.containers}`, w.noFiles, lines.join('\n'),
     ...(ready.length > 0 ? [block(ready.map(([project, folder, files]) => `docker compose --project-name ${q(project)} --project-directory ${q(folder)} ${files.map((file) => `--file ${q(file)}`).join(' ')} create`))] : []),
-    ...lost.map(([project, , files]) => `The files of project ${project} are not in this archive: ${files.join(', ')}. Bring them, and run \`docker compose create\` in their folder.`),
-    ...(byHand.length > 0 ? [`Make ${byHand.map((one) => `\`${one.name}\``).join(', ')} with \`docker create --name ...\` as above.`] : []),
-    'An image from a registry is exactly the same with its digest: `docker pull NAME@sha256:...`. A newer major version of a database does not start on the old files.'];
+    ...lost.map(([project, , files]) => w.lost(project, files.join(', '))),
+    ...(byHand.length > 0 ? [w.byHand(byHand.map((one) => `\`${one.name}\``).join(', '))] : []),
+    w.digest];
 }
 
 const psqlOf = (one) => ['runuser', '-u', one.owner, '--', 'env', 'PGOPTIONS=-c search_path=pg_catalog', 'psql', '-XqAt', '-h', one.socketFolder || '/var/run/postgresql', '-p', one.port || '5432'];
 
 const psqlIn = (one) => ['docker', 'exec', '--interactive', '--user', String(one.uid), one.container, 'sh', '-c', 'exec psql -XqAt -U "${POSTGRES_USER:-postgres}" "$@"', 'sh'];
 
-function checks(manifest, clusters) {
+function checks(manifest, clusters, w) {
   const ran = clusters.filter((one) => one.pid !== 0);
   if (ran.length === 0) return [];
   const starts = ran.map((one) => (one.configFolder ? `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} start -o ${q(LOCKED)}` : startOf(manifest, one)));
   const connections = Object.fromEntries(ran.map((one) => [one.name, psqlOf(one)]));
-  return ['## 7. PostgreSQL alone, and is everything there?', 'Nobody can reach it from elsewhere yet, and it sends nothing anywhere. If it does not start, its log says why: `/var/log/postgresql/`.', strict(['systemctl daemon-reload || true', ...starts]),
-    'Every table is counted, and compared with what was counted while everything ran, shortly before the backup: small differences are what happened in between.',
-    counting(connections),
-    ...collations(manifest, ran), ...(ran.some((one) => one.configFolder) ? ['Good? Then the clusters are stopped again, to be started as usual:',
+  return [`## 7. ${w.checks}`, w.alone, strict(['systemctl daemon-reload || true', ...starts]), w.counted,
+    counting(connections, w),
+    ...collations(manifest, ran, w), ...(ran.some((one) => one.configFolder) ? [w.good,
       block(ran.filter((one) => one.configFolder).map((one) => `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} stop`))] : [])];
 }
 
 // Counts every table that the manifest counted. connections: by cluster, the words that run psql there.
-const counting = (connections, first = []) => block([...first, `python3 - <<'END'`, 'import json, subprocess, sys', `connections = ${JSON.stringify(connections)}`, 'bad = same = 0',
+const counting = (connections, w, first = []) => block([...first, `python3 - <<'END'`, 'import json, subprocess, sys', `connections = ${JSON.stringify(connections)}`, 'bad = same = 0',
   `for cluster in json.load(open('/root/restore/record/manifest.json'))['postgres']:`,
   `    for database in cluster['databases'] if cluster['name'] in connections else []:`,
   `        if not database['connectable']: continue`,
@@ -3990,15 +4070,15 @@ const counting = (connections, first = []) => block([...first, `python3 - <<'END
   `        for number, (name, rows) in enumerate(tables.items()):`,
   `            found = here.get(str(number))`,
   `            if found is None or (rows and found == '0'): bad += 1`,
-  `            if found is not None and rows in (None, int(found)): same += 1   # None: too large to be counted then`,
-  `            else: print(cluster['name'], database['name'], name, 'recorded', rows, 'here', found)`,
+  `            if found is not None and rows in (None, int(found)): same += 1   # ${w.tooLarge}`,
+  `            else: print(cluster['name'], database['name'], name, '${w.recorded}', rows, '${w.here}', found)`,
   `        bad += 0 if done.returncode == 0 else 1`,
-  `print(same, 'tables are as recorded,', bad, 'errors')`, 'sys.exit(1 if bad else 0)', 'END']);
+  `print('${w.result}' % (same, bad))`, 'sys.exit(1 if bad else 0)', 'END']);
 
 const startOf = ({ plan }, cluster) => q(...plan.parts.find((part) => part.dataDirectory === cluster.dataDirectory)?.start ?? ['true']);
 
 // Indexes lie in the order of libc or ICU: another version may sort otherwise. Only those are rebuilt that this archive has.
-function collations({ postgres, host }, clusters) {
+function collations({ postgres, host }, clusters, w) {
   const lines = clusters.flatMap((cluster) => {
     const facts = postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
     return (['c', 'i']).flatMap((provider) => {
@@ -4007,7 +4087,7 @@ function collations({ postgres, host }, clusters) {
         const isOwn = one.provider === provider && Number(cluster.version) >= 15 && one.recorded !== null;
         const statements = [...used.flatMap((collation) => collation.indexes.map((index) => `REINDEX INDEX ${index};`)),
           ...used.filter((collation) => collation.name !== 'default' && collation.recorded !== null).map((collation) => `ALTER COLLATION ${[collation.schema, collation.name].map(identifier).join('.')} REFRESH VERSION;`),
-          ...used.flatMap((collation) => collation.partitionedTables.map((table) => `-- rows of ${table} may lie in the wrong partition: look at its bounds`)),
+          ...used.flatMap((collation) => collation.partitionedTables.map((table) => `-- ${w.partitions(table)}`)),
           ...(isOwn ? [`ALTER DATABASE ${identifier(one.name)} REFRESH COLLATION VERSION;`] : [])];
         return statements.length === 0 ? [] : [`${q(...psqlOf(cluster))} -v ON_ERROR_STOP=1 -d ${q(one.name)} <<'END'`, ...statements.map((text) => text.replaceAll('\n', ' ')), 'END'];
       });
@@ -4017,12 +4097,12 @@ function collations({ postgres, host }, clusters) {
       return [`if ${differs}; then`, ...sql, 'fi'];
     });
   });
-  return lines.length === 0 ? [] : [`Texts were sorted by ${host.libc}${[...new Set(postgres.map((one) => one.icu))].filter((one) => one).map((one) => ` and ${one}`).join('')}. If these are others here, the indexes that depend on them are built anew (else this does nothing):`, block(lines)];
+  return lines.length === 0 ? [] : [w.sorted([host.libc, ...new Set(postgres.map((one) => one.icu).filter((one) => one))]), block(lines)];
 }
 
 const identifier = (name) => `"${name.replaceAll('"', '""')}"`;
 
-function start(manifest, clusters) {
+function start(manifest, clusters, w) {
   const { plan } = manifest;
   const runsAlready = (part) => clusters.some((one) => one.pid !== 0 && !one.configFolder && one.dataDirectory === part.dataDirectory);
   const parts = [...plan.parts].reverse().filter((part) => part.wasRunning && !runsAlready(part));
@@ -4030,41 +4110,40 @@ function start(manifest, clusters) {
   if (lines.length === 0) return [];
   const inContainers = plan.clusters.filter((one) => one.container !== '' && one.pid !== 0);
   const missing = parts.filter((part) => part.kind === 'service' || part.kind === 'command').map((part) => part.name);
-  return ['## 8. Start, in this order', ...(missing.length > 0 ? [`Programs and units of ${missing.join(', ')} are in this archive only if their files are among the paths above: else install them first.`] : []), block(lines),
-    ...(inContainers.length > 0 ? ['PostgreSQL in containers, as soon as it answers:', counting(Object.fromEntries(inContainers.map((one) => [one.name, psqlIn(one)])),
+  return [`## 8. ${w.start}`, ...(missing.length > 0 ? [w.programs(missing.join(', '))] : []), block(lines),
+    ...(inContainers.length > 0 ? [w.inContainers, counting(Object.fromEntries(inContainers.map((one) => [one.name, psqlIn(one)])), w,
       inContainers.map((one) => `for i in $(seq 60); do ${q(...psqlIn(one))} -d template1 -c 'select' </dev/null >/dev/null 2>&1 && break; sleep 1; done`))] : []),
-    'Before applications and users come back: archiving, replication slots and subscriptions now work as on the old machine. If that one still runs, there are two of it.',
-    'Is this machine to stay? `mkdir /opt/cold-backup`, `backup.js` and `backup.settings.js` from `/root/restore/record` into it, key and passphrase where those settings say, and `node backup.js setup`.'];
+    w.twoOfIt, w.stays];
 }
 
-function goingBack({ byName, byNumber }) {
+function goingBack({ byName, byNumber }, w) {
   const places = [...byName, ...byNumber];
   if (places.length === 0) return [];
-  return ['## To go back', 'To what was here before: stop as above, then for each path that had old contents (a mount point has them inside, in `.$AWAY`):',
-    ['```', ...places.map((one) => `mv -T ${q(one)} ${q(one)}.restored && mv -T ${asidePath(one)} ${q(one)}`), '```'].join('\n'), 'When all is good for some days, remove the old contents: everything whose name ends with `$AWAY`.'];
+  return [`## ${w.back}`, w.toGoBack,
+    ['```', ...places.map((one) => `mv -T ${q(one)} ${q(one)}.restored && mv -T ${asidePath(one)} ${q(one)}`), '```'].join('\n'), w.remove];
 }
 
-function onlyAPart({ plan }, clusters, { byName, byNumber, system }) {
+function onlyAPart({ plan }, clusters, { byName, byNumber, system }, w) {
   const folder = plan.roots.find((root) => root.why === 'folder')?.path ?? [...byName, ...byNumber, ...system][0];
   const numeric = folder && byNumber.includes(folder) ? '--numeric-ids ' : '';
-  return ['## Only a part', 'One folder or file, into an empty folder; nothing that exists is touched. Paths are written without the first slash, and `borg list "::$ARCHIVE"` shows them:',
+  return [`## ${w.part}`, w.onlyPart,
     strict([`mkdir -m 700 "/root/part-$AWAY" && cd "/root/part-$AWAY"`, `borg extract --sparse ${numeric}"::$ARCHIVE" ${stored([folder ?? '/record'])}`, 'find . -maxdepth 4 | head -20']),
-    ...clusters.filter((one) => one.configFolder).flatMap((one) => besides(one))];
+    ...clusters.filter((one) => one.configFolder).flatMap((one) => besides(one, w))];
 }
 
 // A second PostgreSQL beside the first: its links turned to the copy, its own socket, nothing that reaches out, no jobs of its libraries.
-function besides(cluster) {
+function besides(cluster, w) {
   const inside = (place) => `"$L"${q(place)}`, bin = cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, config = inside(cluster.configFolder);
   const links = [...(cluster.walFolder !== `${cluster.dataDirectory}/pg_wal` ? [{ link: 'pg_wal', to: cluster.walFolder }] : []), ...cluster.tablespaces.filter((one) => one.location).map((one) => ({ link: `pg_tblspc/${one.oid}`, to: one.location }))];
   const as = `runuser -u ${q(cluster.owner)} --`;
   const settings = [`config_file=$C/postgresql.conf`, 'data_directory=$D', 'hba_file=$C/pg_hba.conf', 'ident_file=$C/pg_ident.conf', 'external_pid_file=$D/look.pid', 'unix_socket_directories=$L', 'port=5999', 'listen_addresses=', 'archive_mode=off', 'max_logical_replication_workers=0', 'shared_preload_libraries=', 'ssl=off', 'logging_collector=off'];
-  return [`PostgreSQL ${cluster.name} beside whatever runs here, only to look (\`shared_preload_libraries=\` keeps jobs from running; an extension that has to be loaded so needs its name there):`,
+  return [w.look(cluster.name),
     strict([`L="/var/lib/postgresql/look-$AWAY"; D=${inside(cluster.dataDirectory)}; C=${config}`, 'install -d -m 711 "$L" && cd "$L"', `borg extract --sparse "::$ARCHIVE" ${stored(outermost([...cluster.roots, cluster.configFolder]))}`,
-      'find "$L" -type d -user root -exec chmod go+x {} +   # borg made these for root alone',
-      ...links.map(({ link, to }) => `ln -sfn ${inside(to)} "$D/${link}"   # else it would write into those of the running cluster`), `chown ${q(cluster.owner)} "$L"`,
+      `find "$L" -type d -user root -exec chmod go+x {} +   # ${w.rootAlone}`,
+      ...links.map(({ link, to }) => `ln -sfn ${inside(to)} "$D/${link}"   # ${w.elseRunning}`), `chown ${q(cluster.owner)} "$L"`,
       `${as} ${q(path.join(bin, 'pg_ctl'))} start -w -s -l "$L/log" -D "$D" -o "${settings.map((one) => `-c ${one}`).join(' ')}"`,
       `${as} psql -h "$L" -p 5999 -d postgres -c 'show data_directory' -c '\\l'`,
-      `${as} ${q(path.join(bin, 'pg_ctl'))} stop -s -D "$D"   # leave this line away to go on looking; then remove the folder`])];
+      `${as} ${q(path.join(bin, 'pg_ctl'))} stop -s -D "$D"   # ${w.goOnLooking}`])];
 }
 
 // =========================================================================================================
@@ -4119,10 +4198,10 @@ function parentsOf(roots) {
   return [...parents.values()].sort((one, other) => (one.path < other.path ? -1 : 1));
 }
 
-/** Write manifest.json with the proof, and RESTORE.md. Given the manifest, returns its text: what borg is fed, and what will be read back. */
-function finishRecord(stateFolder, manifest) {
+/** Write manifest.json with the proof, and RESTORE.md in this language. Given the manifest, returns its text: what borg is fed, and what will be read back. */
+function finishRecord({ stateFolder, language }, manifest) {
   const folder = recordFolder(stateFolder);
-  fs.writeFileSync(path.join(folder, 'RESTORE.md'), restoreText(manifest), { mode: 0o600 });
+  fs.writeFileSync(path.join(folder, 'RESTORE.md'), restoreText(manifest, language), { mode: 0o600 });
   const text = `${JSON.stringify(manifest, null, 1)}\n`;
   fs.writeFileSync(path.join(folder, 'manifest.json'), text, { mode: 0o600 });
   return text;
@@ -4293,7 +4372,7 @@ function beginColdPass(night, plan) {
 async function copyCold(night, plan, manifest) {
   const { stateFolder } = night.loaded.settings;
   const first = await prove(plan, listingFile(stateFolder));
-  const manifestText = finishRecord(stateFolder, { ...manifest, proof: first });
+  const manifestText = finishRecord(night.loaded.settings, { ...manifest, proof: first });
   night.cold.feed(manifestText);
   await night.cold.isRead;
   return { first, second: await stillCold(night, plan, first), manifestText };
@@ -4315,7 +4394,7 @@ async function copyTheSnapshot(night, plan, manifest, { first, second }) {
   try {
     night.cold ??= beginColdPass(night, plan);
     const proof = await proveCopies(plan, first, listingFile(stateFolder));
-    const manifestText = finishRecord(stateFolder, { ...manifest, proof });
+    const manifestText = finishRecord(night.loaded.settings, { ...manifest, proof });
     night.cold.feed(manifestText);
     await night.cold.isRead;
     if (whatLies(plan.roots) !== was) throw new Problem('a saved folder was moved away while borg read its snapshot: this archive does not count as a backup');
@@ -4381,11 +4460,11 @@ function summary(line, services) {
   ].join('\n');
 }
 
-/** The message of a run. Given its history line, what is down, the outcome and the state of services: outcome and server come first. */
-function messageOf(line, down, outcome, services) {
-  const words = { start: 'the backup begins', good: `good backup, down ${span(line.downSeconds)}`, warning: `backup with ${count(line.warnings.length, 'warning')}, down ${span(line.downSeconds)}`,
-    failed: `NO new backup: ${line.error}`, down: `SERVICES NOT RUNNING: ${down.join(', ')}` };
-  return { server: line.server, outcome, subject: `${outcome}: ${line.server}: ${words[outcome]}`, body: outcome === 'start' ? '' : summary(line, services), logTail: transcriptSince(0, 100_000), line };
+/** The message of a run. Given its history line, what is down, the outcome, the state of services and a language: outcome and server come first. The body is the summary, in the terminal's words. */
+function messageOf(line, down, outcome, services, language) {
+  const words = WORDS[language].message, time = span(line.downSeconds);
+  const text = { start: words.start, good: words.good(time), warning: words.warning(line.warnings.length, time), failed: words.failed(line.error), down: words.down(down.join(', ')) }[outcome];
+  return { server: line.server, outcome, subject: `${words.outcome[outcome]}: ${line.server}: ${text}`, body: outcome === 'start' ? '' : summary(line, services), logTail: transcriptSince(0, 100_000), line };
 }
 
 // =========================================================================================================
@@ -4569,7 +4648,7 @@ async function reportDeadRun(stateFolder, ledger, who, down, settings) {
   } catch (error) {
     warn(`the history cannot be written: ${error.message}`);
   }
-  const subject = `${line.outcome}: ${ledger.server}: ${ledger.restore ? 'restore' : 'run'} of ${ledger.startedAt}: ${line.error}; ${servicesNow(ledger, down)}`;
+  const words = WORDS[settings?.language ?? 'en'].message, subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${(ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, servicesNow(ledger, down))}`;
   if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 
@@ -6903,13 +6982,14 @@ async function endDrill(settings, certificate, trouble, startedAt, server) {
   const error = trouble instanceof Error ? trouble.message : certificate && !certificate.proven ? `not proven: ${failedChecks(certificate)}` : '';
   const line = { kind: 'drill', startedAt: startedAt.toISOString(), endedAt: new Date().toISOString(), outcome: exitCode === 0 ? 'good' : exitCode === 1 ? 'warning' : 'failed', exitCode, server: certificate?.server ?? server,
     archive: certificate?.archive ?? '', downSeconds: 0, startSeconds: 0, parts: [], warm: null, cold: null, snapshot: '', warnings: [...warnings], error, ...(certificate ? { certificate } : {}) };
+  const words = WORDS[settings.language].message;
   if (exitCode < 128) { // a drill that was called off says nothing about an archive
     try {
       remember(settings.stateFolder, line);
     } catch (full) {
       warn(`the history cannot be written: ${full.message}`);
     }
-    if (exitCode >= 2) await tell(settings, { server: line.server, outcome: 'failed', subject: `failed: ${line.server}: drill of ${line.archive || 'the newest archive'}: ${error}`, body: certificate ? certificateText(certificate) : error, logTail: '', line });
+    if (exitCode >= 2) await tell(settings, { server: line.server, outcome: 'failed', subject: `${words.outcome.failed}: ${line.server}: ${words.drill(line.archive || words.newest, error)}`, body: certificate ? certificateText(certificate) : error, logTail: '', line });
   }
   if (mode.json && certificate) answer(JSON.stringify(certificate, null, 1));
   else if (mode.json) answer(JSON.stringify({ archive: line.archive, proven: false, checks: [], restoreSeconds: null, exitCode, error }));
@@ -7409,8 +7489,8 @@ async function writeSheet(settings) {
     exported.push(fs.readFileSync(draft, 'utf8'));
     fs.rmSync(draft);
   }
-  const text = ['Print this, keep it on paper away from the server, then remove this file.', 'Whoever has it and can reach the storage can read every backup.', '',
-    `repository  ${settings.repository}`, `passphrase  ${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`], title = `RECOVERY SHEET of server ${serverName(settings)}`;
+  const words = WORDS[settings.language].sheet, pad = Math.max(words.repository.length, words.passphrase.length) + 2, title = words.title(serverName(settings));
+  const text = [words.print, words.whoHas, words.how, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`];
   const html = (lines) => lines.join('\n').replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
   writeDurably(page, exported[1].replace(/<div id="printout">/, (paper) => `${paper}\n<h1>${html([title])}</h1>\n<pre style="white-space: pre-wrap">${html(text)}</pre>\n`)); // onto the paper of borg's own page, which draws the codes itself
   writeDurably(sheet, [title, '', ...text, '', exported[0], ''].join('\n'));
