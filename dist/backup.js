@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 413d16641e682cd599f9d1ef30d0b134898dacbbddfd4ded9eae94930be1b6da
+// Checksum of all but the settings: bbe6e19061b4e777443ffea35387467fcbc3a929de43f226fb3490f17e3f3cf8
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7518,7 +7518,7 @@ const COMMAND_TABLE = {
     more: ['Looks, tries all that can fail, copies once while all runs, stops the parts,', 'proves that they are cold, copies, starts everything again, reads back.', 'With --dry-run it only says so, in order, and changes nothing.'] },
   setup: { usage: ['[--yes] [--schedule cron|systemd]'], what: 'make settings, keys, passphrase, repository; it asks', examples: ['node backup.js setup', 'node backup.js setup --yes --schedule cron'],
     more: ['Makes what is missing and keeps what is there; may be called again and again.', 'Prints the line that the storage needs, writes the recovery sheet, and ends', 'with `doctor`: 0 when a run would now work. --yes asks nothing.'] },
-  doctor: { usage: [''], what: 'check everything that can be checked while all runs', examples: ['node backup.js doctor'], more: ['Changes nothing. Each check that failed has a hint. 2: a run would fail; 1: there', 'is something to be wished for.'] },
+  doctor: { usage: [''], what: 'check everything that can be checked while all runs', examples: ['node backup.js doctor'], more: ['Changes nothing. Each check that failed has a hint. 2: a run would fail; 1:', 'there is something to be wished for.'] },
   status: { usage: ['[--remote]', '--all [SERVER...]'], what: 'is there a good recent backup? (for monitoring, too)', examples: ['node backup.js status', 'node backup.js status --json', 'node backup.js status --all --quiet'],
     more: ['0 good, 1 with a warning, 2 nothing recent enough (`maxAgeHours`). It needs no', 'network; --remote asks the repository, too, whether archive and proof are there.',
       "--all, on the operator's computer: servers whose newest proven archive, by the", "storage's own clock, is too old. It reads file times there, and uses no key."] },
@@ -7528,7 +7528,7 @@ const COMMAND_TABLE = {
     examples: ['node backup.js restore latest --to /srv/back', 'node backup.js restore latest /etc/nginx --to /srv/back', 'node backup.js restore latest --in-place --dry-run'],
     more: ['--to: an empty or new folder; nothing that is there is touched. --in-place: what', 'lies there is moved aside, never deleted; first it says what differs here and', 'the command that mends it, and refuses what cannot work.'] },
   drill: { usage: ['[ARCHIVE|latest] [--full]'], what: 'rehearse a restore: extract, start, check, discard', examples: ['node backup.js drill'], more: ['Touches nothing that runs. Prints a certificate, and stores it. 2: not proven.'] },
-  recover: { usage: [''], what: 'start whatever an interrupted run left stopped', examples: ['node backup.js recover'], more: ['For boot and every five minutes; it needs no settings. 3: something stays down.'] },
+  recover: { usage: [''], what: 'start whatever an interrupted run left stopped', examples: ['node backup.js recover'], more: ['For boot and every five minutes; needs no settings. 3: something stays down.'] },
   borg: { usage: ['ARGS...'], what: "borg itself, with this server's repository and key", examples: ['node backup.js borg list', 'node backup.js borg info ::ARCHIVE'], more: ['All that follows goes to borg as it stands.'] },
   audit: { usage: ['[SERVER...] [--undo-plan] [--accept] [--full]'], what: 'was the append-only repository tampered with?', examples: ['node backup.js audit', 'node backup.js audit web1 --undo-plan'], operator: true,
     more: ['Compares the repository with the ledger of earlier audits. 2: alarm.'] },
