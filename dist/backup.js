@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: bbe6e19061b4e777443ffea35387467fcbc3a929de43f226fb3490f17e3f3cf8
+// Checksum of all but the settings: 39346fbb79f6a53315870abbed736559ffce2fa2d6ef27fca16bfba4caa5ffeb
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3876,15 +3876,15 @@ const ENGLISH = {
 const SPANISH = {
   restore: {
     title: (archive) => `Restaurar ${archive}`, passphrase: 'frase de paso', no: 'no', none: 'ninguno',
-    intro: (server, madeAt, system, architecture) => `Todo lo que el servidor \`${server}\` guardó el ${madeAt}, con todos los servicios parados. Funcionaba con ${system} en ${architecture}; la máquina nueva debe tener la misma arquitectura.`,
+    intro: (server, madeAt, system, architecture) => `Todo lo que el servidor \`${server}\` guardó el ${madeAt}, con todos los servicios detenidos. Funcionaba con ${system} en ${architecture}; la máquina nueva debe tener la misma arquitectura.`,
     readOn: (part) => `Lea hasta el final antes de empezar. Pegue los bloques, uno tras otro, en una misma shell de root (bash); continúe cuando cada bloque haya terminado sin errores. Para recuperar una sola carpeta, o solo mirar: siga el primer capítulo y después «${part}».`,
-    reach: 'Acceder al repositorio', software: 'El mismo software', owners: 'Los propietarios de los archivos', room: 'Parar lo que funciona aquí y hacer sitio', extract: 'Extraer', containers: 'Los contenedores', checks: 'PostgreSQL a solas: ¿está todo?', start: 'Arrancar, en este orden', back: 'Para volver atrás', part: 'Solo una parte',
-    need: (isRemote) => `Necesita el archivo de clave y la frase de paso (ambos están en la hoja de recuperación; \`borg key import --paper\` crea el archivo a partir de ella)${isRemote ? ' y una clave ssh que el almacenamiento acepte (la añade quien lo administra)' : ''}. Ajuste estas líneas a donde estén:`,
+    reach: 'Acceder al repositorio', software: 'El mismo software', owners: 'Los propietarios de los archivos', room: 'Detener lo que está en marcha aquí y hacer sitio', extract: 'Extraer', containers: 'Los contenedores', checks: 'PostgreSQL a solas: ¿está todo?', start: 'Arrancar, en este orden', back: 'Para volver atrás', part: 'Solo una parte',
+    need: (isRemote) => `Necesita el archivo de clave y la frase de paso (ambos están en la hoja de recuperación; \`borg key import --paper\` crea el archivo a partir de ella)${isRemote ? ' y una clave ssh que el almacenamiento acepte (la añade quien lo administra)' : ''}. Ajuste estas líneas según dónde estén:`,
     aside: 'lo que había se aparta con este nombre', versions: '1.2 o 1.4',
     record: '`record/manifest.json` contiene todo lo que se sabe de la máquina antigua; `record/backup.js` y `record/backup.settings.js`, el script que creó esta copia y su configuración.',
     fits: (versions) => `Los archivos de PostgreSQL solo sirven con la misma versión mayor (aquí: ${versions}), y todas las extensiones deben estar instaladas, en la misma versión o en una posterior. Una versión menor posterior es válida.`,
     fromThere: 'procedía de ahí', sameOrNewest: 'la misma versión o la más reciente', packages: (list) => `Tenía estos paquetes: ${list}.`, noPackage: (command) => `Si este Debian ya no ofrece ese paquete: \`${command}\`, y repita el bloque.`, unowned: (list) => `No pertenecen a ningún paquete, así que tráigalos de otro sitio: ${list}`,
-    locale: 'Una base de datos cuya configuración regional falta no admite conexiones:', byName: 'Por nombre; aquí el número puede ser otro.', notHere: 'Lo que todavía no existe aquí no se puede parar: no es un error.', nothingStopped: 'no se paró nada para esta copia', comeBack: 'Esto es lo que se recupera. Lo que haya ahora ahí se aparta; no se borra nada:', noPostgres: 'ahí no debe haber ningún PostgreSQL en marcha',
+    locale: 'Una base de datos cuya configuración regional falta no admite conexiones:', byName: 'Por nombre; aquí el número puede ser otro.', notHere: 'Lo que todavía no existe aquí no se puede detener: no es un error.', nothingStopped: 'no se detuvo nada para esta copia', comeBack: 'Esto es lo que se recupera. Lo que haya ahora ahí se aparta; no se borra nada:', noPostgres: 'ahí no debe haber ningún PostgreSQL en marcha',
     above: 'Las carpetas superiores no están en la copia, y borg las crearía de modo que solo root pudiera entrar:', system: (list, command) => `${list} no se puede apartar en una máquina en marcha. Extráigalo en otro sitio y tome lo que necesite: \`${command}\``,
     volumes: 'Docker debe conocer sus volúmenes antes de llenarlos:', numbers: 'los archivos de los volúmenes pertenecen a números, no a nombres', takesLong: 'Tarda bastante y no muestra nada, salvo que añada `--progress` después de `extract`.',
     noFiles: 'No son archivos, así que se crean de nuevo, sin arrancarlos todavía. Eran estos (los valores del entorno no están en la copia, porque pueden ser secretos):',
@@ -3892,12 +3892,12 @@ const SPANISH = {
     inFolder: (project, folder) => `${project} en ${folder}`, lost: (project, files) => `Los archivos del proyecto ${project} no están en esta copia: ${files}. Tráigalos y ejecute \`docker compose create\` en su carpeta.`, byHand: (names) => `Cree ${names} con \`docker create --name ...\` según lo anterior.`,
     digest: 'Con su digest, la imagen de un registro es exactamente la misma: `docker pull NOMBRE@sha256:...`. Una versión mayor posterior de una base de datos no arranca con los archivos antiguos.',
     alone: 'Nadie puede conectarse todavía desde fuera, y no envía nada a ningún sitio. Si no arranca, su registro dice por qué: `/var/log/postgresql/`.', counted: 'Se cuentan las filas de todas las tablas y se comparan con las que había poco antes de la copia, con todo en marcha: las diferencias pequeñas son lo que ocurrió entre medias.',
-    recorded: 'anotadas', here: 'aquí', tooLarge: 'None: era demasiado grande para contarla', result: '%d tablas tal como se anotaron, %d errores', good: '¿Todo bien? Entonces los clústeres se vuelven a parar, para arrancarlos de la forma habitual:',
+    recorded: 'anotadas', here: 'aquí', tooLarge: 'None: era demasiado grande para contarla', result: '%d tablas tal como se anotaron, %d errores', good: '¿Todo bien? Entonces los clústeres se vuelven a detener, para arrancarlos de la forma habitual:',
     partitions: (table) => `puede haber filas de ${table} en una partición equivocada: revise sus límites`, sorted: (libraries) => `Los textos se ordenaban con ${libraries.join(' y ')}. Si aquí son otras versiones, se reconstruyen los índices que dependen de ellas (si no, esto no hace nada):`,
     programs: (names) => `Los programas y unidades de ${names} están en esta copia solo si sus archivos figuran entre las rutas anteriores; si no, instálelos antes.`, inContainers: 'PostgreSQL en contenedores, en cuanto responda:',
     twoOfIt: 'Antes de que vuelvan las aplicaciones y los usuarios: el archivado, los slots de replicación y las suscripciones funcionan ahora como en la máquina antigua. Si aquella sigue en marcha, habrá dos iguales.',
-    stays: '¿Esta máquina se queda? `mkdir /opt/cold-backup`, copie allí `backup.js` y `backup.settings.js` desde `/root/restore/record`, ponga la clave y la frase de paso donde dice esa configuración y ejecute `node backup.js setup`.',
-    toGoBack: 'A lo que había antes: pare todo como arriba y, después, para cada ruta que tuviera contenido anterior (un punto de montaje lo tiene dentro, en `.$AWAY`):', remove: 'Cuando todo lleve unos días funcionando bien, elimine el contenido anterior: todo aquello cuyo nombre termina en `$AWAY`.',
+    stays: '¿Esta máquina va a sustituir a la antigua? `mkdir /opt/cold-backup`, copie allí `backup.js` y `backup.settings.js` desde `/root/restore/record`, ponga la clave y la frase de paso donde dice esa configuración y ejecute `node backup.js setup`.',
+    toGoBack: 'A lo que había antes: detenga todo como arriba y, después, para cada ruta que tuviera contenido anterior (un punto de montaje lo tiene dentro, en `.$AWAY`):', remove: 'Cuando todo lleve unos días funcionando bien, elimine el contenido anterior: todo aquello cuyo nombre termina en `$AWAY`.',
     onlyPart: 'Una carpeta o un archivo, en una carpeta vacía; no se toca nada de lo que existe. Las rutas se escriben sin la primera barra, y `borg list "::$ARCHIVE"` las muestra:', look: (name) => `PostgreSQL ${name} junto a lo que esté en marcha aquí, solo para mirar (\`shared_preload_libraries=\` evita que se ejecuten tareas; una extensión que deba cargarse así necesita que su nombre figure ahí):`,
     rootAlone: 'borg las creó solo para root', elseRunning: 'de lo contrario, escribiría en los del clúster en marcha', goOnLooking: 'omita esta línea para seguir mirando; después elimine la carpeta',
   },
@@ -3906,8 +3906,8 @@ const SPANISH = {
     how: 'Si se pierde el servidor: el archivo RESTORE.md de cada copia explica cómo recuperarlo. Primero: borg key import --paper ::',
   },
   message: {
-    outcome: { start: 'inicio', good: 'correcto', warning: 'aviso', failed: 'fallo', down: 'parado' }, start: 'empieza la copia', good: (time) => `copia correcta, parada de ${time}`, warning: (number, time) => `copia con ${number} ${number === 1 ? 'aviso' : 'avisos'}, parada de ${time}`,
-    failed: (error) => `NO hay copia nueva: ${error}`, down: (parts) => `SERVICIOS PARADOS: ${parts}`, drill: (archive, error) => `simulacro de ${archive}: ${error}`, newest: 'la copia más reciente', runOf: (time, error, services) => `ejecución de ${time}: ${error}; ${services}`, restoreOf: (time, error, services) => `restauración de ${time}: ${error}; ${services}`,
+    outcome: { start: 'inicio', good: 'correcto', warning: 'aviso', failed: 'fallo', down: 'detenido' }, start: 'empieza la copia', good: (time) => `copia correcta, servicios detenidos ${time}`, warning: (number, time) => `copia con ${number} ${number === 1 ? 'aviso' : 'avisos'}, servicios detenidos ${time}`,
+    failed: (error) => `NO hay copia nueva: ${error}`, down: (parts) => `SERVICIOS DETENIDOS: ${parts}`, drill: (archive, error) => `simulacro de ${archive}: ${error}`, newest: 'la copia más reciente', runOf: (time, error, services) => `ejecución de ${time}: ${error}; ${services}`, restoreOf: (time, error, services) => `restauración de ${time}: ${error}; ${services}`,
   },
 };
 
@@ -9061,7 +9061,7 @@ const SPANISH_REPORT = {
   decimal: ',', locale: 'es',
   title: 'Copias de seguridad', skip: 'Ir a los servidores', madeAt: (when) => `Actualizado el ${when}`, servers: (number) => (number === 1 ? '1 servidor' : `${number} servidores`),
   light: { good: 'Correcto', warning: 'Atención', failed: 'Fallo', unknown: 'Sin datos' }, tally: 'Cuántos servidores hay en cada estado',
-  glance: 'De un vistazo', state: 'Estado', server: 'Servidor', nextStep: 'Siguiente paso', lastGood: 'Última copia válida', down: 'Parada', size: 'Tamaño', drill: 'Último simulacro', audit: 'Última auditoría', space: 'Almacenamiento', nothingToDo: 'Nada que hacer',
+  glance: 'De un vistazo', state: 'Estado', server: 'Servidor', nextStep: 'Siguiente paso', lastGood: 'Última copia válida', down: 'Inactividad', size: 'Tamaño', drill: 'Último simulacro', audit: 'Última auditoría', space: 'Almacenamiento', nothingToDo: 'Nada que hacer',
   onServer: (server) => `en ${server}`, here: 'en este equipo', ago: (age) => `hace ${age}`, days: (number) => (number === 1 ? '1 día' : `${number} días`), hours: (number) => `${number} h`, minutes: (number) => `${number} min`,
   none: 'aún no hay', notKnown: 'se desconoce', never: 'nunca', clean: 'limpia', alarm: 'ALARMA', proven: 'comprobada', unproven: 'sin comprobar', drillGood: 'superado', drillBad: 'NO superado', restoreTakes: (time) => `restaurar lleva unos ${time}`, noDrills: 'allí no se hacen simulacros',
   used: (used) => `${used} ocupados`, free: (free) => `${free} libres`, quota: (quota) => `cuota de ${quota}`, full: (days) => `se llena en ${days}`, notSoon: 'tardará años en llenarse', noShell: 'se desconoce: el almacenamiento no ofrece una shell',
@@ -9073,12 +9073,12 @@ const SPANISH_REPORT = {
   },
   nights: 'Noches del último año', nightsOf: (server) => `Noches de ${server} en el último año`, lastNights: (number) => `Últimas ${number} noches`, night: { good: 'correcta', warning: 'con avisos', failed: 'fallida', missing: 'sin copia' },
   nightCounts: (good, warning, failed, missing) => `correctas: ${good}; con avisos: ${warning}; fallidas: ${failed}; sin copia: ${missing}`,
-  downChart: 'Tiempo de parada por noche', sizeChart: 'Tamaño de una copia', newChart: 'Enviado por noche', chartText: (from, until, least, most, last) => `Del ${from} al ${until}: mínimo ${least}, máximo ${most}, último ${last}`, tooFew: 'Todavía no hay noches suficientes para un gráfico',
+  downChart: 'Tiempo de inactividad por noche', sizeChart: 'Tamaño de una copia', newChart: 'Enviado por noche', chartText: (from, until, least, most, last) => `Del ${from} al ${until}: mínimo ${least}, máximo ${most}, último ${last}`, tooFew: 'Todavía no hay noches suficientes para un gráfico',
   numbers: 'Las últimas noches en cifras', date: 'Noche', outcome: 'Resultado', archive: 'Copia', seen: 'Escrita', byStorage: 'según el reloj del almacenamiento', byServer: 'según el reloj del servidor; ninguna auditoría la ha visto aún', holds: 'Qué contiene', restore: 'Restaurar', archives: 'Copias', noArchives: 'No hay copias',
   postgres: (version, cluster) => `PostgreSQL ${version} (${cluster})`, extensions: 'extensiones', containers: 'contenedores', files: 'rutas', same: 'el mismo software que la copia de arriba', noRecord: (why) => `no se puede leer su ficha: ${why}`, notRead: 'no se ha leído su ficha',
   restoreHow: (server) => `En ${server}, en una carpeta nueva; no se toca nada de lo que hay:`, bareHow: 'En otra máquina, indique además dónde está todo:', inPlaceHow: 'Todo de vuelta a su sitio (primero con --dry-run, que solo muestra lo que pasaría):',
   details: (server) => `${server} en detalle`, legend: 'Cómo leer esta página', back: 'Volver al resumen', hint: 'sugerencia', lookedAt: 'Último estado conocido',
-  footer: 'Todos los datos proceden del almacenamiento y del registro de auditorías. Una copia es «válida» si se comprobó con todo parado y después se releyó. Las horas están en la zona horaria de cada servidor. La página no descarga nada y funciona sin red.',
+  footer: 'Todos los datos proceden del almacenamiento y del registro de auditorías. Una copia es «válida» si se comprobó con todo detenido y después se releyó. Las horas están en la zona horaria de cada servidor. La página no descarga nada y funciona sin red.',
 };
 
 const REPORT_WORDS = { en: ENGLISH_REPORT, es: SPANISH_REPORT };

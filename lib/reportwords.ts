@@ -28,7 +28,7 @@ const SPANISH_REPORT: typeof ENGLISH_REPORT = {
   decimal: ',', locale: 'es',
   title: 'Copias de seguridad', skip: 'Ir a los servidores', madeAt: (when) => `Actualizado el ${when}`, servers: (number) => (number === 1 ? '1 servidor' : `${number} servidores`),
   light: { good: 'Correcto', warning: 'Atención', failed: 'Fallo', unknown: 'Sin datos' }, tally: 'Cuántos servidores hay en cada estado',
-  glance: 'De un vistazo', state: 'Estado', server: 'Servidor', nextStep: 'Siguiente paso', lastGood: 'Última copia válida', down: 'Parada', size: 'Tamaño', drill: 'Último simulacro', audit: 'Última auditoría', space: 'Almacenamiento', nothingToDo: 'Nada que hacer',
+  glance: 'De un vistazo', state: 'Estado', server: 'Servidor', nextStep: 'Siguiente paso', lastGood: 'Última copia válida', down: 'Inactividad', size: 'Tamaño', drill: 'Último simulacro', audit: 'Última auditoría', space: 'Almacenamiento', nothingToDo: 'Nada que hacer',
   onServer: (server) => `en ${server}`, here: 'en este equipo', ago: (age) => `hace ${age}`, days: (number) => (number === 1 ? '1 día' : `${number} días`), hours: (number) => `${number} h`, minutes: (number) => `${number} min`,
   none: 'aún no hay', notKnown: 'se desconoce', never: 'nunca', clean: 'limpia', alarm: 'ALARMA', proven: 'comprobada', unproven: 'sin comprobar', drillGood: 'superado', drillBad: 'NO superado', restoreTakes: (time) => `restaurar lleva unos ${time}`, noDrills: 'allí no se hacen simulacros',
   used: (used) => `${used} ocupados`, free: (free) => `${free} libres`, quota: (quota) => `cuota de ${quota}`, full: (days) => `se llena en ${days}`, notSoon: 'tardará años en llenarse', noShell: 'se desconoce: el almacenamiento no ofrece una shell',
@@ -40,12 +40,12 @@ const SPANISH_REPORT: typeof ENGLISH_REPORT = {
   },
   nights: 'Noches del último año', nightsOf: (server) => `Noches de ${server} en el último año`, lastNights: (number) => `Últimas ${number} noches`, night: { good: 'correcta', warning: 'con avisos', failed: 'fallida', missing: 'sin copia' },
   nightCounts: (good, warning, failed, missing) => `correctas: ${good}; con avisos: ${warning}; fallidas: ${failed}; sin copia: ${missing}`,
-  downChart: 'Tiempo de parada por noche', sizeChart: 'Tamaño de una copia', newChart: 'Enviado por noche', chartText: (from, until, least, most, last) => `Del ${from} al ${until}: mínimo ${least}, máximo ${most}, último ${last}`, tooFew: 'Todavía no hay noches suficientes para un gráfico',
+  downChart: 'Tiempo de inactividad por noche', sizeChart: 'Tamaño de una copia', newChart: 'Enviado por noche', chartText: (from, until, least, most, last) => `Del ${from} al ${until}: mínimo ${least}, máximo ${most}, último ${last}`, tooFew: 'Todavía no hay noches suficientes para un gráfico',
   numbers: 'Las últimas noches en cifras', date: 'Noche', outcome: 'Resultado', archive: 'Copia', seen: 'Escrita', byStorage: 'según el reloj del almacenamiento', byServer: 'según el reloj del servidor; ninguna auditoría la ha visto aún', holds: 'Qué contiene', restore: 'Restaurar', archives: 'Copias', noArchives: 'No hay copias',
   postgres: (version, cluster) => `PostgreSQL ${version} (${cluster})`, extensions: 'extensiones', containers: 'contenedores', files: 'rutas', same: 'el mismo software que la copia de arriba', noRecord: (why) => `no se puede leer su ficha: ${why}`, notRead: 'no se ha leído su ficha',
   restoreHow: (server) => `En ${server}, en una carpeta nueva; no se toca nada de lo que hay:`, bareHow: 'En otra máquina, indique además dónde está todo:', inPlaceHow: 'Todo de vuelta a su sitio (primero con --dry-run, que solo muestra lo que pasaría):',
   details: (server) => `${server} en detalle`, legend: 'Cómo leer esta página', back: 'Volver al resumen', hint: 'sugerencia', lookedAt: 'Último estado conocido',
-  footer: 'Todos los datos proceden del almacenamiento y del registro de auditorías. Una copia es «válida» si se comprobó con todo parado y después se releyó. Las horas están en la zona horaria de cada servidor. La página no descarga nada y funciona sin red.',
+  footer: 'Todos los datos proceden del almacenamiento y del registro de auditorías. Una copia es «válida» si se comprobó con todo detenido y después se releyó. Las horas están en la zona horaria de cada servidor. La página no descarga nada y funciona sin red.',
 };
 
 export const REPORT_WORDS = { en: ENGLISH_REPORT, es: SPANISH_REPORT };
