@@ -17,6 +17,7 @@ import { makeCluster } from './cluster.ts';
 import type { TestCluster } from './cluster.ts';
 import { cannotRunHere } from './night.ts';
 import { REPORT_WORDS } from '../lib/reportwords.ts';
+import { restoreText } from '../lib/runbook.ts';
 
 const HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>\'&\u202e\u0007`${7*7}`';
 
@@ -30,7 +31,7 @@ describe('the report', { skip: cannotRunHere(['chromium']) }, () => {
     cluster = await makeCluster({ folder: path.join(folder, 'cluster'), version: '15-debian', port: await freePort(), settings: { fsync: 'off' } });
     cluster.sql('postgres', 'create extension pg_trgm; create table t as select generate_series(1, 1000) as n');
     storage = await startStorage(path.join(folder, 'storage'));
-    server = await makeServer(path.join(folder, 'server'), 'web1', storage, { stop: [`postgres ${cluster.dataDirectory}`], folders: [files], warmPass: false, drill: { queries: [], folder: '', maxAgeDays: 0 } }, { quota: '5G' });
+    server = await makeServer(path.join(folder, 'server'), 'web1', storage, { stop: [`postgres ${cluster.dataDirectory}`], folders: [files], warmPass: false, language: 'es', drill: { queries: [], folder: '', maxAgeDays: 0 } }, { quota: '5G' });
     for (let night = 0; night < 2; night++) assert.equal((await server.run()).code, 0);
     operator = makeOperator(path.join(folder, 'op'), storage, server);
     entries = [operator.entry({ drillMaxAgeDays: 0 }), makePast(folder, 'shop', { nights: 40, archives: 3, drillDays: 2, odd: { 5: 'missing', 9: 'failed', 20: 'warning' } }), makePast(folder, 'late', { nights: 30, archives: 2, newestHours: 50, drillDays: 2 }),
@@ -82,6 +83,16 @@ describe('the report', { skip: cannotRunHere(['chromium']) }, () => {
     const [command, , where] = codesIn('shop');
     assert.match(`${command} ${where}`, /^node backup\.js restore shop-\S+ --to \S+ --repository \S+ --key-file \S+ --passphrase-file \S+$/);
     assert.ok(fs.existsSync(path.join(back(operator.folder, `${command} ${where}`), 'record/manifest.json')));
+  });
+
+  test('RESTORE.md and recovery sheet of a server with language es are Spanish, with the commands of the English ones', () => {
+    const { archive } = server.history().pop(), inArchive = (file: string) => server.borg('extract', '--stdout', `::${archive}`, `record/${file}`), spanish = inArchive('RESTORE.md');
+    assert.match(spanish, new RegExp(`^# Restaurar ${archive}\n\nTodo lo que el servidor .web1. guardó el `));
+    assert.match(read(path.join(server.folder, 'etc/recovery-sheet.txt')), /^HOJA DE RECUPERACIÓN del servidor web1\n\nImprima [^]*^repositorio +ssh:[^]*^frase de paso +\S{40}/m);
+    const blocks = (text: string) => [...text.matchAll(/^```(?:sh)?\n([^]*?)^```$/gm)].map(([, block]) => block!.replace(/ {3}#.*$/gm, '').replace(/^read -rs .*$/gm, '').replace(/^ *(else: )?print\(.*$/gm, ''));
+    const english = restoreText(JSON.parse(inArchive('manifest.json')), 'en');
+    assert.deepEqual(blocks(spanish), blocks(english));
+    assert.ok(blocks(english).length > 8 && english.startsWith(`# Restore ${archive}\n`));
   });
 
   test('nothing out of an archive becomes markup, and the page asks nothing of anybody', () => {
