@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 39346fbb79f6a53315870abbed736559ffce2fa2d6ef27fca16bfba4caa5ffeb
+// Checksum of all but the settings: 50219d3921cd6b04ee62c07c65853de648ad186386967df74f2b2000f815f685
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7943,7 +7943,7 @@ committed = [line for line in sizes if line[0] <= last]
 stamped = lambda at: datetime.datetime.fromtimestamp(at, datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
 disk, home, quotas = os.statvfs('.'), os.path.expanduser('~'), [config['repository'].get('storage_quota', '0')]
 lines = open(home + '/.ssh/authorized_keys', errors='replace') if os.access(home + '/.ssh/authorized_keys', os.R_OK) else []
-for words in [line.split('"')[1].split() for line in lines if line.count('"') > 1]:
+for words in [line.split(chr(34))[1].split() for line in lines if line.count(chr(34)) > 1]:
     after = lambda option: [word.split('=', 1)[1] if '=' in word else following for word, following in zip(words, words[1:] + ['']) if word.startswith(option)]
     if served in [os.path.realpath(os.path.join(home, os.path.expanduser(one))) for one in after('--restrict-to-')]: quotas += after('--storage-quota')
 say(config=dict(config['repository']), nonce=open('nonce').read().strip() if os.path.exists('nonce') else '', damage=damage[:100], last=last,
@@ -9049,7 +9049,7 @@ const ENGLISH_REPORT = {
   },
   nights: 'Nights of the last year', nightsOf: (server) => `Nights of ${server} in the last year`, lastNights: (number) => `Last ${number} nights`, night: { good: 'good', warning: 'with a warning', failed: 'failed', missing: 'missing' },
   nightCounts: (good, warning, failed, missing) => `good: ${good}; with a warning: ${warning}; failed: ${failed}; missing: ${missing}`,
-  downChart: 'Downtime per night', sizeChart: 'Size of a backup', newChart: 'Sent per night', chartText: (from, until, least, most, last) => `From ${from} to ${until}: lowest ${least}, highest ${most}, last ${last}`, tooFew: 'Not enough nights yet for a chart',
+  downChart: 'Downtime per night', sizeChart: 'Size of a backup', newChart: 'Sent per night', chartText: (from, until, least, most, last) => `From ${from} to ${until}: lowest ${least}, highest ${most}, last ${last}`, aNight: (change) => `${change} a night`, tooFew: 'Not enough nights yet for a chart',
   numbers: 'The last nights in numbers', date: 'Night', outcome: 'Outcome', archive: 'Archive', seen: 'Written', byStorage: "by the storage's clock", byServer: "by the server's clock; no audit has seen it yet", holds: 'What it holds', restore: 'Restore', archives: 'Archives', noArchives: 'No archives',
   postgres: (version, cluster) => `PostgreSQL ${version} (${cluster})`, extensions: 'extensions', containers: 'containers', files: 'paths', same: 'the same software as the archive above', noRecord: (why) => `its record cannot be had: ${why}`, notRead: 'its record was not read',
   restoreHow: (server) => `On ${server}, into a new folder; nothing that is there is touched:`, bareHow: 'On another machine, add where everything is:', inPlaceHow: 'Everything back to where it was (first with --dry-run, which only shows what would happen):',
@@ -9073,7 +9073,7 @@ const SPANISH_REPORT = {
   },
   nights: 'Noches del último año', nightsOf: (server) => `Noches de ${server} en el último año`, lastNights: (number) => `Últimas ${number} noches`, night: { good: 'correcta', warning: 'con avisos', failed: 'fallida', missing: 'sin copia' },
   nightCounts: (good, warning, failed, missing) => `correctas: ${good}; con avisos: ${warning}; fallidas: ${failed}; sin copia: ${missing}`,
-  downChart: 'Tiempo de inactividad por noche', sizeChart: 'Tamaño de una copia', newChart: 'Enviado por noche', chartText: (from, until, least, most, last) => `Del ${from} al ${until}: mínimo ${least}, máximo ${most}, último ${last}`, tooFew: 'Todavía no hay noches suficientes para un gráfico',
+  downChart: 'Tiempo de inactividad por noche', sizeChart: 'Tamaño de una copia', newChart: 'Enviado por noche', chartText: (from, until, least, most, last) => `Del ${from} al ${until}: mínimo ${least}, máximo ${most}, último ${last}`, aNight: (change) => `${change} por noche`, tooFew: 'Todavía no hay noches suficientes para un gráfico',
   numbers: 'Las últimas noches en cifras', date: 'Noche', outcome: 'Resultado', archive: 'Copia', seen: 'Escrita', byStorage: 'según el reloj del almacenamiento', byServer: 'según el reloj del servidor; ninguna auditoría la ha visto aún', holds: 'Qué contiene', restore: 'Restaurar', archives: 'Copias', noArchives: 'No hay copias',
   postgres: (version, cluster) => `PostgreSQL ${version} (${cluster})`, extensions: 'extensiones', containers: 'contenedores', files: 'rutas', same: 'el mismo software que la copia de arriba', noRecord: (why) => `no se puede leer su ficha: ${why}`, notRead: 'no se ha leído su ficha',
   restoreHow: (server) => `En ${server}, en una carpeta nueva; no se toca nada de lo que hay:`, bareHow: 'En otra máquina, indique además dónde está todo:', inPlaceHow: 'Todo de vuelta a su sitio (primero con --dry-run, que solo muestra lo que pasaría):',
@@ -9259,7 +9259,7 @@ async function report(builtIn, operator, names, to, language) {
   const page = pageIn((language || operator.language), Date.now()), servers = page.verdicts(await factsOfAll(builtIn, operator, serversMeant(operator, names)));
   writeDurably(file, textOf(page.whole(servers)));
   if (mode.json) answer(JSON.stringify(servers.map(({ one, light, why, next, newest, ageHours, drill, audit, space }) => ({ server: one.server, outcome: light, why, next: next?.command ?? '', where: next?.where ?? '', archive: newest?.name ?? '', ageHours, drill, audit, space })), null, 1));
-  for (const { one, light, why, next } of servers) if (light !== 'good') say(`${one.server}: ${light}: ${why[0]}${next ? `; next: ${next.command}` : ''}`);
+  for (const { one, light, why, next, trouble } of servers) if (light !== 'good') (trouble ? warn : say)(`${one.server}: ${light}: ${why[0]}${next ? `; next: ${next.command}` : ''}`);
   say(`wrote ${named(file)}`);
   return servers.some(({ trouble }) => trouble) ? 1 : 0;
 }
@@ -9336,9 +9336,14 @@ ${rows.map((one) => markup`<tr role="row" class="${one.kind}">${one.cells.map((c
     return [lamp(light), markup`<a href="#${one.server}">${one.server}</a>${strip(days, `${one.server}: ${words.lastNights(30)}`, countsOf(days))}`,
       markup`${why[0] && markup`<p>${why[0]}</p>`}${next(judge)}`,
       newest ? markup`<b>${ago(newest.seenAt)}</b> <small>${date(newest.seenAt)}${last && markup` · ${words.down.toLowerCase()} ${time(last.downSeconds)}`}</small>` : words.none,
-      last ? bytes(last.bytes) : words.notKnown,
+      last ? markup`${bytes(last.bytes)}${growth(judge)}` : words.notKnown,
       drill ? markup`${drill.proven ? words.drillGood : markup`<b>${words.drillBad}</b>`} <small>${ago(drill.madeAt)}</small>` : one.drillMaxAgeDays === 0 ? words.noDrills : words.none,
       audit ? markup`${audit.verdict === 'clean' ? words.clean : markup`<b>${words.alarm}</b>`} <small>${ago(audit.at)}</small>` : words.never, spaceText(judge)];
+  }
+
+  function growth({ nights }) {
+    const lately = nights.filter(({ outcome }) => outcome !== 'failed').slice(-30), change = lately.length < 2 ? 0 : (lately[lately.length - 1].bytes - lately[0].bytes) / (lately.length - 1);
+    return Math.abs(change) >= 1000 && markup` <small>${words.aNight(`${change > 0 ? '+' : '\u2212'}${bytes(Math.abs(change))}`)}</small>`;
   }
 
   function spaceText({ space, trouble }) {

@@ -2,7 +2,7 @@
 // server and no network, and says so to the browser (Content-Security-Policy). Changes that one file, whole or not at all.
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, answer, mode, named, pasteable, say, size, span } from './say.ts';
+import { Problem, answer, mode, named, pasteable, say, size, span, warn } from './say.ts';
 import { writeDurably } from './shell.ts';
 import type { Settings } from './settings.ts';
 import { VERSION } from './about.ts';
@@ -27,7 +27,7 @@ export async function report(builtIn: Settings, operator: Operator, names: strin
   const page = pageIn((language || operator.language) as 'en' | 'es', Date.now()), servers = page.verdicts(await factsOfAll(builtIn, operator, serversMeant(operator, names)));
   writeDurably(file, textOf(page.whole(servers)));
   if (mode.json) answer(JSON.stringify(servers.map(({ one, light, why, next, newest, ageHours, drill, audit, space }) => ({ server: one.server, outcome: light, why, next: next?.command ?? '', where: next?.where ?? '', archive: newest?.name ?? '', ageHours, drill, audit, space })), null, 1));
-  for (const { one, light, why, next } of servers) if (light !== 'good') say(`${one.server}: ${light}: ${why[0]}${next ? `; next: ${next.command}` : ''}`);
+  for (const { one, light, why, next, trouble } of servers) if (light !== 'good') (trouble ? warn : say)(`${one.server}: ${light}: ${why[0]}${next ? `; next: ${next.command}` : ''}`);
   say(`wrote ${named(file)}`);
   return servers.some(({ trouble }) => trouble) ? 1 : 0;
 }
@@ -104,9 +104,14 @@ ${rows.map((one) => markup`<tr role="row" class="${one.kind}">${one.cells.map((c
     return [lamp(light), markup`<a href="#${one.server}">${one.server}</a>${strip(days, `${one.server}: ${words.lastNights(30)}`, countsOf(days))}`,
       markup`${why[0] && markup`<p>${why[0]}</p>`}${next(judge)}`,
       newest ? markup`<b>${ago(newest.seenAt)}</b> <small>${date(newest.seenAt)}${last && markup` · ${words.down.toLowerCase()} ${time(last.downSeconds)}`}</small>` : words.none,
-      last ? bytes(last.bytes) : words.notKnown,
+      last ? markup`${bytes(last.bytes)}${growth(judge)}` : words.notKnown,
       drill ? markup`${drill.proven ? words.drillGood : markup`<b>${words.drillBad}</b>`} <small>${ago(drill.madeAt)}</small>` : one.drillMaxAgeDays === 0 ? words.noDrills : words.none,
       audit ? markup`${audit.verdict === 'clean' ? words.clean : markup`<b>${words.alarm}</b>`} <small>${ago(audit.at)}</small>` : words.never, spaceText(judge)];
+  }
+
+  function growth({ nights }: Judged): unknown {
+    const lately = nights.filter(({ outcome }) => outcome !== 'failed').slice(-30), change = lately.length < 2 ? 0 : (lately[lately.length - 1]!.bytes - lately[0]!.bytes) / (lately.length - 1);
+    return Math.abs(change) >= 1000 && markup` <small>${words.aNight(`${change > 0 ? '+' : '\u2212'}${bytes(Math.abs(change))}`)}</small>`;
   }
 
   function spaceText({ space, trouble }: Judged): unknown {

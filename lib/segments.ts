@@ -93,7 +93,7 @@ committed = [line for line in sizes if line[0] <= last]
 stamped = lambda at: datetime.datetime.fromtimestamp(at, datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
 disk, home, quotas = os.statvfs('.'), os.path.expanduser('~'), [config['repository'].get('storage_quota', '0')]
 lines = open(home + '/.ssh/authorized_keys', errors='replace') if os.access(home + '/.ssh/authorized_keys', os.R_OK) else []
-for words in [line.split('"')[1].split() for line in lines if line.count('"') > 1]:
+for words in [line.split(chr(34))[1].split() for line in lines if line.count(chr(34)) > 1]:
     after = lambda option: [word.split('=', 1)[1] if '=' in word else following for word, following in zip(words, words[1:] + ['']) if word.startswith(option)]
     if served in [os.path.realpath(os.path.join(home, os.path.expanduser(one))) for one in after('--restrict-to-')]: quotas += after('--storage-quota')
 say(config=dict(config['repository']), nonce=open('nonce').read().strip() if os.path.exists('nonce') else '', damage=damage[:100], last=last,
