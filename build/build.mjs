@@ -87,6 +87,7 @@ const CHAPTERS = [
   { file: 'lib/charts.ts', title: 'CHARTS' },
   { file: 'lib/verdict.ts', title: 'VERDICT' },
   { file: 'lib/style.ts', title: 'STYLE' },
+  { file: 'lib/page.ts', title: 'PAGE OF A SERVER' },
   { file: 'lib/report.ts', title: 'REPORT' },
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 50219d3921cd6b04ee62c07c65853de648ad186386967df74f2b2000f815f685
+// Checksum of all but the settings: cad8473913508ddc2fd16a0845d86615643b10a9e5cfd42f8da9b47d0633b52d
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -87,6 +87,7 @@
 //   ==== CHARTS ====           HTML in which nothing from outside can become markup, and the report's pictures.
 //   ==== VERDICT ====          What is to be said of each server, and the one next step.
 //   ==== STYLE ====            How the report looks: light, dark, narrow, on paper.
+//   ==== PAGE OF A SERVER ==== The report's page of one server: its state and next step, the nights of a year, three curves.
 //   ==== REPORT ====           The report: one HTML file with everything in it, for people who want to see it at a glance.
 //   ==== LIBRARIES ====        Written by others and compiled: nothing to edit.
 'use strict';
@@ -9246,6 +9247,104 @@ details { margin: 1rem 0; } summary { cursor: pointer; color: var(--link); } .of
 `;
 
 // =========================================================================================================
+// ==== PAGE OF A SERVER ====
+// The report's page of one server: its state and next step, the nights of a year, three curves, and its archives with what they hold and the command that brings
+// them back. And what that and the overview (the next chapter) share: the words and forms of a language, lamps, tables. Only makes text.
+
+/** Given a language and the time, returns that. */
+function pageIn(language, now) {
+  const words = REPORT_WORDS[language], local = (text) => text.replace('.', words.decimal);
+  return { language, words, now, bytes: (number) => local(size(number)), time: (seconds) => local(span(seconds)), ago: (at) => words.ago(ageText(hoursSince(at, now), words)),
+    dateIn: (timeZone, form) => {
+      const format = new Intl.DateTimeFormat(words.locale, { ...form, timeZone });
+      return (at) => format.format(new Date(at));
+    } };
+}
+
+const code = (command) => markup`<code>${command}</code>`;
+const lamp = ({ words }, light) => markup`<span class="lamp ${light}">${ownMarkup(LAMPS[light])}${words.light[light]}</span>`;
+const nightCounts = ({ words }, days) => words.nightCounts(...(['good', 'warning', 'failed', 'missing']).map((state) => days.filter((one) => one.state === state).length));
+const nextStep = ({ words }, { next, one }) => (next ? markup`${code(next.command)} <small>${next.where === 'here' ? words.here : words.onServer(one.server)}</small>` : words.nothingToDo);
+
+// A circle, a triangle, a square with a cross, a diamond: the state without its colour.
+const lampOf = (shape) => `<svg class="lampsign" aria-hidden="true" viewBox="0 0 14 14" width="14" height="14">${shape}</svg>`;
+const LAMPS = {
+  good: lampOf('<circle cx="7" cy="7" r="6.5"/><path class="in" d="M4 7.2l2.2 2.2L10.2 5"/>'), warning: lampOf('<path d="M7 .5l7 13H0z"/><path class="in" d="M7 5v4m0 1.2v1.3"/>'),
+  failed: lampOf('<path d="M1 1h12v12H1z"/><path class="in" d="M4.2 4.2l5.6 5.6m0-5.6l-5.6 5.6"/>'), unknown: lampOf('<path d="M7 0l7 7-7 7-7-7z"/><path class="in" d="M7 4v3.4m0 1.2v1.3"/>'),
+};
+
+/** A table that is a stack of cards on a narrow screen: the roles keep it a table for a screen reader. title: which cell names the row. */
+function cards(kind, heads, title, rows) {
+  return markup`<table class="cards ${kind}" role="table">
+<thead role="rowgroup"><tr role="row">${heads.map((head) => markup`<th role="columnheader" scope="col">${head}</th>`)}</tr></thead>
+<tbody role="rowgroup">
+${rows.map((one) => markup`<tr role="row" class="${one.kind}">${one.cells.map((content, at) => (at === title ? markup`<th role="rowheader" scope="row">${content}</th>` : markup`<td role="cell" data-head="${heads[at]}"><div>${content}</div></td>`))}</tr>
+`)}</tbody>
+</table>`;
+}
+
+/** All about one server. */
+function serverSection(page, judge) {
+  const { words, now } = page, { one, light, why, trouble } = judge, days = daysOf(judge, 365, now);
+  return markup`<section class="server" id="${one.server}" aria-labelledby="h-${one.server}">
+<h2 id="h-${one.server}">${one.server} ${lamp(page, light)}</h2>
+${why.length > 0 && markup`<ul class="why">${why.map((each) => markup`<li>${each}</li>`)}${trouble?.hint && markup`<li>${words.hint}: ${trouble.hint}</li>`}</ul>`}
+<p>${words.nextStep}: ${nextStep(page, judge)}</p>
+<h3>${words.nights}</h3>
+<p>${nightCounts(page, days)}</p>
+<div class="wide" role="region" aria-label="${words.nightsOf(one.server)}" tabindex="0">${calendar(days, words.locale, words.nightsOf(one.server), nightCounts(page, days))}</div>
+<div class="charts">${chartsOf(page, judge)}</div>
+${numbersOf(page, judge)}
+<h3>${words.archives}</h3>
+${archiveTable(page, judge)}
+<p class="back"><a href="#main">${words.back}</a></p>
+</section>
+`;
+}
+
+function chartsOf({ words, time, bytes, dateIn }, { one, nights }) {
+  const done = nights.filter(({ outcome }) => outcome !== 'failed').slice(-90), day = dateIn(one.timeZone, { day: 'numeric', month: 'short' });
+  if (done.length < 2) return markup`<p>${words.tooFew}</p>`;
+  const from = day(done[0].startedAt), until = day(done[done.length - 1].startedAt);
+  const draw = (title, valueOf, shown, kind) => {
+    const values = done.map(valueOf), [least, most, last] = [Math.min(...values), Math.max(...values), values[values.length - 1]].map(shown), text = words.chartText(from, until, least, most, last);
+    return markup`<figure><figcaption><b>${title}</b> ${text}</figcaption>${curve(values, kind, `${title}, ${one.server}`, text, [most, from, until])}</figure>`;
+  };
+  return [draw(words.downChart, (night) => night.downSeconds, time, 'bars'), draw(words.sizeChart, (night) => night.bytes, bytes, 'line'), draw(words.newChart, (night) => night.newBytes, bytes, 'bars')];
+}
+
+function numbersOf({ words, time, bytes, dateIn }, { one, nights }) {
+  const date = dateIn(one.timeZone, { dateStyle: 'medium', timeStyle: 'short' });
+  if (nights.length === 0) return null;
+  return markup`<details><summary>${words.numbers} <span class="of">(${one.server})</span></summary><div class="wide" role="region" aria-label="${words.numbers}: ${one.server}" tabindex="0"><table><thead><tr>${[words.date, words.outcome, words.down, words.size, words.newChart].map((head) => markup`<th scope="col">${head}</th>`)}</tr></thead>
+<tbody>${nights.slice(-30).reverse().map((night) => markup`<tr><th scope="row">${date(night.startedAt)}</th><td>${nightSign(night.outcome)} ${words.night[night.outcome]}${night.warnings.map((warning) => markup`<br><small>${warning}</small>`)}</td><td>${time(night.downSeconds)}</td><td>${bytes(night.bytes)}</td><td>${bytes(night.newBytes)}</td></tr>`)}</tbody></table></div></details>`;
+}
+
+function archiveTable(page, judge) {
+  const { words, bytes, dateIn } = page, { one, archives, newest, nights } = judge, night = new Map(nights.map((each) => [each.archive, each])), date = dateIn(one.timeZone, { dateStyle: 'medium', timeStyle: 'short' });
+  if (archives.length === 0) return markup`<p>${words.noArchives}</p>`;
+  const bare = ['--repository', one.repository, ...(one.keyFile ? ['--key-file', one.keyFile] : []), ...(one.passphraseFile ? ['--passphrase-file', one.passphraseFile] : []), ...(one.sshKey ? ['--ssh-key', one.sshKey] : [])];
+  let above = '';
+  const rows = archives.map((archive) => {
+    const software = typeof archive.passport === 'string' ? '' : JSON.stringify({ ...archive.passport, clusters: archive.passport.clusters.map(({ name, version, databases }) => [name, version, databases.map((each) => [each.name, each.extensions])]) });
+    const isSame = software !== '' && software === above, made = night.get(archive.name);
+    above = software;
+    return { kind: '', cells: [markup`${archive.name} <small>${archive.isProven ? words.proven : markup`<b>${words.unproven}</b>`}</small>`, markup`${date(archive.seenAt)} <small>${archive.isSeen ? words.byStorage : words.byServer}</small>`,
+      made ? bytes(made.bytes) : words.notKnown, holdings(page, archive, isSame), archive.isProven && code(`node backup.js restore ${archive.name} --to /srv/${archive.name}`)] };
+  });
+  return markup`${newest && markup`<dl class="how"><dt>${words.restoreHow(one.server)}</dt><dd>${code(`node backup.js restore ${newest.name} --to /srv/${newest.name}`)}</dd><dt>${words.inPlaceHow}</dt><dd>${code(`node backup.js restore ${newest.name} --in-place --dry-run`)}</dd><dt>${words.bareHow}</dt><dd>${code(pasteable(bare))}</dd></dl>`}
+${cards('archives', [words.archive, words.seen, words.size, words.holds, words.restore], 0, rows)}`;
+}
+
+function holdings({ words, bytes }, { passport }, isSame) {
+  if (typeof passport === 'string') return passport === '' ? words.notRead : words.noRecord(passport);
+  const { system, architecture, paths, containers, clusters } = passport;
+  const databases = (all) => all.map(({ name, bytes: number, extensions }) => `${name} ${bytes(number)}${!isSame && extensions.length > 0 ? ` (${extensions.join(', ')})` : ''}`).join('; ');
+  return markup`${clusters.map(({ name, version, databases: all }) => markup`<p><b>${words.postgres(version, name)}</b> ${databases(all)}</p>`)}${isSame ? markup`<p>${words.same}</p>`
+    : markup`<p>${system}, ${architecture}</p>${containers.length > 0 && markup`<p>${words.containers}: ${containers.join(', ')}</p>`}<p>${words.files}: ${paths.join(', ')}</p>`}`;
+}
+
+// =========================================================================================================
 // ==== REPORT ====
 // The report: one HTML file with everything in it, for people who want to see it at a glance, on a screen, on paper, or read aloud. It needs no script, no
 // server and no network, and says so to the browser (Content-Security-Policy). Changes that one file, whole or not at all.
@@ -9256,37 +9355,22 @@ async function report(builtIn, operator, names, to, language) {
   const file = path.resolve(to), there = fs.statSync(file, { throwIfNoEntry: false });
   if (there && !there.isFile()) throw new Problem(`${named(file)} is there, and is no file`, { exitCode: 64, hint: 'name a file: it is written anew each time' });
   if (!fs.statSync(path.dirname(file), { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`there is no folder ${named(path.dirname(file))}`, { exitCode: 64, hint: 'name a file in a folder that is there' });
-  const page = pageIn((language || operator.language), Date.now()), servers = page.verdicts(await factsOfAll(builtIn, operator, serversMeant(operator, names)));
-  writeDurably(file, textOf(page.whole(servers)));
-  if (mode.json) answer(JSON.stringify(servers.map(({ one, light, why, next, newest, ageHours, drill, audit, space }) => ({ server: one.server, outcome: light, why, next: next?.command ?? '', where: next?.where ?? '', archive: newest?.name ?? '', ageHours, drill, audit, space })), null, 1));
-  for (const { one, light, why, next, trouble } of servers) if (light !== 'good') (trouble ? warn : say)(`${one.server}: ${light}: ${why[0]}${next ? `; next: ${next.command}` : ''}`);
+  const facts = await factsOfAll(builtIn, operator, serversMeant(operator, names)), now = Date.now(), page = pageIn((language || operator.language), now);
+  const judge = ({ words, dateIn }) => facts.map((each) => judged(each, words, dateIn(each.one.timeZone, { dateStyle: 'medium', timeStyle: 'short' }), now)).sort((one, other) => LIGHTS.indexOf(one.light) - LIGHTS.indexOf(other.light));
+  writeDurably(file, textOf(wholePage(page, judge(page))));
+  const told = judge(pageIn('en', now)); // the terminal speaks English
+  if (mode.json) answer(JSON.stringify(told.map(({ one, light, why, next, newest, ageHours, drill, audit, space }) => ({ server: one.server, outcome: light, why, next: next?.command ?? '', where: next?.where ?? '', archive: newest?.name ?? '', ageHours, drill, audit, space })), null, 1));
+  for (const { one, light, why, next, trouble } of told) if (light !== 'good') (trouble ? warn : say)(`${one.server}: ${light}: ${why[0]}${next ? `; next: ${next.command}` : ''}`);
   say(`wrote ${named(file)}`);
-  return servers.some(({ trouble }) => trouble) ? 1 : 0;
+  return facts.some(({ trouble }) => trouble) ? 1 : 0;
 }
 
-/** The page in a language, as of a time. Returns the functions that need both. */
-function pageIn(language, now) {
-  const words = REPORT_WORDS[language], local = (text) => text.replace('.', words.decimal), bytes = (number) => local(size(number)), time = (seconds) => local(span(seconds));
-  const dateIn = (timeZone, form) => {
-    const format = new Intl.DateTimeFormat(words.locale, { ...form, timeZone });
-    return (at) => format.format(new Date(at));
-  };
-  const ago = (at) => words.ago(ageText(hoursSince(at, now), words));
-  const code = (command) => markup`<code>${command}</code>`;
-
-  function verdicts(facts) {
-    const all = facts.map((one) => judged(one, words, dateIn(one.one.timeZone, { dateStyle: 'medium', timeStyle: 'short' }), now));
-    return all.sort((one, other) => LIGHTS.indexOf(one.light) - LIGHTS.indexOf(other.light));
-  }
-
-  const lamp = (light) => markup`<span class="lamp ${light}">${ownMarkup(LAMPS[light])}${words.light[light]}</span>`;
-  const countsOf = (days) => words.nightCounts(...(['good', 'warning', 'failed', 'missing']).map((state) => days.filter((one) => one.state === state).length));
-  const next = ({ next: step, one }) => (step ? markup`${code(step.command)} <small>${step.where === 'here' ? words.here : words.onServer(one.server)}</small>` : words.nothingToDo);
-
-  function whole(servers) {
-    const when = dateIn(Intl.DateTimeFormat().resolvedOptions().timeZone, { dateStyle: 'full', timeStyle: 'short' })(new Date(now).toISOString());
-    const tally = LIGHTS.map((light) => ({ light, number: servers.filter((one) => one.light === light).length })).filter(({ number }) => number > 0);
-    return markup`<!doctype html>
+/** The whole page. */
+function wholePage(page, servers) {
+  const { words, dateIn, now, language } = page;
+  const when = dateIn(Intl.DateTimeFormat().resolvedOptions().timeZone, { dateStyle: 'full', timeStyle: 'short' })(new Date(now).toISOString());
+  const tally = LIGHTS.map((light) => ({ light, number: servers.filter((one) => one.light === light).length })).filter(({ number }) => number > 0);
+  return markup`<!doctype html>
 <html lang="${language}">
 <head>
 <meta charset="utf-8">
@@ -9301,14 +9385,14 @@ function pageIn(language, now) {
 <header>
 <h1>${words.title}</h1>
 <p>${words.madeAt(when)} · ${words.servers(servers.length)}</p>
-<ul class="tally" aria-label="${words.tally}">${tally.map(({ light, number }) => markup`<li class="${light}"><b>${number}</b> ${lamp(light)}</li>`)}</ul>
+<ul class="tally" aria-label="${words.tally}">${tally.map(({ light, number }) => markup`<li class="${light}"><b>${number}</b> ${lamp(page, light)}</li>`)}</ul>
 </header>
 <main id="main" tabindex="-1">
 <section aria-labelledby="glance">
 <h2 id="glance">${words.glance}</h2>
-${table('fleet', [words.state, words.server, words.nextStep, words.lastGood, words.size, words.drill, words.audit, words.space], 1, servers.map((one) => ({ kind: one.light, cells: row(one) })))}
+${cards('fleet', [words.state, words.server, words.nextStep, words.lastGood, words.size, words.drill, words.audit, words.space], 1, servers.map((one) => ({ kind: one.light, cells: overviewRow(page, one) })))}
 </section>
-${servers.map(section)}
+${servers.map((one) => serverSection(page, one))}
 </main>
 <footer>
 <h2>${words.legend}</h2>
@@ -9319,108 +9403,29 @@ ${servers.map(section)}
 </body>
 </html>
 `;
-  }
-
-  /** A table that is a stack of cards on a narrow screen: the roles keep it a table for a screen reader. title: which cell names the row. */
-  function table(kind, heads, title, rows) {
-    return markup`<table class="cards ${kind}" role="table">
-<thead role="rowgroup"><tr role="row">${heads.map((head) => markup`<th role="columnheader" scope="col">${head}</th>`)}</tr></thead>
-<tbody role="rowgroup">
-${rows.map((one) => markup`<tr role="row" class="${one.kind}">${one.cells.map((content, at) => (at === title ? markup`<th role="rowheader" scope="row">${content}</th>` : markup`<td role="cell" data-head="${heads[at]}"><div>${content}</div></td>`))}</tr>
-`)}</tbody>
-</table>`;
-  }
-
-  function row(judge) {
-    const { one, light, why, newest, drill, audit } = judge, days = daysOf(judge, 30, now), last = judge.nights[judge.nights.length - 1], date = dateIn(one.timeZone, { dateStyle: 'medium' });
-    return [lamp(light), markup`<a href="#${one.server}">${one.server}</a>${strip(days, `${one.server}: ${words.lastNights(30)}`, countsOf(days))}`,
-      markup`${why[0] && markup`<p>${why[0]}</p>`}${next(judge)}`,
-      newest ? markup`<b>${ago(newest.seenAt)}</b> <small>${date(newest.seenAt)}${last && markup` · ${words.down.toLowerCase()} ${time(last.downSeconds)}`}</small>` : words.none,
-      last ? markup`${bytes(last.bytes)}${growth(judge)}` : words.notKnown,
-      drill ? markup`${drill.proven ? words.drillGood : markup`<b>${words.drillBad}</b>`} <small>${ago(drill.madeAt)}</small>` : one.drillMaxAgeDays === 0 ? words.noDrills : words.none,
-      audit ? markup`${audit.verdict === 'clean' ? words.clean : markup`<b>${words.alarm}</b>`} <small>${ago(audit.at)}</small>` : words.never, spaceText(judge)];
-  }
-
-  function growth({ nights }) {
-    const lately = nights.filter(({ outcome }) => outcome !== 'failed').slice(-30), change = lately.length < 2 ? 0 : (lately[lately.length - 1].bytes - lately[0].bytes) / (lately.length - 1);
-    return Math.abs(change) >= 1000 && markup` <small>${words.aNight(`${change > 0 ? '+' : '\u2212'}${bytes(Math.abs(change))}`)}</small>`;
-  }
-
-  function spaceText({ space, trouble }) {
-    if (!space) return trouble ? words.notKnown : words.noShell;
-    const full = space.daysLeft === null ? '' : space.daysLeft > 1000 ? words.notSoon : words.full(words.days(space.daysLeft));
-    return markup`${words.used(bytes(space.usedBytes))} <small>${words.free(bytes(space.freeBytes))}${space.quotaBytes > 0 && ` · ${words.quota(bytes(space.quotaBytes))}`}${full && ` · ${full}`}</small>`;
-  }
-
-  function section(judge) {
-    const { one, light, why, trouble } = judge, days = daysOf(judge, 365, now);
-    return markup`<section class="server" id="${one.server}" aria-labelledby="h-${one.server}">
-<h2 id="h-${one.server}">${one.server} ${lamp(light)}</h2>
-${why.length > 0 && markup`<ul class="why">${why.map((each) => markup`<li>${each}</li>`)}${trouble?.hint && markup`<li>${words.hint}: ${trouble.hint}</li>`}</ul>`}
-<p>${words.nextStep}: ${next(judge)}</p>
-<h3>${words.nights}</h3>
-<p>${countsOf(days)}</p>
-<div class="wide" role="region" aria-label="${words.nightsOf(one.server)}" tabindex="0">${calendar(days, words.locale, words.nightsOf(one.server), countsOf(days))}</div>
-<div class="charts">${charts(judge)}</div>
-${numbers(judge)}
-<h3>${words.archives}</h3>
-${archiveTable(judge)}
-<p class="back"><a href="#main">${words.back}</a></p>
-</section>
-`;
-  }
-
-  function charts({ one, nights }) {
-    const done = nights.filter(({ outcome }) => outcome !== 'failed').slice(-90), day = dateIn(one.timeZone, { day: 'numeric', month: 'short' });
-    if (done.length < 2) return markup`<p>${words.tooFew}</p>`;
-    const from = day(done[0].startedAt), until = day(done[done.length - 1].startedAt);
-    const draw = (title, valueOf, shown, kind) => {
-      const values = done.map(valueOf), [least, most, last] = [Math.min(...values), Math.max(...values), values[values.length - 1]].map(shown), text = words.chartText(from, until, least, most, last);
-      return markup`<figure><figcaption><b>${title}</b> ${text}</figcaption>${curve(values, kind, `${title}, ${one.server}`, text, [most, from, until])}</figure>`;
-    };
-    return [draw(words.downChart, (night) => night.downSeconds, time, 'bars'), draw(words.sizeChart, (night) => night.bytes, bytes, 'line'), draw(words.newChart, (night) => night.newBytes, bytes, 'bars')];
-  }
-
-  function numbers({ one, nights }) {
-    const date = dateIn(one.timeZone, { dateStyle: 'medium', timeStyle: 'short' });
-    if (nights.length === 0) return null;
-    return markup`<details><summary>${words.numbers} <span class="of">(${one.server})</span></summary><div class="wide" role="region" aria-label="${words.numbers}: ${one.server}" tabindex="0"><table><thead><tr>${[words.date, words.outcome, words.down, words.size, words.newChart].map((head) => markup`<th scope="col">${head}</th>`)}</tr></thead>
-<tbody>${nights.slice(-30).reverse().map((night) => markup`<tr><th scope="row">${date(night.startedAt)}</th><td>${nightSign(night.outcome)} ${words.night[night.outcome]}${night.warnings.map((warning) => markup`<br><small>${warning}</small>`)}</td><td>${time(night.downSeconds)}</td><td>${bytes(night.bytes)}</td><td>${bytes(night.newBytes)}</td></tr>`)}</tbody></table></div></details>`;
-  }
-
-  function archiveTable(judge) {
-    const { one, archives, newest, nights } = judge, night = new Map(nights.map((each) => [each.archive, each])), date = dateIn(one.timeZone, { dateStyle: 'medium', timeStyle: 'short' });
-    if (archives.length === 0) return markup`<p>${words.noArchives}</p>`;
-    const bare = ['--repository', one.repository, ...(one.keyFile ? ['--key-file', one.keyFile] : []), ...(one.passphraseFile ? ['--passphrase-file', one.passphraseFile] : []), ...(one.sshKey ? ['--ssh-key', one.sshKey] : [])];
-    let above = '';
-    const rows = archives.map((archive) => {
-      const software = typeof archive.passport === 'string' ? '' : JSON.stringify({ ...archive.passport, clusters: archive.passport.clusters.map(({ name, version, databases }) => [name, version, databases.map((each) => [each.name, each.extensions])]) });
-      const isSame = software !== '' && software === above, made = night.get(archive.name);
-      above = software;
-      return { kind: '', cells: [markup`${archive.name} <small>${archive.isProven ? words.proven : markup`<b>${words.unproven}</b>`}</small>`, markup`${date(archive.seenAt)} <small>${archive.isSeen ? words.byStorage : words.byServer}</small>`,
-        made ? bytes(made.bytes) : words.notKnown, holdings(archive, isSame), archive.isProven && code(`node backup.js restore ${archive.name} --to /srv/${archive.name}`)] };
-    });
-    return markup`${newest && markup`<dl class="how"><dt>${words.restoreHow(one.server)}</dt><dd>${code(`node backup.js restore ${newest.name} --to /srv/${newest.name}`)}</dd><dt>${words.inPlaceHow}</dt><dd>${code(`node backup.js restore ${newest.name} --in-place --dry-run`)}</dd><dt>${words.bareHow}</dt><dd>${code(pasteable(bare))}</dd></dl>`}
-${table('archives', [words.archive, words.seen, words.size, words.holds, words.restore], 0, rows)}`;
-  }
-
-  function holdings({ passport }, isSame) {
-    if (typeof passport === 'string') return passport === '' ? words.notRead : words.noRecord(passport);
-    const { system, architecture, paths, containers, clusters } = passport;
-    const databases = (all) => all.map(({ name, bytes: number, extensions }) => `${name} ${bytes(number)}${!isSame && extensions.length > 0 ? ` (${extensions.join(', ')})` : ''}`).join('; ');
-    return markup`${clusters.map(({ name, version, databases: all }) => markup`<p><b>${words.postgres(version, name)}</b> ${databases(all)}</p>`)}${isSame ? markup`<p>${words.same}</p>`
-      : markup`<p>${system}, ${architecture}</p>${containers.length > 0 && markup`<p>${words.containers}: ${containers.join(', ')}</p>`}<p>${words.files}: ${paths.join(', ')}</p>`}`;
-  }
-
-  return { verdicts, whole };
 }
 
-// A circle, a triangle, a square with a cross, a diamond: the state without its colour.
-const lampOf = (shape) => `<svg class="lampsign" aria-hidden="true" viewBox="0 0 14 14" width="14" height="14">${shape}</svg>`;
-const LAMPS = {
-  good: lampOf('<circle cx="7" cy="7" r="6.5"/><path class="in" d="M4 7.2l2.2 2.2L10.2 5"/>'), warning: lampOf('<path d="M7 .5l7 13H0z"/><path class="in" d="M7 5v4m0 1.2v1.3"/>'),
-  failed: lampOf('<path d="M1 1h12v12H1z"/><path class="in" d="M4.2 4.2l5.6 5.6m0-5.6l-5.6 5.6"/>'), unknown: lampOf('<path d="M7 0l7 7-7 7-7-7z"/><path class="in" d="M7 4v3.4m0 1.2v1.3"/>'),
-};
+function overviewRow(page, judge) {
+  const { words, now, ago, bytes, time, dateIn } = page, { one, light, why, newest, drill, audit } = judge, days = daysOf(judge, 30, now), last = judge.nights[judge.nights.length - 1], date = dateIn(one.timeZone, { dateStyle: 'medium' });
+  return [lamp(page, light), markup`<a href="#${one.server}">${one.server}</a>${strip(days, `${one.server}: ${words.lastNights(30)}`, nightCounts(page, days))}`,
+    markup`${why[0] && markup`<p>${why[0]}</p>`}${nextStep(page, judge)}`,
+    newest ? markup`<b>${ago(newest.seenAt)}</b> <small>${date(newest.seenAt)}${last && markup` · ${words.down.toLowerCase()} ${time(last.downSeconds)}`}</small>` : words.none,
+    last ? markup`${bytes(last.bytes)}${growthText(page, judge)}` : words.notKnown,
+    drill ? markup`${drill.proven ? words.drillGood : markup`<b>${words.drillBad}</b>`} <small>${ago(drill.madeAt)}</small>` : one.drillMaxAgeDays === 0 ? words.noDrills : words.none,
+    audit ? markup`${audit.verdict === 'clean' ? words.clean : markup`<b>${words.alarm}</b>`} <small>${ago(audit.at)}</small>` : words.never, spaceText(page, judge)];
+}
+
+/** How much more a backup becomes from night to night, by the last month. */
+function growthText({ words, bytes }, { nights }) {
+  const lately = nights.filter(({ outcome }) => outcome !== 'failed').slice(-30), change = lately.length < 2 ? 0 : (lately[lately.length - 1].bytes - lately[0].bytes) / (lately.length - 1);
+  return Math.abs(change) >= 1000 && markup` <small>${words.aNight(`${change > 0 ? '+' : '\u2212'}${bytes(Math.abs(change))}`)}</small>`;
+}
+
+function spaceText({ words, bytes }, { space, trouble }) {
+  if (!space) return trouble ? words.notKnown : words.noShell;
+  const full = space.daysLeft === null ? '' : space.daysLeft > 1000 ? words.notSoon : words.full(words.days(space.daysLeft));
+  return markup`${words.used(bytes(space.usedBytes))} <small>${words.free(bytes(space.freeBytes))}${space.quotaBytes > 0 && ` · ${words.quota(bytes(space.quotaBytes))}`}${full && ` · ${full}`}</small>`;
+}
 
 // =========================================================================================================
 // ==== LIBRARIES ====
