@@ -97,8 +97,10 @@ describe('the report', { skip: cannotRunHere(['chromium']) }, () => {
 
   test('nothing out of an archive becomes markup, and the page asks nothing of anybody', () => {
     assert.ok(plain(page).includes('alert(1)'), 'the hostile names are on the page, as text');
-    assert.doesNotMatch(page, /<script|<img|<link|<iframe|onerror=[^&]*>|[\u202e\u0007]/);
-    assert.deepEqual([...page.matchAll(/\b(?:href|src|action|srcset)="?([^">]*)/g)].filter(([, to]) => !to!.startsWith('#')).map(([all]) => all), []);
+    assert.doesNotMatch(page, /[\u202e\u0007]/);
+    const tags = page.match(/<[a-z!][^>]*>/gi)!;
+    assert.deepEqual(tags.filter((tag) => /\s(src|action|srcset|on\w+|xlink:href)=|\shref="[^#]/i.test(tag)), []);
+    assert.deepEqual([...new Set(tags.map((tag) => /^<!?(\w+)/.exec(tag)![1]))].filter((name) => /^(script|img|link|iframe|object|embed|form|base|image|use)$/i.test(name!)), []);
     assert.doesNotMatch(page, /url\(|@import|https?:/);
     assert.match(page, /<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">/);
   });
@@ -112,7 +114,7 @@ describe('the report', { skip: cannotRunHere(['chromium']) }, () => {
     fs.rmSync(path.join(storage.repository('web1'), 'lock.exclusive'), { recursive: true, force: true });
     assert.equal(ended.code, 0, ended.err);
     assert.deepEqual([...new Set(read(calls).trim().split('\n').map((line) => /(?:^| )(list|extract|info)(?: |$)/.exec(line)?.[1]))], ['list']);
-    assert.equal(sectionOf('shop', read(path.join(folder, 'again.html'))), sectionOf('shop'));
+    assert.equal(plain(sectionOf('shop', read(path.join(folder, 'again.html')))), plain(sectionOf('shop')));
   });
 
   test('in Spanish it is Spanish from the first word to the last, and knows a single server', async () => {
@@ -120,7 +122,7 @@ describe('the report', { skip: cannotRunHere(['chromium']) }, () => {
     assert.equal((await operator.run(['report', 'shop', '--to', file, '--lang', 'es'])).code, 0);
     const text = read(file), { en, es } = REPORT_WORDS;
     assert.match(text, /^<!doctype html>\n<html lang="es">/);
-    assert.match(plain(text), /Copias de seguridad .*Correcto shop .*Nada que hacer hace 7 h .*3,\d GB superado hace 2 días limpia/);
+    assert.match(plain(text), /Copias de seguridad .*Correcto shop .*Nada que hacer hace 7 h .*3,\d GB \+\S+ MB por noche superado hace 2 días limpia/);
     const english = Object.entries(en).filter(([key, value]) => typeof value === 'string' && value.length > 5 && value !== es[key as 'title']).map(([, value]) => value as string);
     assert.ok(english.length > 30);
     assert.deepEqual(english.filter((word) => new RegExp(`\\b${word.replace(/[()."]/g, '.')}\\b`).test(plain(text.replace(/<code>[^]*?<\/code>/g, '')))), []);
@@ -167,7 +169,7 @@ describe('the report', { skip: cannotRunHere(['chromium']) }, () => {
     fs.writeFileSync(calls, '');
     const { code, of, outcomes } = await statusOf();
     assert.deepEqual([code, outcomes], [2, ['web1 good', 'shop good', 'late failed', 'evil good', 'bare good']]);
-    assert.match(of('late').why, /^late-\S+, proven, written 50 h 1 min ago by the storage's clock; nothing came since/);
+    assert.match(of('late').why, /^late-\S+, proven, written 5\d h \d+ min ago by the storage's clock; nothing came since/);
     const quiet = await operator.run(['status', '--all', '--quiet'], watched());
     assert.equal(quiet.code, 2);
     assert.match(quiet.out, /^CRITICAL: late: .*\n {2}next: node backup\.js doctor {4}\(on late\)\n$/);
