@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: cad8473913508ddc2fd16a0845d86615643b10a9e5cfd42f8da9b47d0633b52d
+// Checksum of all but the settings: 02f8b76d1ab3e1f2d094f15379ed0c224d678e6f6f890729dfa67ee54569286c
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7065,16 +7065,23 @@ async function installTimers(settings, script, file) {
 
 // ---- what is installed ----
 
-const textIn = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder) : []).map((name) => path.join(folder, name))
-  .filter((file) => fs.statSync(file, { throwIfNoEntry: false })?.isFile()).map((file) => ({ name: path.basename(file), text: fs.readFileSync(file, 'utf8') }));
+function textIfAny(file) {
+  try {
+    return fs.readFileSync(file, 'utf8');
+  } catch { // not there, a folder, or not for us
+    return '';
+  }
+}
+
+const textsIn = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder) : []).map((name) => ({ name, text: textIfAny(path.join(folder, name)) }));
 
 /** Given the script, returns what starts its nightly run ('' = nothing that is known here) and when next (null: not within eight days, or it cannot be told). */
 async function scheduleOf(script) {
   const isNight = (line) => line.includes(script) && !/^\s*#/.test(line) && !/\s(recover|drill|status|doctor|audit|prune|report)\b/.test(line.slice(line.indexOf(script)));
-  const crontabs = [...textIn('/etc/cron.d').map(({ text }) => text), ...(fs.existsSync('/etc/crontab') ? [fs.readFileSync('/etc/crontab', 'utf8')] : []), (await look(['crontab', '-l'])).out];
+  const crontabs = [...textsIn('/etc/cron.d').map(({ text }) => text), textIfAny('/etc/crontab'), (await look(['crontab', '-l'])).out];
   const lines = crontabs.flatMap((text) => text.split('\n').filter(isNight)), times = lines.map((line) => nextOf(line, new Date())).filter((one) => one !== null).sort((one, other) => one.getTime() - other.getTime());
   if (lines.length > 0) return { by: 'cron', at: times[0] ?? null };
-  const unit = textIn('/etc/systemd/system').find(({ name, text }) => name.endsWith('.service') && text.split('\n').some((line) => /^ExecStart=/.test(line) && isNight(line)))?.name;
+  const unit = textsIn('/etc/systemd/system').find(({ name, text }) => name.endsWith('.service') && text.split('\n').some((line) => /^ExecStart=/.test(line) && isNight(line)))?.name;
   if (!unit) return { by: '', at: null };
   const told = await look(['systemctl', 'show', '--property=NextElapseUSecRealtime', unit.replace(/service$/, 'timer')], { env: { TZ: 'UTC' } }), [, day, hour] = /(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)/.exec(told.out) ?? [];
   return { by: 'systemd', at: day ? new Date(`${day}T${hour}Z`) : null };
@@ -7082,15 +7089,15 @@ async function scheduleOf(script) {
 
 /** Given a line of a crontab, returns when cron starts it next (crontab(5): of day and weekday one is enough when both are given); null when it does not within eight days, or its form is not known here. */
 function nextOf(line, now) {
-  const named = { '@daily': '0 0 * * *', '@midnight': '0 0 * * *', '@hourly': '0 * * * *', '@weekly': '0 0 * * 0' };
-  const [minute = '', hour = '', day = '', month = '', weekday = ''] = line.trim().replace(/^@\w+/, (word) => named[word] ?? '').split(/\s+/);
-  const fits = (field, value) => field.split(',').some((one) => {
-    const [, from, until, step] = /^(\*|\d+)(?:-(\d+))?(?:\/(\d+))?$/.exec(one) ?? [], first = from === '*' ? 0 : Number(from), last = from === '*' ? 99 : Number(until ?? (step ? 99 : from));
+  const short = { '@daily': '0 0 * * *', '@midnight': '0 0 * * *', '@hourly': '0 * * * *', '@weekly': '0 0 * * 0' };
+  const [minute = '', hour = '', day = '', month = '', weekday = ''] = line.trim().replace(/^@\w+/, (word) => short[word] ?? '').split(/\s+/);
+  const fits = (field, value, least = 0) => field.split(',').some((one) => {
+    const [, from, until, step] = /^(\*|\d+)(?:-(\d+))?(?:\/(\d+))?$/.exec(one) ?? [], first = from === '*' ? least : Number(from), last = from === '*' ? 99 : Number(until ?? (step ? 99 : from));
     return value >= first && value <= last && (value - first) % Number(step ?? 1) === 0;
   });
   for (let at = Math.ceil((now.getTime() + 1) / 60_000) * 60_000, end = at + 8 * 86_400_000; at < end; at += 60_000) {
-    const one = new Date(at), isDay = fits(day, one.getDate()), isWeekday = fits(weekday, one.getDay()) || fits(weekday, one.getDay() + 7);
-    if (fits(minute, one.getMinutes()) && fits(hour, one.getHours()) && fits(month, one.getMonth() + 1) && (day.startsWith('*') || weekday.startsWith('*') ? isDay && isWeekday : isDay || isWeekday)) return one;
+    const one = new Date(at), isDay = fits(day, one.getDate(), 1), isWeekday = fits(weekday, one.getDay()) || fits(weekday, one.getDay() + 7);
+    if (fits(minute, one.getMinutes()) && fits(hour, one.getHours()) && fits(month, one.getMonth() + 1, 1) && (day.startsWith('*') || weekday.startsWith('*') ? isDay && isWeekday : isDay || isWeekday)) return one;
   }
   return null;
 }
