@@ -4,21 +4,21 @@ import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 
-/** What became of a server. nights: how many the history tells; archives: how many are there; newestHours: the age of the last night; odd: by nights ago, what was not good; text: what its hostile names are made of. */
-export type Story = { nights: number; archives: number; newestHours?: number; gigabytes?: number; odd?: Record<number, 'warning' | 'failed' | 'missing'>; drillDays?: number; drillProven?: boolean; unprovenHours?: number; text?: string; noRecord?: boolean };
+/** What became of a server. nights: how many the history tells; archives: how many are there; newestHours: the age of the last night, by the storage's clock; liesHours: by how much its own clock makes it younger; quota: as the repository's config says; odd: by nights ago, what was not good; text: what its hostile names are made of. */
+export type Story = { nights: number; archives: number; newestHours?: number; liesHours?: number; quota?: string; gigabytes?: number; odd?: Record<number, 'warning' | 'failed' | 'missing'>; drillDays?: number; drillProven?: boolean; unprovenHours?: number; text?: string; noRecord?: boolean };
 
 const HOUR = 3_600_000;
 
 /** Given a folder, a name and a story, makes the repository with its key, and returns the server's entry in the operator's file. */
 export function makePast(folder: string, name: string, story: Story): Record<string, unknown> {
-  const { nights, archives, newestHours = 7, gigabytes = 3, odd = {}, text = '' } = story, own = path.join(folder, 'past', name), repository = path.join(folder, 'repositories', name), work = path.join(own, 'work');
+  const { nights, archives, newestHours = 7, liesHours = 0, gigabytes = 3, odd = {}, text = '' } = story, own = path.join(folder, 'past', name), repository = path.join(folder, 'repositories', name), work = path.join(own, 'work');
   fs.mkdirSync(path.join(work, 'record'), { recursive: true, mode: 0o700 });
   fs.mkdirSync(path.dirname(repository), { recursive: true });
   fs.writeFileSync(path.join(own, 'passphrase'), 'of a test\n', { mode: 0o600 });
   const env = { ...process.env, BORG_REPO: repository, BORG_KEY_FILE: path.join(own, 'key'), BORG_PASSPHRASE: 'of a test', BORG_BASE_DIR: path.join(own, 'borg'), BORG_SELFTEST: 'disabled', BORG_DISPLAY_PASSPHRASE: 'no', TZ: 'UTC' };
   const borg = (...words: string[]) => execFileSync('borg', words, { env, cwd: work, stdio: ['ignore', 'pipe', 'pipe'] });
   borg('init', '--encryption', 'keyfile-blake2');
-  const now = Date.now(), at = (nightsAgo: number) => new Date(now - (newestHours + 24 * nightsAgo) * HOUR), stamp = (time: Date) => time.toISOString().slice(0, 19), nameAt = (time: Date) => `${name}-${stamp(time)}`;
+  const now = Date.now(), at = (nightsAgo: number) => new Date(now - (newestHours - liesHours + 24 * nightsAgo) * HOUR), stamp = (time: Date) => time.toISOString().slice(0, 19), nameAt = (time: Date) => `${name}-${stamp(time)}`;
   fs.writeFileSync(path.join(repository, 'transactions'), `transaction 0, UTC time ${stamp(at(nights))}.000000\n`); // borg's own first one, of today
   const lines = Array.from({ length: nights }, (_, index) => nights - 1 - index).filter((ago) => odd[ago] !== 'missing').map((ago) => {
     const outcome = odd[ago] === undefined ? 'good' : odd[ago]!, wave = Math.sin(ago * 1.7 + name.length) + Math.sin(ago / 9), bytes = Math.round(gigabytes * 1e9 * (1.3 - ago / nights / 2 + wave / 200));
@@ -29,7 +29,7 @@ export function makePast(folder: string, name: string, story: Story): Record<str
   const save = (archive: string, time: Date, ...files: string[]) => {
     borg('create', '--timestamp', stamp(time), `::${archive}`, ...files);
     const number = Math.max(...fs.readdirSync(path.join(repository, 'data/0')).map(Number));
-    fs.appendFileSync(path.join(repository, 'transactions'), `transaction ${number}, UTC time ${stamp(time)}.000000\n`);
+    fs.appendFileSync(path.join(repository, 'transactions'), `transaction ${number}, UTC time ${stamp(new Date(time.getTime() - liesHours * HOUR))}.000000\n`);
   };
   for (let ago = archives - 1; ago >= 0; ago--) {
     if (odd[ago] === 'missing') continue;
@@ -40,6 +40,7 @@ export function makePast(folder: string, name: string, story: Story): Record<str
     if (odd[ago] !== 'failed') save(`proven-${archive}`, new Date(at(ago).getTime() + 60_000), 'record/history.jsonl');
   }
   if (story.unprovenHours !== undefined) save(nameAt(new Date(Date.now() - story.unprovenHours * HOUR)), new Date(Date.now() - story.unprovenHours * HOUR), 'record/manifest.json');
+  if (story.quota) fs.writeFileSync(path.join(repository, 'config'), fs.readFileSync(path.join(repository, 'config'), 'utf8').replace(/^storage_quota = .*$/m, `storage_quota = ${story.quota}`));
   fs.rmSync(work, { recursive: true });
   return { server: name, repository, keyFile: path.join(own, 'key'), passphraseFile: path.join(own, 'passphrase'), timeZone: 'Africa/Maputo' };
 }
