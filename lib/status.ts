@@ -32,7 +32,7 @@ export async function status(settings: Settings, script: string, remote: boolean
   const outcome = left ? 'down' : !isRecent || disorder ? 'failed' : last!.outcome === 'good' && !aboutDrills && !trouble ? 'good' : 'warning';
   const warnings = [...(disorder ? [disorder] : []), ...(isLost ? [`${good.archive} ${asked.archive ? 'has no proof in the repository' : 'is not in the repository any more'}`] : []), ...(trouble ? [`the repository was not asked: ${trouble}`] : []),
     ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : []), ...(aboutDrills ? [aboutDrills] : [])];
-  const next = left ? 'node backup.js recover' : isLost ? 'node backup.js list' : !isRecent || trouble ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : '';
+  const next = left ? 'node backup.js recover' : isLost ? 'node backup.js list' : !isRecent || trouble ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : last !== good ? 'node backup.js doctor' : '';
   const drill = certificate && { archive: certificate.archive, proven: certificate.proven, madeAt: certificate.madeAt, ageDays, restoreSeconds: certificate.restoreSeconds };
   const trend = trendOf(runs), change = trend?.growthBytes ?? 0;
   const facts = { server, outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend, drill, warnings, next, nextRun: { by: nextRun.by, at: nextRun.at?.toISOString() ?? null }, remote: asked };
@@ -45,7 +45,7 @@ export async function status(settings: Settings, script: string, remote: boolean
     line('next run', nextRun.at ? `${localTime(nextRun.at)}, in ${ago((nextRun.at.getTime() - Date.now()) / 3_600_000)} (${nextRun.by})` : nextRun.by ? `by ${nextRun.by}, when is not known here` : 'nothing starts it: node backup.js setup --schedule cron'),
     line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${ago(ageDays! * 24)} ago; a restore takes about ${span(drill.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
     ...(asked ? [line('repository', good ? `${asked.archive ? 'has that archive' : 'DOES NOT HAVE that archive'}${asked.proof ? ' and its proof' : ''}; newest proven: ${asked.newest || 'none'}` : `newest proven: ${asked.newest || 'none'}`)] : []),
-    ...(warnings.length === 0 ? [line('warnings', 'none')] : warnings.map((one, index) => line(index === 0 ? 'warnings' : '', one))), line('next', next || 'nothing to do')];
+    ...(warnings.length === 0 ? [line('warnings', 'none')] : warnings.map((one, index) => line(index === 0 ? 'warnings' : '', one))), line('next', next || (outcome === 'good' ? 'nothing to do' : 'see the warnings'))];
   if (mode.json) answer(JSON.stringify(facts));
   else if (!mode.quiet || outcome !== 'good') answer(screen.join('\n'));
   return outcome === 'good' ? 0 : outcome === 'warning' ? 1 : 2;

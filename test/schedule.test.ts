@@ -56,7 +56,7 @@ describe('started by cron and by systemd', { skip: cannotRun }, () => {
     assert.deepEqual([outcome, warnings], ['good', []]);
     const mails = (await host.must('cat /srv/mail')).split(/^(?=From: )/m), about = (words: RegExp) => mails.filter((mail) => words.test(mail));
     assert.ok(mails.every((mail) => /^Subject: .*failing\.js (--now|status) --quiet$/m.test(mail)), `of the good night there is no mail: ${mails.join('\n')}`);
-    assert.match(about(/^Subject: .* --now --quiet$/m)[0]!, /^backup: error: the `before` command failed\n {2}ran: {2}false\n[^]*services: nothing was stopped$/m);
+    assert.match(about(/^Subject: .* --now --quiet$/m)[0]!, /^backup: error: the `before` command failed \(exit code 1\)\n {2}ran: {2}false\n {2}services: nothing was stopped$/m);
     assert.match(about(/^Subject: .* status --quiet$/m)[0]!, /^CRITICAL: failing: no good backup yet$[^]*^ {2}next +node backup\.js doctor$/m);
     await product.set({ window: null });
     await answers();
@@ -76,7 +76,7 @@ describe('started by cron and by systemd', { skip: cannotRun }, () => {
   scenario('the timer\'s unit takes the backup, and what it started again lives on when the unit has ended', async () => {
     await product.expect(['setup', '--yes', '--schedule', 'systemd'], 0, /installed cold-backup\.timer/);
     assert.match(await host.must('systemctl list-timers --no-legend'), /cold-backup\.timer/);
-    await product.expect(['status'], 1, /^ {2}next run +\d{4}-\d\d-\d\d 02:00, in .* \(systemd\)$/m);
+    await product.expect(['status'], 1, /^ {2}next run +\d{4}-\d\d-\d\d 02:00, in .* \(systemd\)$/m, /^ {2}warnings +the last run failed: .*\n {2}next +node backup\.js doctor$/m);
     const past = await nights();
     await host.must('systemctl start cold-backup.service');
     assert.equal(await nights(), past + 1);
