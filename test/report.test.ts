@@ -59,7 +59,7 @@ describe('the report', { skip: cannotRunHere(['chromium']) }, () => {
     const told = JSON.parse(ended.out), of = (name: string) => told.find((one: any) => one.server === name);
     assert.deepEqual(told.map((one: any) => one.outcome), ['failed', 'unknown', 'warning', 'warning', 'good', 'good']);
     assert.deepEqual(['late', 'gone', 'web1', 'shop'].map((name) => [of(name).outcome, of(name).next]), [['failed', 'node backup.js doctor'], ['unknown', 'node backup.js audit gone'], ['good', ''], ['good', '']]);
-    assert.match(plain(rowOf('late')), /Failed late the last good backup is 2 days old node backup\.js doctor on late .* quota 200 kB · full in \d+ days/, 'by the storage\'s clock, whatever the server says');
+    assert.match(plain(rowOf('late')), /Failed late the last good backup is 2 days old node backup\.js doctor on late .* quota 50\.0 kB · full in \d+ days/, 'by the storage\'s clock, whatever the server says');
     assert.match(plain(rowOf('gone')), /Unknown gone could not be looked at now: .* node backup\.js audit gone on this computer/);
     assert.match(plain(sectionOf('gone')), /hint: \S/);
     assert.match(plain(rowOf('web1')), /Good web1 Nothing to do 0 min ago .* clean .* quota 5\.0 GB/);
