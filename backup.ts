@@ -4,7 +4,7 @@ import { dirname, join } from 'node:path';
 import minimist from 'minimist';
 import { settings } from './lib/settings.ts';
 import type { Settings } from './lib/settings.ts';
-import { HELP, VERSION, editedOrAsBuilt } from './lib/about.ts';
+import { VERSION, editedOrAsBuilt } from './lib/about.ts';
 import { Problem, answer, mode, sayError } from './lib/say.ts';
 import { meant } from './lib/rules.ts';
 import { loadSettings, printSettings, settingsAsJson, settingsSource, stateFoldersIn } from './lib/check.ts';
@@ -21,16 +21,16 @@ import { restoreInPlace } from './lib/inplace.ts';
 import { status } from './lib/status.ts';
 import { setup } from './lib/setup.ts';
 import { firstSettings } from './lib/answers.ts';
+import { COMMAND_TABLE, OPTION_TABLE, helpText } from './lib/help.ts';
 import { doctor } from './lib/doctor.ts';
 import { loadOperator } from './lib/operator.ts';
 import { audit } from './lib/audit.ts';
 import { prune } from './lib/prune.ts';
+import { report } from './lib/report.ts';
+import { statusOfAll } from './lib/overdue.ts';
 
-const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'drill', 'recover', 'borg', 'audit', 'prune'];
-const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'in-place', 'reindex', 'full', 'undo-plan', 'accept'];
-const OPTIONS_OF: Record<string, string[]> = { 'dry-run': ['', 'restore', 'prune'], now: [''], yes: ['setup', 'audit', 'prune'], ...Object.fromEntries(['server', 'stop', 'folders', 'volumes', 'window', 'language', 'quota'].map((option) => [option, ['setup']])), 'undo-plan': ['audit'], accept: ['audit'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], 'in-place': ['restore'], reindex: ['restore'], full: ['drill', 'audit'],
-  ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find', 'drill', ...(option === 'ssh-key' ? [] : ['setup'])]])) }; // all others go everywhere
-const VALUES = ['server', 'stop', 'folders', 'volumes', 'window', 'language', 'quota', 'settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
+const COMMANDS = Object.keys(COMMAND_TABLE).filter((name) => name !== '');
+const [FLAGS, VALUES] = [true, false].map((isFlag) => Object.keys(OPTION_TABLE).filter((name) => (OPTION_TABLE[name]!.value === '') === isFlag)) as [string[], string[]];
 
 type Options = { command: string; words: string[]; values: Record<string, string>; flags: Record<string, boolean> };
 
@@ -59,16 +59,17 @@ function readOptions(argv: string[]): Options {
   }
   const [command = '', ...words] = found._;
   if (command !== '' && command !== 'guard' && !COMMANDS.includes(command)) throw new Problem(`unknown command ${command}${meant(command, COMMANDS)}`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
-  for (const [option, commands] of Object.entries(OPTIONS_OF)) {
-    if (found[option] && !commands.includes(command)) throw new Problem(`--${option} does not go with ${command || 'taking the backup'}`, { exitCode: 64, hint: `it belongs to ${commands[0] || 'the backup itself'}` });
+  for (const [option, { commands }] of Object.entries(OPTION_TABLE)) {
+    if (found[option] && commands.length > 0 && !commands.includes(command) && !found.help) throw new Problem(`--${option} does not go with ${command || 'taking the backup'}`, { exitCode: 64, hint: `it belongs to ${commands[0] || 'the backup itself'}` });
   }
   for (const option of VALUES) {
     if (Array.isArray(found[option]) || found[option] === '') throw new Problem(`--${option} needs one value`, { exitCode: 64 });
   }
   if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
-  if (command === 'restore') refuseRestore(words, found.to ?? '', found);
-  if (command === 'find' && !words[0]) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
-  const most: Record<string, number> = { list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity, audit: Infinity, prune: Infinity };
+  for (const option of ['lang', 'language']) if (found[option] && !['en', 'es'].includes(found[option])) throw new Problem(`--${option} ${found[option]}: it is 'en' or 'es'`, { exitCode: 64 });
+  if (command === 'restore' && !found.help) refuseRestore(words, found.to ?? '', found);
+  if (command === 'find' && !words[0] && !found.help) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
+  const most: Record<string, number> = { help: 1, list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity, audit: Infinity, prune: Infinity, report: Infinity, status: found.all ? Infinity : 0 };
   if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
     color: found.colour && !process.env.NO_COLOR && Boolean(process.stderr.isTTY) });
@@ -86,21 +87,23 @@ function refuseRestore(words: string[], to: string, flags: Record<string, unknow
 /** Given the command line without node and script, does what it says. Returns the exit code. */
 async function command(argv: string[]): Promise<number> {
   const { command: name, words, values, flags } = readOptions(argv);
-  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
+  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune', 'report', 'status'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]!), file = values.settings!;
-  if (flags.help) return said(HELP.trimEnd());
+  if (flags.help || name === 'help') return said(helpText(name === 'help' ? words[0] ?? '' : name));
   if (flags.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
   if (name === 'recover') return recoverAll(script, file);
   if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
   if (name === 'audit') return audit(settings, loadOperator(script, file), words, { full: flags.full!, accept: flags.accept!, yes: flags.yes!, undoPlan: flags['undo-plan']! });
   if (name === 'prune') return prune(settings, loadOperator(script, file), words, flags.yes!);
+  if (name === 'report') return report(settings, loadOperator(script, file), words, values.to!, values.lang!);
+  if (name === 'status' && flags.all) return statusOfAll(loadOperator(script, file), words);
   if (name === 'setup') await answerFirst(script, file, values, flags.yes!);
   const loaded = values.repository && name !== 'setup' ? bareMachine(values) : loadSettings(settings, script, file);
   const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
   if (flags['print-settings']) return said(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
   if (name === 'setup') return setup(loaded, script, { yes: flags.yes!, schedule: values.schedule!, quota: values.quota!, keyFile: values['key-file']!, passphraseFile: values['passphrase-file']! });
   if (name === 'doctor') return doctor(loaded, script);
-  if (name === 'status') return status(loaded.settings);
+  if (name === 'status') return status(loaded.settings, script, flags.remote!);
   if (name === 'list') return list(loaded.settings, server, words);
   if (name === 'find') return find(loaded.settings, server, words);
   if (name === 'restore' && flags['in-place']) {

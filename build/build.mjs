@@ -43,6 +43,7 @@ const CHAPTERS = [
   { file: 'lib/ledger.ts', title: 'LEDGER' },
   { file: 'lib/swap.ts', title: 'SWAP' },
   { file: 'lib/pause.ts', title: 'PAUSE' },
+  { file: 'lib/words.ts', title: 'WORDS' },
   { file: 'lib/runbook.ts', title: 'RESTORE.MD' },
   { file: 'lib/record.ts', title: 'RECORD' },
   { file: 'lib/commands.ts', title: 'COMMANDS' },
@@ -64,11 +65,12 @@ const CHAPTERS = [
   { file: 'lib/serverchecks.ts', title: 'SERVER CHECKS' },
   { file: 'lib/rehearsal.ts', title: 'REHEARSAL' },
   { file: 'lib/drill.ts', title: 'DRILL' },
+  { file: 'lib/schedule.ts', title: 'SCHEDULE' },
   { file: 'lib/status.ts', title: 'STATUS' },
   { file: 'lib/doctor.ts', title: 'DOCTOR' },
-  { file: 'lib/schedule.ts', title: 'SCHEDULE' },
   { file: 'lib/answers.ts', title: 'ANSWERS' },
   { file: 'lib/setup.ts', title: 'SETUP' },
+  { file: 'lib/help.ts', title: 'HELP' },
   { file: 'backup.ts', title: 'MAIN PROGRAM' },
   null, // here the operator's part begins
   { file: 'lib/operator.ts', title: 'OPERATOR' },
@@ -80,6 +82,14 @@ const CHAPTERS = [
   { file: 'lib/retention.ts', title: 'RETENTION' },
   { file: 'lib/pruning.ts', title: 'PRUNING' },
   { file: 'lib/prune.ts', title: 'PRUNE' },
+  { file: 'lib/overdue.ts', title: 'OVERDUE' },
+  { file: 'lib/fleet.ts', title: 'FLEET' },
+  { file: 'lib/reportwords.ts', title: 'REPORT IN WORDS' },
+  { file: 'lib/charts.ts', title: 'CHARTS' },
+  { file: 'lib/verdict.ts', title: 'VERDICT' },
+  { file: 'lib/style.ts', title: 'STYLE' },
+  { file: 'lib/page.ts', title: 'PAGE OF A SERVER' },
+  { file: 'lib/report.ts', title: 'REPORT' },
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
 const MOST_LINES = { readable: 8600, operator: 1800 };

@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 64b2e2567ca208c396a0bcbe3f811a4f21733d3d8ce4c2d5103b380704f8891f
+// Checksum of all but the settings: 3e4d3c482d83ed07d0d552bbd852d2d078c577bb109153f238b2e6eca0761a9a
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -43,6 +43,7 @@
 //   ==== LEDGER ====           The ledger: what a run has stopped, on disk before each stop.
 //   ==== SWAP ====             The swap: what was restored takes its place and the old contents go aside, by rename(2) alone.
 //   ==== PAUSE ====            The pause: stop the parts, each seen stopped, and start them again, each seen running.
+//   ==== WORDS ====            What is written for people in their own language: RESTORE.md, the recovery sheet.
 //   ==== RESTORE.MD ====       RESTORE.md: how to bring back this very archive by hand, with borg.
 //   ==== RECORD ====           The record that travels in every archive: manifest.json (plan, passport, proof), RESTORE.md.
 //   ==== COMMANDS ====         The commands of a night: the borg calls of its three passes, and the dry run.
@@ -64,11 +65,12 @@
 //   ==== SERVER CHECKS ====    What a drill asks of the copy once it runs: whether every database opens, libraries load.
 //   ==== REHEARSAL ====        The rehearsal of a drill: extracts the clusters of an archive into the drill's scratch folder.
 //   ==== DRILL ====            The drill: a restore, rehearsed.
-//   ==== STATUS ====           Is there a good recent backup? Answers from the state folder alone.
+//   ==== SCHEDULE ====         The schedule: what starts this script at night, and when next; and, only when somebody says so.
+//   ==== STATUS ====           Is there a good recent backup, and what is to be done? Answers from the state folder alone.
 //   ==== DOCTOR ====           The doctor: everything that can be checked while all runs.
-//   ==== SCHEDULE ====         The schedule, installed only when somebody says so: lines of cron, or timers of systemd.
 //   ==== ANSWERS ====          The walk for a server that has no settings yet: questions on a terminal.
 //   ==== SETUP ====            Setup: make what is missing (ssh key, passphrase, known host, repository with its key.
+//   ==== HELP ====             What the command line knows: commands, options, exit codes, as data.
 //   ==== MAIN PROGRAM ====     The command line: which command, with which options.
 //   ==== OPERATOR'S PART ====  What follows runs only on the operator's own machine.
 //   ==== OPERATOR ====         The operator's own computer: its settings name every server with full access to its repository.
@@ -80,6 +82,14 @@
 //   ==== RETENTION ====        Which archives stay.
 //   ==== PRUNING ====          A repository pruned in a hard-linked copy beside it, which no server can reach: delete.
 //   ==== PRUNE ====            Retention, from the operator's computer, after a clean audit: what goes, what is refused.
+//   ==== OVERDUE ====          Which servers have no recent backup? Asked on the operator's computer, as often as cron likes.
+//   ==== FLEET ====            What the operator knows of each server, for the report: out of the ledger.
+//   ==== REPORT IN WORDS ====  The words of the report, one table a language, with the same keys (a test compares them).
+//   ==== CHARTS ====           HTML in which nothing from outside can become markup, and the report's pictures.
+//   ==== VERDICT ====          What is to be said of each server, and the one next step.
+//   ==== STYLE ====            How the report looks: light, dark, narrow, on paper.
+//   ==== PAGE OF A SERVER ==== The report's page of one server: its state and next step, the nights of a year, three curves.
+//   ==== REPORT ====           The report: one HTML file with everything in it, for people who want to see it at a glance.
 //   ==== LIBRARIES ====        Written by others and compiled: nothing to edit.
 'use strict';
 
@@ -189,7 +199,7 @@ async function takeBackup(loaded, script) {
     throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
   }
   const night = beginNight(loaded, script);
-  await tell(settings, messageOf(night.line, [], 'start', ''));
+  await tell(settings, messageOf(night.line, [], 'start', '', settings.language));
   try {
     await runTheNight(night);
   } catch (error) {
@@ -351,7 +361,7 @@ async function endNight(night, error) {
   const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
   if (error) sayError(error, services);
   const ended = finishedLine(night, error);
-  await tell(settings, messageOf(ended, night.down, ended.outcome, services));
+  await tell(settings, messageOf(ended, night.down, ended.outcome, services, settings.language));
   const line = finishedLine(night, error); // a messenger that failed is a warning, too
   try {
     remember(settings.stateFolder, line);
@@ -388,49 +398,6 @@ function editedOrAsBuilt(text) {
   const rest = text.replace(sum, '').replace(/^const settings = \{[^]*?^\};/m, '');
   return createHash('sha256').update(rest).digest('hex') === sum ? 'as built' : 'edited';
 }
-
-/** What `--help` prints: at most 40 lines of 80 columns. */
-const HELP = `backup.js - stop everything, copy the files with borg, start everything again
-
-usage: node backup.js [COMMAND] [OPTIONS]
-
-  (no command)           take the backup: this is what crontab calls
-  setup                  make settings, keys, passphrase, repository; it asks
-  doctor                 check everything that can be checked while all runs
-  status                 is there a good recent backup? (for monitoring, too)
-  list [ARCHIVE [PATH]]  the archives, or the files in one
-  find PATTERN           which archives hold this file, in which versions
-  restore ARCHIVE|latest [PATH ...] --to FOLDER [--mend-links]
-  restore ARCHIVE|latest --in-place [PART ...] [--reindex]
-                         into a new folder, or where it was; never over it
-  drill [ARCHIVE] [--full]  rehearse a restore: extract, start, check, discard
-  recover                start whatever an interrupted run left stopped
-  borg ARGS...           borg itself, with this server's repository and key
-on the operator's computer:
-  audit [SERVER...] [--undo-plan] [--accept] [--full]  was it tampered with?
-  prune [SERVER...] [--yes]      retention, after a clean audit
-
-  --dry-run              only say what would be done: backup, restore, prune
-  --now                  take the backup outside the window, too
-  --settings FILE        in place of the settings in backup.js or beside it
-  --print-settings       each setting in force, and where it comes from
-  --repository, --key-file, --passphrase-file, --ssh-key
-                         list, find, restore, drill: in place of settings
-  --yes, --schedule cron|systemd, --quota, and each answer as --server,
-  --stop, --folders, --volumes, --window, --language: setup
-  --json                 one JSON document on stdout, all else on stderr
-  --quiet, --verbose     only warnings and errors (for cron's mail); all looks
-  --no-color, --version, --help
-
-exit codes
-  0  good                        1  done, but a warning needs attention
-  2  failed: no new good backup; everything that was stopped runs again
-  3  something that was stopped IS NOT RUNNING: act now
-  64 wrong usage or settings     75 not now: another run, or outside the window
-  128+n  ended by signal n, after everything was started again
-
-first time:  node backup.js setup   then:  node backup.js --dry-run
-`;
 
 // =========================================================================================================
 // ==== SAY ====
@@ -1163,6 +1130,7 @@ const must = (be, isRight, known = []) => (value, at, wrong) =>
   isRight(value) || wrong(at, `must be ${be}, not ${shown(value)}${isLine(value) ? meant(value, known) : ''}`);
 const like = (pattern, be) => must(be, (value) => isLine(value) && pattern.test(value));
 const oneOf = (...known) => must(known.map((one) => `'${one}'`).join(' or '), (value) => known.some((one) => one === value), known);
+const aLanguage = oneOf('en', 'es');
 const aNumber = (least, most, kind) => must(`a ${kind === 'whole' ? 'whole ' : ''}number from ${least} to ${most}, without quotes`,
   (value) => typeof value === 'number' && value >= least && value <= most && (kind === 'any' || Number.isInteger(value)));
 const yesOrNo = must('true or false, without quotes', (value) => typeof value === 'boolean');
@@ -1298,7 +1266,7 @@ const TABLE = [ // the initial value is always right
   { name: 'drill.queries', initial: [], rule: aListOf(aQuery), help: 'asked of every restored database: { cluster, database, sql, expect }' },
   { name: 'drill.folder', initial: '', rule: aPath, help: "scratch space; '' = in the state folder" },
   { name: 'drill.maxAgeDays', initial: 8, rule: aNumber(0, 10_000, 'any'), help: 'status: an older drill is a warning; 0 = no drills here' },
-  { name: 'language', initial: 'en', rule: oneOf('en', 'es'), help: 'of what is written for people' },
+  { name: 'language', initial: 'en', rule: aLanguage, help: 'of what is written for people' },
   { name: 'stateFolder', initial: '/var/lib/cold-backup', rule: aPath, help: 'history, ledger, transcripts, cache of borg' },
 ];
 
@@ -4087,6 +4055,89 @@ function servicesNow(ledger, down) {
 }
 
 // =========================================================================================================
+// ==== WORDS ====
+// What is written for people in their own language: RESTORE.md, the recovery sheet, the subjects of messages. One table a language, with the same keys (a test
+// compares them). What the terminal says, settings, commands and code stay English. Texts within a python block hold no quotes.
+
+const ENGLISH = {
+  restore: {
+    title: (archive) => `Restore ${archive}`, passphrase: 'passphrase', no: 'no', none: 'none',
+    intro: (server, madeAt, system, architecture) => `Everything that server \`${server}\` saved on ${madeAt}, with all services stopped. It ran ${system} on ${architecture}; the new machine must have the same architecture.`,
+    readOn: (part) => `Read on to the end before you begin. Paste the blocks into one root shell (bash), one after the other; go on when a block has ended without an error. For one folder, or only a look: do the first chapter, then "${part}".`,
+    reach: 'Reach the repository', software: 'The same software', owners: 'The owners of the files', room: 'Stop what runs here, and make room', extract: 'Extract', containers: 'The containers', checks: 'PostgreSQL alone, and is everything there?', start: 'Start, in this order', back: 'To go back', part: 'Only a part',
+    need: (isRemote) => `You need the key file and the passphrase (both are on the recovery sheet; \`borg key import --paper\` makes the file from it)${isRemote ? ' and an ssh key that the storage lets in (its keeper adds one)' : ''}. Change these lines to where they are:`,
+    aside: 'old contents are moved aside under this name', versions: '1.2 or 1.4',
+    record: '`record/manifest.json` holds all that is known of the old machine, `record/backup.js` and `record/backup.settings.js` the script that made this archive and its settings.',
+    fits: (versions) => `Files of PostgreSQL fit the same major version only (here: ${versions}), and every extension has to be there, in the same version or a newer one. A newer minor version is good.`,
+    fromThere: 'it came from there', sameOrNewest: 'the same version, or the newest', packages: (list) => `It had these packages: ${list}.`, noPackage: (command) => `If this Debian has no such package any more: \`${command}\`, and the block again.`, unowned: (list) => `In no package, so bring them from elsewhere: ${list}`,
+    locale: 'A database whose locale is missing lets nobody in:', byName: 'By name; the number may be another one here.', notHere: 'What does not exist here yet cannot be stopped: that is no error.', nothingStopped: 'nothing was stopped for this backup', comeBack: 'These come back. What lies there now is moved aside, nothing is deleted:', noPostgres: 'no PostgreSQL may run there',
+    above: 'The folders above them are not in the archive, and borg would make them so that nobody but root can enter:', system: (list, command) => `${list} cannot be moved aside on a machine that runs. Extract it elsewhere and take what you need: \`${command}\``,
+    volumes: 'Docker has to know its volumes before they are filled:', numbers: 'files in volumes belong to numbers, not names', takesLong: 'It takes long, and says nothing unless `--progress` is added after `extract`.',
+    noFiles: 'They are no files, so they are made again, not started yet. These were (values of the environment are not in the archive, they may be secrets):',
+    container: (name, image, digest, restart, user, ports, mounts, environment, project) => `\`${name}\`: image \`${image}\` (${digest}), restart ${restart}${user && `, user ${user}`}, ports ${ports}, mounts ${mounts}, environment ${environment}${project && `, project ${project}`}`,
+    inFolder: (project, folder) => `${project} in ${folder}`, lost: (project, files) => `The files of project ${project} are not in this archive: ${files}. Bring them, and run \`docker compose create\` in their folder.`, byHand: (names) => `Make ${names} with \`docker create --name ...\` as above.`,
+    digest: 'An image from a registry is exactly the same with its digest: `docker pull NAME@sha256:...`. A newer major version of a database does not start on the old files.',
+    alone: 'Nobody can reach it from elsewhere yet, and it sends nothing anywhere. If it does not start, its log says why: `/var/log/postgresql/`.', counted: 'Every table is counted, and compared with what was counted while everything ran, shortly before the backup: small differences are what happened in between.',
+    recorded: 'recorded', here: 'here', tooLarge: 'None: too large to be counted then', result: '%d tables are as recorded, %d errors', good: 'Good? Then the clusters are stopped again, to be started as usual:',
+    partitions: (table) => `rows of ${table} may lie in the wrong partition: look at its bounds`, sorted: (libraries) => `Texts were sorted by ${libraries.join(' and ')}. If these are others here, the indexes that depend on them are built anew (else this does nothing):`,
+    programs: (names) => `Programs and units of ${names} are in this archive only if their files are among the paths above: else install them first.`, inContainers: 'PostgreSQL in containers, as soon as it answers:',
+    twoOfIt: 'Before applications and users come back: archiving, replication slots and subscriptions now work as on the old machine. If that one still runs, there are two of it.',
+    stays: 'Is this machine to stay? `mkdir /opt/cold-backup`, `backup.js` and `backup.settings.js` from `/root/restore/record` into it, key and passphrase where those settings say, and `node backup.js setup`.',
+    toGoBack: 'To what was here before: stop as above, then for each path that had old contents (a mount point has them inside, in `.$AWAY`):', remove: 'When all is good for some days, remove the old contents: everything whose name ends with `$AWAY`.',
+    onlyPart: 'One folder or file, into an empty folder; nothing that exists is touched. Paths are written without the first slash, and `borg list "::$ARCHIVE"` shows them:', look: (name) => `PostgreSQL ${name} beside whatever runs here, only to look (\`shared_preload_libraries=\` keeps jobs from running; an extension that has to be loaded so needs its name there):`,
+    rootAlone: 'borg made these for root alone', elseRunning: 'else it would write into those of the running cluster', goOnLooking: 'leave this line away to go on looking; then remove the folder',
+  },
+  sheet: {
+    title: (server) => `RECOVERY SHEET of server ${server}`, print: 'Print this, keep it on paper away from the server, then remove this file.', whoHas: 'Whoever has it and can reach the storage can read every backup.', repository: 'repository', passphrase: 'passphrase',
+    how: 'When the server is gone: RESTORE.md in every archive says how. First: borg key import --paper ::',
+  },
+  message: {
+    outcome: { start: 'start', good: 'good', warning: 'warning', failed: 'failed', down: 'down' }, start: 'the backup begins', good: (time) => `good backup, down ${time}`, warning: (number, time) => `backup with ${number} ${number === 1 ? 'warning' : 'warnings'}, down ${time}`,
+    failed: (error) => `NO new backup: ${error}`, down: (parts) => `SERVICES NOT RUNNING: ${parts}`, drill: (archive, error) => `drill of ${archive}: ${error}`, newest: 'the newest archive', runOf: (time, error, services) => `run of ${time}: ${error}; ${services}`, restoreOf: (time, error, services) => `restore of ${time}: ${error}; ${services}`,
+  },
+};
+
+const SPANISH = {
+  restore: {
+    title: (archive) => `Restaurar ${archive}`, passphrase: 'frase de paso', no: 'no', none: 'ninguno',
+    intro: (server, madeAt, system, architecture) => `Todo lo que el servidor \`${server}\` guardó el ${madeAt}, con todos los servicios detenidos. Funcionaba con ${system} en ${architecture}; la máquina nueva debe tener la misma arquitectura.`,
+    readOn: (part) => `Lea hasta el final antes de empezar. Pegue los bloques, uno tras otro, en una misma shell de root (bash); continúe cuando cada bloque haya terminado sin errores. Para recuperar una sola carpeta, o solo mirar: siga el primer capítulo y después «${part}».`,
+    reach: 'Acceder al repositorio', software: 'El mismo software', owners: 'Los propietarios de los archivos', room: 'Detener lo que está en marcha aquí y hacer sitio', extract: 'Extraer', containers: 'Los contenedores', checks: 'PostgreSQL a solas: ¿está todo?', start: 'Arrancar, en este orden', back: 'Para volver atrás', part: 'Solo una parte',
+    need: (isRemote) => `Necesita el archivo de clave y la frase de paso (ambos están en la hoja de recuperación; \`borg key import --paper\` crea el archivo a partir de ella)${isRemote ? ' y una clave ssh que el almacenamiento acepte (la añade quien lo administra)' : ''}. Ajuste estas líneas según dónde estén:`,
+    aside: 'lo que había se aparta con este nombre', versions: '1.2 o 1.4',
+    record: '`record/manifest.json` contiene todo lo que se sabe de la máquina antigua; `record/backup.js` y `record/backup.settings.js`, el script que creó esta copia y su configuración.',
+    fits: (versions) => `Los archivos de PostgreSQL solo sirven con la misma versión mayor (aquí: ${versions}), y todas las extensiones deben estar instaladas, en la misma versión o en una posterior. Una versión menor posterior es válida.`,
+    fromThere: 'procedía de ahí', sameOrNewest: 'la misma versión o la más reciente', packages: (list) => `Tenía estos paquetes: ${list}.`, noPackage: (command) => `Si este Debian ya no ofrece ese paquete: \`${command}\`, y repita el bloque.`, unowned: (list) => `No pertenecen a ningún paquete, así que tráigalos de otro sitio: ${list}`,
+    locale: 'Una base de datos cuya configuración regional falta no admite conexiones:', byName: 'Por nombre; aquí el número puede ser otro.', notHere: 'Lo que todavía no existe aquí no se puede detener: no es un error.', nothingStopped: 'no se detuvo nada para esta copia', comeBack: 'Esto es lo que se recupera. Lo que haya ahora ahí se aparta; no se borra nada:', noPostgres: 'ahí no debe haber ningún PostgreSQL en marcha',
+    above: 'Las carpetas superiores no están en la copia, y borg las crearía de modo que solo root pudiera entrar:', system: (list, command) => `${list} no se puede apartar en una máquina en marcha. Extráigalo en otro sitio y tome lo que necesite: \`${command}\``,
+    volumes: 'Docker debe conocer sus volúmenes antes de llenarlos:', numbers: 'los archivos de los volúmenes pertenecen a números, no a nombres', takesLong: 'Tarda bastante y no muestra nada, salvo que añada `--progress` después de `extract`.',
+    noFiles: 'No son archivos, así que se crean de nuevo, sin arrancarlos todavía. Eran estos (los valores del entorno no están en la copia, porque pueden ser secretos):',
+    container: (name, image, digest, restart, user, ports, mounts, environment, project) => `\`${name}\`: imagen \`${image}\` (${digest}), reinicio ${restart}${user && `, usuario ${user}`}, puertos ${ports}, montajes ${mounts}, entorno ${environment}${project && `, proyecto ${project}`}`,
+    inFolder: (project, folder) => `${project} en ${folder}`, lost: (project, files) => `Los archivos del proyecto ${project} no están en esta copia: ${files}. Tráigalos y ejecute \`docker compose create\` en su carpeta.`, byHand: (names) => `Cree ${names} con \`docker create --name ...\` según lo anterior.`,
+    digest: 'Con su digest, la imagen de un registro es exactamente la misma: `docker pull NOMBRE@sha256:...`. Una versión mayor posterior de una base de datos no arranca con los archivos antiguos.',
+    alone: 'Nadie puede conectarse todavía desde fuera, y no envía nada a ningún sitio. Si no arranca, su registro dice por qué: `/var/log/postgresql/`.', counted: 'Se cuentan las filas de todas las tablas y se comparan con las que había poco antes de la copia, con todo en marcha: las diferencias pequeñas son lo que ocurrió entre medias.',
+    recorded: 'anotadas', here: 'aquí', tooLarge: 'None: era demasiado grande para contarla', result: '%d tablas tal como se anotaron, %d errores', good: '¿Todo bien? Entonces los clústeres se vuelven a detener, para arrancarlos de la forma habitual:',
+    partitions: (table) => `puede haber filas de ${table} en una partición equivocada: revise sus límites`, sorted: (libraries) => `Los textos se ordenaban con ${libraries.join(' y ')}. Si aquí son otras versiones, se reconstruyen los índices que dependen de ellas (si no, esto no hace nada):`,
+    programs: (names) => `Los programas y unidades de ${names} están en esta copia solo si sus archivos figuran entre las rutas anteriores; si no, instálelos antes.`, inContainers: 'PostgreSQL en contenedores, en cuanto responda:',
+    twoOfIt: 'Antes de que vuelvan las aplicaciones y los usuarios: el archivado, los slots de replicación y las suscripciones funcionan ahora como en la máquina antigua. Si aquella sigue en marcha, habrá dos iguales.',
+    stays: '¿Esta máquina va a sustituir a la antigua? `mkdir /opt/cold-backup`, copie allí `backup.js` y `backup.settings.js` desde `/root/restore/record`, ponga la clave y la frase de paso donde dice esa configuración y ejecute `node backup.js setup`.',
+    toGoBack: 'A lo que había antes: detenga todo como arriba y, después, para cada ruta que tuviera contenido anterior (un punto de montaje lo tiene dentro, en `.$AWAY`):', remove: 'Cuando todo lleve unos días funcionando bien, elimine el contenido anterior: todo aquello cuyo nombre termina en `$AWAY`.',
+    onlyPart: 'Una carpeta o un archivo, en una carpeta vacía; no se toca nada de lo que existe. Las rutas se escriben sin la primera barra, y `borg list "::$ARCHIVE"` las muestra:', look: (name) => `PostgreSQL ${name} junto a lo que esté en marcha aquí, solo para mirar (\`shared_preload_libraries=\` evita que se ejecuten tareas; una extensión que deba cargarse así necesita que su nombre figure ahí):`,
+    rootAlone: 'borg las creó solo para root', elseRunning: 'de lo contrario, escribiría en los del clúster en marcha', goOnLooking: 'omita esta línea para seguir mirando; después elimine la carpeta',
+  },
+  sheet: {
+    title: (server) => `HOJA DE RECUPERACIÓN del servidor ${server}`, print: 'Imprima esta hoja, guárdela en papel lejos del servidor y elimine después este archivo.', whoHas: 'Quien la tenga y pueda acceder al almacenamiento podrá leer todas las copias.', repository: 'repositorio', passphrase: 'frase de paso',
+    how: 'Si se pierde el servidor: el archivo RESTORE.md de cada copia explica cómo recuperarlo. Primero: borg key import --paper ::',
+  },
+  message: {
+    outcome: { start: 'inicio', good: 'correcto', warning: 'aviso', failed: 'fallo', down: 'detenido' }, start: 'empieza la copia', good: (time) => `copia correcta, servicios detenidos ${time}`, warning: (number, time) => `copia con ${number} ${number === 1 ? 'aviso' : 'avisos'}, servicios detenidos ${time}`,
+    failed: (error) => `NO hay copia nueva: ${error}`, down: (parts) => `SERVICIOS DETENIDOS: ${parts}`, drill: (archive, error) => `simulacro de ${archive}: ${error}`, newest: 'la copia más reciente', runOf: (time, error, services) => `ejecución de ${time}: ${error}; ${services}`, restoreOf: (time, error, services) => `restauración de ${time}: ${error}; ${services}`,
+  },
+};
+
+const WORDS = { en: ENGLISH, es: SPANISH };
+
+// =========================================================================================================
 // ==== RESTORE.MD ====
 // RESTORE.md: how to bring back this very archive by hand, with borg, the key file and the passphrase alone, for somebody who has never seen this
 // script. Facts of the night are filled in, nothing is told that this archive does not need, and every block can be pasted as it stands: a test
@@ -4102,12 +4153,13 @@ const strict = (lines) => block(['( set -e', ...lines, ')']); // pasted or not, 
 const outermost = (places) => [...new Set(places)].filter((one, _, all) => !all.some((other) => other !== one && isBelow(one, other)));
 const stored = (places) => q(...places.map((one) => `pp:${one.slice(1)}`));
 
-/** Given the manifest of an archive, returns its RESTORE.md. */
-function restoreText(manifest) {
+/** Given the manifest of an archive and a language, returns its RESTORE.md: the same commands in every language. */
+function restoreText(manifest, language) {
+  const w = WORDS[language].restore;
   const clusters = manifest.plan.clusters.filter((one) => one.container === '');
   const places = placesOf(manifest, clusters);
-  const parts = [...reach(manifest), ...software(manifest, clusters), ...owners(manifest, places), ...makeRoom(manifest, clusters, places), ...extraction(manifest, places),
-    ...containersAgain(manifest), ...checks(manifest, clusters), ...start(manifest, clusters), ...goingBack(places), ...onlyAPart(manifest, clusters, places)];
+  const parts = [...reach(manifest, w), ...software(manifest, clusters, w), ...owners(manifest, places, w), ...makeRoom(manifest, clusters, places, w), ...extraction(manifest, places, w),
+    ...containersAgain(manifest, w), ...checks(manifest, clusters, w), ...start(manifest, clusters, w), ...goingBack(places, w), ...onlyAPart(manifest, clusters, places, w)];
   let number = 0; // of those chapters that this archive needs
   return parts.map((one) => one.replace(/^## \d+/, () => `## ${++number}`)).join('\n\n') + '\n';
 }
@@ -4118,20 +4170,16 @@ function placesOf({ plan }, clusters) {
   return { byName: outermost(all.filter((one) => !SYSTEM.test(one))).sort(), byNumber: outermost(byNumber), system: outermost(all.filter((one) => SYSTEM.test(one))) };
 }
 
-function reach({ archive, server, madeAt, plan, host }) {
+function reach({ archive, server, madeAt, plan, host }, w) {
   const isRemote = !plan.repository.startsWith('/');
-  return [`# Restore ${archive}`,
-    `Everything that server \`${server}\` saved on ${madeAt}, with all services stopped. It ran ${host.osRelease.PRETTY_NAME ?? os.type()} on ${host.architecture}; the new machine must have the same architecture.\n` +
-    'Read on to the end before you begin. Paste the blocks into one root shell (bash), one after the other; go on when a block has ended without an error. For one folder, or only a look: do the first chapter, then "Only a part".',
-    '## 1. Reach the repository',
-    `You need the key file and the passphrase (both are on the recovery sheet; \`borg key import --paper\` makes the file from it)${isRemote ? ' and an ssh key that the storage lets in (its keeper adds one)' : ''}. Change these lines to where they are:`,
-    block([`export BORG_REPO=${q(plan.repository)}`, 'export BORG_KEY_FILE=/root/borg_key', ...(isRemote ? [`export BORG_RSH='ssh -i /root/.ssh/id_ed25519'`] : []), 'read -rs -p "passphrase: " BORG_PASSPHRASE']),
-    block(['export BORG_PASSPHRASE BORG_RELOCATED_REPO_ACCESS_IS_OK=yes LC_ALL=C.UTF-8', `export ARCHIVE=${q(archive)} AWAY="before-$(date +%Y%m%d-%H%M%S)"   # old contents are moved aside under this name`,
-      'command -v borg >/dev/null || { apt-get update && apt-get install --yes borgbackup; }   # 1.2 or 1.4', 'mkdir -p /root/restore && cd /root/restore && borg extract "::$ARCHIVE" record && ls record']),
-    '`record/manifest.json` holds all that is known of the old machine, `record/backup.js` and `record/backup.settings.js` the script that made this archive and its settings.'];
+  return [`# ${w.title(archive)}`, `${w.intro(server, madeAt, host.osRelease.PRETTY_NAME ?? os.type(), host.architecture)}\n${w.readOn(w.part)}`, `## 1. ${w.reach}`, w.need(isRemote),
+    block([`export BORG_REPO=${q(plan.repository)}`, 'export BORG_KEY_FILE=/root/borg_key', ...(isRemote ? [`export BORG_RSH='ssh -i /root/.ssh/id_ed25519'`] : []), `read -rs -p "${w.passphrase}: " BORG_PASSPHRASE`]),
+    block(['export BORG_PASSPHRASE BORG_RELOCATED_REPO_ACCESS_IS_OK=yes LC_ALL=C.UTF-8', `export ARCHIVE=${q(archive)} AWAY="before-$(date +%Y%m%d-%H%M%S)"   # ${w.aside}`,
+      `command -v borg >/dev/null || { apt-get update && apt-get install --yes borgbackup; }   # ${w.versions}`, 'mkdir -p /root/restore && cd /root/restore && borg extract "::$ARCHIVE" record && ls record']),
+    w.record];
 }
 
-function software(manifest, clusters) {
+function software(manifest, clusters, w) {
   const { packages, containers } = manifest, isDebian = Object.keys(packages.all).some((name) => name === 'dpkg');
   const names = [...(clusters.length > 0 ? Object.keys(packages.needed).filter((name) => !/^(libc6|libicu\d*|tzdata|nodejs|borgbackup)/.test(name)) : []),
     ...(containers.length > 0 ? Object.keys(packages.all).filter((name) => /^(docker\.io|docker-ce|docker-compose.*|containerd(\.io)?)$/.test(name)) : [])];
@@ -4139,17 +4187,17 @@ function software(manifest, clusters) {
   const exact = names.map((name) => `${name.split(':')[0]}=${packages.all[name]}`);
   const pgdg = exact.some((one) => one.includes('pgdg'));
   const versions = [...new Set(clusters.map((one) => one.version))].join(', ');
-  return ['## 2. The same software', ...(versions ? [`Files of PostgreSQL fit the same major version only (here: ${versions}), and every extension has to be there, in the same version or a newer one. A newer minor version is good.`] : []),
+  return [`## 2. ${w.software}`, ...(versions ? [w.fits(versions)] : []),
     isDebian ? strict([`missing=; for package in ${q(...exact)}; do`, `  [ "$(dpkg-query -Wf '\${db:Status-Status}' "\${package%%=*}" 2>/dev/null)" = installed ] || missing="$missing $package"; done`,
-      'if [ -n "$missing" ]; then', '  apt-get update', ...(pgdg ? ['  apt-get install --yes postgresql-common ca-certificates && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y   # it came from there'] : []),
-      '  for package in $missing; do apt-get install --yes "$package" || apt-get install --yes "${package%%=*}"; done   # the same version, or the newest', 'fi'])
-      : `It had these packages: ${exact.join(', ')}.`,
-    ...(isDebian && !pgdg && versions ? ['If this Debian has no such package any more: `apt-get install postgresql-common && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y`, and the block again.'] : []),
-    ...(packages.unowned.length > 0 ? [`In no package, so bring them from elsewhere: ${packages.unowned.map((one) => `\`${one}\``).join(', ')}`] : []), ...locales(manifest)];
+      'if [ -n "$missing" ]; then', '  apt-get update', ...(pgdg ? [`  apt-get install --yes postgresql-common ca-certificates && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y   # ${w.fromThere}`] : []),
+      `  for package in $missing; do apt-get install --yes "$package" || apt-get install --yes "\${package%%=*}"; done   # ${w.sameOrNewest}`, 'fi'])
+      : w.packages(exact.join(', ')),
+    ...(isDebian && !pgdg && versions ? [w.noPackage('apt-get install postgresql-common && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y')] : []),
+    ...(packages.unowned.length > 0 ? [w.unowned(packages.unowned.map((one) => `\`${one}\``).join(', '))] : []), ...locales(manifest, w)];
 }
 
 // Of a locale as PostgreSQL names it ('de_DE.UTF-8', 'de_DE@euro'): what `locale -a` calls it, and its line in /etc/locale.gen.
-function locales({ postgres }) {
+function locales({ postgres }, w) {
   const databases = postgres.filter((one) => one.container === '').flatMap((one) => one.databases), collations = databases.flatMap((one) => one.collations ?? []);
   const settings = postgres.filter((one) => one.container === '').flatMap((one) => Object.entries(one.settings ?? {}).filter(([name]) => /^lc_/.test(name)).map(([, value]) => value));
   const used = new Set([...databases.flatMap((one) => [one.collate, one.ctype]), ...collations.filter((one) => one.provider === 'c').map((one) => one.locale ?? ''), ...settings]);
@@ -4159,11 +4207,11 @@ function locales({ postgres }) {
     const full = `${base}${codeset ? `.${charset}` : ''}${variant}`, listed = `${base}${codeset ? `.${codeset.toLowerCase().replaceAll('-', '')}` : ''}${variant}`;
     return `locale -a | grep -qxF ${q(listed)} || { echo ${q(`${full} ${charset}`)} >> /etc/locale.gen && locale-gen; }`;
   });
-  return lines.length === 0 ? [] : ['A database whose locale is missing lets nobody in:', block(lines)];
+  return lines.length === 0 ? [] : [w.locale, block(lines)];
 }
 
 // Files of the host come back to the user of that name; numbers may differ.
-function owners({ host }, { byName }) {
+function owners({ host }, { byName }, w) {
   const users = host.users.filter((one) => one.id !== 0 && one.name), groups = host.groups.filter((one) => one.id !== 0 && one.name);
   const lines = [...groups.map((one) => `getent group ${q(one.name)} >/dev/null || groupadd --gid ${one.id} ${q(one.name)} || groupadd ${q(one.name)}`),
     ...users.map((one) => {
@@ -4171,71 +4219,70 @@ function owners({ host }, { byName }) {
       return `getent passwd ${q(one.name)} >/dev/null || useradd --uid ${one.id} ${rest}${q(one.name)} || useradd ${rest}${q(one.name)}`;
     })];
   if (byName.length === 0 || lines.length === 0) return [];
-  return ['## 3. The owners of the files', 'By name; the number may be another one here.', block(lines)];
+  return [`## 3. ${w.owners}`, w.byName, block(lines)];
 }
 
 // What lies in the way is moved, never deleted. Below /etc it would be found by programs (Debian takes a folder below /etc/postgresql for a cluster): it goes to /root.
 const asidePath = (place) => (isBelow(place, '/etc') ? `/root/$AWAY${pasteable([place])}` : `${pasteable([place])}.$AWAY`);
 
-function makeRoom({ plan, parents, host }, clusters, { byName, byNumber, system }) {
+function makeRoom({ plan, parents, host }, clusters, { byName, byNumber, system }, w) {
   const stops = plan.parts.filter((part) => part.wasRunning).map((part) => `${q(...part.stop)} || true`);
   const debian = clusters.filter((one) => one.configFolder && !plan.parts.some((part) => part.wasRunning && part.dataDirectory === one.dataDirectory)).map((one) => `systemctl stop ${q(`postgresql@${one.name.replace('/', '-')}`)} || true`);
   const user = (uid) => host.users.find((one) => one.id === uid)?.name || String(uid), group = (gid) => host.groups.find((one) => one.id === gid)?.name || String(gid);
   const needed = parents.filter((one) => !byName.some((place) => isBelow(one.path, place))).filter((one) => !byNumber.some((volume) => isBelow(volume, one.path)) || byName.some((place) => isBelow(place, one.path)));
-  return ['## 4. Stop what runs here, and make room', 'What does not exist here yet cannot be stopped: that is no error.', block([...stops, ...debian].concat(stops.length + debian.length === 0 ? ['true   # nothing was stopped for this backup'] : [])),
-    'These come back. What lies there now is moved aside, nothing is deleted:', [...byName, ...byNumber].map((one) => `- \`${one}\``).join('\n'),
-    strict([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # no PostgreSQL may run there`),
+  return [`## 4. ${w.room}`, w.notHere, block([...stops, ...debian].concat(stops.length + debian.length === 0 ? [`true   # ${w.nothingStopped}`] : [])),
+    w.comeBack, [...byName, ...byNumber].map((one) => `- \`${one}\``).join('\n'),
+    strict([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # ${w.noPostgres}`),
       'aside() {', '  [ -e "$1" ] || [ -L "$1" ] || return 0', '  if mountpoint -q "$1"; then mkdir "$1/.$AWAY"; find "$1" -mindepth 1 -maxdepth 1 ! -name ".$AWAY" ! -name lost+found -exec mv -t "$1/.$AWAY" {} +; return; fi',
       '  [ ! -e "$2" ]; mkdir -p "${2%/*}"; mv -T "$1" "$2"', '}', ...[...byName, ...byNumber].map((one) => `aside ${q(one)} ${asidePath(one)}`)]),
-    ...(needed.length > 0 ? ['The folders above them are not in the archive, and borg would make them so that nobody but root can enter:',
+    ...(needed.length > 0 ? [w.above,
       block(needed.map((one) => `[ -d ${q(one.path)} ] || install -d -m ${one.mode} -o ${q(user(one.uid))} -g ${q(group(one.gid))} ${q(one.path)}`))] : []),
-    ...(system.length > 0 ? [`${system.map((one) => `\`${one}\``).join(', ')} cannot be moved aside on a machine that runs. Extract it elsewhere and take what you need: \`mkdir /root/old && cd /root/old && borg extract "::$ARCHIVE" ${stored(system)}\``] : [])];
+    ...(system.length > 0 ? [w.system(system.map((one) => `\`${one}\``).join(', '), `mkdir /root/old && cd /root/old && borg extract "::$ARCHIVE" ${stored(system)}`)] : [])];
 }
 
-function extraction({ containers, plan }, { byName, byNumber }) {
+function extraction({ containers, plan }, { byName, byNumber }, w) {
   const mounts = containers.flatMap((one) => one.mounts);
   const volumes = byNumber.flatMap((place) => mounts.filter((one) => one.type === 'volume' && one.source === place).map((one) => ({ place, name: String(one.name) })).slice(0, 1));
   const named = [...new Set(plan.roots.filter((root) => byNumber.includes(root.path) && root.path.endsWith('/_data')).map((root) => root.why.slice('volume '.length)))].filter((one) => !volumes.some(({ name }) => name === one) && !one.includes('/'));
   const make = [...volumes.map(({ name }) => name), ...named];
-  return ['## 5. Extract', ...(make.length > 0 ? ['Docker has to know its volumes before they are filled:', block(make.map((name) => `docker volume inspect ${q(name)} >/dev/null 2>&1 || docker volume create ${q(name)}`))] : []),
+  return [`## 5. ${w.extract}`, ...(make.length > 0 ? [w.volumes, block(make.map((name) => `docker volume inspect ${q(name)} >/dev/null 2>&1 || docker volume create ${q(name)}`))] : []),
     strict(['cd /', ...(byName.length > 0 ? [`borg extract --sparse "::$ARCHIVE" ${stored(byName)}${byNumber.some((one) => byName.some((place) => isBelow(one, place))) ? byNumber.map((one) => ` --exclude ${stored([one])}`).join('') : ''}`] : []),
-      ...(byNumber.length > 0 ? [`borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored(byNumber)}   # files in volumes belong to numbers, not names`] : [])]),
-    'It takes long, and says nothing unless `--progress` is added after `extract`.'];
+      ...(byNumber.length > 0 ? [`borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored(byNumber)}   # ${w.numbers}`] : [])]),
+    w.takesLong];
 }
 
-function containersAgain({ containers, plan }) {
+function containersAgain({ containers, plan }, w) {
   if (containers.length === 0) return [];
   const isSaved = (file) => plan.roots.some((root) => isBelow(file, root.path));
-  const lines = containers.map((one) => `- \`${one.name}\`: image \`${one.image}\` (${one.imageDigests.join(', ') || one.imageId}), restart ${one.restartPolicy || 'no'}${one.user ? `, user ${one.user}` : ''}, ports ${one.ports.join(', ') || 'none'}, `
-    + `mounts ${one.mounts.map((mount) => `${mount.name || mount.source}:${mount.destination}${mount.writable ? '' : ':ro'}`).join(' ') || 'none'}, environment ${one.environmentNames.filter((name) => name !== 'PATH').join(' ') || 'none'}${one.composeProject ? `, project ${one.composeProject} in ${one.composeFolder}` : ''}`);
+  const lines = containers.map((one) => `- ${w.container(one.name, one.image, one.imageDigests.join(', ') || one.imageId, one.restartPolicy || w.no, one.user, one.ports.join(', ') || w.none,
+    one.mounts.map((mount) => `${mount.name || mount.source}:${mount.destination}${mount.writable ? '' : ':ro'}`).join(' ') || w.none, one.environmentNames.filter((name) => name !== 'PATH').join(' ') || w.none, one.composeProject ? w.inFolder(one.composeProject, one.composeFolder) : '')}`);
   const projects = [...new Set(containers.filter((one) => one.composeProject && one.composeFiles.length > 0).map((one) => JSON.stringify([one.composeProject, one.composeFolder, one.composeFiles])))].map((one) => JSON.parse(one));
   const ready = projects.filter(([, , files]) => files.every(isSaved)), lost = projects.filter(([, , files]) => !files.every(isSaved));
   const byHand = containers.filter((one) => !one.composeProject || one.composeFiles.length === 0);
-  return ['## 6. The containers', 'They are no files, so they are made again, not started yet. These were (values of the environment are not in the archive, they may be secrets):', lines.join('\n'),
+  return [`## 6. ${w.containers}`, w.noFiles, lines.join('\n'),
     ...(ready.length > 0 ? [block(ready.map(([project, folder, files]) => `docker compose --project-name ${q(project)} --project-directory ${q(folder)} ${files.map((file) => `--file ${q(file)}`).join(' ')} create`))] : []),
-    ...lost.map(([project, , files]) => `The files of project ${project} are not in this archive: ${files.join(', ')}. Bring them, and run \`docker compose create\` in their folder.`),
-    ...(byHand.length > 0 ? [`Make ${byHand.map((one) => `\`${one.name}\``).join(', ')} with \`docker create --name ...\` as above.`] : []),
-    'An image from a registry is exactly the same with its digest: `docker pull NAME@sha256:...`. A newer major version of a database does not start on the old files.'];
+    ...lost.map(([project, , files]) => w.lost(project, files.join(', '))),
+    ...(byHand.length > 0 ? [w.byHand(byHand.map((one) => `\`${one.name}\``).join(', '))] : []),
+    w.digest];
 }
 
 const psqlOf = (one) => ['runuser', '-u', one.owner, '--', 'env', 'PGOPTIONS=-c search_path=pg_catalog', 'psql', '-XqAt', '-h', one.socketFolder || '/var/run/postgresql', '-p', one.port || '5432'];
 
 const psqlIn = (one) => ['docker', 'exec', '--interactive', '--user', String(one.uid), one.container, 'sh', '-c', 'exec psql -XqAt -U "${POSTGRES_USER:-postgres}" "$@"', 'sh'];
 
-function checks(manifest, clusters) {
+function checks(manifest, clusters, w) {
   const ran = clusters.filter((one) => one.pid !== 0);
   if (ran.length === 0) return [];
   const starts = ran.map((one) => (one.configFolder ? `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} start -o ${q(LOCKED)}` : startOf(manifest, one)));
   const connections = Object.fromEntries(ran.map((one) => [one.name, psqlOf(one)]));
-  return ['## 7. PostgreSQL alone, and is everything there?', 'Nobody can reach it from elsewhere yet, and it sends nothing anywhere. If it does not start, its log says why: `/var/log/postgresql/`.', strict(['systemctl daemon-reload || true', ...starts]),
-    'Every table is counted, and compared with what was counted while everything ran, shortly before the backup: small differences are what happened in between.',
-    counting(connections),
-    ...collations(manifest, ran), ...(ran.some((one) => one.configFolder) ? ['Good? Then the clusters are stopped again, to be started as usual:',
+  return [`## 7. ${w.checks}`, w.alone, strict(['systemctl daemon-reload || true', ...starts]), w.counted,
+    counting(connections, w),
+    ...collations(manifest, ran, w), ...(ran.some((one) => one.configFolder) ? [w.good,
       block(ran.filter((one) => one.configFolder).map((one) => `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} stop`))] : [])];
 }
 
 // Counts every table that the manifest counted. connections: by cluster, the words that run psql there.
-const counting = (connections, first = []) => block([...first, `python3 - <<'END'`, 'import json, subprocess, sys', `connections = ${JSON.stringify(connections)}`, 'bad = same = 0',
+const counting = (connections, w, first = []) => block([...first, `python3 - <<'END'`, 'import json, subprocess, sys', `connections = ${JSON.stringify(connections)}`, 'bad = same = 0',
   `for cluster in json.load(open('/root/restore/record/manifest.json'))['postgres']:`,
   `    for database in cluster['databases'] if cluster['name'] in connections else []:`,
   `        if not database['connectable']: continue`,
@@ -4247,15 +4294,15 @@ const counting = (connections, first = []) => block([...first, `python3 - <<'END
   `        for number, (name, rows) in enumerate(tables.items()):`,
   `            found = here.get(str(number))`,
   `            if found is None or (rows and found == '0'): bad += 1`,
-  `            if found is not None and rows in (None, int(found)): same += 1   # None: too large to be counted then`,
-  `            else: print(cluster['name'], database['name'], name, 'recorded', rows, 'here', found)`,
+  `            if found is not None and rows in (None, int(found)): same += 1   # ${w.tooLarge}`,
+  `            else: print(cluster['name'], database['name'], name, '${w.recorded}', rows, '${w.here}', found)`,
   `        bad += 0 if done.returncode == 0 else 1`,
-  `print(same, 'tables are as recorded,', bad, 'errors')`, 'sys.exit(1 if bad else 0)', 'END']);
+  `print('${w.result}' % (same, bad))`, 'sys.exit(1 if bad else 0)', 'END']);
 
 const startOf = ({ plan }, cluster) => q(...plan.parts.find((part) => part.dataDirectory === cluster.dataDirectory)?.start ?? ['true']);
 
 // Indexes lie in the order of libc or ICU: another version may sort otherwise. Only those are rebuilt that this archive has.
-function collations({ postgres, host }, clusters) {
+function collations({ postgres, host }, clusters, w) {
   const lines = clusters.flatMap((cluster) => {
     const facts = postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
     return (['c', 'i']).flatMap((provider) => {
@@ -4264,7 +4311,7 @@ function collations({ postgres, host }, clusters) {
         const isOwn = one.provider === provider && Number(cluster.version) >= 15 && one.recorded !== null;
         const statements = [...used.flatMap((collation) => collation.indexes.map((index) => `REINDEX INDEX ${index};`)),
           ...used.filter((collation) => collation.name !== 'default' && collation.recorded !== null).map((collation) => `ALTER COLLATION ${[collation.schema, collation.name].map(identifier).join('.')} REFRESH VERSION;`),
-          ...used.flatMap((collation) => collation.partitionedTables.map((table) => `-- rows of ${table} may lie in the wrong partition: look at its bounds`)),
+          ...used.flatMap((collation) => collation.partitionedTables.map((table) => `-- ${w.partitions(table)}`)),
           ...(isOwn ? [`ALTER DATABASE ${identifier(one.name)} REFRESH COLLATION VERSION;`] : [])];
         return statements.length === 0 ? [] : [`${q(...psqlOf(cluster))} -v ON_ERROR_STOP=1 -d ${q(one.name)} <<'END'`, ...statements.map((text) => text.replaceAll('\n', ' ')), 'END'];
       });
@@ -4274,12 +4321,12 @@ function collations({ postgres, host }, clusters) {
       return [`if ${differs}; then`, ...sql, 'fi'];
     });
   });
-  return lines.length === 0 ? [] : [`Texts were sorted by ${host.libc}${[...new Set(postgres.map((one) => one.icu))].filter((one) => one).map((one) => ` and ${one}`).join('')}. If these are others here, the indexes that depend on them are built anew (else this does nothing):`, block(lines)];
+  return lines.length === 0 ? [] : [w.sorted([host.libc, ...new Set(postgres.map((one) => one.icu).filter((one) => one))]), block(lines)];
 }
 
 const identifier = (name) => `"${name.replaceAll('"', '""')}"`;
 
-function start(manifest, clusters) {
+function start(manifest, clusters, w) {
   const { plan } = manifest;
   const runsAlready = (part) => clusters.some((one) => one.pid !== 0 && !one.configFolder && one.dataDirectory === part.dataDirectory);
   const parts = [...plan.parts].reverse().filter((part) => part.wasRunning && !runsAlready(part));
@@ -4287,41 +4334,40 @@ function start(manifest, clusters) {
   if (lines.length === 0) return [];
   const inContainers = plan.clusters.filter((one) => one.container !== '' && one.pid !== 0);
   const missing = parts.filter((part) => part.kind === 'service' || part.kind === 'command').map((part) => part.name);
-  return ['## 8. Start, in this order', ...(missing.length > 0 ? [`Programs and units of ${missing.join(', ')} are in this archive only if their files are among the paths above: else install them first.`] : []), block(lines),
-    ...(inContainers.length > 0 ? ['PostgreSQL in containers, as soon as it answers:', counting(Object.fromEntries(inContainers.map((one) => [one.name, psqlIn(one)])),
+  return [`## 8. ${w.start}`, ...(missing.length > 0 ? [w.programs(missing.join(', '))] : []), block(lines),
+    ...(inContainers.length > 0 ? [w.inContainers, counting(Object.fromEntries(inContainers.map((one) => [one.name, psqlIn(one)])), w,
       inContainers.map((one) => `for i in $(seq 60); do ${q(...psqlIn(one))} -d template1 -c 'select' </dev/null >/dev/null 2>&1 && break; sleep 1; done`))] : []),
-    'Before applications and users come back: archiving, replication slots and subscriptions now work as on the old machine. If that one still runs, there are two of it.',
-    'Is this machine to stay? `mkdir /opt/cold-backup`, `backup.js` and `backup.settings.js` from `/root/restore/record` into it, key and passphrase where those settings say, and `node backup.js setup`.'];
+    w.twoOfIt, w.stays];
 }
 
-function goingBack({ byName, byNumber }) {
+function goingBack({ byName, byNumber }, w) {
   const places = [...byName, ...byNumber];
   if (places.length === 0) return [];
-  return ['## To go back', 'To what was here before: stop as above, then for each path that had old contents (a mount point has them inside, in `.$AWAY`):',
-    ['```', ...places.map((one) => `mv -T ${q(one)} ${q(one)}.restored && mv -T ${asidePath(one)} ${q(one)}`), '```'].join('\n'), 'When all is good for some days, remove the old contents: everything whose name ends with `$AWAY`.'];
+  return [`## ${w.back}`, w.toGoBack,
+    ['```', ...places.map((one) => `mv -T ${q(one)} ${q(one)}.restored && mv -T ${asidePath(one)} ${q(one)}`), '```'].join('\n'), w.remove];
 }
 
-function onlyAPart({ plan }, clusters, { byName, byNumber, system }) {
+function onlyAPart({ plan }, clusters, { byName, byNumber, system }, w) {
   const folder = plan.roots.find((root) => root.why === 'folder')?.path ?? [...byName, ...byNumber, ...system][0];
   const numeric = folder && byNumber.includes(folder) ? '--numeric-ids ' : '';
-  return ['## Only a part', 'One folder or file, into an empty folder; nothing that exists is touched. Paths are written without the first slash, and `borg list "::$ARCHIVE"` shows them:',
+  return [`## ${w.part}`, w.onlyPart,
     strict([`mkdir -m 700 "/root/part-$AWAY" && cd "/root/part-$AWAY"`, `borg extract --sparse ${numeric}"::$ARCHIVE" ${stored([folder ?? '/record'])}`, 'find . -maxdepth 4 | head -20']),
-    ...clusters.filter((one) => one.configFolder).flatMap((one) => besides(one))];
+    ...clusters.filter((one) => one.configFolder).flatMap((one) => besides(one, w))];
 }
 
 // A second PostgreSQL beside the first: its links turned to the copy, its own socket, nothing that reaches out, no jobs of its libraries.
-function besides(cluster) {
+function besides(cluster, w) {
   const inside = (place) => `"$L"${q(place)}`, bin = cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, config = inside(cluster.configFolder);
   const links = [...(cluster.walFolder !== `${cluster.dataDirectory}/pg_wal` ? [{ link: 'pg_wal', to: cluster.walFolder }] : []), ...cluster.tablespaces.filter((one) => one.location).map((one) => ({ link: `pg_tblspc/${one.oid}`, to: one.location }))];
   const as = `runuser -u ${q(cluster.owner)} --`;
   const settings = [`config_file=$C/postgresql.conf`, 'data_directory=$D', 'hba_file=$C/pg_hba.conf', 'ident_file=$C/pg_ident.conf', 'external_pid_file=$D/look.pid', 'unix_socket_directories=$L', 'port=5999', 'listen_addresses=', 'archive_mode=off', 'max_logical_replication_workers=0', 'shared_preload_libraries=', 'ssl=off', 'logging_collector=off'];
-  return [`PostgreSQL ${cluster.name} beside whatever runs here, only to look (\`shared_preload_libraries=\` keeps jobs from running; an extension that has to be loaded so needs its name there):`,
+  return [w.look(cluster.name),
     strict([`L="/var/lib/postgresql/look-$AWAY"; D=${inside(cluster.dataDirectory)}; C=${config}`, 'install -d -m 711 "$L" && cd "$L"', `borg extract --sparse "::$ARCHIVE" ${stored(outermost([...cluster.roots, cluster.configFolder]))}`,
-      'find "$L" -type d -user root -exec chmod go+x {} +   # borg made these for root alone',
-      ...links.map(({ link, to }) => `ln -sfn ${inside(to)} "$D/${link}"   # else it would write into those of the running cluster`), `chown ${q(cluster.owner)} "$L"`,
+      `find "$L" -type d -user root -exec chmod go+x {} +   # ${w.rootAlone}`,
+      ...links.map(({ link, to }) => `ln -sfn ${inside(to)} "$D/${link}"   # ${w.elseRunning}`), `chown ${q(cluster.owner)} "$L"`,
       `${as} ${q(path.join(bin, 'pg_ctl'))} start -w -s -l "$L/log" -D "$D" -o "${settings.map((one) => `-c ${one}`).join(' ')}"`,
       `${as} psql -h "$L" -p 5999 -d postgres -c 'show data_directory' -c '\\l'`,
-      `${as} ${q(path.join(bin, 'pg_ctl'))} stop -s -D "$D"   # leave this line away to go on looking; then remove the folder`])];
+      `${as} ${q(path.join(bin, 'pg_ctl'))} stop -s -D "$D"   # ${w.goOnLooking}`])];
 }
 
 // =========================================================================================================
@@ -4380,10 +4426,10 @@ function parentsOf(roots) {
   return [...parents.values()].sort((one, other) => (one.path < other.path ? -1 : 1));
 }
 
-/** Write manifest.json with the proof, and RESTORE.md. Given the manifest, returns its text: what borg is fed, and what will be read back. */
-function finishRecord(stateFolder, manifest) {
+/** Write manifest.json with the proof, and RESTORE.md in this language. Given the manifest, returns its text: what borg is fed, and what will be read back. */
+function finishRecord({ stateFolder, language }, manifest) {
   const folder = recordFolder(stateFolder);
-  fs.writeFileSync(path.join(folder, 'RESTORE.md'), restoreText(manifest), { mode: 0o600 });
+  fs.writeFileSync(path.join(folder, 'RESTORE.md'), restoreText(manifest, language), { mode: 0o600 });
   const text = `${JSON.stringify(manifest, null, 1)}\n`;
   fs.writeFileSync(path.join(folder, 'manifest.json'), text, { mode: 0o600 });
   return text;
@@ -4563,7 +4609,7 @@ async function untilBorgWaits(night) {
 async function copyCold(night, plan, manifest) {
   const { stateFolder } = night.loaded.settings;
   const first = await prove(plan, listingFile(stateFolder));
-  const manifestText = finishRecord(stateFolder, { ...manifest, proof: first });
+  const manifestText = finishRecord(night.loaded.settings, { ...manifest, proof: first });
   night.cold.feed(manifestText);
   await night.cold.isRead;
   return { first, second: await stillCold(night, plan, first), manifestText };
@@ -4585,7 +4631,7 @@ async function copyTheSnapshot(night, plan, manifest, { first, second }) {
   try {
     night.cold ??= beginColdPass(night, plan);
     const proof = await proveCopies(plan, first, listingFile(stateFolder));
-    const manifestText = finishRecord(stateFolder, { ...manifest, proof });
+    const manifestText = finishRecord(night.loaded.settings, { ...manifest, proof });
     night.cold.feed(manifestText);
     await night.cold.isRead;
     if (whatLies(plan.roots) !== was) throw new Problem('a saved folder was moved away while borg read its snapshot: this archive does not count as a backup');
@@ -4651,11 +4697,11 @@ function summary(line, services) {
   ].join('\n');
 }
 
-/** The message of a run. Given its history line, what is down, the outcome and the state of services: outcome and server come first. */
-function messageOf(line, down, outcome, services) {
-  const words = { start: 'the backup begins', good: `good backup, down ${span(line.downSeconds)}`, warning: `backup with ${count(line.warnings.length, 'warning')}, down ${span(line.downSeconds)}`,
-    failed: `NO new backup: ${line.error}`, down: `SERVICES NOT RUNNING: ${down.join(', ')}` };
-  return { server: line.server, outcome, subject: `${outcome}: ${line.server}: ${words[outcome]}`, body: outcome === 'start' ? '' : summary(line, services), logTail: transcriptSince(0, 100_000), line };
+/** The message of a run. Given its history line, what is down, the outcome, the state of services and a language: outcome and server come first. The body is the summary, in the terminal's words. */
+function messageOf(line, down, outcome, services, language) {
+  const words = WORDS[language].message, time = span(line.downSeconds);
+  const text = { start: words.start, good: words.good(time), warning: words.warning(line.warnings.length, time), failed: words.failed(line.error), down: words.down(down.join(', ')) }[outcome];
+  return { server: line.server, outcome, subject: `${words.outcome[outcome]}: ${line.server}: ${text}`, body: outcome === 'start' ? '' : summary(line, services), logTail: transcriptSince(0, 100_000), line };
 }
 
 // =========================================================================================================
@@ -4839,7 +4885,7 @@ async function reportDeadRun(stateFolder, ledger, who, down, settings) {
   } catch (error) {
     warn(`the history cannot be written: ${error.message}`);
   }
-  const subject = `${line.outcome}: ${ledger.server}: ${ledger.restore ? 'restore' : 'run'} of ${ledger.startedAt}: ${line.error}; ${servicesNow(ledger, down)}`;
+  const words = WORDS[settings?.language ?? 'en'].message, subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${(ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, servicesNow(ledger, down))}`;
   if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 
@@ -7214,13 +7260,14 @@ async function endDrill(settings, certificate, trouble, startedAt, server) {
   const error = trouble instanceof Error ? trouble.message : certificate && !certificate.proven ? `not proven: ${failedChecks(certificate)}` : '';
   const line = { kind: 'drill', startedAt: startedAt.toISOString(), endedAt: new Date().toISOString(), outcome: exitCode === 0 ? 'good' : exitCode === 1 ? 'warning' : 'failed', exitCode, server: certificate?.server ?? server,
     archive: certificate?.archive ?? '', downSeconds: 0, startSeconds: 0, parts: [], warm: null, cold: null, snapshot: '', warnings: [...warnings], error, ...(certificate ? { certificate } : {}) };
+  const words = WORDS[settings.language].message;
   if (exitCode < 128) { // a drill that was called off says nothing about an archive
     try {
       remember(settings.stateFolder, line);
     } catch (full) {
       warn(`the history cannot be written: ${full.message}`);
     }
-    if (exitCode >= 2) await tell(settings, { server: line.server, outcome: 'failed', subject: `failed: ${line.server}: drill of ${line.archive || 'the newest archive'}: ${error}`, body: certificate ? certificateText(certificate) : error, logTail: '', line });
+    if (exitCode >= 2) await tell(settings, { server: line.server, outcome: 'failed', subject: `${words.outcome.failed}: ${line.server}: ${words.drill(line.archive || words.newest, error)}`, body: certificate ? certificateText(certificate) : error, logTail: '', line });
   }
   if (mode.json && certificate) answer(JSON.stringify(certificate, null, 1));
   else if (mode.json) answer(JSON.stringify({ archive: line.archive, proven: false, checks: [], restoreSeconds: null, exitCode, error }));
@@ -7230,13 +7277,120 @@ async function endDrill(settings, certificate, trouble, startedAt, server) {
 const answerUnlessJson = (text) => (mode.json ? sayBlock(text) : answer(text)); // not proven: shown with --quiet, too
 
 // =========================================================================================================
-// ==== STATUS ====
-// Is there a good recent backup? Answers from the state folder alone, so it works without the network; a monitoring plugin, too.
-// Only reads.
+// ==== SCHEDULE ====
+// The schedule: what starts this script at night, and when next; and, only when somebody says so, its installation as lines of cron or timers of
+// systemd. Changes /etc/cron.d/cold-backup or the files cold-backup* in /etc/systemd/system, nothing else.
 
-/** `status`: prints one line (or JSON). Returns 0 good, 1 with a warning, 2 nothing recent enough or something is left stopped. */
-function status(settings) {
-  const runs = readHistory(settings.stateFolder).filter((line) => line.kind === 'run');
+const commandLine = (script, file, words) => `${pasteable([process.execPath, script])}${file === script ? '' : ` --settings ${pasteable([file])}`} ${words}`;
+
+/** Given settings, script and settings file, writes the lines for cron: the night, what comes after a power cut, the weekly drill. A drill touches nothing that runs, so it has
+ * its own day and hour. cron knows only the machine's own time: the window's start is turned into it, as it is tonight. */
+function installCron(settings, script, file) {
+  const begin = startOfWindow(settings);
+  const line = (when, words) => `${when} root ${commandLine(script, file, words).replaceAll('%', '\\%')}`;
+  fs.writeFileSync('/etc/cron.d/cold-backup', ['# cold-backup: the nightly run, and what brings services back after a power cut', 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+    line(`${begin.getMinutes()} ${begin.getHours()} * * *`, '--quiet'), line('@reboot', 'recover --quiet'), line('*/5 * * * *', 'recover --quiet'),
+    ...(settings.drill.maxAgeDays > 0 ? [line('0 12 * * 0', 'drill --quiet')] : []), ''].join('\n'), { mode: 0o644 });
+  say('wrote /etc/cron.d/cold-backup');
+}
+
+// The begin of the window (or 02:00) as this machine's clock shows it, the later one of winter and summer; five minutes in, so
+// that no clock is before it.
+function startOfWindow(settings) {
+  const [winter, summer] = [0, 6].map((month) => windowBegin(settings, new Date(new Date().getFullYear(), month, 15)));
+  const minutes = (date) => date.getHours() * 60 + date.getMinutes();
+  const later = (minutes(summer) - minutes(winter) + 1440) % 1440 < 720 ? summer : winter;
+  return new Date(later.getTime() + (settings.window ? 5 * 60_000 : 0));
+}
+
+function windowBegin(settings, begin) {
+  const { window } = settings;
+  if (!window) begin.setHours(2, 0, 0, 0);
+  for (let minute = 0; window && minute < 1440; minute++) {
+    const clock = new Intl.DateTimeFormat('en-GB', { timeZone: window.timeZone, hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }).format(begin);
+    if (clock === window.from) break;
+    begin.setMinutes(begin.getMinutes() + 1);
+  }
+  return begin;
+}
+
+/** The same as systemd's timers. Throws Problem when this machine is not run by systemd. */
+async function installTimers(settings, script, file) {
+  if (!hasSystemd()) throw new Problem('this machine is not run by systemd', { hint: 'use --schedule cron' });
+  const at = settings.window ? `*-*-* ${settings.window.from}:00 ${settings.window.timeZone}` : '*-*-* 02:00:00';
+  const forSystemd = (words) => commandLine(script, file, words).replace(/[%$]/g, '$&$&'); // systemd.service(5): both are expanded, in quotes, too
+  const service = (what, words, more) => ['[Unit]', `Description=cold-backup: ${what}`, 'Wants=network-online.target', 'After=network-online.target', '',
+    '[Service]', 'Type=oneshot', `ExecStart=${forSystemd(words)}`, ...more, ''].join('\n');
+  const timer = (when) => ['[Unit]', 'Description=cold-backup', '', '[Timer]', ...when, '', '[Install]', 'WantedBy=timers.target', ''].join('\n');
+  const files = {
+    // No sandboxing: what the unit may not do, the daemons that a `start` command of the settings starts might not do either, for they inherit it.
+    // The script ends its children itself; whatever it leaves running lives in units of its own.
+    'cold-backup.service': service('the nightly run', '--quiet', [`ExecStopPost=${forSystemd('recover --quiet')}`, 'KillMode=mixed', 'TimeoutStartSec=infinity', 'TimeoutStopSec=30min', 'SuccessExitStatus=75', 'OOMScoreAdjust=-500']),
+    'cold-backup.timer': timer([`OnCalendar=${at}`]), // not Persistent: a missed night must not stop services in the morning
+    'cold-backup-recover.service': service('start what an interrupted run left stopped', 'recover --quiet', ['SuccessExitStatus=75']),
+    'cold-backup-recover.timer': timer(['OnBootSec=20s', 'OnUnitActiveSec=5min', 'AccuracySec=1s']),
+    ...(settings.drill.maxAgeDays > 0 ? { 'cold-backup-drill.service': service('rehearse a restore', 'drill --quiet', ['Nice=19', 'IOSchedulingClass=idle', 'TimeoutStartSec=infinity', 'SuccessExitStatus=75']),
+      'cold-backup-drill.timer': timer(['OnCalendar=Sun *-*-* 12:00:00', 'RandomizedDelaySec=15min']) } : {}),
+  };
+  fs.rmSync('/etc/cron.d/cold-backup', { force: true }); // one schedule at a time
+  for (const [name, text] of Object.entries(files)) fs.writeFileSync(path.join('/etc/systemd/system', name), text, { mode: 0o644 });
+  for (const argv of [['systemctl', 'daemon-reload'], ['systemctl', 'enable', '--now', ...Object.keys(files).filter((name) => name.endsWith('.timer'))]]) {
+    const done = await change(argv);
+    if (done.code !== 0) throw failure('the timers cannot be installed', done);
+  }
+  say(`installed ${Object.keys(files).filter((name) => name.endsWith('.timer')).join(', ')}`);
+}
+
+// ---- what is installed ----
+
+function textIfAny(file) {
+  try {
+    return fs.readFileSync(file, 'utf8');
+  } catch { // not there, a folder, or not for us
+    return '';
+  }
+}
+
+const textsIn = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder) : []).map((name) => ({ name, text: textIfAny(path.join(folder, name)) }));
+
+/** Given the script, returns what starts its nightly run ('' = nothing that is known here) and when next (null: not within eight days, or it cannot be told). */
+async function scheduleOf(script) {
+  const isNight = (line) => line.includes(script) && !/^\s*#/.test(line) && !/\s(recover|drill|status|doctor|audit|prune|report)\b/.test(line.slice(line.indexOf(script)));
+  const crontabs = [...textsIn('/etc/cron.d').map(({ text }) => text), textIfAny('/etc/crontab'), (await look(['crontab', '-l'])).out];
+  const lines = crontabs.flatMap((text) => text.split('\n').filter(isNight)), times = lines.map((line) => nextOf(line, new Date())).filter((one) => one !== null).sort((one, other) => one.getTime() - other.getTime());
+  if (lines.length > 0) return { by: 'cron', at: times[0] ?? null };
+  const unit = textsIn('/etc/systemd/system').find(({ name, text }) => name.endsWith('.service') && text.split('\n').some((line) => /^ExecStart=/.test(line) && isNight(line)))?.name;
+  if (!unit) return { by: '', at: null };
+  const told = await look(['systemctl', 'show', '--property=NextElapseUSecRealtime', unit.replace(/service$/, 'timer')], { env: { TZ: 'UTC' } }), [, day, hour] = /(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)/.exec(told.out) ?? [];
+  return { by: 'systemd', at: day ? new Date(`${day}T${hour}Z`) : null };
+}
+
+/** Given a line of a crontab, returns when cron starts it next (crontab(5): of day and weekday one is enough when both are given); null when it does not within eight days, or its form is not known here. */
+function nextOf(line, now) {
+  const short = { '@daily': '0 0 * * *', '@midnight': '0 0 * * *', '@hourly': '0 * * * *', '@weekly': '0 0 * * 0' };
+  const [minute = '', hour = '', day = '', month = '', weekday = ''] = line.trim().replace(/^@\w+/, (word) => short[word] ?? '').split(/\s+/);
+  const fits = (field, value, least = 0) => field.split(',').some((one) => {
+    const [, from, until, step] = /^(\*|\d+)(?:-(\d+))?(?:\/(\d+))?$/.exec(one) ?? [], first = from === '*' ? least : Number(from), last = from === '*' ? 99 : Number(until ?? (step ? 99 : from));
+    return value >= first && value <= last && (value - first) % Number(step ?? 1) === 0;
+  });
+  for (let at = Math.ceil((now.getTime() + 1) / 60_000) * 60_000, end = at + 8 * 86_400_000; at < end; at += 60_000) {
+    const one = new Date(at), isDay = fits(day, one.getDate(), 1), isWeekday = fits(weekday, one.getDay()) || fits(weekday, one.getDay() + 7);
+    if (fits(minute, one.getMinutes()) && fits(hour, one.getHours()) && fits(month, one.getMonth() + 1, 1) && (day.startsWith('*') || weekday.startsWith('*') ? isDay && isWeekday : isDay || isWeekday)) return one;
+  }
+  return null;
+}
+
+/** '2026-11-24 02:05', as this machine's clock shows it. */
+const localTime = (at) => `${at.toLocaleDateString('sv-SE')} ${at.toTimeString().slice(0, 5)}`;
+
+// =========================================================================================================
+// ==== STATUS ====
+// Is there a good recent backup, and what is to be done? Answers from the state folder alone, so it works without the network; the first line is that of a
+// monitoring plugin, the rest is one screen for a person. With --remote it asks the repository, too. Only reads.
+
+/** `status [--remote]`: prints one line and one screen (or JSON). Returns 0 good, 1 with a warning, 2 nothing recent enough or something is left stopped. With --quiet it says nothing when all is well. */
+async function status(settings, script, remote) {
+  const runs = readHistory(settings.stateFolder).filter((line) => line.kind === 'run'), server = serverName(settings);
   const good = runs.filter((line) => /^(good|warning)$/.test(line.outcome)).pop(), last = runs[runs.length - 1];
   const ageHours = good ? (Date.now() - Date.parse(good.endedAt)) / 3_600_000 : null;
   let left = null, disorder = '';
@@ -7246,19 +7400,41 @@ function status(settings) {
     disorder = error.message;
   }
   const isAhead = ageHours !== null && ageHours < -1; // it would look recent for as long as the clock was wrong by
-  const isRecent = ageHours !== null && !isAhead && ageHours <= settings.maxAgeHours;
-  const { last: certificate, ageDays, warning: aboutDrills } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
-  const outcome = left ? 'down' : !isRecent || disorder ? 'failed' : last.outcome === 'good' && !aboutDrills ? 'good' : 'warning';
-  const warnings = [...(disorder ? [disorder] : []), ...(isAhead ? [`the last good run ended at ${good.endedAt}, which is still to come: this server's clock was wrong then, or is now`] : []), ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : []), ...(aboutDrills ? [aboutDrills] : [])];
-  const next = left ? 'node backup.js recover' : isAhead ? 'look at `date`, and set the clock; then take a backup: node backup.js --now' : !isRecent ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : '';
+  const { asked, trouble } = remote ? await askRepository(settings, server, good?.archive ?? '') : { asked: null, trouble: '' };
+  const isLost = asked !== null && good !== undefined && !asked.proof, isRecent = ageHours !== null && !isAhead && ageHours <= settings.maxAgeHours && !isLost;
+  const { last: certificate, ageDays, warning: aboutDrills } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays), nextRun = await scheduleOf(script);
+  const outcome = left ? 'down' : !isRecent || disorder ? 'failed' : last.outcome === 'good' && !aboutDrills && !trouble ? 'good' : 'warning';
+  const warnings = [...(disorder ? [disorder] : []), ...(isAhead ? [`the last good run ended at ${good.endedAt}, which is still to come: this server's clock was wrong then, or is now`] : []), ...(isLost ? [`${good.archive} ${asked.archive ? 'has no proof in the repository' : 'is not in the repository any more'}`] : []), ...(trouble ? [`the repository was not asked: ${trouble}`] : []),
+    ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : []), ...(aboutDrills ? [aboutDrills] : [])];
+  const next = left ? 'node backup.js recover' : isLost ? 'node backup.js list' : isAhead ? 'look at `date`, and set the clock; then take a backup: node backup.js --now' : !isRecent || trouble ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : last !== good ? 'node backup.js doctor' : '';
   const drill = certificate && { archive: certificate.archive, proven: certificate.proven, madeAt: certificate.madeAt, ageDays, restoreSeconds: certificate.restoreSeconds };
   const trend = trendOf(runs), change = trend?.growthBytes ?? 0;
-  const trendText = trend && `last ${count(trend.nights, 'good night')}: down ${span(trend.leastDownSeconds)} to ${span(trend.mostDownSeconds)}, ${size(trend.newBytes)} new a night, ${size(trend.originalBytes)} in all${change === 0 ? '' : `, ${change > 0 ? 'growing' : 'shrinking'} by ${size(Math.abs(change))} a night`}`;
-  const facts = { server: serverName(settings), outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend, drill, warnings, next };
+  const facts = { server, outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend, drill, warnings, next, nextRun: { by: nextRun.by, at: nextRun.at?.toISOString() ?? null }, remote: asked };
   const words = left ? `the run of ${left.startedAt} left something stopped` : good && isAhead ? `${good.archive} bears a time that is still to come` : good ? `${good.archive}, ${span(Math.max(0, ageHours) * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet';
   const mark = outcome === 'good' ? 'OK' : outcome === 'warning' ? 'WARNING' : 'CRITICAL';
-  answer(mode.json ? JSON.stringify(facts) : [`${mark}: ${facts.server}: ${words}`, ...(trendText ? [`  ${trendText}`] : []), ...warnings.map((one) => `  ${one}`), ...(next ? [`  next: ${next}`] : [])].join('\n'));
+  const ago = (hours) => (hours < 48 ? span(hours * 3600) : count(Math.floor(hours / 24), 'day')), line = (name, text) => `  ${name.padEnd(11)} ${text}`;
+  const screen = [`${mark}: ${server}: ${words}`,
+    ...(trend ? [line('down', `${span(good.downSeconds)}; in the last ${count(trend.nights, 'good night')} ${span(trend.leastDownSeconds)} to ${span(trend.mostDownSeconds)}`),
+      line('size', `${size(trend.originalBytes)} in all, ${size(trend.newBytes)} new a night${change === 0 ? '' : `, ${change > 0 ? 'growing' : 'shrinking'} by ${size(Math.abs(change))} a night`}`)] : []),
+    line('next run', nextRun.at ? `${localTime(nextRun.at)}, in ${ago((nextRun.at.getTime() - Date.now()) / 3_600_000)} (${nextRun.by})` : nextRun.by ? `by ${nextRun.by}, when is not known here` : 'nothing starts it: node backup.js setup --schedule cron'),
+    line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${ago(ageDays * 24)} ago; a restore takes about ${span(drill.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
+    ...(asked ? [line('repository', good ? `${asked.archive ? 'has that archive' : 'DOES NOT HAVE that archive'}${asked.proof ? ' and its proof' : ''}; newest proven: ${asked.newest || 'none'}` : `newest proven: ${asked.newest || 'none'}`)] : []),
+    ...(warnings.length === 0 ? [line('warnings', 'none')] : warnings.map((one, index) => line(index === 0 ? 'warnings' : '', one))), line('next', next || (outcome === 'good' ? 'nothing to do' : 'see the warnings'))];
+  if (mode.json) answer(JSON.stringify(facts));
+  else if (!mode.quiet || outcome !== 'good') answer(screen.join('\n'));
   return outcome === 'good' ? 0 : outcome === 'warning' ? 1 : 2;
+}
+
+/** Whether the repository really has an archive and its proof. It waits for no lock, and a repository that cannot be reached is told, not thrown. */
+async function askRepository(settings, server, archive) {
+  try {
+    const all = await listArchives(settings, server, WITHOUT_LOCK, { seconds: 300 }), found = all.find((one) => one.archive === archive);
+    return { asked: { archive: Boolean(found), proof: found?.kind === 'proven', newest: all.filter(({ kind }) => kind === 'proven').pop()?.archive ?? '' }, trouble: '' };
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    goOn();
+    return { asked: null, trouble: error.message };
+  }
 }
 
 /** The ledger of a run that is over and left something stopped; null when all runs, or while a run is at work, which starts it itself. */
@@ -7326,7 +7502,8 @@ async function everyCheck({ settings, file }, script) {
   add('clock', ...await clockIsRight());
   const free = freeBytes(fs.existsSync(settings.stateFolder) ? settings.stateFolder : '/');
   add('free space', free > 64e6, `${size(free)} in ${named(settings.stateFolder)}; how much the storage has, only its keeper knows`, 'make room: without it no run begins');
-  add('schedule', await isScheduled(script), 'a crontab line or a timer that starts this script', 'node backup.js setup --schedule cron    (or systemd)');
+  const nightly = await scheduleOf(script);
+  add('schedule', nightly.by !== '', nightly.by ? `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}` : 'no crontab line and no timer starts this script', 'node backup.js setup --schedule cron    (or systemd)');
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
   add('last drill', settings.drill.maxAgeDays === 0 ? null : last ? warning === '' : warning === '' ? null : false,
     warning || (last ? `${last.archive} was proven ${Math.floor(ageDays)} days ago; a restore takes about ${span(last.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'no drills here, say the settings' : 'none yet'), 'node backup.js drill');
@@ -7379,79 +7556,6 @@ async function clockIsRight() {
   const status = /^Leap status\s*: (.*)$/m.exec((await look(['chronyc', '-n', 'tracking'])).out)?.[1] ?? '';
   if (status) return [status === 'Normal', `chrony says: ${status}`, hint];
   return [null, 'neither systemd-timesyncd nor chrony tells whether it is right', hint];
-}
-
-// A line in a crontab, or a timer whose service names this script.
-async function isScheduled(script) {
-  const files = ['/etc/crontab', ...['/etc/cron.d', '/etc/systemd/system'].flatMap((folder) => (fs.existsSync(folder) ? fs.readdirSync(folder).map((name) => path.join(folder, name)) : []))];
-  const texts = files.filter((file) => fs.statSync(file, { throwIfNoEntry: false })?.isFile()).map((file) => fs.readFileSync(file, 'utf8'));
-  texts.push((await look(['crontab', '-l'])).out);
-  return texts.some((text) => text.split('\n').some((line) => line.includes(script) && !/^\s*#|\brecover\b/.test(line)));
-}
-
-// =========================================================================================================
-// ==== SCHEDULE ====
-// The schedule, installed only when somebody says so: lines of cron, or timers of systemd. Changes /etc/cron.d/cold-backup or the files
-// cold-backup* in /etc/systemd/system, nothing else.
-
-const commandLine = (script, file, words) => `${pasteable([process.execPath, script])}${file === script ? '' : ` --settings ${pasteable([file])}`} ${words}`;
-
-/** Given settings, script and settings file, writes the lines for cron: the night, what comes after a power cut, the weekly drill. A drill touches nothing that runs, so it has
- * its own day and hour. cron knows only the machine's own time: the window's start is turned into it, as it is tonight. */
-function installCron(settings, script, file) {
-  const begin = startOfWindow(settings);
-  const line = (when, words) => `${when} root ${commandLine(script, file, words).replaceAll('%', '\\%')}`;
-  fs.writeFileSync('/etc/cron.d/cold-backup', ['# cold-backup: the nightly run, and what brings services back after a power cut', 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
-    line(`${begin.getMinutes()} ${begin.getHours()} * * *`, '--quiet'), line('@reboot', 'recover --quiet'), line('*/5 * * * *', 'recover --quiet'),
-    ...(settings.drill.maxAgeDays > 0 ? [line('0 12 * * 0', 'drill --quiet')] : []), ''].join('\n'), { mode: 0o644 });
-  say('wrote /etc/cron.d/cold-backup');
-}
-
-// The begin of the window (or 02:00) as this machine's clock shows it, the later one of winter and summer; five minutes in, so
-// that no clock is before it.
-function startOfWindow(settings) {
-  const [winter, summer] = [0, 6].map((month) => windowBegin(settings, new Date(new Date().getFullYear(), month, 15)));
-  const minutes = (date) => date.getHours() * 60 + date.getMinutes();
-  const later = (minutes(summer) - minutes(winter) + 1440) % 1440 < 720 ? summer : winter;
-  return new Date(later.getTime() + (settings.window ? 5 * 60_000 : 0));
-}
-
-function windowBegin(settings, begin) {
-  const { window } = settings;
-  if (!window) begin.setHours(2, 0, 0, 0);
-  for (let minute = 0; window && minute < 1440; minute++) {
-    const clock = new Intl.DateTimeFormat('en-GB', { timeZone: window.timeZone, hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }).format(begin);
-    if (clock === window.from) break;
-    begin.setMinutes(begin.getMinutes() + 1);
-  }
-  return begin;
-}
-
-/** The same as systemd's timers. Throws Problem when this machine is not run by systemd. */
-async function installTimers(settings, script, file) {
-  if (!hasSystemd()) throw new Problem('this machine is not run by systemd', { hint: 'use --schedule cron' });
-  const at = settings.window ? `*-*-* ${settings.window.from}:00 ${settings.window.timeZone}` : '*-*-* 02:00:00';
-  const forSystemd = (words) => commandLine(script, file, words).replace(/[%$]/g, '$&$&'); // systemd.service(5): both are expanded, in quotes, too
-  const service = (what, words, more) => ['[Unit]', `Description=cold-backup: ${what}`, 'Wants=network-online.target', 'After=network-online.target', '',
-    '[Service]', 'Type=oneshot', `ExecStart=${forSystemd(words)}`, ...more, ''].join('\n');
-  const timer = (when) => ['[Unit]', 'Description=cold-backup', '', '[Timer]', ...when, '', '[Install]', 'WantedBy=timers.target', ''].join('\n');
-  const files = {
-    // No sandboxing: what the unit may not do, the daemons that a `start` command of the settings starts might not do either, for they inherit it.
-    // The script ends its children itself; whatever it leaves running lives in units of its own.
-    'cold-backup.service': service('the nightly run', '--quiet', [`ExecStopPost=${forSystemd('recover --quiet')}`, 'KillMode=mixed', 'TimeoutStartSec=infinity', 'TimeoutStopSec=30min', 'SuccessExitStatus=75', 'OOMScoreAdjust=-500']),
-    'cold-backup.timer': timer([`OnCalendar=${at}`]), // not Persistent: a missed night must not stop services in the morning
-    'cold-backup-recover.service': service('start what an interrupted run left stopped', 'recover --quiet', ['SuccessExitStatus=75']),
-    'cold-backup-recover.timer': timer(['OnBootSec=20s', 'OnUnitActiveSec=5min', 'AccuracySec=1s']),
-    ...(settings.drill.maxAgeDays > 0 ? { 'cold-backup-drill.service': service('rehearse a restore', 'drill --quiet', ['Nice=19', 'IOSchedulingClass=idle', 'TimeoutStartSec=infinity', 'SuccessExitStatus=75']),
-      'cold-backup-drill.timer': timer(['OnCalendar=Sun *-*-* 12:00:00', 'RandomizedDelaySec=15min']) } : {}),
-  };
-  fs.rmSync('/etc/cron.d/cold-backup', { force: true }); // one schedule at a time
-  for (const [name, text] of Object.entries(files)) fs.writeFileSync(path.join('/etc/systemd/system', name), text, { mode: 0o644 });
-  for (const argv of [['systemctl', 'daemon-reload'], ['systemctl', 'enable', '--now', ...Object.keys(files).filter((name) => name.endsWith('.timer'))]]) {
-    const done = await change(argv);
-    if (done.code !== 0) throw failure('the timers cannot be installed', done);
-  }
-  say(`installed ${Object.keys(files).filter((name) => name.endsWith('.timer')).join(', ')}`);
 }
 
 // =========================================================================================================
@@ -7675,8 +7779,8 @@ async function writeSheet(settings) {
     exported.push(fs.readFileSync(draft, 'utf8'));
     fs.rmSync(draft);
   }
-  const text = ['Print this, keep it on paper away from the server, then remove this file.', 'Whoever has it and can reach the storage can read every backup.', '',
-    `repository  ${settings.repository}`, `passphrase  ${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`], title = `RECOVERY SHEET of server ${serverName(settings)}`;
+  const words = WORDS[settings.language].sheet, pad = Math.max(words.repository.length, words.passphrase.length) + 2, title = words.title(serverName(settings));
+  const text = [words.print, words.whoHas, words.how, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`];
   const html = (lines) => lines.join('\n').replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
   writeDurably(page, exported[1].replace(/<div id="printout">/, (paper) => `${paper}\n<h1>${html([title])}</h1>\n<pre style="white-space: pre-wrap">${html(text)}</pre>\n`)); // onto the paper of borg's own page, which draws the codes itself
   writeDurably(sheet, [title, '', ...text, '', exported[0], ''].join('\n'));
@@ -7694,14 +7798,102 @@ async function confirmSheet(settings) {
 }
 
 // =========================================================================================================
+// ==== HELP ====
+// What the command line knows: commands, options, exit codes, as data. `--help`, the reading of options and the README's tables come from here.
+
+const BARE = ['restore', 'list', 'find', 'drill'];
+
+const COMMAND_TABLE = {
+  '': { usage: ['[--dry-run] [--now]'], what: 'take the backup: this is what crontab calls', examples: ['node backup.js --dry-run', 'node backup.js --quiet', 'node backup.js --now'],
+    more: ['Looks, tries all that can fail, copies once while all runs, stops the parts,', 'proves that they are cold, copies, starts everything again, reads back.', 'With --dry-run it only says so, in order, and changes nothing.'] },
+  setup: { usage: ['[--yes] [--schedule cron|systemd]'], what: 'make settings, keys, passphrase, repository; it asks', examples: ['node backup.js setup', 'node backup.js setup --yes --schedule cron'],
+    more: ['Makes what is missing and keeps what is there; may be called again and again.', 'Prints the line that the storage needs, writes the recovery sheet, and ends', 'with `doctor`: 0 when a run would now work. --yes asks nothing.'] },
+  doctor: { usage: [''], what: 'check everything that can be checked while all runs', examples: ['node backup.js doctor'], more: ['Changes nothing. Each check that failed has a hint. 2: a run would fail; 1:', 'there is something to be wished for.'] },
+  status: { usage: ['[--remote]', '--all [SERVER...]'], what: 'is there a good recent backup? (for monitoring, too)', examples: ['node backup.js status', 'node backup.js status --json', 'node backup.js status --all --quiet'],
+    more: ['0 good, 1 with a warning, 2 nothing recent enough (`maxAgeHours`). It needs no', 'network; --remote asks the repository, too, whether archive and proof are there.',
+      "--all, on the operator's computer: servers whose newest proven archive, by the", "storage's own clock, is too old. It reads file times there, and uses no key."] },
+  list: { usage: ['[ARCHIVE [PATH]]'], what: 'the archives, or the files in one', examples: ['node backup.js list', 'node backup.js list latest /var/www'], more: ['`proven`: a good backup. `unproven`: a night that did not end well.'] },
+  find: { usage: ['PATTERN'], what: 'which archives hold this file, in which versions', examples: ['node backup.js find plan.pdf', "node backup.js find '/srv/*/2026/*.pdf'"], more: ['PATTERN is a part of a path, or a glob.'] },
+  restore: { usage: ['ARCHIVE|latest [PATH ...] --to FOLDER', 'ARCHIVE|latest --in-place [PART ...] [--reindex]'], what: 'into a new folder, or where it was; never over it',
+    examples: ['node backup.js restore latest --to /srv/back', 'node backup.js restore latest /etc/nginx --to /srv/back', 'node backup.js restore latest --in-place --dry-run'],
+    more: ['--to: an empty or new folder; nothing that is there is touched. --in-place: what', 'lies there is moved aside, never deleted; first it says what differs here and', 'the command that mends it, and refuses what cannot work.'] },
+  drill: { usage: ['[ARCHIVE|latest] [--full]'], what: 'rehearse a restore: extract, start, check, discard', examples: ['node backup.js drill'], more: ['Touches nothing that runs. Prints a certificate, and stores it. 2: not proven.'] },
+  recover: { usage: [''], what: 'start whatever an interrupted run left stopped', examples: ['node backup.js recover'], more: ['For boot and every five minutes; needs no settings. 3: something stays down.'] },
+  borg: { usage: ['ARGS...'], what: "borg itself, with this server's repository and key", examples: ['node backup.js borg list', 'node backup.js borg info ::ARCHIVE'], more: ['All that follows goes to borg as it stands.'] },
+  audit: { usage: ['[SERVER...] [--undo-plan] [--accept] [--full]'], what: 'was the append-only repository tampered with?', examples: ['node backup.js audit', 'node backup.js audit web1 --undo-plan'], operator: true,
+    more: ['Compares the repository with the ledger of earlier audits. 2: alarm.'] },
+  prune: { usage: ['[SERVER...] [--yes] [--dry-run]'], what: 'retention, after a clean audit', examples: ['node backup.js prune --dry-run', 'node backup.js prune web1'], operator: true,
+    more: ['Deletes in a copy beside the repository, checks it, and lets it take its place.', 'Shows the list and asks first.'] },
+  report: { usage: ['[SERVER...] --to FILE.html [--lang en|es]'], what: 'all servers on one page, for people', examples: ['node backup.js report --to backups.html', 'node backup.js report web1 --to web1.html --lang es'], operator: true,
+    more: ['One file with everything in it: no script, no network. It prints well. 1: a', 'server could not be looked at, and its row says so.'] },
+  help: { usage: ['[COMMAND]'], what: 'this, or all about one command', examples: ['node backup.js help restore'], more: [] },
+};
+
+const OPTION_TABLE = {
+  'dry-run': { value: '', what: 'only say what would be done', commands: ['', 'restore', 'prune'] },
+  now: { value: '', what: 'take the backup outside the window, too', commands: [''] },
+  yes: { value: '', what: 'ask nothing', commands: ['setup', 'audit', 'prune'] },
+  schedule: { value: 'cron|systemd', what: 'start it every night from now on', commands: ['setup'] },
+  quota: { value: 'SIZE', what: 'how much the storage grants this server', commands: ['setup'] },
+  server: { value: 'NAME', what: "an answer to setup's question, as are the next", commands: ['setup'] },
+  stop: { value: 'LIST', what: 'what to stop, with commas', commands: ['setup'] },
+  folders: { value: 'LIST', what: 'folders to save, with commas', commands: ['setup'] },
+  volumes: { value: 'LIST', what: 'container volumes to save, with commas', commands: ['setup'] },
+  window: { value: 'HOURS', what: "'01:00-05:30 Africa/Maputo', or any", commands: ['setup'] },
+  language: { value: 'en|es', what: 'of what is written for people', commands: ['setup'] },
+  remote: { value: '', what: 'ask the repository, too', commands: ['status'] },
+  all: { value: '', what: "every server of the operator's file", commands: ['status'] },
+  to: { value: 'WHERE', what: 'the new folder; of report: the file', commands: ['restore', 'report'] },
+  'mend-links': { value: '', what: "turn a cluster's links to the extracted files", commands: ['restore'] },
+  'in-place': { value: '', what: 'everything back to where it was', commands: ['restore'] },
+  reindex: { value: '', what: 'build indexes anew whose order changed', commands: ['restore'] },
+  full: { value: '', what: 'dump every database; of audit: read all data', commands: ['drill', 'audit'] },
+  'undo-plan': { value: '', what: 'print how to undo what was found', commands: ['audit'] },
+  accept: { value: '', what: 'take what was found as it is, from now on', commands: ['audit'] },
+  lang: { value: 'en|es', what: 'language of the page', commands: ['report'] },
+  repository: { value: 'URL', what: 'without settings: where the archives are', commands: [...BARE, 'setup'] },
+  'key-file': { value: 'FILE', what: 'without settings: the borg key', commands: [...BARE, 'setup'] },
+  'passphrase-file': { value: 'FILE', what: 'without settings: the passphrase', commands: [...BARE, 'setup'] },
+  'ssh-key': { value: 'FILE', what: 'without settings: the ssh key', commands: BARE },
+  settings: { value: 'FILE', what: 'in place of the settings in or beside backup.js', commands: [] },
+  'print-settings': { value: '', what: 'each setting in force, and where it comes from', commands: [] },
+  json: { value: '', what: 'one JSON document on stdout, all else on stderr', commands: [] },
+  quiet: { value: '', what: "only warnings and errors, for cron's mail", commands: [] },
+  verbose: { value: '', what: 'show every look, too', commands: [] },
+  'no-color': { value: '', what: 'no colours (nor with NO_COLOR set)', commands: [] },
+  version: { value: '', what: 'its version, and whether somebody edited it', commands: [] },
+  help: { value: '', what: 'this, or with a command all about it', commands: [] },
+};
+
+const EXIT_TABLE = [
+  ['0', 'good'], ['1', 'done, but a warning needs attention'], ['2', 'failed: no new good backup; everything that was stopped runs again'],
+  ['3', 'something that was stopped IS NOT RUNNING: act now'], ['64', 'wrong usage or settings'], ['75', 'not now: another run, or outside the window'], ['128+n', 'ended by signal n, after everything was started again'],
+];
+
+const optionRow = ([name, { value, what }]) => `  ${`--${name}${value ? ` ${value}` : ''}`.padEnd(24)} ${what}`;
+const commandRow = ([name, { what }]) => `  ${(name || '(no command)').padEnd(13)} ${what}`;
+
+/** What `--help` prints, of all or of one command: at most 40 lines of 80 columns. With --json the tables themselves. Throws Problem (64) for a command that there is not. */
+function helpText(name) {
+  if (mode.json) return JSON.stringify({ commands: COMMAND_TABLE, options: OPTION_TABLE, exitCodes: EXIT_TABLE }, null, 1);
+  const command = Object.keys(COMMAND_TABLE).includes(name) && COMMAND_TABLE[name], options = Object.entries(OPTION_TABLE), commands = Object.entries(COMMAND_TABLE);
+  if (!command) throw new Problem(`unknown command ${name}${meant(name, Object.keys(COMMAND_TABLE))}`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
+  if (name === '') {
+    return ['backup.js - stop everything, copy the files with borg, start everything again', '', 'usage: node backup.js [COMMAND] [OPTIONS]', '', ...commands.filter(([, one]) => !one.operator).map(commandRow),
+      "on the operator's computer:", ...commands.filter(([, one]) => one.operator).map(commandRow), '', ...options.filter(([, one]) => one.commands.length === 0 || one.commands.includes('')).map(optionRow), '',
+      ...EXIT_TABLE.map(([code, what]) => `  ${code.padEnd(6)} ${what}`), '', 'first:  node backup.js setup    more of each:  node backup.js help COMMAND'].join('\n');
+  }
+  const own = options.filter(([, one]) => one.commands.includes(name));
+  return [...command.usage.map((words, index) => `${index === 0 ? 'usage:' : '      '} node backup.js ${name} ${words}`.trimEnd()), '', `${command.what}${command.operator ? " (on the operator's computer)" : ''}`, ...command.more, ...(own.length > 0 ? ['', ...own.map(optionRow)] : []),
+    '', ...command.examples.map((one) => `  ${one}`), '', 'also --settings FILE, --json, --quiet, --verbose; see node backup.js --help'].join('\n');
+}
+
+// =========================================================================================================
 // ==== MAIN PROGRAM ====
 // The command line: which command, with which options. Nothing is done here; each command is a chapter of its own.
 
-const COMMANDS = ['setup', 'doctor', 'status', 'list', 'find', 'restore', 'drill', 'recover', 'borg', 'audit', 'prune'];
-const FLAGS = ['dry-run', 'json', 'quiet', 'verbose', 'no-color', 'now', 'version', 'help', 'print-settings', 'yes', 'mend-links', 'in-place', 'reindex', 'full', 'undo-plan', 'accept'];
-const OPTIONS_OF = { 'dry-run': ['', 'restore', 'prune'], now: [''], yes: ['setup', 'audit', 'prune'], ...Object.fromEntries(['server', 'stop', 'folders', 'volumes', 'window', 'language', 'quota'].map((option) => [option, ['setup']])), 'undo-plan': ['audit'], accept: ['audit'], schedule: ['setup'], to: ['restore'], 'mend-links': ['restore'], 'in-place': ['restore'], reindex: ['restore'], full: ['drill', 'audit'],
-  ...Object.fromEntries(['repository', 'key-file', 'passphrase-file', 'ssh-key'].map((option) => [option, ['restore', 'list', 'find', 'drill', ...(option === 'ssh-key' ? [] : ['setup'])]])) }; // all others go everywhere
-const VALUES = ['server', 'stop', 'folders', 'volumes', 'window', 'language', 'quota', 'settings', 'schedule', 'to', 'repository', 'key-file', 'passphrase-file', 'ssh-key'];
+const COMMANDS = Object.keys(COMMAND_TABLE).filter((name) => name !== '');
+const [FLAGS, VALUES] = [true, false].map((isFlag) => Object.keys(OPTION_TABLE).filter((name) => (OPTION_TABLE[name].value === '') === isFlag));
 
 // minimist takes `--dry-run false` and `--no-dry-run` for "no dry run": a slip like that must not begin a real one.
 function refuseSlips(argv) {
@@ -7728,16 +7920,17 @@ function readOptions(argv) {
   }
   const [command = '', ...words] = found._;
   if (command !== '' && command !== 'guard' && !COMMANDS.includes(command)) throw new Problem(`unknown command ${command}${meant(command, COMMANDS)}`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
-  for (const [option, commands] of Object.entries(OPTIONS_OF)) {
-    if (found[option] && !commands.includes(command)) throw new Problem(`--${option} does not go with ${command || 'taking the backup'}`, { exitCode: 64, hint: `it belongs to ${commands[0] || 'the backup itself'}` });
+  for (const [option, { commands }] of Object.entries(OPTION_TABLE)) {
+    if (found[option] && commands.length > 0 && !commands.includes(command) && !found.help) throw new Problem(`--${option} does not go with ${command || 'taking the backup'}`, { exitCode: 64, hint: `it belongs to ${commands[0] || 'the backup itself'}` });
   }
   for (const option of VALUES) {
     if (Array.isArray(found[option]) || found[option] === '') throw new Problem(`--${option} needs one value`, { exitCode: 64 });
   }
   if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
-  if (command === 'restore') refuseRestore(words, found.to ?? '', found);
-  if (command === 'find' && !words[0]) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
-  const most = { list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity, audit: Infinity, prune: Infinity };
+  for (const option of ['lang', 'language']) if (found[option] && !['en', 'es'].includes(found[option])) throw new Problem(`--${option} ${found[option]}: it is 'en' or 'es'`, { exitCode: 64 });
+  if (command === 'restore' && !found.help) refuseRestore(words, found.to ?? '', found);
+  if (command === 'find' && !words[0] && !found.help) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
+  const most = { help: 1, list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity, audit: Infinity, prune: Infinity, report: Infinity, status: found.all ? Infinity : 0 };
   if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
     color: found.colour && !process.env.NO_COLOR && Boolean(process.stderr.isTTY) });
@@ -7755,21 +7948,23 @@ function refuseRestore(words, to, flags) {
 /** Given the command line without node and script, does what it says. Returns the exit code. */
 async function command(argv) {
   const { command: name, words, values, flags } = readOptions(argv);
-  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
+  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune', 'report', 'status'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]), file = values.settings;
-  if (flags.help) return said(HELP.trimEnd());
+  if (flags.help || name === 'help') return said(helpText(name === 'help' ? words[0] ?? '' : name));
   if (flags.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
   if (name === 'recover') return recoverAll(script, file);
   if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
   if (name === 'audit') return audit(settings, loadOperator(script, file), words, { full: flags.full, accept: flags.accept, yes: flags.yes, undoPlan: flags['undo-plan'] });
   if (name === 'prune') return prune(settings, loadOperator(script, file), words, flags.yes);
+  if (name === 'report') return report(settings, loadOperator(script, file), words, values.to, values.lang);
+  if (name === 'status' && flags.all) return statusOfAll(loadOperator(script, file), words);
   if (name === 'setup') await answerFirst(script, file, values, flags.yes);
   const loaded = values.repository && name !== 'setup' ? bareMachine(values) : loadSettings(settings, script, file);
   const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
   if (flags['print-settings']) return said(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
   if (name === 'setup') return setup(loaded, script, { yes: flags.yes, schedule: values.schedule, quota: values.quota, keyFile: values['key-file'], passphraseFile: values['passphrase-file'] });
   if (name === 'doctor') return doctor(loaded, script);
-  if (name === 'status') return status(loaded.settings);
+  if (name === 'status') return status(loaded.settings, script, flags.remote);
   if (name === 'list') return list(loaded.settings, server, words);
   if (name === 'find') return find(loaded.settings, server, words);
   if (name === 'restore' && flags['in-place']) {
@@ -7853,9 +8048,12 @@ async function main() {
 // can do what follows: there is no such file there, and its ssh key may only add. This chapter reads the file, and
 // runs programs on the storage. What stands on the storage is not believed here, only looked at.
 
-const NO_SERVER = { server: '', repository: '', sshKey: '', knownHostsFile: '', keyFile: '', passphraseFile: '', storage: [], cutAccess: [], giveAccess: [], timeZone: 'UTC' };
+/** One server as its operator knows it. storage: the command that opens a shell there; [] = the path is local, or (with ssh://) there is no shell. */
+// older is told by report and status --all; drillMaxAgeDays 0: no drills there
+
+const NO_SERVER = { server: '', repository: '', sshKey: '', knownHostsFile: '', keyFile: '', passphraseFile: '', storage: [], cutAccess: [], giveAccess: [], timeZone: 'UTC', maxAgeHours: 26, drillMaxAgeDays: 8 };
 const KEEP = { last: 3, daily: 7, weekly: 4, monthly: 12, yearly: 3 };
-const RULES_OF_SERVER = { server: aServer, repository: aRepository, sshKey: aPath, knownHostsFile: aPath, keyFile: aSecretFile, passphraseFile: aSecretFile, storage: aCommand, cutAccess: aCommand, giveAccess: aCommand, timeZone: aTimeZone };
+const RULES_OF_SERVER = { server: aServer, repository: aRepository, sshKey: aPath, knownHostsFile: aPath, keyFile: aSecretFile, passphraseFile: aSecretFile, storage: aCommand, cutAccess: aCommand, giveAccess: aCommand, timeZone: aTimeZone, maxAgeHours: aNumber(0.01, 100_000, 'any'), drillMaxAgeDays: aNumber(0, 10_000, 'any') };
 
 /** Given the block of this script (for its names), the script and FILE of --settings, returns the operator's settings. Throws Problem (64) when there is no such file, or with every mistake in it. */
 function loadOperator(script, file) {
@@ -7873,15 +8071,16 @@ function loadOperator(script, file) {
 
 function filledOperator(found, wrong) {
   if (!isGroup(found)) return wrong('', `must be a group: const settings = { ... }; and not ${shown(found)}`), {};
-  refuseUnknown(found, '', ['ledgerFolder', 'servers'], wrong);
-  const { ledgerFolder = 'ledger', servers } = found;
+  refuseUnknown(found, '', ['ledgerFolder', 'servers', 'language'], wrong);
+  const { ledgerFolder = 'ledger', servers, language = 'en' } = found;
+  aLanguage(language, 'language', wrong);
   if (typeof ledgerFolder !== 'string' || ledgerFolder === '') wrong('ledgerFolder', `must be a folder, not ${shown(ledgerFolder)}`);
   if (!Array.isArray(servers)) wrong('servers', `must be a list of servers in [ ], not ${shown(servers)}`);
   const list = Array.isArray(servers) ? servers.map((one, index) => filledServer(one, `servers[${index}]`, wrong)) : [];
   list.forEach(({ server }, index) => {
     if (list.findIndex((other) => other.server === server) < index) wrong(`servers[${index}].server`, `${shown(server)} is in the list already`);
   });
-  return { ledgerFolder, servers: list };
+  return { ledgerFolder, servers: list, language };
 }
 
 function filledServer(one, at, wrong) {
@@ -7940,6 +8139,7 @@ async function onStorage(one, what, interpreter, script, options = {}) {
   const file = path.join(scratch ||= temporaryFolder(), 'script');
   fs.writeFileSync(file, script, { mode: 0o600 });
   const fd = fs.openSync(file, 'r'), { looks = false, ...more } = options;
+  fs.rmSync(file); // several servers are read at the same time
   try {
     const done = await (looks ? look : change)([...one.storage, ...interpreter], { seconds: 3600, ...more, stdin: fd });
     if (done.code === 0) return done;
@@ -7960,7 +8160,7 @@ async function onStorage(one, what, interpreter, script, options = {}) {
 // asks: a client cannot hide that. The reader below is Python, which is there wherever borg is. It only reads, one entry at a time.
 
 const READER = String.raw`
-import configparser, datetime, hashlib, json, os, struct, sys, zlib
+import configparser, datetime, hashlib, json, os, struct, sys, time, zlib
 served = os.path.realpath(SERVED)
 if not os.path.isdir(os.path.join(REPO, 'data')): sys.exit('NOT THERE: no repository in ' + os.path.abspath(REPO))
 os.chdir(REPO)
@@ -8033,10 +8233,17 @@ for pid in filter(str.isdigit, os.listdir('/proc') if os.path.isdir('/proc') els
     places = [os.path.realpath(os.path.join(home, os.path.expanduser(one))) for one in allowed]
     if not places or any(served == one or served.startswith(one.rstrip('/') + '/') for one in places): serving.append('process %s: %s' % (pid, ' '.join(words).strip()))
 committed = [line for line in sizes if line[0] <= last]
+stamped = lambda at: datetime.datetime.fromtimestamp(at, datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
+disk, home, quotas = os.statvfs('.'), os.path.expanduser('~'), [config['repository'].get('storage_quota', '0')]
+lines = open(home + '/.ssh/authorized_keys', errors='replace') if os.access(home + '/.ssh/authorized_keys', os.R_OK) else []
+for words in [line.split(chr(34))[1].split() for line in lines if line.count(chr(34)) > 1]:
+    after = lambda option: [word.split('=', 1)[1] if '=' in word else following for word, following in zip(words, words[1:] + ['']) if word.startswith(option)]
+    if served in [os.path.realpath(os.path.join(home, os.path.expanduser(one))) for one in after('--restrict-to-')]: quotas += after('--storage-quota')
 say(config=dict(config['repository']), nonce=open('nonce').read().strip() if os.path.exists('nonce') else '', damage=damage[:100], last=last,
     bytes=sum(size for number, size in committed), segments=len(committed), files=dict(count=len(committed), sha256=digest(committed)),
     oldFiles=dict(count=len([1 for line in sizes if line[0] <= AFTER]), sha256=digest([line for line in sizes if line[0] <= AFTER])),
     log=dict(bytes=len(log), sha256=hashlib.sha256(log).hexdigest()), oldLog=hashlib.sha256(log[:LOG]).hexdigest(), appendOnlyLines=len(times),
+    now=stamped(time.time()), newest=stamped(os.stat(segments[sizes[-1][0]]).st_mtime) if sizes else '', quotas=quotas, disk=dict(free=disk.f_bavail * disk.f_frsize, total=disk.f_blocks * disk.f_frsize, id=os.stat('.').st_dev),
     state=hashlib.sha256(repr((digest(sizes), log, open('nonce').read() if os.path.exists('nonce') else '')).encode()).hexdigest(), serving=serving, locked=os.path.exists('lock.exclusive') and bool(os.listdir('lock.exclusive')))
 `;
 
@@ -8918,6 +9125,614 @@ function noteDeleted(book, left) {
   const at = new Date().toISOString(), deleted = present(book).filter(({ id }) => book.pruning.deleting.includes(id) && !left.includes(id));
   for (const archive of deleted) Object.assign(archive, { goneAt: at, goneBy: 'prune' });
   if (deleted.length > 0) book.prunes.push({ at, deleted: deleted.map(({ name }) => name), freedBytes: 0 });
+}
+
+// =========================================================================================================
+// ==== OVERDUE ====
+// Which servers have no recent backup? Asked on the operator's computer, as often as cron likes: it reads the ledger, and on the storage the times of what was
+// written since the last audit, by the storage's own clock. No borg key and no passphrase is touched. So it is known that a server wrote, and whether as much
+// as its proven nights do; that the archive is proven, only an audit can tell, and the answer says which of the two it is. Only reads.
+
+const UNAUDITED_DAYS = 8; // for so long it is enough that a server wrote as it does on a proven night
+
+/** `status --all [SERVER...]`: given the operator's settings, prints a line for each server. Returns 0, 1 or 2, as the worst of them. With --quiet only those of which something is to be said. */
+async function statusOfAll(operator, names) {
+  const all = [];
+  for (const one of serversMeant(operator, names)) all.push(await overdueOf(operator, one));
+  const marks = { good: 'OK', warning: 'WARNING', failed: 'CRITICAL' }, shown = all.filter(({ outcome }) => !mode.quiet || outcome !== 'good');
+  if (mode.json) answer(JSON.stringify(all, null, 1));
+  else if (shown.length > 0) answer(shown.map(({ server, outcome, why, next }) => `${marks[outcome]}: ${server}: ${why}${next ? `\n  next: ${next}` : ''}`).join('\n'));
+  return all.some(({ outcome }) => outcome === 'failed') ? 2 : all.some(({ outcome }) => outcome === 'warning') ? 1 : 0;
+}
+
+async function overdueOf(operator, one) {
+  const { server, maxAgeHours } = one, found = { server, outcome: 'failed', ageHours: null, archive: '', seenAt: '', writtenAt: '', since: null, lastAuditAt: '', why: '', next: `node backup.js audit ${server}` };
+  const is = (outcome, why, next = found.next) => ({ ...found, outcome, why, next });
+  try {
+    const book = readBook(operator, one), newest = book && provenOnes(present(book)).pop();
+    if (book && newest) Object.assign(found, { archive: newest.name, seenAt: newest.seenAt, lastAuditAt: book.lastAuditAt });
+    const { now, writtenAt, since } = hasShell(one) ? await writtenSince(one, book) : { now: new Date().toISOString(), writtenAt: '', since: [] };
+    const hours = (time) => (Date.parse(now) - Date.parse(time)) / 3_600_000, ago = (time) => `${span(Math.max(0, hours(time)) * 3600)} ago`;
+    Object.assign(found, { writtenAt, since: hasShell(one) ? since.length : null, ageHours: newest ? Math.max(0, hours(newest.seenAt)) : null });
+    const known = newest ? `${newest.name}, proven, written ${ago(newest.seenAt)} by the storage's clock` : 'no proven archive is known';
+    if (newest && hours(newest.seenAt) <= maxAgeHours) return is('good', known, '');
+    if (!hasShell(one)) return is('warning', `${known}; the storage gives no shell: what came since, only an audit can tell`);
+    if (writtenAt === '' || hours(writtenAt) > maxAgeHours) return is('failed', `${known}; nothing came since${writtenAt ? `: last written to ${ago(writtenAt)}` : ''}`, `node backup.js doctor    (on ${server})`);
+    if (!book) return is('warning', `written to ${ago(writtenAt)}; never audited, so whether it is proven is not known`);
+    const recent = since.filter((time) => hours(time) <= maxAgeHours).length, usual = newest ? transactionsOfANight(book) : 0;
+    if (recent < usual) return is('failed', `${known}; written to ${ago(writtenAt)}, but in ${recent} of the ${usual} transactions of a proven night: it did not come to its proof`, `node backup.js status    (on ${server})`);
+    const wrote = `written to ${ago(writtenAt)}${newest ? ', in as many transactions as a proven night' : ''}; whether it is proven, an audit with the key tells; ${known}`, isAlarm = book.audits[book.audits.length - 1]?.verdict === 'alarm';
+    if (isAlarm || !newest || (Date.now() - Date.parse(book.lastAuditAt)) / 86_400_000 > UNAUDITED_DAYS) return is('warning', `${wrote}; the last audit was ${ago(book.lastAuditAt)}${isAlarm ? ', and an alarm' : ''}`);
+    return is('good', wrote, '');
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    goOn();
+    return is('failed', `its storage cannot be looked at: ${error.message}${error.facts.said ? `: ${lastLines(error.facts.said, 1)}` : ''}`);
+  }
+}
+
+/** What the storage's files say: its clock, when it was written to last, and the times of the transactions that no audit has seen. */
+async function writtenSince(one, book) {
+  const mark = book?.mark, { now, newest, transactions } = await readRepository(one, mark ? { ...STATE_ALONE, after: mark.transaction } : STATE_ALONE), since = transactions.map(timeOf);
+  const proven = book && provenOnes(present(book)).pop();
+  return { now, writtenAt: since[since.length - 1] ?? proven?.seenAt ?? mark?.time ?? newest, since }; // a prune, too, writes data files, so their own times prove nothing
+}
+
+/** How many transactions a proven night has at least: what lies between one proof and the next, as the ledger knows it. */
+function transactionsOfANight(book) {
+  const all = present(book).filter(({ transaction }) => transaction > 0), proofs = all.filter(({ kind }) => kind === 'proof').map(({ transaction }) => transaction).sort((a, b) => a - b).slice(-8);
+  const counts = proofs.slice(1).map((proof, index) => new Set(all.filter(({ transaction }) => transaction > proofs[index] && transaction <= proof).map(({ transaction }) => transaction)).size);
+  return Math.min(...counts.length > 0 ? counts : [2]);
+}
+
+// =========================================================================================================
+// ==== FLEET ====
+// What the operator knows of each server, for the report: out of the ledger, a read-only look at the storage, and (with the key) the list of
+// archives, the history in the newest proof and the record of each archive. What never changes any more (a history, a passport) is kept beside the
+// ledger, so that a second report reads only what is new, and one of a server that cannot be reached still shows what was known. Everything that
+// comes from an archive may be an intruder's: it is taken by form and length, never as it stands. Changes only files in `ledgerFolder`/.report.
+
+/** All about a server. trouble: why it could not be looked at now; archives: newest first; nights: oldest first. */
+// passports: by the archive's id
+
+const MOST_LINES = 1000, MOST_TEXT = 300, MOST_ITEMS = 100; // of what an archive says
+const AT_ONCE = 4; // servers
+const LONGEST = { seconds: 1800 };
+
+/** Given the operator's settings and the servers, returns what is known of each. Never throws a Problem: who cannot be reached says why. */
+async function factsOfAll(builtIn, operator, servers) {
+  const facts = [];
+  for (let from = 0; from < servers.length; from += AT_ONCE) facts.push(...await Promise.all(servers.slice(from, from + AT_ONCE).map((one) => lookAtServer(builtIn, operator, one))));
+  shareDisks(facts);
+  return facts;
+}
+
+async function lookAtServer(builtIn, operator, one) {
+  const kept = readKept(operator, one.server);
+  let book = null, reading = null, listed = null, trouble = null;
+  try {
+    book = readBook(operator, one);
+    reading = hasShell(one) ? await readRepository(one, STATE_ALONE) : null;
+    const settings = canDecrypt(one) ? borgSettings(builtIn, operator, one) : null;
+    if (settings) {
+      listed = await listEverything(settings, WITHOUT_LOCK, { ...ANYWHERE, ...LONGEST });
+      await readNew(settings, one.server, listed, kept);
+      writeKept(operator, one.server, kept);
+    }
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    goOn();
+    trouble = { message: `${error.message}${error.facts.said ? `: ${lastLines(error.facts.said, 2)}` : ''}`, hint: error.facts.hint ?? '' };
+  }
+  const last = book?.audits[book.audits.length - 1];
+  return { one, trouble, archives: archivesOf(one.server, listed, book, kept), nights: kept.nights, drill: kept.drill, audit: last ? { at: last.at, verdict: last.verdict } : null, isPruning: Boolean(book?.pruning), space: spaceOf(one, reading, book) };
+}
+
+// ---- archives ----
+
+const isFuture = (time) => Date.parse(time) > Date.now() + 3_600_000; // a time that a client claims, and cannot be
+
+// Newest first, by the time that counts. Without a list of today: those of the last audit.
+function archivesOf(server, listed, book, kept) {
+  const known = new Map(book?.archives.map((one) => [one.id, one])), all = listed ?? (book ? present(book) : []);
+  const names = new Set(all.map(({ name }) => name));
+  return all.filter(({ name }) => kindOf(server, name) === 'cold').map(({ id, name, endedAt }) => {
+    const seen = known.get(id), isSeen = seen?.seenBy === 'storage', seenAt = isSeen ? seen.seenAt : endedAt;
+    return { name, seenAt, isSeen, isProven: names.has(`proven-${name}`) && !isFuture(seenAt), passport: kept.passports[id] ?? '' };
+  }).sort((one, other) => (one.seenAt < other.seenAt ? 1 : -1));
+}
+
+/** Read what is new: the history in the newest proof, and the record of each archive that was never read. A record that cannot be had is told, and no reason for no report. */
+async function readNew(settings, server, listed, kept) {
+  const cold = listed.filter(({ name }) => kindOf(server, name) === 'cold'), read = (archive, file) => readFromArchive(settings, archive, file, { ...ANYWHERE, ...LONGEST }, WITHOUT_LOCK);
+  const newest = listed.filter(({ name, endedAt }) => kindOf(server, name) === 'proof' && !isFuture(endedAt)).pop();
+  const fresh = cold.filter(({ id }) => typeof kept.passports[id] !== 'object').reverse();
+  if (fresh.length > 3) say(`${server}: reading the records of ${fresh.length} archives; the next report has them at hand`);
+  if (newest && newest.id !== kept.proof) Object.assign(kept, historyIn(await read(newest.name, 'record/history.jsonl')), { proof: newest.id });
+  for (const { id, name } of fresh) {
+    try {
+      kept.passports[id] = shortPassport(await read(name, 'record/manifest.json'), name);
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      goOn();
+      kept.passports[id] = short(error.message);
+    }
+  }
+  const ids = new Set(cold.map(({ id }) => id));
+  kept.passports = Object.fromEntries(Object.entries(kept.passports).filter(([id]) => ids.has(id)));
+}
+
+// ---- what an archive says, by form and length ----
+
+const short = (value) => (typeof value === 'string' ? value.slice(0, MOST_TEXT) : '');
+const amount = (value) => (typeof value === 'number' && value >= 0 && value < 1e18 ? value : 0);
+const items = (value) => (Array.isArray(value) ? value.filter((one) => one !== null && one !== undefined).slice(0, MOST_ITEMS) : []);
+const isTime = (value) => typeof value === 'string' && /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$/.test(value) && !Number.isNaN(Date.parse(value));
+
+/** Given the text of a history, returns its runs and the last drill with a certificate. */
+function historyIn(text) {
+  const nights = [];
+  let drill = null;
+  for (const line of text.split('\n').slice(-MOST_LINES)) {
+    let one = null;
+    try { one = JSON.parse(line); } catch { /* an empty one, or none of ours */ }
+    if (!isTime(one?.startedAt)) continue;
+    const { certificate: found } = one;
+    if (one.kind === 'drill' && isTime(found?.madeAt)) drill = { archive: short(found.archive), proven: found.proven === true, madeAt: found.madeAt, restoreSeconds: amount(found.restoreSeconds) };
+    if (one.kind === 'run') {
+      nights.push({ startedAt: one.startedAt, outcome: one.outcome === 'good' || one.outcome === 'warning' ? one.outcome : 'failed', archive: short(one.archive), downSeconds: amount(one.downSeconds), bytes: amount(one.cold?.originalBytes),
+        newBytes: amount(one.warm?.deduplicatedBytes) + amount(one.cold?.deduplicatedBytes), warnings: items(one.warnings).slice(0, 10).map(short) });
+    }
+  }
+  return { nights, drill };
+}
+
+function shortPassport(text, archive) {
+  const { host, postgres, containers, plan } = soundManifest(text, archive);
+  return {
+    system: short(host?.osRelease?.PRETTY_NAME), architecture: short(host?.architecture), paths: items(plan.roots).map(({ path: place }) => short(place)), containers: items(containers).map(({ name, image }) => `${short(name)} (${short(image)})`),
+    clusters: items(postgres).map((one) => ({ name: short(one.name), version: /^PostgreSQL (\S{1,20})/.exec(short(one.serverVersion))?.[1] ?? short(one.version),
+      databases: items(one.databases).filter(({ template }) => template !== true).map(({ name, bytes, extensions }) => ({ name: short(name), bytes: amount(bytes), extensions: items(extensions).filter((each) => each.name !== 'plpgsql').map((each) => `${short(each.name)} ${short(each.version)}`) })) })),
+  };
+}
+
+// ---- space ----
+
+const bytesOfQuota = (quota) => {
+  const [, number, unit] = /^([\d.]+)([KMGTP]?)B?$/i.exec(quota) ?? [];
+  return Number(number ?? 0) * 1000 ** ' KMGTP'.indexOf(unit?.toUpperCase() || ' '); // borg: parse_file_size
+};
+
+function spaceOf({ storage }, reading, book) {
+  if (!reading) return null;
+  const quotas = reading.quotas.map(bytesOfQuota).filter((bytes) => bytes > 0), since = new Date(Date.now() - 30 * 86_400_000).toISOString().slice(0, 10);
+  const all = [...book?.days ?? []].sort((one, other) => (one.day < other.day ? -1 : 1)), lately = all.filter(({ day }) => day > since), days = lately.length > 0 ? (Date.now() - Date.parse(lately[0].day)) / 86_400_000 : 0;
+  return { usedBytes: reading.bytes, freeBytes: reading.disk.free, quotaBytes: quotas.length > 0 ? Math.min(...quotas) : 0, disk: JSON.stringify([storage.filter((word) => !word.startsWith('-')), reading.disk.id]),
+    perDay: days >= 2 ? lately.filter(({ day }) => day !== all[0].day).reduce((sum, { bytes }) => sum + bytes, 0) / days : null, daysLeft: null }; // on the first day of all came everything
+}
+
+/** A disk is full for all of its servers on the same day; a quota for its own alone. */
+function shareDisks(facts) {
+  for (const { space } of facts) {
+    if (!space || space.perDay === null) continue;
+    const together = facts.reduce((sum, other) => sum + (other.space?.disk === space.disk ? other.space.perDay ?? 0 : 0), 0), days = [[space.freeBytes, together], ...(space.quotaBytes > 0 ? [[Math.max(0, space.quotaBytes - space.usedBytes), space.perDay]] : [])];
+    const left = Math.min(...days.map(([room, perDay]) => room / Math.max(perDay, 1)));
+    space.daysLeft = Math.floor(Math.min(left, 36_500));
+  }
+}
+
+// ---- what is kept ----
+
+const keptFile = ({ ledgerFolder }, server) => path.join(ledgerFolder, '.report', `${server}.json`);
+
+function readKept(operator, server) {
+  try {
+    const { format, ...kept } = JSON.parse(fs.readFileSync(keptFile(operator, server), 'utf8'));
+    if (format === 1) return kept;
+  } catch { /* there is none, or it is damaged: it is read again */ }
+  return { proof: '', nights: [], drill: null, passports: {} };
+}
+
+function writeKept(operator, server, kept) {
+  fs.mkdirSync(path.dirname(keptFile(operator, server)), { recursive: true, mode: 0o700 });
+  writeDurably(keptFile(operator, server), JSON.stringify({ format: 1, ...kept }));
+}
+
+// =========================================================================================================
+// ==== REPORT IN WORDS ====
+// The words of the report, one table a language, with the same keys (a test compares them). Terminal lines, settings and commands are English in both.
+
+const ENGLISH_REPORT = {
+  decimal: '.', locale: 'en-GB',
+  title: 'Backups', skip: 'Skip to the servers', madeAt: (when) => `As of ${when}`, servers: (number) => (number === 1 ? '1 server' : `${number} servers`),
+  light: { good: 'Good', warning: 'Attention', failed: 'Failed', unknown: 'Unknown' }, tally: 'How many servers are in which state',
+  glance: 'At a glance', state: 'State', server: 'Server', nextStep: 'Next step', lastGood: 'Last good backup', down: 'Down', size: 'Size', drill: 'Last drill', audit: 'Last audit', space: 'Storage', nothingToDo: 'Nothing to do',
+  onServer: (server) => `on ${server}`, here: 'on this computer', ago: (age) => `${age} ago`, days: (number) => (number === 1 ? '1 day' : `${number} days`), hours: (number) => `${number} h`, minutes: (number) => `${number} min`,
+  none: 'none yet', notKnown: 'not known', never: 'never', clean: 'clean', alarm: 'ALARM', proven: 'proven', unproven: 'not proven', drillGood: 'proven', drillBad: 'NOT proven', restoreTakes: (time) => `a restore takes about ${time}`, noDrills: 'no drills there',
+  used: (used) => `${used} used`, free: (free) => `${free} free`, quota: (quota) => `quota ${quota}`, full: (days) => `full in ${days}`, notSoon: 'not full for years', noShell: 'not known: the storage gives no shell',
+  why: {
+    unreachable: (message) => `could not be looked at now: ${message}`, alarm: (when) => `the audit of ${when} found signs of tampering`, pruning: () => 'a prune was interrupted',
+    noKey: () => 'without key and passphrase archives have no names here', noneProven: () => 'there is no proven backup', tooOld: (age) => `the last good backup is ${age} old`, neverAudited: () => 'never audited: nobody has looked for tampering',
+    unprovenNewest: (when) => `the newest archive (${when}) is not proven: that night failed`, drillFailed: (archive) => `the last drill could not prove ${archive}`, drillOld: (age) => `the last drill is ${age} old`, noDrill: () => 'no restore was ever rehearsed',
+    auditOld: (age) => `the last audit is ${age} old`, nearlyFull: (days) => `at this pace the storage is full in ${days}`, warned: (warning) => `the last night warned: ${warning}`,
+  },
+  nights: 'Nights of the last year', nightsOf: (server) => `Nights of ${server} in the last year`, lastNights: (number) => `Last ${number} nights`, night: { good: 'good', warning: 'with a warning', failed: 'failed', missing: 'missing' },
+  nightCounts: (good, warning, failed, missing) => `good: ${good}; with a warning: ${warning}; failed: ${failed}; missing: ${missing}`,
+  downChart: 'Downtime per night', sizeChart: 'Size of a backup', newChart: 'Sent per night', chartText: (from, until, least, most, last) => `From ${from} to ${until}: lowest ${least}, highest ${most}, last ${last}`, aNight: (change) => `${change} a night`, tooFew: 'Not enough nights yet for a chart',
+  numbers: 'The last nights in numbers', date: 'Night', outcome: 'Outcome', archive: 'Archive', seen: 'Written', byStorage: "by the storage's clock", byServer: "by the server's clock; no audit has seen it yet", holds: 'What it holds', restore: 'Restore', archives: 'Archives', noArchives: 'No archives',
+  postgres: (version, cluster) => `PostgreSQL ${version} (${cluster})`, extensions: 'extensions', containers: 'containers', files: 'paths', same: 'the same software as the archive above', noRecord: (why) => `its record cannot be had: ${why}`, notRead: 'its record was not read',
+  restoreHow: (server) => `On ${server}, into a new folder; nothing that is there is touched:`, bareHow: 'On another machine, add where everything is:', inPlaceHow: 'Everything back to where it was (first with --dry-run, which only shows what would happen):',
+  details: (server) => `${server} in detail`, legend: 'How to read this', back: 'Back to the overview', hint: 'hint', lookedAt: 'Last known state',
+  footer: 'Every fact comes from the storage and the ledger of audits. "Last good" is a backup that was proven cold and read back. Times are in each server\'s time zone. Nothing here was fetched from elsewhere, and the page works without a network.',
+};
+
+const SPANISH_REPORT = {
+  decimal: ',', locale: 'es',
+  title: 'Copias de seguridad', skip: 'Ir a los servidores', madeAt: (when) => `Actualizado el ${when}`, servers: (number) => (number === 1 ? '1 servidor' : `${number} servidores`),
+  light: { good: 'Correcto', warning: 'Atención', failed: 'Fallo', unknown: 'Sin datos' }, tally: 'Cuántos servidores hay en cada estado',
+  glance: 'De un vistazo', state: 'Estado', server: 'Servidor', nextStep: 'Siguiente paso', lastGood: 'Última copia válida', down: 'Inactividad', size: 'Tamaño', drill: 'Último simulacro', audit: 'Última auditoría', space: 'Almacenamiento', nothingToDo: 'Nada que hacer',
+  onServer: (server) => `en ${server}`, here: 'en este equipo', ago: (age) => `hace ${age}`, days: (number) => (number === 1 ? '1 día' : `${number} días`), hours: (number) => `${number} h`, minutes: (number) => `${number} min`,
+  none: 'aún no hay', notKnown: 'se desconoce', never: 'nunca', clean: 'limpia', alarm: 'ALARMA', proven: 'comprobada', unproven: 'sin comprobar', drillGood: 'superado', drillBad: 'NO superado', restoreTakes: (time) => `restaurar lleva unos ${time}`, noDrills: 'allí no se hacen simulacros',
+  used: (used) => `${used} ocupados`, free: (free) => `${free} libres`, quota: (quota) => `cuota de ${quota}`, full: (days) => `se llena en ${days}`, notSoon: 'tardará años en llenarse', noShell: 'se desconoce: el almacenamiento no ofrece una shell',
+  why: {
+    unreachable: (message) => `ahora no se ha podido consultar: ${message}`, alarm: (when) => `la auditoría de ${when} encontró indicios de manipulación`, pruning: () => 'una purga quedó interrumpida',
+    noKey: () => 'sin la clave y la frase de paso, aquí no se ven los nombres de las copias', noneProven: () => 'no hay ninguna copia comprobada', tooOld: (age) => `la última copia válida es de hace ${age}`, neverAudited: () => 'nunca se ha auditado: nadie ha buscado manipulaciones',
+    unprovenNewest: (when) => `la copia más reciente (${when}) está sin comprobar: aquella noche falló`, drillFailed: (archive) => `el último simulacro no pudo comprobar ${archive}`, drillOld: (age) => `el último simulacro es de hace ${age}`, noDrill: () => 'nunca se ha ensayado una restauración',
+    auditOld: (age) => `la última auditoría es de hace ${age}`, nearlyFull: (days) => `a este ritmo, el almacenamiento se llena en ${days}`, warned: (warning) => `la última noche hubo un aviso: ${warning}`,
+  },
+  nights: 'Noches del último año', nightsOf: (server) => `Noches de ${server} en el último año`, lastNights: (number) => `Últimas ${number} noches`, night: { good: 'correcta', warning: 'con avisos', failed: 'fallida', missing: 'sin copia' },
+  nightCounts: (good, warning, failed, missing) => `correctas: ${good}; con avisos: ${warning}; fallidas: ${failed}; sin copia: ${missing}`,
+  downChart: 'Tiempo de inactividad por noche', sizeChart: 'Tamaño de una copia', newChart: 'Enviado por noche', chartText: (from, until, least, most, last) => `Del ${from} al ${until}: mínimo ${least}, máximo ${most}, último ${last}`, aNight: (change) => `${change} por noche`, tooFew: 'Todavía no hay noches suficientes para un gráfico',
+  numbers: 'Las últimas noches en cifras', date: 'Noche', outcome: 'Resultado', archive: 'Copia', seen: 'Escrita', byStorage: 'según el reloj del almacenamiento', byServer: 'según el reloj del servidor; ninguna auditoría la ha visto aún', holds: 'Qué contiene', restore: 'Restaurar', archives: 'Copias', noArchives: 'No hay copias',
+  postgres: (version, cluster) => `PostgreSQL ${version} (${cluster})`, extensions: 'extensiones', containers: 'contenedores', files: 'rutas', same: 'el mismo software que la copia de arriba', noRecord: (why) => `no se puede leer su ficha: ${why}`, notRead: 'no se ha leído su ficha',
+  restoreHow: (server) => `En ${server}, en una carpeta nueva; no se toca nada de lo que hay:`, bareHow: 'En otra máquina, indique además dónde está todo:', inPlaceHow: 'Todo de vuelta a su sitio (primero con --dry-run, que solo muestra lo que pasaría):',
+  details: (server) => `${server} en detalle`, legend: 'Cómo leer esta página', back: 'Volver al resumen', hint: 'sugerencia', lookedAt: 'Último estado conocido',
+  footer: 'Todos los datos proceden del almacenamiento y del registro de auditorías. Una copia es «válida» si se comprobó con todo detenido y después se releyó. Las horas están en la zona horaria de cada servidor. La página no descarga nada y funciona sin red.',
+};
+
+const REPORT_WORDS = { en: ENGLISH_REPORT, es: SPANISH_REPORT };
+
+// =========================================================================================================
+// ==== CHARTS ====
+// HTML in which nothing from outside can become markup, and the report's pictures: small SVG of plain paths, each with a title and a text that says
+// the same. No picture speaks by colour alone: a night that failed is a cross, a warning a triangle, a missing one an empty square. Only makes text.
+
+const OURS = Symbol('markup');
+
+const MOST_SHOWN = 2000; // characters of one text
+
+/** A template whose values are escaped, unless they are markup themselves (or lists of it). Nothing and false are left out. */
+function markup(texts, ...values) {
+  return { [OURS]: texts.map((text, index) => text + (index < values.length ? escaped(values[index]) : '')).join('') };
+}
+
+const textOf = (made) => made[OURS];
+
+/** Markup of our own, as it stands: never a word from outside. */
+const ownMarkup = (text) => ({ [OURS]: text });
+
+function escaped(value) {
+  if (value === null || value === undefined || value === false) return '';
+  if (Array.isArray(value)) return value.map(escaped).join('');
+  if (typeof value === 'object' && OURS in value) return (value)[OURS];
+  return printable(String(value)).slice(0, MOST_SHOWN).replace(/[&<>"'`]/g, (sign) => `&#${sign.charCodeAt(0)};`);
+}
+
+
+
+// Each state in a square of 9 by 9, drawn from its left upper corner.
+const SHAPES = { good: 'h9v9h-9z', warning: 'm4.5 0l5 9h-10z', failed: 'm1 1l7 7m0-7l-7 7', missing: 'm1.5 1.5h6v6h-6z' };
+const STEP = 12;
+
+const shapes = (places) => Object.entries(SHAPES).map(([state, shape]) => {
+  const path = places.filter((one) => one.state === state).map(({ x, y }) => `M${x} ${y}${shape}`).join('');
+  return path && markup`<path class="n-${state}" d="${ownMarkup(path)}"/>`;
+});
+
+let pictures = 0; // each title and text has a name of its own in the page
+
+/** An SVG with its title and the text that says what it shows. */
+function picture(width, height, title, text, content) {
+  const id = `p${++pictures}`;
+  return markup`<svg role="img" aria-labelledby="${id}t ${id}d" viewBox="0 0 ${width} ${height}" width="${width}" height="${height}"><title id="${id}t">${title}</title><desc id="${id}d">${text}</desc>${content}</svg>`;
+}
+
+/** One night as a sign by itself, for a legend or a table; its word stands beside it. */
+const nightSign = (state) => markup`<svg class="sign" aria-hidden="true" viewBox="-1 -1 11 11" width="11" height="11">${shapes([{ state, x: 0, y: 0 }])}</svg>`;
+
+/** The last days in a row. */
+const strip = (days, title, text) => picture(days.length * STEP, 11, title, text, shapes(days.map(({ state }, index) => ({ state, x: index * STEP + 1, y: 1 }))));
+
+/** A year of days: a column a week, Monday on top. */
+function calendar(days, locale, title, text) {
+  const weekday = (day) => (new Date(`${day}T00:00:00Z`).getUTCDay() + 6) % 7, first = weekday(days[0].day), left = 34, top = 16;
+  const places = days.map(({ day, state }, index) => ({ day, state, x: left + Math.floor((index + first) / 7) * STEP, y: top + weekday(day) * STEP }));
+  const inWords = (day, form) => new Intl.DateTimeFormat(locale, { ...form, timeZone: 'UTC' }).format(new Date(`${day}T00:00:00Z`));
+  const months = places.filter(({ day }, index) => day.endsWith('-01') && index < days.length - 14), weekdays = places.slice(0, 7).filter(({ day }) => weekday(day) % 2 === 0);
+  return picture(left + 54 * STEP, top + 7 * STEP, title, text, [
+    months.map(({ day, x }) => markup`<text x="${x}" y="10">${inWords(day, { month: 'short' })}</text>`), weekdays.map(({ day, y }) => markup`<text x="0" y="${y + 8}">${inWords(day, { weekday: 'short' })}</text>`), shapes(places)]);
+}
+
+/** Values over days as bars, or as a line. labels: the highest value, the first day, the last day. values: null where there is none. */
+function curve(values, kind, title, text, [most, from, until]) {
+  const width = 320, height = 110, left = 4, bottom = 88, top = 18, step = (width - left - 4) / Math.max(1, values.length), highest = Math.max(...values.map((one) => one ?? 0), 1e-9);
+  const points = values.map((value, index) => ({ value, x: left + index * step, y: bottom - ((value ?? 0) / highest) * (bottom - top) })).filter(({ value }) => value !== null), round = (number) => Math.round(number * 10) / 10;
+  const bars = points.map(({ x, y }) => `M${round(x)} ${bottom}V${round(Math.min(y, bottom - 1))}h${round(Math.max(step * 0.75, 0.8))}V${bottom}z`).join(''), line = points.map(({ x, y }, index) => `${index === 0 ? 'M' : 'L'}${round(x + step / 2)} ${round(y)}`).join('');
+  const ends = points.length > 1 ? `${line}L${round(points[points.length - 1].x + step / 2)} ${bottom}L${round(points[0].x + step / 2)} ${bottom}z` : '';
+  return picture(width, height, title, text, markup`<path class="axis" d="M${left} ${bottom + 0.5}H${width - 4}M${left} ${top + 0.5}H${width - 4}"/>
+    ${kind === 'bars' ? markup`<path class="bars" d="${ownMarkup(bars)}"/>` : markup`<path class="area" d="${ownMarkup(ends)}"/><path class="line" d="${ownMarkup(line)}"/>`}
+    <text x="${left}" y="${top - 5}">${most}</text><text x="${left}" y="${height - 7}">${from}</text><text x="${width - 4}" y="${height - 7}" text-anchor="end">${until}</text>`);
+}
+
+// =========================================================================================================
+// ==== VERDICT ====
+// What is to be said of each server, and the one next step: rules in the order in which they matter, the first that holds names the command. Only judges.
+
+const AUDIT_DAYS = 8, FULL_DAYS = 30;
+const HOURS_BETWEEN_NIGHTS = 12; // a newest archive that is not proven, and younger than that, may be of a run that is under way
+const LIGHTS = ['failed', 'unknown', 'warning', 'good']; // the worst first
+
+const hoursSince = (time, now) => Math.max(0, now - Date.parse(time)) / 3_600_000;
+
+/** '5 h', '3 days': how old something is, in the words of a language. */
+function ageText(hours, words) {
+  return hours < 1 ? words.minutes(Math.round(hours * 60)) : hours < 48 ? words.hours(Math.round(hours)) : words.days(Math.floor(hours / 24));
+}
+
+/** Given a server's facts, the words, how a time is shown and now, returns the verdict. */
+function judged(facts, words, shownTime, now) {
+  const { one, trouble, archives, nights, drill, audit, isPruning, space } = facts, { server } = one, why = words.why;
+  const newest = archives.find(({ isProven }) => isProven) ?? null, ageHours = newest && hoursSince(newest.seenAt, now), latest = archives[0], lastNight = nights[nights.length - 1];
+  const drillHours = drill && hoursSince(drill.madeAt, now), auditHours = audit && hoursSince(audit.at, now), isReached = !trouble;
+  const age = (hours) => ageText(hours ?? 0, words), here = (command) => ({ command: `node backup.js ${command}`, where: 'here' }), there = (command) => ({ ...here(command), where: 'server' });
+  const rules = [
+    [audit?.verdict === 'alarm', 'failed', () => why.alarm(shownTime(audit.at)), here(`audit ${server} --undo-plan`)],
+    [!isReached, 'unknown', () => why.unreachable(trouble.message), here(`audit ${server}`)],
+    [isPruning, 'warning', () => why.pruning(), here(`prune ${server}`)],
+    [isReached && !newest && !canDecrypt(one), 'unknown', () => why.noKey(), here(`audit ${server}`)],
+    [isReached && !newest && canDecrypt(one), 'failed', () => why.noneProven(), there('doctor')],
+    [isReached && newest !== null && ageHours > one.maxAgeHours, 'failed', () => why.tooOld(age(ageHours)), there('doctor')],
+    [isReached && latest !== undefined && !latest.isProven && newest !== null && latest.seenAt > newest.seenAt && hoursSince(latest.seenAt, now) > HOURS_BETWEEN_NIGHTS, 'warning', () => why.unprovenNewest(shownTime(latest.seenAt)), there('status')],
+    [one.drillMaxAgeDays > 0 && drill?.proven === false, 'warning', () => why.drillFailed(drill.archive), there('drill')],
+    [audit === null, 'warning', () => why.neverAudited(), here(`audit ${server}`)],
+    [isReached && one.drillMaxAgeDays > 0 && newest !== null && drill === null, 'warning', () => why.noDrill(), there('drill')],
+    [one.drillMaxAgeDays > 0 && drill !== null && drillHours > one.drillMaxAgeDays * 24, 'warning', () => why.drillOld(age(drillHours)), there('drill')],
+    [audit !== null && auditHours > AUDIT_DAYS * 24, 'warning', () => why.auditOld(age(auditHours)), here(`audit ${server}`)],
+    [space !== null && space.daysLeft !== null && space.daysLeft < FULL_DAYS, 'warning', () => why.nearlyFull(words.days(space.daysLeft)), here(`prune ${server}`)],
+    [lastNight?.outcome === 'warning', 'warning', () => why.warned(lastNight.warnings[0] ?? ''), there('status')],
+  ];
+  const holding = rules.filter(([holds]) => holds), light = LIGHTS.find((one) => holding.some(([, each]) => each === one)) ?? 'good', first = holding.find(([, each]) => each === light);
+  return { ...facts, light, why: holding.map(([, , say]) => say()), next: first?.[3] ?? null, newest, ageHours };
+}
+
+/** What became of each of the last days, as the clock of the server's time zone shows them: the best of a day's runs counts. Before the first night there is nothing to say. */
+function daysOf({ one, nights, archives }, count, now) {
+  const day = new Intl.DateTimeFormat('sv-SE', { timeZone: one.timeZone, year: 'numeric', month: '2-digit', day: '2-digit' }), states = new Map(); // 2026-11-23
+  const note = (time, state) => {
+    const at = day.format(new Date(time)), was = states.get(at), order = ['good', 'warning', 'failed'];
+    if (!was || order.indexOf(state) < order.indexOf(was)) states.set(at, state);
+  };
+  for (const { startedAt, outcome } of nights) note(startedAt, outcome);
+  const told = new Set(nights.map(({ archive }) => archive));
+  for (const { name, seenAt, isProven } of archives) if (!told.has(name)) note(seenAt, isProven ? 'good' : 'failed'); // beyond the history, or after it
+  const first = [...states.keys()].sort()[0] ?? '', today = day.format(new Date(now)), noon = Date.parse(`${today}T12:00:00Z`);
+  return Array.from({ length: count }, (_, index) => new Date(noon - (count - 1 - index) * 86_400_000).toISOString().slice(0, 10))
+    .map((one) => ({ day: one, state: states.get(one) ?? (first === '' || one < first || one === today ? '' : 'missing') }));
+}
+
+// =========================================================================================================
+// ==== STYLE ====
+// How the report looks: light, dark, narrow, on paper. Colours have the contrast of WCAG AA on their ground, in both.
+
+const STYLE = `
+:root { --ground: #f5f6f8; --paper: #fff; --text: #1b2330; --quiet: #4d586a; --line: #d5dae2; --link: #1a56b0; --good: #1b7742; --warning: #8f5b00; --failed: #b3202b; --unknown: #545f70; --curve: #3568b5; --tint: #e8eef8; --night: #47996d; }
+@media (prefers-color-scheme: dark) { :root { --ground: #12161c; --paper: #1a2029; --text: #e4e8ee; --quiet: #a5b0bf; --line: #333c49; --link: #8ab4f8; --good: #5bc489; --warning: #e3ab45; --failed: #ff8a86; --unknown: #a9b3c1; --curve: #7fa9ec; --tint: #232f43; --night: #3f8f66; } }
+* { box-sizing: border-box; }
+html { scroll-behavior: auto; -webkit-text-size-adjust: 100%; }
+body { margin: 0 auto; max-width: 84rem; padding: 1.25rem clamp(.75rem, 2.5vw, 2rem) 3rem; background: var(--ground); color: var(--text); font: .94rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
+h1 { font-size: 1.7rem; margin: 0; letter-spacing: -.01em; } h2 { font-size: 1.2rem; margin: 0 0 .6rem; } h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
+p { margin: 0 0 .3rem; } small { font-size: .84em; color: var(--quiet); } a { color: var(--link); }
+a:focus-visible, [tabindex]:focus-visible, summary:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; } main:focus { outline: none; }
+.skip { position: absolute; left: -99rem; } .skip:focus { left: 1rem; top: .5rem; background: var(--paper); padding: .5rem 1rem; z-index: 2; }
+header p { color: var(--quiet); } section, footer { background: var(--paper); border: 1px solid var(--line); border-radius: 10px; padding: 1.1rem clamp(.8rem, 2vw, 1.4rem); margin: 1rem 0; overflow-wrap: break-word; } code, .why, .fleet p { overflow-wrap: anywhere; }
+code { font: .86em/1.45 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; background: var(--tint); padding: .12em .4em; border-radius: 4px; -webkit-box-decoration-break: clone; box-decoration-break: clone; }
+.tally { list-style: none; display: flex; flex-wrap: wrap; gap: .6rem; padding: 0; margin: .8rem 0 0; } .tally li { background: var(--paper); border: 1px solid var(--line); border-left: 4px solid var(--c); border-radius: 8px; padding: .35rem .9rem; } .tally b { font-size: 1.35rem; margin-right: .35rem; }
+.good { --c: var(--good); } .warning { --c: var(--warning); } .failed { --c: var(--failed); } .unknown { --c: var(--unknown); }
+.fleet td:first-child { padding-right: 1rem; } .lamp { color: var(--c); font-weight: 600; font-size: .95rem; white-space: nowrap; } .lampsign { max-width: none; vertical-align: -1.5px; margin-right: .35rem; fill: var(--c); } .lampsign .in { fill: none; stroke: var(--paper); stroke-width: 1.7; }
+table { border-collapse: collapse; width: 100%; font-size: .93rem; } th, td { text-align: left; vertical-align: top; padding: .55rem .7rem .55rem 0; border-top: 1px solid var(--line); } thead th { border-top: 0; color: var(--quiet); font-weight: 600; font-size: .85rem; padding-top: 0; } tbody th { font-weight: 600; }
+.cards small { display: block; } .fleet tbody th { min-width: 11rem; } .fleet tbody th a { display: block; } .fleet td[data-head]:nth-of-type(2) { min-width: 13rem; max-width: 20rem; }
+svg { max-width: 100%; height: auto; } svg text { fill: var(--quiet); font-size: 10px; font-family: inherit; } .fleet th svg { display: block; margin-top: .35rem; width: 11rem; }
+.n-good { fill: var(--night); } .n-warning { fill: var(--warning); } .n-failed { fill: none; stroke: var(--failed); stroke-width: 2.6; } .n-missing { fill: none; stroke: var(--quiet); stroke-width: 1; }
+.sign { width: 11px; height: 11px; vertical-align: -1px; } .axis { stroke: var(--line); fill: none; } .bars { fill: var(--curve); } .area { fill: var(--tint); } .line { fill: none; stroke: var(--curve); stroke-width: 1.8; }
+.wide { overflow-x: auto; } .wide > svg { min-width: 40rem; max-width: none; width: min(100%, 52rem); } .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; margin-top: 1rem; } figure { margin: 0; } figcaption { font-size: .84rem; color: var(--quiet); } figcaption b { display: block; color: var(--text); font-size: .93rem; }
+details { margin: 1rem 0; } summary { cursor: pointer; color: var(--link); } .of { color: var(--quiet); }
+.how dt { font-size: .88rem; color: var(--quiet); } .how dd { margin: 0 0 .5rem; } .archives td p { margin: 0; } .archives th:first-child { width: 13.5rem; } .archives th:nth-child(2) { width: 10rem; } .archives th:nth-child(3) { width: 5rem; } .archives th:nth-child(5) { width: 19rem; } .archives td code { font-size: .8em; } .why { margin: 0 0 .6rem; padding-left: 1.2rem; } .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; padding: 0; } .back { margin-top: .8rem; }
+@media screen and (max-width: 62rem) { .cards thead { position: absolute; left: -99rem; } .cards, .cards tbody, .cards tr, .cards td, .cards tbody th { display: block; width: auto !important; max-width: none !important; } .cards tr { border-top: 3px solid var(--c, var(--line)); padding: .7rem 0; } .cards td, .cards tbody th { border: 0; padding: .18rem 0; }
+  .cards td { display: grid; grid-template-columns: 8.5rem minmax(0, 1fr); gap: .6rem; } .cards td::before { content: attr(data-head); color: var(--quiet); font-size: .85rem; } .fleet td:first-child { display: block; } .fleet td:first-child::before { content: none; } .cards small { display: inline; } .fleet th svg { width: 100%; max-width: 22rem; } figure svg { width: 100%; max-width: 30rem; } }
+@media screen and (max-width: 30rem) { .cards td { grid-template-columns: 6.5rem minmax(0, 1fr); } body { font-size: 14px; } }
+@media print { @page { size: A4; margin: 12mm 10mm; } :root { --ground: #fff; --paper: #fff; --text: #000; --quiet: #444; --line: #bbb; --link: #000; --good: #1b7742; --warning: #8f5b00; --failed: #b3202b; --unknown: #545f70; --curve: #3568b5; --tint: #eee; --night: #47996d; } html { font-size: 10.5px; } body { font-size: 1rem; padding: 0; max-width: none; } .fleet td[data-head]:nth-of-type(2) { width: 26%; } section, footer { border: 0; padding: 0; border-radius: 0; } .server { break-before: page; }
+  tr, figure, .wide > svg { break-inside: avoid; } .wide { overflow: visible; } .wide > svg { min-width: 0; width: 100%; } .fleet tbody th, .fleet td[data-head]:nth-of-type(2) { min-width: 0; } .archives th:nth-child(5) { width: 15rem; } .fleet th svg { width: 7rem; } .charts { grid-template-columns: repeat(3, 1fr); } .skip, .back, details { display: none; } a { text-decoration: none; } * { -webkit-print-color-adjust: exact; print-color-adjust: exact; } thead { display: table-header-group; } }
+`;
+
+// =========================================================================================================
+// ==== PAGE OF A SERVER ====
+// The report's page of one server: its state and next step, the nights of a year, three curves, and its archives with what they hold and the command that brings
+// them back. And what that and the overview (the next chapter) share: the words and forms of a language, lamps, tables. Only makes text.
+
+/** Given a language and the time, returns that. */
+function pageIn(language, now) {
+  const words = REPORT_WORDS[language], local = (text) => text.replace('.', words.decimal);
+  return { language, words, now, bytes: (number) => local(size(number)), time: (seconds) => local(span(seconds)), ago: (at) => words.ago(ageText(hoursSince(at, now), words)),
+    dateIn: (timeZone, form) => {
+      const format = new Intl.DateTimeFormat(words.locale, { ...form, timeZone });
+      return (at) => format.format(new Date(at));
+    } };
+}
+
+const code = (command) => markup`<code>${command}</code>`;
+const lamp = ({ words }, light) => markup`<span class="lamp ${light}">${ownMarkup(LAMPS[light])}${words.light[light]}</span>`;
+const nightCounts = ({ words }, days) => words.nightCounts(...(['good', 'warning', 'failed', 'missing']).map((state) => days.filter((one) => one.state === state).length));
+const nextStep = ({ words }, { next, one }) => (next ? markup`${code(next.command)} <small>${next.where === 'here' ? words.here : words.onServer(one.server)}</small>` : words.nothingToDo);
+
+// A circle, a triangle, a square with a cross, a diamond: the state without its colour.
+const lampOf = (shape) => `<svg class="lampsign" aria-hidden="true" viewBox="0 0 14 14" width="14" height="14">${shape}</svg>`;
+const LAMPS = {
+  good: lampOf('<circle cx="7" cy="7" r="6.5"/><path class="in" d="M4 7.2l2.2 2.2L10.2 5"/>'), warning: lampOf('<path d="M7 .5l7 13H0z"/><path class="in" d="M7 5v4m0 1.2v1.3"/>'),
+  failed: lampOf('<path d="M1 1h12v12H1z"/><path class="in" d="M4.2 4.2l5.6 5.6m0-5.6l-5.6 5.6"/>'), unknown: lampOf('<path d="M7 0l7 7-7 7-7-7z"/><path class="in" d="M7 4v3.4m0 1.2v1.3"/>'),
+};
+
+/** A table that is a stack of cards on a narrow screen: the roles keep it a table for a screen reader. title: which cell names the row. */
+function cards(kind, heads, title, rows) {
+  return markup`<table class="cards ${kind}" role="table">
+<thead role="rowgroup"><tr role="row">${heads.map((head) => markup`<th role="columnheader" scope="col">${head}</th>`)}</tr></thead>
+<tbody role="rowgroup">
+${rows.map((one) => markup`<tr role="row" class="${one.kind}">${one.cells.map((content, at) => (at === title ? markup`<th role="rowheader" scope="row">${content}</th>` : markup`<td role="cell" data-head="${heads[at]}"><div>${content}</div></td>`))}</tr>
+`)}</tbody>
+</table>`;
+}
+
+/** All about one server. */
+function serverSection(page, judge) {
+  const { words, now } = page, { one, light, why, trouble } = judge, days = daysOf(judge, 365, now);
+  return markup`<section class="server" id="${one.server}" aria-labelledby="h-${one.server}">
+<h2 id="h-${one.server}">${one.server} ${lamp(page, light)}</h2>
+${why.length > 0 && markup`<ul class="why">${why.map((each) => markup`<li>${each}</li>`)}${trouble?.hint && markup`<li>${words.hint}: ${trouble.hint}</li>`}</ul>`}
+<p>${words.nextStep}: ${nextStep(page, judge)}</p>
+<h3>${words.nights}</h3>
+<p>${nightCounts(page, days)}</p>
+<div class="wide" role="region" aria-label="${words.nightsOf(one.server)}" tabindex="0">${calendar(days, words.locale, words.nightsOf(one.server), nightCounts(page, days))}</div>
+<div class="charts">${chartsOf(page, judge)}</div>
+${numbersOf(page, judge)}
+<h3>${words.archives}</h3>
+${archiveTable(page, judge)}
+<p class="back"><a href="#main">${words.back}</a></p>
+</section>
+`;
+}
+
+function chartsOf({ words, time, bytes, dateIn }, { one, nights }) {
+  const done = nights.filter(({ outcome }) => outcome !== 'failed').slice(-90), day = dateIn(one.timeZone, { day: 'numeric', month: 'short' });
+  if (done.length < 2) return markup`<p>${words.tooFew}</p>`;
+  const from = day(done[0].startedAt), until = day(done[done.length - 1].startedAt);
+  const draw = (title, valueOf, shown, kind) => {
+    const values = done.map(valueOf), [least, most, last] = [Math.min(...values), Math.max(...values), values[values.length - 1]].map(shown), text = words.chartText(from, until, least, most, last);
+    return markup`<figure><figcaption><b>${title}</b> ${text}</figcaption>${curve(values, kind, `${title}, ${one.server}`, text, [most, from, until])}</figure>`;
+  };
+  return [draw(words.downChart, (night) => night.downSeconds, time, 'bars'), draw(words.sizeChart, (night) => night.bytes, bytes, 'line'), draw(words.newChart, (night) => night.newBytes, bytes, 'bars')];
+}
+
+function numbersOf({ words, time, bytes, dateIn }, { one, nights }) {
+  const date = dateIn(one.timeZone, { dateStyle: 'medium', timeStyle: 'short' });
+  if (nights.length === 0) return null;
+  return markup`<details><summary>${words.numbers} <span class="of">(${one.server})</span></summary><div class="wide" role="region" aria-label="${words.numbers}: ${one.server}" tabindex="0"><table><thead><tr>${[words.date, words.outcome, words.down, words.size, words.newChart].map((head) => markup`<th scope="col">${head}</th>`)}</tr></thead>
+<tbody>${nights.slice(-30).reverse().map((night) => markup`<tr><th scope="row">${date(night.startedAt)}</th><td>${nightSign(night.outcome)} ${words.night[night.outcome]}${night.warnings.map((warning) => markup`<br><small>${warning}</small>`)}</td><td>${time(night.downSeconds)}</td><td>${bytes(night.bytes)}</td><td>${bytes(night.newBytes)}</td></tr>`)}</tbody></table></div></details>`;
+}
+
+function archiveTable(page, judge) {
+  const { words, bytes, dateIn } = page, { one, archives, newest, nights } = judge, night = new Map(nights.map((each) => [each.archive, each])), date = dateIn(one.timeZone, { dateStyle: 'medium', timeStyle: 'short' });
+  if (archives.length === 0) return markup`<p>${words.noArchives}</p>`;
+  const bare = ['--repository', one.repository, ...(one.keyFile ? ['--key-file', one.keyFile] : []), ...(one.passphraseFile ? ['--passphrase-file', one.passphraseFile] : []), ...(one.sshKey ? ['--ssh-key', one.sshKey] : [])];
+  let above = '';
+  const rows = archives.map((archive) => {
+    const software = typeof archive.passport === 'string' ? '' : JSON.stringify({ ...archive.passport, clusters: archive.passport.clusters.map(({ name, version, databases }) => [name, version, databases.map((each) => [each.name, each.extensions])]) });
+    const isSame = software !== '' && software === above, made = night.get(archive.name);
+    above = software;
+    return { kind: '', cells: [markup`${archive.name} <small>${archive.isProven ? words.proven : markup`<b>${words.unproven}</b>`}</small>`, markup`${date(archive.seenAt)} <small>${archive.isSeen ? words.byStorage : words.byServer}</small>`,
+      made ? bytes(made.bytes) : words.notKnown, holdings(page, archive, isSame), archive.isProven && code(`node backup.js restore ${archive.name} --to /srv/${archive.name}`)] };
+  });
+  return markup`${newest && markup`<dl class="how"><dt>${words.restoreHow(one.server)}</dt><dd>${code(`node backup.js restore ${newest.name} --to /srv/${newest.name}`)}</dd><dt>${words.inPlaceHow}</dt><dd>${code(`node backup.js restore ${newest.name} --in-place --dry-run`)}</dd><dt>${words.bareHow}</dt><dd>${code(pasteable(bare))}</dd></dl>`}
+${cards('archives', [words.archive, words.seen, words.size, words.holds, words.restore], 0, rows)}`;
+}
+
+function holdings({ words, bytes }, { passport }, isSame) {
+  if (typeof passport === 'string') return passport === '' ? words.notRead : words.noRecord(passport);
+  const { system, architecture, paths, containers, clusters } = passport;
+  const databases = (all) => all.map(({ name, bytes: number, extensions }) => `${name} ${bytes(number)}${!isSame && extensions.length > 0 ? ` (${extensions.join(', ')})` : ''}`).join('; ');
+  return markup`${clusters.map(({ name, version, databases: all }) => markup`<p><b>${words.postgres(version, name)}</b> ${databases(all)}</p>`)}${isSame ? markup`<p>${words.same}</p>`
+    : markup`<p>${system}, ${architecture}</p>${containers.length > 0 && markup`<p>${words.containers}: ${containers.join(', ')}</p>`}<p>${words.files}: ${paths.join(', ')}</p>`}`;
+}
+
+// =========================================================================================================
+// ==== REPORT ====
+// The report: one HTML file with everything in it, for people who want to see it at a glance, on a screen, on paper, or read aloud. It needs no script, no
+// server and no network, and says so to the browser (Content-Security-Policy). Changes that one file, whole or not at all.
+
+/** `report [SERVER...] --to FILE`: given the operator's settings, writes the page. Returns 0, or 1 when a server could not be looked at. */
+async function report(builtIn, operator, names, to, language) {
+  if (to === '') throw new Problem('report needs --to FILE', { exitCode: 64, hint: 'node backup.js report --to backups.html' });
+  const file = path.resolve(to), there = fs.statSync(file, { throwIfNoEntry: false });
+  if (there && !there.isFile()) throw new Problem(`${named(file)} is there, and is no file`, { exitCode: 64, hint: 'name a file: it is written anew each time' });
+  if (!fs.statSync(path.dirname(file), { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`there is no folder ${named(path.dirname(file))}`, { exitCode: 64, hint: 'name a file in a folder that is there' });
+  const facts = await factsOfAll(builtIn, operator, serversMeant(operator, names)), now = Date.now(), page = pageIn((language || operator.language), now);
+  const judge = ({ words, dateIn }) => facts.map((each) => judged(each, words, dateIn(each.one.timeZone, { dateStyle: 'medium', timeStyle: 'short' }), now)).sort((one, other) => LIGHTS.indexOf(one.light) - LIGHTS.indexOf(other.light));
+  writeDurably(file, textOf(wholePage(page, judge(page))));
+  const told = judge(pageIn('en', now)); // the terminal speaks English
+  if (mode.json) answer(JSON.stringify(told.map(({ one, light, why, next, newest, ageHours, drill, audit, space }) => ({ server: one.server, outcome: light, why, next: next?.command ?? '', where: next?.where ?? '', archive: newest?.name ?? '', ageHours, drill, audit, space })), null, 1));
+  for (const { one, light, why, next, trouble } of told) if (light !== 'good') (trouble ? warn : say)(`${one.server}: ${light}: ${why[0]}${next ? `; next: ${next.command}` : ''}`);
+  say(`wrote ${named(file)}`);
+  return facts.some(({ trouble }) => trouble) ? 1 : 0;
+}
+
+/** The whole page. */
+function wholePage(page, servers) {
+  const { words, dateIn, now, language } = page;
+  const when = dateIn(Intl.DateTimeFormat().resolvedOptions().timeZone, { dateStyle: 'full', timeStyle: 'short' })(new Date(now).toISOString());
+  const tally = LIGHTS.map((light) => ({ light, number: servers.filter((one) => one.light === light).length })).filter(({ number }) => number > 0);
+  return markup`<!doctype html>
+<html lang="${language}">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<meta name="color-scheme" content="light dark">
+<title>${words.title}: ${words.servers(servers.length)}</title>
+<style>${ownMarkup(STYLE)}</style>
+</head>
+<body>
+<a class="skip" href="#main">${words.skip}</a>
+<header>
+<h1>${words.title}</h1>
+<p>${words.madeAt(when)} · ${words.servers(servers.length)}</p>
+<ul class="tally" aria-label="${words.tally}">${tally.map(({ light, number }) => markup`<li class="${light}"><b>${number}</b> ${lamp(page, light)}</li>`)}</ul>
+</header>
+<main id="main" tabindex="-1">
+<section aria-labelledby="glance">
+<h2 id="glance">${words.glance}</h2>
+${cards('fleet', [words.state, words.server, words.nextStep, words.lastGood, words.size, words.drill, words.audit, words.space], 1, servers.map((one) => ({ kind: one.light, cells: overviewRow(page, one) })))}
+</section>
+${servers.map((one) => serverSection(page, one))}
+</main>
+<footer>
+<h2>${words.legend}</h2>
+<ul class="legend">${(['good', 'warning', 'failed', 'missing']).map((state) => markup`<li>${nightSign(state)} ${words.night[state]}</li>`)}</ul>
+<p>${words.footer}</p>
+<p>cold-backup ${VERSION}</p>
+</footer>
+</body>
+</html>
+`;
+}
+
+function overviewRow(page, judge) {
+  const { words, now, ago, bytes, time, dateIn } = page, { one, light, why, newest, drill, audit } = judge, days = daysOf(judge, 30, now), last = judge.nights[judge.nights.length - 1], date = dateIn(one.timeZone, { dateStyle: 'medium' });
+  return [lamp(page, light), markup`<a href="#${one.server}">${one.server}</a>${strip(days, `${one.server}: ${words.lastNights(30)}`, nightCounts(page, days))}`,
+    markup`${why[0] && markup`<p>${why[0]}</p>`}${nextStep(page, judge)}`,
+    newest ? markup`<b>${ago(newest.seenAt)}</b> <small>${date(newest.seenAt)}${last && markup` · ${words.down.toLowerCase()} ${time(last.downSeconds)}`}</small>` : words.none,
+    last ? markup`${bytes(last.bytes)}${growthText(page, judge)}` : words.notKnown,
+    drill ? markup`${drill.proven ? words.drillGood : markup`<b>${words.drillBad}</b>`} <small>${ago(drill.madeAt)}</small>` : one.drillMaxAgeDays === 0 ? words.noDrills : words.none,
+    audit ? markup`${audit.verdict === 'clean' ? words.clean : markup`<b>${words.alarm}</b>`} <small>${ago(audit.at)}</small>` : words.never, spaceText(page, judge)];
+}
+
+/** How much more a backup becomes from night to night, by the last month. */
+function growthText({ words, bytes }, { nights }) {
+  const lately = nights.filter(({ outcome }) => outcome !== 'failed').slice(-30), change = lately.length < 2 ? 0 : (lately[lately.length - 1].bytes - lately[0].bytes) / (lately.length - 1);
+  return Math.abs(change) >= 1000 && markup` <small>${words.aNight(`${change > 0 ? '+' : '\u2212'}${bytes(Math.abs(change))}`)}</small>`;
+}
+
+function spaceText({ words, bytes }, { space, trouble }) {
+  if (!space) return trouble ? words.notKnown : words.noShell;
+  const full = space.daysLeft === null ? '' : space.daysLeft > 1000 ? words.notSoon : words.full(words.days(space.daysLeft));
+  return markup`${words.used(bytes(space.usedBytes))} <small>${words.free(bytes(space.freeBytes))}${space.quotaBytes > 0 && ` · ${words.quota(bytes(space.quotaBytes))}`}${full && ` · ${full}`}</small>`;
 }
 
 // =========================================================================================================

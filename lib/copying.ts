@@ -75,7 +75,7 @@ export async function untilBorgWaits(night: Night): Promise<void> {
 export async function copyCold(night: Night, plan: Plan, manifest: Manifest): Promise<Copied> {
   const { stateFolder } = night.loaded.settings;
   const first = await prove(plan, listingFile(stateFolder));
-  const manifestText = finishRecord(stateFolder, { ...manifest, proof: first });
+  const manifestText = finishRecord(night.loaded.settings, { ...manifest, proof: first });
   night.cold!.feed(manifestText);
   await night.cold!.isRead;
   return { first, second: await stillCold(night, plan, first), manifestText };
@@ -97,7 +97,7 @@ export async function copyTheSnapshot(night: Night, plan: Plan, manifest: Manife
   try {
     night.cold ??= beginColdPass(night, plan);
     const proof = await proveCopies(plan, first, listingFile(stateFolder));
-    const manifestText = finishRecord(stateFolder, { ...manifest, proof });
+    const manifestText = finishRecord(night.loaded.settings, { ...manifest, proof });
     night.cold!.feed(manifestText);
     await night.cold!.isRead;
     if (whatLies(plan.roots) !== was) throw new Problem('a saved folder was moved away while borg read its snapshot: this archive does not count as a backup');

@@ -16,6 +16,7 @@ import type { Part } from './units.ts';
 import { listArchives } from './archives.ts';
 import { strangersAmong } from './list.ts';
 import { makePlan, serverName } from './plan.ts';
+import { localTime, scheduleOf } from './schedule.ts';
 
 /** ok: true, false, or null when it cannot be known here. needed: without it a run would fail. */
 export type Check = { check: string; ok: boolean | null; detail: string; hint: string; needed: boolean };
@@ -71,7 +72,8 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   add('clock', ...await clockIsRight());
   const free = freeBytes(fs.existsSync(settings.stateFolder) ? settings.stateFolder : '/');
   add('free space', free > 64e6, `${size(free)} in ${named(settings.stateFolder)}; how much the storage has, only its keeper knows`, 'make room: without it no run begins');
-  add('schedule', await isScheduled(script), 'a crontab line or a timer that starts this script', 'node backup.js setup --schedule cron    (or systemd)');
+  const nightly = await scheduleOf(script);
+  add('schedule', nightly.by !== '', nightly.by ? `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}` : 'no crontab line and no timer starts this script', 'node backup.js setup --schedule cron    (or systemd)');
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
   add('last drill', settings.drill.maxAgeDays === 0 ? null : last ? warning === '' : warning === '' ? null : false,
     warning || (last ? `${last.archive} was proven ${Math.floor(ageDays!)} days ago; a restore takes about ${span(last.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'no drills here, say the settings' : 'none yet'), 'node backup.js drill');
@@ -124,12 +126,4 @@ async function clockIsRight(): Promise<[boolean | null, string, string]> {
   const status = /^Leap status\s*: (.*)$/m.exec((await look(['chronyc', '-n', 'tracking'])).out)?.[1] ?? '';
   if (status) return [status === 'Normal', `chrony says: ${status}`, hint];
   return [null, 'neither systemd-timesyncd nor chrony tells whether it is right', hint];
-}
-
-// A line in a crontab, or a timer whose service names this script.
-async function isScheduled(script: string): Promise<boolean> {
-  const files = ['/etc/crontab', ...['/etc/cron.d', '/etc/systemd/system'].flatMap((folder) => (fs.existsSync(folder) ? fs.readdirSync(folder).map((name) => path.join(folder, name)) : []))];
-  const texts = files.filter((file) => fs.statSync(file, { throwIfNoEntry: false })?.isFile()).map((file) => fs.readFileSync(file, 'utf8'));
-  texts.push((await look(['crontab', '-l'])).out);
-  return texts.some((text) => text.split('\n').some((line) => line.includes(script) && !/^\s*#|\brecover\b/.test(line)));
 }

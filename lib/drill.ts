@@ -14,6 +14,7 @@ import { checkSecretFiles, refuseIfOthersCanChange } from './check.ts';
 import type { Settings } from './settings.ts';
 import { tell } from './tell.ts';
 import { takeLock } from './ledger.ts';
+import { WORDS } from './words.ts';
 import { Superseded, rehearse } from './rehearsal.ts';
 import { certificateText, failedChecks } from './certificate.ts';
 import type { Certificate } from './certificate.ts';
@@ -79,13 +80,14 @@ async function endDrill(settings: Settings, certificate: Certificate | null, tro
   const error = trouble instanceof Error ? trouble.message : certificate && !certificate.proven ? `not proven: ${failedChecks(certificate)}` : '';
   const line: HistoryLine = { kind: 'drill', startedAt: startedAt.toISOString(), endedAt: new Date().toISOString(), outcome: exitCode === 0 ? 'good' : exitCode === 1 ? 'warning' : 'failed', exitCode, server: certificate?.server ?? server,
     archive: certificate?.archive ?? '', downSeconds: 0, startSeconds: 0, parts: [], warm: null, cold: null, snapshot: '', warnings: [...warnings], error, ...(certificate ? { certificate } : {}) };
+  const words = WORDS[settings.language].message;
   if (exitCode < 128) { // a drill that was called off says nothing about an archive
     try {
       remember(settings.stateFolder, line);
     } catch (full: any) {
       warn(`the history cannot be written: ${full.message}`);
     }
-    if (exitCode >= 2) await tell(settings, { server: line.server, outcome: 'failed', subject: `failed: ${line.server}: drill of ${line.archive || 'the newest archive'}: ${error}`, body: certificate ? certificateText(certificate) : error, logTail: '', line });
+    if (exitCode >= 2) await tell(settings, { server: line.server, outcome: 'failed', subject: `${words.outcome.failed}: ${line.server}: ${words.drill(line.archive || words.newest, error)}`, body: certificate ? certificateText(certificate) : error, logTail: '', line });
   }
   if (mode.json && certificate) answer(JSON.stringify(certificate, null, 1));
   else if (mode.json) answer(JSON.stringify({ archive: line.archive, proven: false, checks: [], restoreSeconds: null, exitCode, error }));

@@ -15,6 +15,7 @@ import type { HistoryLine } from './history.ts';
 import { refuseIfOthersCanChange } from './check.ts';
 import type { Settings } from './settings.ts';
 import { tell } from './tell.ts';
+import { WORDS } from './words.ts';
 import { closeLedger, keepLedgerIfPossible, ledgerFile, readLedger, takeLock } from './ledger.ts';
 import { dropCopies, hasCopies } from './snapshot.ts';
 import { removeStagings, settleRestore, tellRestore } from './swap.ts';
@@ -194,7 +195,7 @@ async function reportDeadRun(stateFolder: string, ledger: Ledger, who: string, d
   } catch (error: any) {
     warn(`the history cannot be written: ${error.message}`);
   }
-  const subject = `${line.outcome}: ${ledger.server}: ${ledger.restore ? 'restore' : 'run'} of ${ledger.startedAt}: ${line.error}; ${servicesNow(ledger, down)}`;
+  const words = WORDS[settings?.language ?? 'en'].message, subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${(ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, servicesNow(ledger, down))}`;
   if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 

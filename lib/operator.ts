@@ -6,7 +6,7 @@ import path from 'node:path';
 import { Problem, named } from './say.ts';
 import { change, failure, look, temporaryFolder } from './shell.ts';
 import type { Done, RunOptions } from './shell.ts';
-import { aCommand, aGroup, aNumber, aPath, aRepository, aSecretFile, aServer, aTimeZone, isGroup, refuseUnknown, shown } from './rules.ts';
+import { aCommand, aGroup, aLanguage, aNumber, aPath, aRepository, aSecretFile, aServer, aTimeZone, isGroup, refuseUnknown, shown } from './rules.ts';
 import type { Wrong } from './rules.ts';
 import { checkSecretFiles, loadWith, settingsSource } from './check.ts';
 import type { Settings } from './settings.ts';
@@ -18,13 +18,13 @@ export type Keep = { last: number; daily: number; weekly: number; monthly: numbe
 
 /** One server as its operator knows it. storage: the command that opens a shell there; [] = the path is local, or (with ssh://) there is no shell. */
 export type OperatedServer = { server: string; repository: string; sshKey: string; knownHostsFile: string; keyFile: string; passphraseFile: string;
-  storage: string[]; cutAccess: string[]; giveAccess: string[]; keep: Keep; timeZone: string };
+  storage: string[]; cutAccess: string[]; giveAccess: string[]; keep: Keep; timeZone: string; maxAgeHours: number; drillMaxAgeDays: number }; // older is told by report and status --all; drillMaxAgeDays 0: no drills there
 
-export type Operator = { ledgerFolder: string; servers: OperatedServer[]; file: string };
+export type Operator = { ledgerFolder: string; servers: OperatedServer[]; language: 'en' | 'es'; file: string };
 
-const NO_SERVER = { server: '', repository: '', sshKey: '', knownHostsFile: '', keyFile: '', passphraseFile: '', storage: [], cutAccess: [], giveAccess: [], timeZone: 'UTC' };
+const NO_SERVER = { server: '', repository: '', sshKey: '', knownHostsFile: '', keyFile: '', passphraseFile: '', storage: [], cutAccess: [], giveAccess: [], timeZone: 'UTC', maxAgeHours: 26, drillMaxAgeDays: 8 };
 const KEEP: Keep = { last: 3, daily: 7, weekly: 4, monthly: 12, yearly: 3 };
-const RULES_OF_SERVER = { server: aServer, repository: aRepository, sshKey: aPath, knownHostsFile: aPath, keyFile: aSecretFile, passphraseFile: aSecretFile, storage: aCommand, cutAccess: aCommand, giveAccess: aCommand, timeZone: aTimeZone };
+const RULES_OF_SERVER = { server: aServer, repository: aRepository, sshKey: aPath, knownHostsFile: aPath, keyFile: aSecretFile, passphraseFile: aSecretFile, storage: aCommand, cutAccess: aCommand, giveAccess: aCommand, timeZone: aTimeZone, maxAgeHours: aNumber(0.01, 100_000, 'any'), drillMaxAgeDays: aNumber(0, 10_000, 'any') };
 
 /** Given the block of this script (for its names), the script and FILE of --settings, returns the operator's settings. Throws Problem (64) when there is no such file, or with every mistake in it. */
 export function loadOperator(script: string, file: string): Operator {
@@ -42,15 +42,16 @@ export function loadOperator(script: string, file: string): Operator {
 
 function filledOperator(found: unknown, wrong: Wrong): Record<string, any> {
   if (!isGroup(found)) return wrong('', `must be a group: const settings = { ... }; and not ${shown(found)}`), {};
-  refuseUnknown(found, '', ['ledgerFolder', 'servers'], wrong);
-  const { ledgerFolder = 'ledger', servers } = found;
+  refuseUnknown(found, '', ['ledgerFolder', 'servers', 'language'], wrong);
+  const { ledgerFolder = 'ledger', servers, language = 'en' } = found;
+  aLanguage(language, 'language', wrong);
   if (typeof ledgerFolder !== 'string' || ledgerFolder === '') wrong('ledgerFolder', `must be a folder, not ${shown(ledgerFolder)}`);
   if (!Array.isArray(servers)) wrong('servers', `must be a list of servers in [ ], not ${shown(servers)}`);
   const list = Array.isArray(servers) ? servers.map((one, index) => filledServer(one, `servers[${index}]`, wrong)) : [];
   list.forEach(({ server }, index) => {
     if (list.findIndex((other) => other.server === server) < index) wrong(`servers[${index}].server`, `${shown(server)} is in the list already`);
   });
-  return { ledgerFolder, servers: list };
+  return { ledgerFolder, servers: list, language };
 }
 
 function filledServer(one: unknown, at: string, wrong: Wrong): Record<string, any> {
@@ -109,6 +110,7 @@ export async function onStorage(one: OperatedServer, what: string, interpreter: 
   const file = path.join(scratch ||= temporaryFolder(), 'script');
   fs.writeFileSync(file, script, { mode: 0o600 });
   const fd = fs.openSync(file, 'r'), { looks = false, ...more } = options;
+  fs.rmSync(file); // several servers are read at the same time
   try {
     const done = await (looks ? look : change)([...one.storage, ...interpreter], { seconds: 3600, ...more, stdin: fd });
     if (done.code === 0) return done;

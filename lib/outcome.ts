@@ -2,6 +2,7 @@
 import { count, size, span, transcriptSince } from './say.ts';
 import type { HistoryLine } from './history.ts';
 import type { Outcome } from './tell.ts';
+import { WORDS } from './words.ts';
 
 /** The last block of a run. */
 export function summary(line: HistoryLine, services: string): string {
@@ -20,9 +21,9 @@ export function summary(line: HistoryLine, services: string): string {
   ].join('\n');
 }
 
-/** The message of a run. Given its history line, what is down, the outcome and the state of services: outcome and server come first. */
-export function messageOf(line: HistoryLine, down: string[], outcome: Outcome['outcome'], services: string): Outcome {
-  const words = { start: 'the backup begins', good: `good backup, down ${span(line.downSeconds)}`, warning: `backup with ${count(line.warnings.length, 'warning')}, down ${span(line.downSeconds)}`,
-    failed: `NO new backup: ${line.error}`, down: `SERVICES NOT RUNNING: ${down.join(', ')}` };
-  return { server: line.server, outcome, subject: `${outcome}: ${line.server}: ${words[outcome]}`, body: outcome === 'start' ? '' : summary(line, services), logTail: transcriptSince(0, 100_000), line };
+/** The message of a run. Given its history line, what is down, the outcome, the state of services and a language: outcome and server come first. The body is the summary, in the terminal's words. */
+export function messageOf(line: HistoryLine, down: string[], outcome: Outcome['outcome'], services: string, language: 'en' | 'es'): Outcome {
+  const words = WORDS[language].message, time = span(line.downSeconds);
+  const text = { start: words.start, good: words.good(time), warning: words.warning(line.warnings.length, time), failed: words.failed(line.error), down: words.down(down.join(', ')) }[outcome];
+  return { server: line.server, outcome, subject: `${words.outcome[outcome]}: ${line.server}: ${text}`, body: outcome === 'start' ? '' : summary(line, services), logTail: transcriptSince(0, 100_000), line };
 }

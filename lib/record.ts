@@ -11,6 +11,7 @@ import { readHistory } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import { lastDrill } from './certificate.ts';
 import type { Certificate } from './certificate.ts';
+import type { Settings } from './settings.ts';
 import type { Loaded } from './check.ts';
 import type { Passport } from './passport.ts';
 import type { Plan } from './plan.ts';
@@ -69,10 +70,10 @@ function parentsOf(roots: string[]): Parent[] {
   return [...parents.values()].sort((one, other) => (one.path < other.path ? -1 : 1));
 }
 
-/** Write manifest.json with the proof, and RESTORE.md. Given the manifest, returns its text: what borg is fed, and what will be read back. */
-export function finishRecord(stateFolder: string, manifest: Manifest): string {
+/** Write manifest.json with the proof, and RESTORE.md in this language. Given the manifest, returns its text: what borg is fed, and what will be read back. */
+export function finishRecord({ stateFolder, language }: Settings, manifest: Manifest): string {
   const folder = recordFolder(stateFolder);
-  fs.writeFileSync(path.join(folder, 'RESTORE.md'), restoreText(manifest), { mode: 0o600 });
+  fs.writeFileSync(path.join(folder, 'RESTORE.md'), restoreText(manifest, language), { mode: 0o600 });
   const text = `${JSON.stringify(manifest, null, 1)}\n`;
   fs.writeFileSync(path.join(folder, 'manifest.json'), text, { mode: 0o600 });
   return text;

@@ -16,6 +16,7 @@ const must = (be: string, isRight: (value: unknown) => boolean, known: string[] 
   isRight(value) || wrong(at, `must be ${be}, not ${shown(value)}${isLine(value) ? meant(value, known) : ''}`);
 const like = (pattern: RegExp, be: string) => must(be, (value) => isLine(value) && pattern.test(value));
 const oneOf = (...known: string[]) => must(known.map((one) => `'${one}'`).join(' or '), (value) => known.some((one) => one === value), known);
+export const aLanguage = oneOf('en', 'es');
 export const aNumber = (least: number, most: number, kind: 'whole' | 'any') => must(`a ${kind === 'whole' ? 'whole ' : ''}number from ${least} to ${most}, without quotes`,
   (value) => typeof value === 'number' && value >= least && value <= most && (kind === 'any' || Number.isInteger(value)));
 const yesOrNo = must('true or false, without quotes', (value) => typeof value === 'boolean');
@@ -151,7 +152,7 @@ export const TABLE: { name: string; initial: unknown; rule: Rule; help: string }
   { name: 'drill.queries', initial: [], rule: aListOf(aQuery), help: 'asked of every restored database: { cluster, database, sql, expect }' },
   { name: 'drill.folder', initial: '', rule: aPath, help: "scratch space; '' = in the state folder" },
   { name: 'drill.maxAgeDays', initial: 8, rule: aNumber(0, 10_000, 'any'), help: 'status: an older drill is a warning; 0 = no drills here' },
-  { name: 'language', initial: 'en', rule: oneOf('en', 'es'), help: 'of what is written for people' },
+  { name: 'language', initial: 'en', rule: aLanguage, help: 'of what is written for people' },
   { name: 'stateFolder', initial: '/var/lib/cold-backup', rule: aPath, help: 'history, ledger, transcripts, cache of borg' },
 ];
 

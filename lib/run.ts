@@ -51,7 +51,7 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
     throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
   }
   const night = beginNight(loaded, script);
-  await tell(settings, messageOf(night.line, [], 'start', ''));
+  await tell(settings, messageOf(night.line, [], 'start', '', settings.language));
   try {
     await runTheNight(night);
   } catch (error) {
@@ -213,7 +213,7 @@ async function endNight(night: Night, error: unknown): Promise<number> {
   const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
   if (error) sayError(error, services);
   const ended = finishedLine(night, error);
-  await tell(settings, messageOf(ended, night.down, ended.outcome, services));
+  await tell(settings, messageOf(ended, night.down, ended.outcome, services, settings.language));
   const line = finishedLine(night, error); // a messenger that failed is a warning, too
   try {
     remember(settings.stateFolder, line);

@@ -6,6 +6,8 @@ import path from 'node:path';
 import { pasteable } from './say.ts';
 import { isBelow } from './plan.ts';
 import type { Manifest } from './record.ts';
+import { WORDS } from './words.ts';
+import type { RestoreWords } from './words.ts';
 
 type Places = { byName: string[]; byNumber: string[]; system: string[] };
 type HostCluster = Manifest['plan']['clusters'][number];
@@ -20,12 +22,13 @@ const strict = (lines: string[]) => block(['( set -e', ...lines, ')']); // paste
 const outermost = (places: string[]) => [...new Set(places)].filter((one, _, all) => !all.some((other) => other !== one && isBelow(one, other)));
 const stored = (places: string[]) => q(...places.map((one) => `pp:${one.slice(1)}`));
 
-/** Given the manifest of an archive, returns its RESTORE.md. */
-export function restoreText(manifest: Manifest): string {
+/** Given the manifest of an archive and a language, returns its RESTORE.md: the same commands in every language. */
+export function restoreText(manifest: Manifest, language: 'en' | 'es'): string {
+  const w = WORDS[language].restore;
   const clusters = manifest.plan.clusters.filter((one) => one.container === '');
   const places = placesOf(manifest, clusters);
-  const parts = [...reach(manifest), ...software(manifest, clusters), ...owners(manifest, places), ...makeRoom(manifest, clusters, places), ...extraction(manifest, places),
-    ...containersAgain(manifest), ...checks(manifest, clusters), ...start(manifest, clusters), ...goingBack(places), ...onlyAPart(manifest, clusters, places)];
+  const parts = [...reach(manifest, w), ...software(manifest, clusters, w), ...owners(manifest, places, w), ...makeRoom(manifest, clusters, places, w), ...extraction(manifest, places, w),
+    ...containersAgain(manifest, w), ...checks(manifest, clusters, w), ...start(manifest, clusters, w), ...goingBack(places, w), ...onlyAPart(manifest, clusters, places, w)];
   let number = 0; // of those chapters that this archive needs
   return parts.map((one) => one.replace(/^## \d+/, () => `## ${++number}`)).join('\n\n') + '\n';
 }
@@ -36,20 +39,16 @@ function placesOf({ plan }: Manifest, clusters: HostCluster[]): Places {
   return { byName: outermost(all.filter((one) => !SYSTEM.test(one))).sort(), byNumber: outermost(byNumber), system: outermost(all.filter((one) => SYSTEM.test(one))) };
 }
 
-function reach({ archive, server, madeAt, plan, host }: Manifest): string[] {
+function reach({ archive, server, madeAt, plan, host }: Manifest, w: RestoreWords): string[] {
   const isRemote = !plan.repository.startsWith('/');
-  return [`# Restore ${archive}`,
-    `Everything that server \`${server}\` saved on ${madeAt}, with all services stopped. It ran ${host.osRelease.PRETTY_NAME ?? os.type()} on ${host.architecture}; the new machine must have the same architecture.\n` +
-    'Read on to the end before you begin. Paste the blocks into one root shell (bash), one after the other; go on when a block has ended without an error. For one folder, or only a look: do the first chapter, then "Only a part".',
-    '## 1. Reach the repository',
-    `You need the key file and the passphrase (both are on the recovery sheet; \`borg key import --paper\` makes the file from it)${isRemote ? ' and an ssh key that the storage lets in (its keeper adds one)' : ''}. Change these lines to where they are:`,
-    block([`export BORG_REPO=${q(plan.repository)}`, 'export BORG_KEY_FILE=/root/borg_key', ...(isRemote ? [`export BORG_RSH='ssh -i /root/.ssh/id_ed25519'`] : []), 'read -rs -p "passphrase: " BORG_PASSPHRASE']),
-    block(['export BORG_PASSPHRASE BORG_RELOCATED_REPO_ACCESS_IS_OK=yes LC_ALL=C.UTF-8', `export ARCHIVE=${q(archive)} AWAY="before-$(date +%Y%m%d-%H%M%S)"   # old contents are moved aside under this name`,
-      'command -v borg >/dev/null || { apt-get update && apt-get install --yes borgbackup; }   # 1.2 or 1.4', 'mkdir -p /root/restore && cd /root/restore && borg extract "::$ARCHIVE" record && ls record']),
-    '`record/manifest.json` holds all that is known of the old machine, `record/backup.js` and `record/backup.settings.js` the script that made this archive and its settings.'];
+  return [`# ${w.title(archive)}`, `${w.intro(server, madeAt, host.osRelease.PRETTY_NAME ?? os.type(), host.architecture)}\n${w.readOn(w.part)}`, `## 1. ${w.reach}`, w.need(isRemote),
+    block([`export BORG_REPO=${q(plan.repository)}`, 'export BORG_KEY_FILE=/root/borg_key', ...(isRemote ? [`export BORG_RSH='ssh -i /root/.ssh/id_ed25519'`] : []), `read -rs -p "${w.passphrase}: " BORG_PASSPHRASE`]),
+    block(['export BORG_PASSPHRASE BORG_RELOCATED_REPO_ACCESS_IS_OK=yes LC_ALL=C.UTF-8', `export ARCHIVE=${q(archive)} AWAY="before-$(date +%Y%m%d-%H%M%S)"   # ${w.aside}`,
+      `command -v borg >/dev/null || { apt-get update && apt-get install --yes borgbackup; }   # ${w.versions}`, 'mkdir -p /root/restore && cd /root/restore && borg extract "::$ARCHIVE" record && ls record']),
+    w.record];
 }
 
-function software(manifest: Manifest, clusters: HostCluster[]): string[] {
+function software(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
   const { packages, containers } = manifest, isDebian = Object.keys(packages.all).some((name) => name === 'dpkg');
   const names = [...(clusters.length > 0 ? Object.keys(packages.needed).filter((name) => !/^(libc6|libicu\d*|tzdata|nodejs|borgbackup)/.test(name)) : []),
     ...(containers.length > 0 ? Object.keys(packages.all).filter((name) => /^(docker\.io|docker-ce|docker-compose.*|containerd(\.io)?)$/.test(name)) : [])];
@@ -57,17 +56,17 @@ function software(manifest: Manifest, clusters: HostCluster[]): string[] {
   const exact = names.map((name) => `${name.split(':')[0]}=${packages.all[name]}`);
   const pgdg = exact.some((one) => one.includes('pgdg'));
   const versions = [...new Set(clusters.map((one) => one.version))].join(', ');
-  return ['## 2. The same software', ...(versions ? [`Files of PostgreSQL fit the same major version only (here: ${versions}), and every extension has to be there, in the same version or a newer one. A newer minor version is good.`] : []),
+  return [`## 2. ${w.software}`, ...(versions ? [w.fits(versions)] : []),
     isDebian ? strict([`missing=; for package in ${q(...exact)}; do`, `  [ "$(dpkg-query -Wf '\${db:Status-Status}' "\${package%%=*}" 2>/dev/null)" = installed ] || missing="$missing $package"; done`,
-      'if [ -n "$missing" ]; then', '  apt-get update', ...(pgdg ? ['  apt-get install --yes postgresql-common ca-certificates && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y   # it came from there'] : []),
-      '  for package in $missing; do apt-get install --yes "$package" || apt-get install --yes "${package%%=*}"; done   # the same version, or the newest', 'fi'])
-      : `It had these packages: ${exact.join(', ')}.`,
-    ...(isDebian && !pgdg && versions ? ['If this Debian has no such package any more: `apt-get install postgresql-common && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y`, and the block again.'] : []),
-    ...(packages.unowned.length > 0 ? [`In no package, so bring them from elsewhere: ${packages.unowned.map((one) => `\`${one}\``).join(', ')}`] : []), ...locales(manifest)];
+      'if [ -n "$missing" ]; then', '  apt-get update', ...(pgdg ? [`  apt-get install --yes postgresql-common ca-certificates && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y   # ${w.fromThere}`] : []),
+      `  for package in $missing; do apt-get install --yes "$package" || apt-get install --yes "\${package%%=*}"; done   # ${w.sameOrNewest}`, 'fi'])
+      : w.packages(exact.join(', ')),
+    ...(isDebian && !pgdg && versions ? [w.noPackage('apt-get install postgresql-common && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y')] : []),
+    ...(packages.unowned.length > 0 ? [w.unowned(packages.unowned.map((one) => `\`${one}\``).join(', '))] : []), ...locales(manifest, w)];
 }
 
 // Of a locale as PostgreSQL names it ('de_DE.UTF-8', 'de_DE@euro'): what `locale -a` calls it, and its line in /etc/locale.gen.
-function locales({ postgres }: Manifest): string[] {
+function locales({ postgres }: Manifest, w: RestoreWords): string[] {
   const databases = postgres.filter((one) => one.container === '').flatMap((one) => one.databases), collations = databases.flatMap((one) => one.collations ?? []);
   const settings = postgres.filter((one) => one.container === '').flatMap((one) => Object.entries(one.settings ?? {}).filter(([name]) => /^lc_/.test(name)).map(([, value]) => value));
   const used = new Set([...databases.flatMap((one) => [one.collate, one.ctype]), ...collations.filter((one) => one.provider === 'c').map((one) => one.locale ?? ''), ...settings]);
@@ -77,11 +76,11 @@ function locales({ postgres }: Manifest): string[] {
     const full = `${base}${codeset ? `.${charset}` : ''}${variant}`, listed = `${base}${codeset ? `.${codeset.toLowerCase().replaceAll('-', '')}` : ''}${variant}`;
     return `locale -a | grep -qxF ${q(listed)} || { echo ${q(`${full} ${charset}`)} >> /etc/locale.gen && locale-gen; }`;
   });
-  return lines.length === 0 ? [] : ['A database whose locale is missing lets nobody in:', block(lines)];
+  return lines.length === 0 ? [] : [w.locale, block(lines)];
 }
 
 // Files of the host come back to the user of that name; numbers may differ.
-function owners({ host }: Manifest, { byName }: Places): string[] {
+function owners({ host }: Manifest, { byName }: Places, w: RestoreWords): string[] {
   const users = host.users.filter((one) => one.id !== 0 && one.name), groups = host.groups.filter((one) => one.id !== 0 && one.name);
   const lines = [...groups.map((one) => `getent group ${q(one.name)} >/dev/null || groupadd --gid ${one.id} ${q(one.name)} || groupadd ${q(one.name)}`),
     ...users.map((one) => {
@@ -89,71 +88,70 @@ function owners({ host }: Manifest, { byName }: Places): string[] {
       return `getent passwd ${q(one.name)} >/dev/null || useradd --uid ${one.id} ${rest}${q(one.name)} || useradd ${rest}${q(one.name)}`;
     })];
   if (byName.length === 0 || lines.length === 0) return [];
-  return ['## 3. The owners of the files', 'By name; the number may be another one here.', block(lines)];
+  return [`## 3. ${w.owners}`, w.byName, block(lines)];
 }
 
 // What lies in the way is moved, never deleted. Below /etc it would be found by programs (Debian takes a folder below /etc/postgresql for a cluster): it goes to /root.
 const asidePath = (place: string) => (isBelow(place, '/etc') ? `/root/$AWAY${pasteable([place])}` : `${pasteable([place])}.$AWAY`);
 
-function makeRoom({ plan, parents, host }: Manifest, clusters: HostCluster[], { byName, byNumber, system }: Places): string[] {
+function makeRoom({ plan, parents, host }: Manifest, clusters: HostCluster[], { byName, byNumber, system }: Places, w: RestoreWords): string[] {
   const stops = plan.parts.filter((part) => part.wasRunning).map((part) => `${q(...part.stop)} || true`);
   const debian = clusters.filter((one) => one.configFolder && !plan.parts.some((part) => part.wasRunning && part.dataDirectory === one.dataDirectory)).map((one) => `systemctl stop ${q(`postgresql@${one.name.replace('/', '-')}`)} || true`);
   const user = (uid: number) => host.users.find((one) => one.id === uid)?.name || String(uid), group = (gid: number) => host.groups.find((one) => one.id === gid)?.name || String(gid);
   const needed = parents.filter((one) => !byName.some((place) => isBelow(one.path, place))).filter((one) => !byNumber.some((volume) => isBelow(volume, one.path)) || byName.some((place) => isBelow(place, one.path)));
-  return ['## 4. Stop what runs here, and make room', 'What does not exist here yet cannot be stopped: that is no error.', block([...stops, ...debian].concat(stops.length + debian.length === 0 ? ['true   # nothing was stopped for this backup'] : [])),
-    'These come back. What lies there now is moved aside, nothing is deleted:', [...byName, ...byNumber].map((one) => `- \`${one}\``).join('\n'),
-    strict([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # no PostgreSQL may run there`),
+  return [`## 4. ${w.room}`, w.notHere, block([...stops, ...debian].concat(stops.length + debian.length === 0 ? [`true   # ${w.nothingStopped}`] : [])),
+    w.comeBack, [...byName, ...byNumber].map((one) => `- \`${one}\``).join('\n'),
+    strict([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # ${w.noPostgres}`),
       'aside() {', '  [ -e "$1" ] || [ -L "$1" ] || return 0', '  if mountpoint -q "$1"; then mkdir "$1/.$AWAY"; find "$1" -mindepth 1 -maxdepth 1 ! -name ".$AWAY" ! -name lost+found -exec mv -t "$1/.$AWAY" {} +; return; fi',
       '  [ ! -e "$2" ]; mkdir -p "${2%/*}"; mv -T "$1" "$2"', '}', ...[...byName, ...byNumber].map((one) => `aside ${q(one)} ${asidePath(one)}`)]),
-    ...(needed.length > 0 ? ['The folders above them are not in the archive, and borg would make them so that nobody but root can enter:',
+    ...(needed.length > 0 ? [w.above,
       block(needed.map((one) => `[ -d ${q(one.path)} ] || install -d -m ${one.mode} -o ${q(user(one.uid))} -g ${q(group(one.gid))} ${q(one.path)}`))] : []),
-    ...(system.length > 0 ? [`${system.map((one) => `\`${one}\``).join(', ')} cannot be moved aside on a machine that runs. Extract it elsewhere and take what you need: \`mkdir /root/old && cd /root/old && borg extract "::$ARCHIVE" ${stored(system)}\``] : [])];
+    ...(system.length > 0 ? [w.system(system.map((one) => `\`${one}\``).join(', '), `mkdir /root/old && cd /root/old && borg extract "::$ARCHIVE" ${stored(system)}`)] : [])];
 }
 
-function extraction({ containers, plan }: Manifest, { byName, byNumber }: Places): string[] {
+function extraction({ containers, plan }: Manifest, { byName, byNumber }: Places, w: RestoreWords): string[] {
   const mounts = containers.flatMap((one) => one.mounts);
   const volumes = byNumber.flatMap((place) => mounts.filter((one) => one.type === 'volume' && one.source === place).map((one) => ({ place, name: String(one.name) })).slice(0, 1));
   const named = [...new Set(plan.roots.filter((root) => byNumber.includes(root.path) && root.path.endsWith('/_data')).map((root) => root.why.slice('volume '.length)))].filter((one) => !volumes.some(({ name }) => name === one) && !one.includes('/'));
   const make = [...volumes.map(({ name }) => name), ...named];
-  return ['## 5. Extract', ...(make.length > 0 ? ['Docker has to know its volumes before they are filled:', block(make.map((name) => `docker volume inspect ${q(name)} >/dev/null 2>&1 || docker volume create ${q(name)}`))] : []),
+  return [`## 5. ${w.extract}`, ...(make.length > 0 ? [w.volumes, block(make.map((name) => `docker volume inspect ${q(name)} >/dev/null 2>&1 || docker volume create ${q(name)}`))] : []),
     strict(['cd /', ...(byName.length > 0 ? [`borg extract --sparse "::$ARCHIVE" ${stored(byName)}${byNumber.some((one) => byName.some((place) => isBelow(one, place))) ? byNumber.map((one) => ` --exclude ${stored([one])}`).join('') : ''}`] : []),
-      ...(byNumber.length > 0 ? [`borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored(byNumber)}   # files in volumes belong to numbers, not names`] : [])]),
-    'It takes long, and says nothing unless `--progress` is added after `extract`.'];
+      ...(byNumber.length > 0 ? [`borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored(byNumber)}   # ${w.numbers}`] : [])]),
+    w.takesLong];
 }
 
-function containersAgain({ containers, plan }: Manifest): string[] {
+function containersAgain({ containers, plan }: Manifest, w: RestoreWords): string[] {
   if (containers.length === 0) return [];
   const isSaved = (file: string) => plan.roots.some((root) => isBelow(file, root.path));
-  const lines = containers.map((one) => `- \`${one.name}\`: image \`${one.image}\` (${one.imageDigests.join(', ') || one.imageId}), restart ${one.restartPolicy || 'no'}${one.user ? `, user ${one.user}` : ''}, ports ${one.ports.join(', ') || 'none'}, `
-    + `mounts ${one.mounts.map((mount) => `${mount.name || mount.source}:${mount.destination}${mount.writable ? '' : ':ro'}`).join(' ') || 'none'}, environment ${one.environmentNames.filter((name) => name !== 'PATH').join(' ') || 'none'}${one.composeProject ? `, project ${one.composeProject} in ${one.composeFolder}` : ''}`);
+  const lines = containers.map((one) => `- ${w.container(one.name, one.image, one.imageDigests.join(', ') || one.imageId, one.restartPolicy || w.no, one.user, one.ports.join(', ') || w.none,
+    one.mounts.map((mount) => `${mount.name || mount.source}:${mount.destination}${mount.writable ? '' : ':ro'}`).join(' ') || w.none, one.environmentNames.filter((name) => name !== 'PATH').join(' ') || w.none, one.composeProject ? w.inFolder(one.composeProject, one.composeFolder) : '')}`);
   const projects = [...new Set(containers.filter((one) => one.composeProject && one.composeFiles.length > 0).map((one) => JSON.stringify([one.composeProject, one.composeFolder, one.composeFiles])))].map((one): [string, string, string[]] => JSON.parse(one));
   const ready = projects.filter(([, , files]) => files.every(isSaved)), lost = projects.filter(([, , files]) => !files.every(isSaved));
   const byHand = containers.filter((one) => !one.composeProject || one.composeFiles.length === 0);
-  return ['## 6. The containers', 'They are no files, so they are made again, not started yet. These were (values of the environment are not in the archive, they may be secrets):', lines.join('\n'),
+  return [`## 6. ${w.containers}`, w.noFiles, lines.join('\n'),
     ...(ready.length > 0 ? [block(ready.map(([project, folder, files]) => `docker compose --project-name ${q(project)} --project-directory ${q(folder)} ${files.map((file) => `--file ${q(file)}`).join(' ')} create`))] : []),
-    ...lost.map(([project, , files]) => `The files of project ${project} are not in this archive: ${files.join(', ')}. Bring them, and run \`docker compose create\` in their folder.`),
-    ...(byHand.length > 0 ? [`Make ${byHand.map((one) => `\`${one.name}\``).join(', ')} with \`docker create --name ...\` as above.`] : []),
-    'An image from a registry is exactly the same with its digest: `docker pull NAME@sha256:...`. A newer major version of a database does not start on the old files.'];
+    ...lost.map(([project, , files]) => w.lost(project, files.join(', '))),
+    ...(byHand.length > 0 ? [w.byHand(byHand.map((one) => `\`${one.name}\``).join(', '))] : []),
+    w.digest];
 }
 
 const psqlOf = (one: HostCluster) => ['runuser', '-u', one.owner, '--', 'env', 'PGOPTIONS=-c search_path=pg_catalog', 'psql', '-XqAt', '-h', one.socketFolder || '/var/run/postgresql', '-p', one.port || '5432'];
 
 const psqlIn = (one: HostCluster) => ['docker', 'exec', '--interactive', '--user', String(one.uid), one.container, 'sh', '-c', 'exec psql -XqAt -U "${POSTGRES_USER:-postgres}" "$@"', 'sh'];
 
-function checks(manifest: Manifest, clusters: HostCluster[]): string[] {
+function checks(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
   const ran = clusters.filter((one) => one.pid !== 0);
   if (ran.length === 0) return [];
   const starts = ran.map((one) => (one.configFolder ? `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} start -o ${q(LOCKED)}` : startOf(manifest, one)));
   const connections = Object.fromEntries(ran.map((one) => [one.name, psqlOf(one)]));
-  return ['## 7. PostgreSQL alone, and is everything there?', 'Nobody can reach it from elsewhere yet, and it sends nothing anywhere. If it does not start, its log says why: `/var/log/postgresql/`.', strict(['systemctl daemon-reload || true', ...starts]),
-    'Every table is counted, and compared with what was counted while everything ran, shortly before the backup: small differences are what happened in between.',
-    counting(connections),
-    ...collations(manifest, ran), ...(ran.some((one) => one.configFolder) ? ['Good? Then the clusters are stopped again, to be started as usual:',
+  return [`## 7. ${w.checks}`, w.alone, strict(['systemctl daemon-reload || true', ...starts]), w.counted,
+    counting(connections, w),
+    ...collations(manifest, ran, w), ...(ran.some((one) => one.configFolder) ? [w.good,
       block(ran.filter((one) => one.configFolder).map((one) => `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} stop`))] : [])];
 }
 
 // Counts every table that the manifest counted. connections: by cluster, the words that run psql there.
-const counting = (connections: Record<string, string[]>, first: string[] = []) => block([...first, `python3 - <<'END'`, 'import json, subprocess, sys', `connections = ${JSON.stringify(connections)}`, 'bad = same = 0',
+const counting = (connections: Record<string, string[]>, w: RestoreWords, first: string[] = []) => block([...first, `python3 - <<'END'`, 'import json, subprocess, sys', `connections = ${JSON.stringify(connections)}`, 'bad = same = 0',
   `for cluster in json.load(open('/root/restore/record/manifest.json'))['postgres']:`,
   `    for database in cluster['databases'] if cluster['name'] in connections else []:`,
   `        if not database['connectable']: continue`,
@@ -165,15 +163,15 @@ const counting = (connections: Record<string, string[]>, first: string[] = []) =
   `        for number, (name, rows) in enumerate(tables.items()):`,
   `            found = here.get(str(number))`,
   `            if found is None or (rows and found == '0'): bad += 1`,
-  `            if found is not None and rows in (None, int(found)): same += 1   # None: too large to be counted then`,
-  `            else: print(cluster['name'], database['name'], name, 'recorded', rows, 'here', found)`,
+  `            if found is not None and rows in (None, int(found)): same += 1   # ${w.tooLarge}`,
+  `            else: print(cluster['name'], database['name'], name, '${w.recorded}', rows, '${w.here}', found)`,
   `        bad += 0 if done.returncode == 0 else 1`,
-  `print(same, 'tables are as recorded,', bad, 'errors')`, 'sys.exit(1 if bad else 0)', 'END']);
+  `print('${w.result}' % (same, bad))`, 'sys.exit(1 if bad else 0)', 'END']);
 
 const startOf = ({ plan }: Manifest, cluster: HostCluster) => q(...plan.parts.find((part) => part.dataDirectory === cluster.dataDirectory)?.start ?? ['true']);
 
 // Indexes lie in the order of libc or ICU: another version may sort otherwise. Only those are rebuilt that this archive has.
-function collations({ postgres, host }: Manifest, clusters: HostCluster[]): string[] {
+function collations({ postgres, host }: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
   const lines = clusters.flatMap((cluster) => {
     const facts = postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
     return (['c', 'i'] as const).flatMap((provider) => {
@@ -182,7 +180,7 @@ function collations({ postgres, host }: Manifest, clusters: HostCluster[]): stri
         const isOwn = one.provider === provider && Number(cluster.version) >= 15 && one.recorded !== null;
         const statements = [...used.flatMap((collation) => collation.indexes.map((index) => `REINDEX INDEX ${index};`)),
           ...used.filter((collation) => collation.name !== 'default' && collation.recorded !== null).map((collation) => `ALTER COLLATION ${[collation.schema, collation.name].map(identifier).join('.')} REFRESH VERSION;`),
-          ...used.flatMap((collation) => collation.partitionedTables.map((table) => `-- rows of ${table} may lie in the wrong partition: look at its bounds`)),
+          ...used.flatMap((collation) => collation.partitionedTables.map((table) => `-- ${w.partitions(table)}`)),
           ...(isOwn ? [`ALTER DATABASE ${identifier(one.name)} REFRESH COLLATION VERSION;`] : [])];
         return statements.length === 0 ? [] : [`${q(...psqlOf(cluster))} -v ON_ERROR_STOP=1 -d ${q(one.name)} <<'END'`, ...statements.map((text) => text.replaceAll('\n', ' ')), 'END'];
       });
@@ -192,12 +190,12 @@ function collations({ postgres, host }: Manifest, clusters: HostCluster[]): stri
       return [`if ${differs}; then`, ...sql, 'fi'];
     });
   });
-  return lines.length === 0 ? [] : [`Texts were sorted by ${host.libc}${[...new Set(postgres.map((one) => one.icu))].filter((one) => one).map((one) => ` and ${one}`).join('')}. If these are others here, the indexes that depend on them are built anew (else this does nothing):`, block(lines)];
+  return lines.length === 0 ? [] : [w.sorted([host.libc, ...new Set(postgres.map((one) => one.icu).filter((one) => one))]), block(lines)];
 }
 
 const identifier = (name: string) => `"${name.replaceAll('"', '""')}"`;
 
-function start(manifest: Manifest, clusters: HostCluster[]): string[] {
+function start(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
   const { plan } = manifest;
   const runsAlready = (part: (typeof plan.parts)[number]) => clusters.some((one) => one.pid !== 0 && !one.configFolder && one.dataDirectory === part.dataDirectory);
   const parts = [...plan.parts].reverse().filter((part) => part.wasRunning && !runsAlready(part));
@@ -205,39 +203,38 @@ function start(manifest: Manifest, clusters: HostCluster[]): string[] {
   if (lines.length === 0) return [];
   const inContainers = plan.clusters.filter((one) => one.container !== '' && one.pid !== 0);
   const missing = parts.filter((part) => part.kind === 'service' || part.kind === 'command').map((part) => part.name);
-  return ['## 8. Start, in this order', ...(missing.length > 0 ? [`Programs and units of ${missing.join(', ')} are in this archive only if their files are among the paths above: else install them first.`] : []), block(lines),
-    ...(inContainers.length > 0 ? ['PostgreSQL in containers, as soon as it answers:', counting(Object.fromEntries(inContainers.map((one) => [one.name, psqlIn(one)])),
+  return [`## 8. ${w.start}`, ...(missing.length > 0 ? [w.programs(missing.join(', '))] : []), block(lines),
+    ...(inContainers.length > 0 ? [w.inContainers, counting(Object.fromEntries(inContainers.map((one) => [one.name, psqlIn(one)])), w,
       inContainers.map((one) => `for i in $(seq 60); do ${q(...psqlIn(one))} -d template1 -c 'select' </dev/null >/dev/null 2>&1 && break; sleep 1; done`))] : []),
-    'Before applications and users come back: archiving, replication slots and subscriptions now work as on the old machine. If that one still runs, there are two of it.',
-    'Is this machine to stay? `mkdir /opt/cold-backup`, `backup.js` and `backup.settings.js` from `/root/restore/record` into it, key and passphrase where those settings say, and `node backup.js setup`.'];
+    w.twoOfIt, w.stays];
 }
 
-function goingBack({ byName, byNumber }: Places): string[] {
+function goingBack({ byName, byNumber }: Places, w: RestoreWords): string[] {
   const places = [...byName, ...byNumber];
   if (places.length === 0) return [];
-  return ['## To go back', 'To what was here before: stop as above, then for each path that had old contents (a mount point has them inside, in `.$AWAY`):',
-    ['```', ...places.map((one) => `mv -T ${q(one)} ${q(one)}.restored && mv -T ${asidePath(one)} ${q(one)}`), '```'].join('\n'), 'When all is good for some days, remove the old contents: everything whose name ends with `$AWAY`.'];
+  return [`## ${w.back}`, w.toGoBack,
+    ['```', ...places.map((one) => `mv -T ${q(one)} ${q(one)}.restored && mv -T ${asidePath(one)} ${q(one)}`), '```'].join('\n'), w.remove];
 }
 
-function onlyAPart({ plan }: Manifest, clusters: HostCluster[], { byName, byNumber, system }: Places): string[] {
+function onlyAPart({ plan }: Manifest, clusters: HostCluster[], { byName, byNumber, system }: Places, w: RestoreWords): string[] {
   const folder = plan.roots.find((root) => root.why === 'folder')?.path ?? [...byName, ...byNumber, ...system][0];
   const numeric = folder && byNumber.includes(folder) ? '--numeric-ids ' : '';
-  return ['## Only a part', 'One folder or file, into an empty folder; nothing that exists is touched. Paths are written without the first slash, and `borg list "::$ARCHIVE"` shows them:',
+  return [`## ${w.part}`, w.onlyPart,
     strict([`mkdir -m 700 "/root/part-$AWAY" && cd "/root/part-$AWAY"`, `borg extract --sparse ${numeric}"::$ARCHIVE" ${stored([folder ?? '/record'])}`, 'find . -maxdepth 4 | head -20']),
-    ...clusters.filter((one) => one.configFolder).flatMap((one) => besides(one))];
+    ...clusters.filter((one) => one.configFolder).flatMap((one) => besides(one, w))];
 }
 
 // A second PostgreSQL beside the first: its links turned to the copy, its own socket, nothing that reaches out, no jobs of its libraries.
-function besides(cluster: HostCluster): string[] {
+function besides(cluster: HostCluster, w: RestoreWords): string[] {
   const inside = (place: string) => `"$L"${q(place)}`, bin = cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, config = inside(cluster.configFolder);
   const links = [...(cluster.walFolder !== `${cluster.dataDirectory}/pg_wal` ? [{ link: 'pg_wal', to: cluster.walFolder }] : []), ...cluster.tablespaces.filter((one) => one.location).map((one) => ({ link: `pg_tblspc/${one.oid}`, to: one.location }))];
   const as = `runuser -u ${q(cluster.owner)} --`;
   const settings = [`config_file=$C/postgresql.conf`, 'data_directory=$D', 'hba_file=$C/pg_hba.conf', 'ident_file=$C/pg_ident.conf', 'external_pid_file=$D/look.pid', 'unix_socket_directories=$L', 'port=5999', 'listen_addresses=', 'archive_mode=off', 'max_logical_replication_workers=0', 'shared_preload_libraries=', 'ssl=off', 'logging_collector=off'];
-  return [`PostgreSQL ${cluster.name} beside whatever runs here, only to look (\`shared_preload_libraries=\` keeps jobs from running; an extension that has to be loaded so needs its name there):`,
+  return [w.look(cluster.name),
     strict([`L="/var/lib/postgresql/look-$AWAY"; D=${inside(cluster.dataDirectory)}; C=${config}`, 'install -d -m 711 "$L" && cd "$L"', `borg extract --sparse "::$ARCHIVE" ${stored(outermost([...cluster.roots, cluster.configFolder]))}`,
-      'find "$L" -type d -user root -exec chmod go+x {} +   # borg made these for root alone',
-      ...links.map(({ link, to }) => `ln -sfn ${inside(to)} "$D/${link}"   # else it would write into those of the running cluster`), `chown ${q(cluster.owner)} "$L"`,
+      `find "$L" -type d -user root -exec chmod go+x {} +   # ${w.rootAlone}`,
+      ...links.map(({ link, to }) => `ln -sfn ${inside(to)} "$D/${link}"   # ${w.elseRunning}`), `chown ${q(cluster.owner)} "$L"`,
       `${as} ${q(path.join(bin, 'pg_ctl'))} start -w -s -l "$L/log" -D "$D" -o "${settings.map((one) => `-c ${one}`).join(' ')}"`,
       `${as} psql -h "$L" -p 5999 -d postgres -c 'show data_directory' -c '\\l'`,
-      `${as} ${q(path.join(bin, 'pg_ctl'))} stop -s -D "$D"   # leave this line away to go on looking; then remove the folder`])];
+      `${as} ${q(path.join(bin, 'pg_ctl'))} stop -s -D "$D"   # ${w.goOnLooking}`])];
 }

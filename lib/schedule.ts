@@ -1,9 +1,9 @@
-// The schedule, installed only when somebody says so: lines of cron, or timers of systemd. Changes /etc/cron.d/cold-backup or the files
-// cold-backup* in /etc/systemd/system, nothing else.
+// The schedule: what starts this script at night, and when next; and, only when somebody says so, its installation as lines of cron or timers of
+// systemd. Changes /etc/cron.d/cold-backup or the files cold-backup* in /etc/systemd/system, nothing else.
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, pasteable, say } from './say.ts';
-import { change, failure, hasSystemd } from './shell.ts';
+import { change, failure, hasSystemd, look } from './shell.ts';
 import type { Settings } from './settings.ts';
 
 const commandLine = (script: string, file: string, words: string) => `${pasteable([process.execPath, script])}${file === script ? '' : ` --settings ${pasteable([file])}`} ${words}`;
@@ -65,3 +65,45 @@ export async function installTimers(settings: Settings, script: string, file: st
   }
   say(`installed ${Object.keys(files).filter((name) => name.endsWith('.timer')).join(', ')}`);
 }
+
+// ---- what is installed ----
+
+function textIfAny(file: string): string {
+  try {
+    return fs.readFileSync(file, 'utf8');
+  } catch { // not there, a folder, or not for us
+    return '';
+  }
+}
+
+const textsIn = (folder: string) => (fs.existsSync(folder) ? fs.readdirSync(folder) : []).map((name) => ({ name, text: textIfAny(path.join(folder, name)) }));
+
+/** Given the script, returns what starts its nightly run ('' = nothing that is known here) and when next (null: not within eight days, or it cannot be told). */
+export async function scheduleOf(script: string): Promise<{ by: '' | 'cron' | 'systemd'; at: Date | null }> {
+  const isNight = (line: string) => line.includes(script) && !/^\s*#/.test(line) && !/\s(recover|drill|status|doctor|audit|prune|report)\b/.test(line.slice(line.indexOf(script)));
+  const crontabs = [...textsIn('/etc/cron.d').map(({ text }) => text), textIfAny('/etc/crontab'), (await look(['crontab', '-l'])).out];
+  const lines = crontabs.flatMap((text) => text.split('\n').filter(isNight)), times = lines.map((line) => nextOf(line, new Date())).filter((one) => one !== null).sort((one, other) => one.getTime() - other.getTime());
+  if (lines.length > 0) return { by: 'cron', at: times[0] ?? null };
+  const unit = textsIn('/etc/systemd/system').find(({ name, text }) => name.endsWith('.service') && text.split('\n').some((line) => /^ExecStart=/.test(line) && isNight(line)))?.name;
+  if (!unit) return { by: '', at: null };
+  const told = await look(['systemctl', 'show', '--property=NextElapseUSecRealtime', unit.replace(/service$/, 'timer')], { env: { TZ: 'UTC' } }), [, day, hour] = /(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)/.exec(told.out) ?? [];
+  return { by: 'systemd', at: day ? new Date(`${day}T${hour}Z`) : null };
+}
+
+/** Given a line of a crontab, returns when cron starts it next (crontab(5): of day and weekday one is enough when both are given); null when it does not within eight days, or its form is not known here. */
+export function nextOf(line: string, now: Date): Date | null {
+  const short: Record<string, string> = { '@daily': '0 0 * * *', '@midnight': '0 0 * * *', '@hourly': '0 * * * *', '@weekly': '0 0 * * 0' };
+  const [minute = '', hour = '', day = '', month = '', weekday = ''] = line.trim().replace(/^@\w+/, (word) => short[word] ?? '').split(/\s+/);
+  const fits = (field: string, value: number, least = 0) => field.split(',').some((one) => {
+    const [, from, until, step] = /^(\*|\d+)(?:-(\d+))?(?:\/(\d+))?$/.exec(one) ?? [], first = from === '*' ? least : Number(from), last = from === '*' ? 99 : Number(until ?? (step ? 99 : from));
+    return value >= first && value <= last && (value - first) % Number(step ?? 1) === 0;
+  });
+  for (let at = Math.ceil((now.getTime() + 1) / 60_000) * 60_000, end = at + 8 * 86_400_000; at < end; at += 60_000) {
+    const one = new Date(at), isDay = fits(day, one.getDate(), 1), isWeekday = fits(weekday, one.getDay()) || fits(weekday, one.getDay() + 7);
+    if (fits(minute, one.getMinutes()) && fits(hour, one.getHours()) && fits(month, one.getMonth() + 1, 1) && (day.startsWith('*') || weekday.startsWith('*') ? isDay && isWeekday : isDay || isWeekday)) return one;
+  }
+  return null;
+}
+
+/** '2026-11-24 02:05', as this machine's clock shows it. */
+export const localTime = (at: Date) => `${at.toLocaleDateString('sv-SE')} ${at.toTimeString().slice(0, 5)}`;

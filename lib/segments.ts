@@ -12,15 +12,17 @@ import type { OperatedServer } from './operator.ts';
 /** One transaction. deletes and found: [id, its place in the transaction]; found: PUTs of the ids that were asked for. manifest: size of the last one, null: none was written. */
 export type Transaction = { number: number; time: string | null; fileTime: string; puts: number; bytes: number; manifest: number | null; deletes: [string, number][]; deleted: number; found: [string, number][] };
 
-/** The repository as it was read. oldFiles: the segment files up to `after`; oldLog: the file `transactions` up to its first `logBytes` bytes. state: changes when anybody writes anything, committed or not. */
+/** The repository as it was read. oldFiles: the segment files up to `after`; oldLog: the file `transactions` up to its first `logBytes` bytes. state: changes when anybody writes anything, committed or not.
+ * now: the storage's own clock; newest: when a data file was written last; quotas: as the repository and authorized_keys say, '500G'; disk: its file system, in bytes. */
 export type Reading = { transactions: Transaction[]; config: Record<string, string>; nonce: string; damage: string[]; last: number; bytes: number; segments: number; files: { count: number; sha256: string };
-  oldFiles: { count: number; sha256: string }; log: { bytes: number; sha256: string }; oldLog: string; appendOnlyLines: number; state: string; serving: string[]; locked: boolean };
+  oldFiles: { count: number; sha256: string }; log: { bytes: number; sha256: string }; oldLog: string; appendOnlyLines: number; state: string; serving: string[]; locked: boolean;
+  now: string; newest: string; quotas: string[]; disk: { free: number; total: number; id: number } };
 
 /** What to read: transactions after that one, up to this one (0: all); the ids whose PUTs are wanted; whether data is read, too, and its checksum compared. */
 export type Wanted = { after: number; until: number; logBytes: number; ids: string[]; data: boolean };
 
 const READER = String.raw`
-import configparser, datetime, hashlib, json, os, struct, sys, zlib
+import configparser, datetime, hashlib, json, os, struct, sys, time, zlib
 served = os.path.realpath(SERVED)
 if not os.path.isdir(os.path.join(REPO, 'data')): sys.exit('NOT THERE: no repository in ' + os.path.abspath(REPO))
 os.chdir(REPO)
@@ -93,10 +95,17 @@ for pid in filter(str.isdigit, os.listdir('/proc') if os.path.isdir('/proc') els
     places = [os.path.realpath(os.path.join(home, os.path.expanduser(one))) for one in allowed]
     if not places or any(served == one or served.startswith(one.rstrip('/') + '/') for one in places): serving.append('process %s: %s' % (pid, ' '.join(words).strip()))
 committed = [line for line in sizes if line[0] <= last]
+stamped = lambda at: datetime.datetime.fromtimestamp(at, datetime.timezone.utc).strftime('%Y-%m-%dT%H:%M:%SZ')
+disk, home, quotas = os.statvfs('.'), os.path.expanduser('~'), [config['repository'].get('storage_quota', '0')]
+lines = open(home + '/.ssh/authorized_keys', errors='replace') if os.access(home + '/.ssh/authorized_keys', os.R_OK) else []
+for words in [line.split(chr(34))[1].split() for line in lines if line.count(chr(34)) > 1]:
+    after = lambda option: [word.split('=', 1)[1] if '=' in word else following for word, following in zip(words, words[1:] + ['']) if word.startswith(option)]
+    if served in [os.path.realpath(os.path.join(home, os.path.expanduser(one))) for one in after('--restrict-to-')]: quotas += after('--storage-quota')
 say(config=dict(config['repository']), nonce=open('nonce').read().strip() if os.path.exists('nonce') else '', damage=damage[:100], last=last,
     bytes=sum(size for number, size in committed), segments=len(committed), files=dict(count=len(committed), sha256=digest(committed)),
     oldFiles=dict(count=len([1 for line in sizes if line[0] <= AFTER]), sha256=digest([line for line in sizes if line[0] <= AFTER])),
     log=dict(bytes=len(log), sha256=hashlib.sha256(log).hexdigest()), oldLog=hashlib.sha256(log[:LOG]).hexdigest(), appendOnlyLines=len(times),
+    now=stamped(time.time()), newest=stamped(os.stat(segments[sizes[-1][0]]).st_mtime) if sizes else '', quotas=quotas, disk=dict(free=disk.f_bavail * disk.f_frsize, total=disk.f_blocks * disk.f_frsize, id=os.stat('.').st_dev),
     state=hashlib.sha256(repr((digest(sizes), log, open('nonce').read() if os.path.exists('nonce') else '')).encode()).hexdigest(), serving=serving, locked=os.path.exists('lock.exclusive') and bool(os.listdir('lock.exclusive')))
 `;
 

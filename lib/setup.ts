@@ -11,6 +11,7 @@ import type { Loaded } from './check.ts';
 import type { Settings } from './settings.ts';
 import { askBorg, borgEnvironment, borgFailure, borgVersion, isRemote, tryRepository } from './borg.ts';
 import { serverName } from './plan.ts';
+import { WORDS } from './words.ts';
 import { repositoryAddress, tryConnection } from './storage.ts';
 import { doctor, sheetFile, sheetMark } from './doctor.ts';
 import { installCron, installTimers } from './schedule.ts';
@@ -173,8 +174,8 @@ async function writeSheet(settings: Settings): Promise<void> {
     exported.push(fs.readFileSync(draft, 'utf8'));
     fs.rmSync(draft);
   }
-  const text = ['Print this, keep it on paper away from the server, then remove this file.', 'Whoever has it and can reach the storage can read every backup.', '',
-    `repository  ${settings.repository}`, `passphrase  ${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`], title = `RECOVERY SHEET of server ${serverName(settings)}`;
+  const words = WORDS[settings.language].sheet, pad = Math.max(words.repository.length, words.passphrase.length) + 2, title = words.title(serverName(settings));
+  const text = [words.print, words.whoHas, words.how, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`];
   const html = (lines: string[]) => lines.join('\n').replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
   writeDurably(page, exported[1]!.replace(/<div id="printout">/, (paper) => `${paper}\n<h1>${html([title])}</h1>\n<pre style="white-space: pre-wrap">${html(text)}</pre>\n`)); // onto the paper of borg's own page, which draws the codes itself
   writeDurably(sheet, [title, '', ...text, '', exported[0]!, ''].join('\n'));

@@ -99,11 +99,29 @@ describe('the file', () => {
     }
   });
 
-  test('its help has at most 40 lines of 80 columns', () => {
-    const help = run([process.execPath, dist, '--help']);
-    assert.equal(help.code, 0, help.said);
-    assert.ok(linesOf(help.out.trimEnd()).length <= 40, `${linesOf(help.out.trimEnd()).length} lines`);
-    assert.deepEqual(linesOf(help.out).filter((line) => line.length > 80), []);
+  test('its help, of all and of each command, has at most 40 lines of 80 columns, and names every option that is taken', () => {
+    const help = (...words: string[]) => run([process.execPath, dist, ...words]), tables = JSON.parse(help('--help', '--json').out);
+    const all = Object.keys(tables.commands).map((command) => ({ command, text: help('help', command).out }));
+    for (const { command, text } of all) {
+      assert.ok(linesOf(text.trimEnd()).length <= 40 && linesOf(text.trimEnd()).length > 5, `${command}: ${linesOf(text.trimEnd()).length} lines`);
+      assert.deepEqual(linesOf(text).filter((line) => line.length > 80), [], command);
+      for (const name of Object.keys(tables.options).filter((one) => tables.options[one].commands.includes(command))) assert.match(text, new RegExp(`^ {2}--${name}( |$)`, 'm'));
+      if (command !== '' && command !== 'borg' && command !== 'help') assert.equal(help(command, '--help').out, text, 'the same by both ways to ask');
+      for (const [line] of text.matchAll(/^ {2}node backup\.js .*$/gm)) {
+        const [word = ''] = line.trim().split(' ').slice(2).filter((one) => !one.startsWith('-'));
+        assert.ok(word in tables.commands, line);
+        for (const [, option] of line.matchAll(/ --([\w-]+)/g)) assert.ok(tables.options[option!], line);
+      }
+    }
+    assert.equal(all[0]!.text, help('--help').out);
+    for (const command of Object.keys(tables.commands)) assert.ok(command === '' || new RegExp(`^ {2}${command} `, 'm').test(all[0]!.text), command);
+    assert.deepEqual([help('help', 'restor').code, /did you mean "restore"/.test(help('help', 'restor').said), help('help', 'constructor').code], [64, true, 64]);
+  });
+
+  test('README.md has the exit codes of the help', () => {
+    const readme = fs.readFileSync(path.join(root, 'README.md'), 'utf8'), { exitCodes } = JSON.parse(run([process.execPath, dist, '--help', '--json']).out);
+    const section = /^## Exit codes$([^]*?)^## /m.exec(readme)![1]!;
+    assert.deepEqual([...section.matchAll(/^\| (\S+) \|/gm)].map(([, code]) => code).filter((code) => code !== 'code'), exitCodes.map(([code]: string[]) => code));
   });
 });
 

@@ -189,11 +189,22 @@ describe('a night', { skip: cannotRunHere() }, () => {
     };
     assert.deepEqual(JSON.parse((await nightsAs(1, 2, 3, 4, 5, 6, 7, 8)).out).trend, { nights: 7, downSeconds: 5, leastDownSeconds: 2, mostDownSeconds: 8, newBytes: 5e6, originalBytes: 8e9, growthBytes: 1e9 });
     assert.match((await server.run(['--dry-run'])).out, /^expected, from the last 7 good nights: down 5\.0 s, 5\.0 MB to send$/m);
-    assert.match((await statusWith({ endedAt: hoursAgo(25.9) })).out, new RegExp(`^OK: web1: ${newest.archive}, 25 h .* old, was down .* s\n {2}last 2 good nights: down .* s to .* s, .* new a night, .* in all(, (growing|shrinking) by .* a night)?\n$`));
+    assert.match((await statusWith({ endedAt: hoursAgo(25.9) })).out, new RegExp(`^OK: web1: ${newest.archive}, 25 h .* old, was down .* s\n {2}down +.* s; in the last 2 good nights .* s to .* s\n {2}size +.* in all, .* new a night(, (growing|shrinking) by .* a night)?\n {2}next run +nothing starts it: .*\n {2}last drill +none yet\n {2}warnings +none\n {2}next +nothing to do\n$`));
+    const quiet = await statusWith({}, '--quiet');
+    assert.deepEqual([quiet.code, quiet.out + quiet.err], [0, '']);
+    const remote = await statusWith({}, '--remote', '--json');
+    assert.deepEqual([remote.code, JSON.parse(remote.out).remote], [0, { archive: true, proof: true, newest: newest.archive }], remote.err);
+    const lost = await statusWith({ archive: 'web1-2026-01-01T02:00:00' }, '--remote');
+    assert.deepEqual([lost.code, /^CRITICAL: /.test(lost.out), /^ {2}warnings +web1-2026-01-01T02:00:00 is not in the repository any more$/m.test(lost.out)], [2, true, true], lost.out);
+    storage.stop();
+    const away = await statusWith({}, '--remote');
+    assert.deepEqual([away.code, /^WARNING: web1: /.test(away.out), /the repository was not asked: .*\n {2}next +node backup\.js doctor/.test(away.out)], [1, true, true], away.out);
+    assert.equal((await statusWith({})).code, 0, 'without --remote it needs no network');
+    await storage.start();
     const warned = await statusWith({ outcome: 'warning', exitCode: 1, warnings: ['a wheel is loose'] });
     assert.deepEqual([warned.code, warned.out.startsWith('WARNING: web1: '), warned.out.includes('a wheel is loose')], [1, true, true], warned.out);
     const old = await statusWith({ endedAt: hoursAgo(26.1) });
-    assert.deepEqual([old.code, old.out.startsWith('CRITICAL: web1: '), /next: node backup\.js doctor/.test(old.out)], [2, true, true], old.out);
+    assert.deepEqual([old.code, old.out.startsWith('CRITICAL: web1: '), /next +node backup\.js doctor/.test(old.out)], [2, true, true], old.out);
     const failed = await statusWith({ outcome: 'failed', exitCode: 2, error: 'the line was cut' }, '--json');
     assert.deepEqual([failed.code, JSON.parse(failed.out).archive, /the line was cut/.test(failed.out)], [1, archive, true], failed.out); // the one before is recent enough
     fs.writeFileSync(file, text);

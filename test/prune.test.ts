@@ -188,7 +188,7 @@ describe('prune', { skip: cannotRunHere() }, () => {
     fs.rmSync(path.join(folder, 'count'), { force: true });
     fs.writeFileSync(path.join(bin, 'ssh'), ['#!/bin/sh', `case " $* " in *" sh -s ") echo x >> ${folder}/count;; *) exec /usr/bin/ssh "$@";; esac`,
       `die() { [ "$(wc -l < ${folder}/count)" -eq ${number} ] && kill -9 "$(cat ${folder}/pid)" && sleep 0.2; }`,
-      ...(when === 'before' ? ['die', 'exec /usr/bin/ssh "$@"'] : ['/usr/bin/ssh "$@"', 'code=$?', 'die', 'exit $code']), ''].join('\n'), { mode: 0o755 });
+      ...(when === 'before' ? ['die && exit 1 # it, too: or its script would come to the storage late, when the next call is at work', 'exec /usr/bin/ssh "$@"'] : ['/usr/bin/ssh "$@"', 'code=$?', 'die', 'exit $code']), ''].join('\n'), { mode: 0o755 });
     return { PATH: `${bin}:${process.env.PATH}` };
   };
   const killedAt = async (when: 'before' | 'after', number: number) => {

@@ -3,7 +3,7 @@
 import { after, before, describe } from 'node:test';
 import assert from 'node:assert/strict';
 import type { Host } from './host.ts';
-import { STATE, cannotRun, daemon, install, remove, scenarios } from './systemd-host.ts';
+import { SCRIPT, STATE, cannotRun, daemon, install, remove, scenarios } from './systemd-host.ts';
 import type { Product } from './systemd-host.ts';
 
 const PIGEON = `#!/bin/sh
@@ -45,10 +45,19 @@ describe('started by cron and by systemd', { skip: cannotRun }, () => {
     await product.expect([], 75, /outside the window/);
     await product.set({ window: { from: clock(1.2 - 5), until: clock(120), timeZone: 'UTC' } }); // cron's line is five minutes after the begin
     await product.expect(['setup', '--yes', '--schedule', 'cron'], 0, /wrote \/etc\/cron\.d\/cold-backup/);
+    await product.expect(['status'], 2, /^CRITICAL: .*: no good backup yet$/m, /^ {2}next run +\d{4}-\d\d-\d\d \d\d:\d\d, in .* \(cron\)$/m);
+    // Beside it, every minute: a server whose night cannot begin, and the question whether all is well, of one where it is not.
+    await host.write('/srv/failing.js', `const settings = ${JSON.stringify({ ...product.settings, server: 'failing', before: ['false'], stateFolder: '/srv/failing' })};\n`, 0o600);
+    await host.write('/etc/cron.d/failing', ['--now --quiet', 'status --quiet'].map((words) => `* * * * * root /usr/bin/env node ${SCRIPT} --settings /srv/failing.js ${words}\n`).join(''), 0o644);
     await host.waitFor('cron', async () => await nights() === 1, 100);
+    await host.waitFor('cron\'s mail', async () => /^To: root[^]*^To: root/m.test((await host.run('cat /srv/mail')).stdout), 100);
+    await host.must('rm /etc/cron.d/failing');
     const { outcome, warnings } = await product.lastRun();
     assert.deepEqual([outcome, warnings], ['good', []]);
-    assert.equal((await host.run('cat /srv/mail')).stdout, '');
+    const mails = (await host.must('cat /srv/mail')).split(/^(?=From: )/m), about = (words: RegExp) => mails.filter((mail) => words.test(mail));
+    assert.ok(mails.every((mail) => /^Subject: .*failing\.js (--now|status) --quiet$/m.test(mail)), `of the good night there is no mail: ${mails.join('\n')}`);
+    assert.match(about(/^Subject: .* --now --quiet$/m)[0]!, /^backup: error: the `before` command failed \(exit code 1\)\n {2}ran: {2}false\n {2}services: nothing was stopped$/m);
+    assert.match(about(/^Subject: .* status --quiet$/m)[0]!, /^CRITICAL: failing: no good backup yet$[^]*^ {2}next +node backup\.js doctor$/m);
     await product.set({ window: null });
     await answers();
   });
@@ -67,6 +76,7 @@ describe('started by cron and by systemd', { skip: cannotRun }, () => {
   scenario('the timer\'s unit takes the backup, and what it started again lives on when the unit has ended', async () => {
     await product.expect(['setup', '--yes', '--schedule', 'systemd'], 0, /installed cold-backup\.timer/);
     assert.match(await host.must('systemctl list-timers --no-legend'), /cold-backup\.timer/);
+    await product.expect(['status'], 1, /^ {2}next run +\d{4}-\d\d-\d\d 02:00, in .* \(systemd\)$/m, /^ {2}warnings +the last run failed: .*\n {2}next +node backup\.js doctor$/m);
     const past = await nights();
     await host.must('systemctl start cold-backup.service');
     assert.equal(await nights(), past + 1);

@@ -49,7 +49,7 @@ export type HistoryLine = { kind: string; outcome: string; exitCode: number; arc
 
 export class Product {
   readonly host: Host;
-  private settings: Record<string, unknown> = {};
+  settings: Record<string, unknown> = {};
   private running: Running[] = [];
 
   constructor(host: Host) {

@@ -14,7 +14,7 @@ import type { Outcome } from '../lib/tell.ts';
 const folder = testFolder('tell'), stateFolder = path.join(folder, 'state'), metrics = path.join(folder, 'backup.prom'), told = path.join(folder, 'told');
 const script = path.join(folder, 'messenger');
 
-type Request = { method: string; path: string; query: URLSearchParams; body: string };
+type Request = { method: string; path: string; query: URLSearchParams; body: string; title: string; tags: string };
 const requests: Request[] = [];
 let answers: (number | 'hang')[] = []; // what the next requests get; 200 afterwards
 let origin = '';
@@ -23,7 +23,7 @@ const server = http.createServer((request, response) => {
   request.on('data', (piece) => { body += piece; });
   request.on('end', () => {
     const { pathname, searchParams } = new URL(request.url!, 'http://x');
-    requests.push({ method: request.method!, path: pathname, query: searchParams, body });
+    requests.push({ method: request.method!, path: pathname, query: searchParams, body, title: Buffer.from(String(request.headers.title ?? ''), 'latin1').toString(), tags: String(request.headers.tags ?? '') });
     const answer = answers.shift() ?? 200;
     if (answer !== 'hang') response.writeHead(answer).end('OK');
   });
@@ -174,6 +174,32 @@ describe('the metrics', () => {
     assert.match(fs.readFileSync(metrics, 'utf8'), /\{server="a\\"b\\\\c\\nd"\} /);
     await tell(settingsWith({ metrics: path.join(folder, 'gone', 'x.prom') }), message('good'));
     assert.match(warnings[0]!, /^tell\.metrics did not work: ENOENT/);
+  });
+});
+
+describe('by protocols that others speak', () => {
+  test('ntfy takes the message that a line of curl publishes: the subject as its title, the summary as its text', async () => {
+    const command = ['sh', '-c', `curl --silent --show-error --fail --header "Title: $COLD_BACKUP_SUBJECT" --header "Tags: $COLD_BACKUP_OUTCOME" --data-binary @- ${origin}/backups`];
+    await tell(settingsWith({ command }), { ...message('failed'), subject: 'fallo: web1: NO hay copia nueva: la línea se cortó' });
+    assert.deepEqual(requests.map(({ method, path: topic, title, tags, body }) => [method, topic, title, tags, body]), [['POST', '/backups', 'fallo: web1: NO hay copia nueva: la línea se cortó', 'failed', 'the summary\nof the night\n']]);
+    assert.deepEqual(warnings, []);
+    answers = [507];
+    await tell(settingsWith({ command }), message('failed'));
+    assert.match(warnings[0]!, /^tell\.command did not work: exit code 22, curl: .* 507/);
+  });
+
+  test('a check of healthchecks is started, up and down as the nights go', async () => {
+    const states: string[] = [], started = new Map<string, number>();
+    for (const outcome of ['start', 'good', 'start', 'failed', 'start', 'warning', 'start', 'down'] as const) {
+      requests.length = 0;
+      await tell(settingsWith({ ping: `${origin}/ping/5bf66975-d4c7-4bf5-bcc8-b8d8a82ea278` }), message(outcome, { startedAt: `2026-11-2${states.length >> 1}T02:00:00.000Z` }));
+      // As hc/api/views.py reads an address: /ping/UUID, and then /start, /log, /fail or an exit code.
+      const [, action = ''] = /^\/ping\/[0-9a-f-]{36}(?:\/(start|log|fail|\d{1,3}))?$/.exec(requests[0]!.path) ?? assert.fail(requests[0]!.path), rid = requests[0]!.query.get('rid')!;
+      if (action === 'start') started.set(rid, states.length);
+      else assert.equal(started.get(rid), states.length - 1, 'it knows how long the night took');
+      states.push(action === 'start' ? 'started' : action === '' || action === '0' ? 'up' : 'down');
+    }
+    assert.deepEqual(states, ['started', 'up', 'started', 'down', 'started', 'up', 'started', 'down']);
   });
 });
 

@@ -2,6 +2,7 @@
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
 import { deadlines, isInWindow, windowEnd } from '../lib/window.ts';
+import { localTime, nextOf } from '../lib/schedule.ts';
 
 const berlin = { from: '01:00', until: '05:30', timeZone: 'Europe/Berlin' }, late = { from: '22:00', until: '04:00', timeZone: 'Africa/Maputo' };
 const end = (window: typeof berlin, at: string) => windowEnd(window, new Date(at))!.toISOString();
@@ -31,4 +32,10 @@ test('services are not stopped when the window is over, or too short for them to
   assert.equal(deadlines(0.5, now, null, 240).isTooLate, false, 'without a window only the downtime is limited');
   const { deadlineAt, beginStartAt } = deadlines(120, now, at(60), 30);
   assert.deepEqual([deadlineAt, beginStartAt], [at(60), new Date(at(60).getTime() - 80_000)]);
+});
+
+test('when cron starts a line next is reckoned as crontab(5) says', () => {
+  const now = new Date(2026, 10, 26, 9, 30, 20), next = (line: string) => { const at = nextOf(line, now); return at && localTime(at); }; // a Thursday
+  assert.deepEqual(['5 2 * * * root x', '31 9 * * *', '*/20 9-10 * * *', '0 12 * * 0', '0 12 * * 7', '0 3 27,28 * 5', '0 3 1 * 5', '@daily root x', '0 3 * 11 *', '30-50/10 9 * * *', '0 2 30 2 *', 'whenever * * * *', '0 3 * * sat', '0 3 */2 * *'].map(next),
+    ['2026-11-27 02:05', '2026-11-26 09:31', '2026-11-26 09:40', '2026-11-29 12:00', '2026-11-29 12:00', '2026-11-27 03:00', '2026-11-27 03:00', '2026-11-27 00:00', '2026-11-27 03:00', '2026-11-26 09:40', null, null, null, '2026-11-27 03:00']);
 });

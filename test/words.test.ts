@@ -26,7 +26,7 @@ test('unknown commands and options are refused with what was probably meant', as
 });
 
 test('a command without its words says which', async () => {
-  for (const words of [['restore'], ['restore', 'latest'], ['find'], ['list', 'a', 'b', 'c'], ['status', 'x'], ['list', '--to', '/x'], ['--schedule', 'cron'], ['setup', '--schedule', 'daily'], ['--settings'], ['--settings', '']]) {
+  for (const words of [['restore'], ['restore', 'latest'], ['find'], ['list', 'a', 'b', 'c'], ['status', 'x'], ['list', '--to', '/x'], ['--schedule', 'cron'], ['setup', '--schedule', 'daily'], ['--settings'], ['--settings', ''], ['status', '--all', '--to', 'x'], ['list', '--remote'], ['help', 'a', 'b'], ['setup', '--language', 'fr']]) {
     assert.equal((await run(...words)).code, 64, words.join(' '));
   }
 });
