@@ -11,16 +11,20 @@ import type { Part } from './bench-turns.ts';
 
 const STARTS_PER_RUN = 5;
 
-export async function benchCost(part: Part, gigabytes: number, files: number): Promise<void> {
+export async function benchCost(part: Part, sizesGB: number[], files: number): Promise<void> {
+  for (const gigabytes of sizesGB) await benchNightsOf(part, gigabytes, files, gigabytes === sizesGB[0]);
+}
+
+async function benchNightsOf(part: Part, gigabytes: number, files: number, isFirst: boolean): Promise<void> {
   await inWorld(part, (folder) => makePlace(folder, gigabytes, files), async (world) => {
     const bare = bareBorg(world), [stop, create, start] = bare.night(0) as [string[], string[], string[]];
     const borg = create.slice(0, create.indexOf('create')), oneFile = `${world.place.dataDirectory.slice(1)}/PG_VERSION`;
     const byHand: Method = { name: 'by hand', storedAt: bare.storedAt, night: (number) => [[...borg, 'info'], ...bare.night(number), [...borg, 'extract', '--stdout', `::night-${number}`, oneFile]] };
     const methods = [byHand, await ours(world, 'ours, warm pass', { warmPass: true }), await ours(world, 'ours, no warm pass', { warmPass: false })];
-    await benchStarts(part, methods[1]!.server!.script);
+    if (isFirst) await benchStarts(part, methods[1]!.server!.script);
     const note = (night: string, row: Row) => {
       addRow(part, { gigabytes, files, night, ...row });
-      console.error(`cost, ${night}: ${row.method}: ${Number(row.seconds).toFixed(1)} s, CPU ${Number(row.cpuSeconds).toFixed(1)} s, ${Number(row.memoryMB).toFixed(0)} MB`);
+      console.error(`cost, ${gigabytes} GB, ${night}: ${row.method}: ${Number(row.seconds).toFixed(1)} s, CPU ${Number(row.cpuSeconds).toFixed(1)} s, ${Number(row.memoryMB).toFixed(0)} MB`);
     };
     for (let run = 0; run <= part.runs; run++) {
       const turn = run % methods.length, night = run === 0 ? 'first' : 'nightly';

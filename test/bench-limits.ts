@@ -1,6 +1,7 @@
 // What is judged from the raw numbers: the limits that must hold, each with what was measured; how our cost grows, as straight lines; and
 // where those lines lead at 100 GB and a million files. The last is a projection on paper, and says so: nobody measured there.
 import { straightLine } from './bench-measure.ts';
+import type { Row } from './bench-measure.ts';
 import { HOOKS, ONLY, WARM, having, middle, readPart, span, values } from './bench-tables.ts';
 
 const SNAPSHOT = 'ours, snapshot';
@@ -49,11 +50,15 @@ function judgeGrowth(): Judged[] {
 }
 
 function judgeCost(): Judged[] {
-  const rows = having(readPart('cost')?.rows ?? [], { night: 'nightly' });
+  const nightly = having(readPart('cost')?.rows ?? [], { night: 'nightly' });
+  return (values(nightly, 'gigabytes') as number[]).flatMap((gigabytes) => judgeCostAt(having(nightly, { gigabytes }), gigabytes));
+}
+
+function judgeCostAt(rows: Row[], gigabytes: number): Judged[] {
   const of = (method: string, name: string) => middle(having(rows, { method }), name);
   return values(rows, 'method').map(String).filter((method) => method.startsWith('ours')).flatMap((method) => [
-    { what: `${method}: a whole night against by hand`, ratio: of(method, 'seconds')! / of('by hand', 'seconds')! },
-    { what: `${method}: all its passes against one \`borg create\``, ratio: of(method, 'borgSeconds')! / of('one borg create', 'seconds')! },
+    { what: `${method}, ${gigabytes} GB: a whole night against by hand`, ratio: of(method, 'seconds')! / of('by hand', 'seconds')! },
+    { what: `${method}, ${gigabytes} GB: all its passes against one \`borg create\``, ratio: of(method, 'borgSeconds')! / of('one borg create', 'seconds')! },
   ]).map(({ what, ratio }) => ({ what, limit: '1.15', measured: ratio.toFixed(2), holds: ratio <= 1.15 }));
 }
 

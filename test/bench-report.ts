@@ -4,7 +4,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { chartOf } from './bench-chart.ts';
 import { growthLines, growthText, judge, limitsTable } from './bench-limits.ts';
-import { auditTable, costTable, downtimeTable, lineTable, nightsTable, readPart, restoreTable, startTable } from './bench-tables.ts';
+import { auditTable, costTable, downtimeTable, lineTable, having, nightsTable, readPart, restoreTable, startTable, values } from './bench-tables.ts';
 import type { PartFile } from './bench-measure.ts';
 import { repositoryRoot } from './script.ts';
 
@@ -32,7 +32,10 @@ function chapterOf({ part, rows }: PartFile): string {
   const gigabytes = rows.find((row) => row.gigabytes !== undefined)?.gigabytes, files = rows.find((row) => row.files !== undefined)?.files;
   const about = (what: string) => `${what} (${gigabytes} GB of PostgreSQL, ${files} files):\n\n`;
   if (part === 'line') return `Over a line of ${rows[0]!.megabits} Mbit/s:\n\n${lineTable(rows)}`;
-  if (part === 'cost') return `${about('A night, and what it calls')}${costTable(rows.filter((row) => row.night !== 'start-up'))}\n\n${startTable(rows)}`;
+  if (part === 'cost') {
+    const nights = rows.filter((row) => row.night !== 'start-up'), tables = values(nights, 'gigabytes').map((size) => `A night, and what it calls (${size} GB of PostgreSQL, ${files} files):\n\n${costTable(having(nights, { gigabytes: size }))}`);
+    return [...tables, startTable(rows)].join('\n\n');
+  }
   if (part === 'nights') return `${about('Night after night')}${nightsTable(rows)}`;
   if (part === 'growth') return growthLines().length > 0 ? growthText() : '';
   if (part === 'restore') return `${about('Bringing it back')}${restoreTable(rows)}`;

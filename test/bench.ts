@@ -29,7 +29,7 @@ const PARTS: Record<string, (part: Part) => Promise<void>> = {
   downtime: (part) => benchDowntime(part, sizes(values.all ? '1,5,20' : '1,5')),
   files: (part) => benchFiles(part, files(values.all ? '10k,100k,500k' : '10k,100k')),
   line: (part) => benchLine(part, files('1200')[0]),
-  cost: (part) => benchCost(part, sizes('1')[0]!, files('10k')[0]!),
+  cost: (part) => benchCost(part, sizes('1,5'), files('10k')[0]!),
   nights: (part) => benchNights(part, sizes('1')[0]!, files('2k')[0]!, Number(values.nights)),
   growth: (part) => benchGrowth(part, sizes('0.5,1,2,4'), files('10k,50k,100k')),
   restore: (part) => benchRestore(part, sizes('5')[0]!),
