@@ -1,12 +1,13 @@
-// What is killed: the script alone or with its whole process group, at random moments of real runs (kill.ts); the guard as well; the
-// whole machine. Within 15 seconds everything runs, no archive that counts holds anything but cold files, and the next run is good without help.
+// What is killed: the script alone or with its whole process group, or everything at once, at any boundary between the steps of real runs,
+// and of `recover` (kill.ts); the guard as well. Within 15 seconds everything runs, no archive that counts holds anything but cold files, and the next run is good without help.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { allIsWell, answers, expectEnd, good as takeGoodOne, held, holdIn, letGo, nearby, provenArchives, scenarios, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
-import { killLoops, MOMENTS } from './kill.ts';
+import { cutInTheMiddle, endings } from './kill.ts';
+import { makeCluster } from './cluster.ts';
 
 const guardPid = ({ server }: World): number => JSON.parse(fs.readFileSync(path.join(server.stateFolder, 'guard.json'), 'utf8')).pid;
 const ledgerFile = ({ server }: World) => path.join(server.stateFolder, 'ledger.json');
@@ -43,8 +44,18 @@ async function powerCut(world: World): Promise<void> {
   await run.ended;
 }
 
+/** Three clusters more: two are stopped together, one alone. */
+async function manyClusters(world: World) {
+  const more = await Promise.all([1, 2, 3].map((number) => makeCluster({ folder: path.join(world.folder, `db${number}`), version: '15-debian', port: 5440 + number, initdb: ['--wal-segsize=1'], settings: { fsync: 'off', min_wal_size: '2MB', shared_buffers: '4MB' } })));
+  const [one, two, three] = more.map((cluster) => `postgres ${cluster.dataDirectory}`);
+  return { more, settings: { warmPass: false, stop: [world.web.entry, world.app.entry, world.idle.entry, [one, two], three, `postgres ${world.db.dataDirectory}`] } };
+}
+
 scenarios('when it is killed', import.meta.url, {
-  ...killLoops(MOMENTS, 6),
+  ...endings({ name: 'a run with a warm pass', settings: { warmPass: true } }, 5, { far: true }),
+  ...endings({ name: 'a run without a warm pass', settings: { warmPass: false } }, 5),
+  ...endings({ name: 'a run with many clusters', settings: { warmPass: false } }, 5, { make: manyClusters }),
+  ...endings({ name: 'recover', words: ['recover'], settings: { warmPass: false }, prepare: cutInTheMiddle }, 4),
 
   'script and guard are killed: recover starts everything': async (world) => {
     await killedWithGuard(world);

@@ -42,7 +42,7 @@ export function scenarios(title: string, file: string, all: Scenarios, sideBySid
   describe(title, { concurrency: sideBySide, skip: isRoot ? false : 'needs root: namespaces, PostgreSQL as its own user, a tmpfs for each server' }, () => {
     const folder = testFolder('scenario');
     before(() => runScenario(file, folder, MAKE, 'tmpfs'), { timeout: 300_000 });
-    for (const disk of disks) for (const name of Object.keys(all).filter((one) => isMeant(one, disk))) test(disk === 'tmpfs' ? name : `${name} (${disk})`, { timeout: 600_000 }, () => runScenario(file, folder, name, disk));
+    for (const disk of disks) for (const name of Object.keys(all).filter((one) => isMeant(one, disk))) test(disk === 'tmpfs' ? name : `${name} (${disk})`, { timeout: process.env.COLD_BACKUP_EVERY_BOUNDARY ? 14_400_000 : 600_000 }, () => runScenario(file, folder, name, disk));
   });
 }
 
