@@ -14,7 +14,8 @@ export type Ending = { at: string; how: 'script' | 'group' | 'power'; afterMs: n
 type Boundary = { ms: number; name: string };
 
 /** The same numbers between 0 and 1 for the same words, whichever scenario asks first (mulberry32). */
-export function random(words: string): number {
+export const random = (words: string) => randomBy(seed, words);
+export function randomBy(seed: number, words: string): number {
   let state = [...`${seed} ${words}`].reduce((sum, sign) => Math.imul(sum ^ sign.charCodeAt(0), 0x01000193), 0x811c9dc5) + 0x6d2b79f5;
   state = Math.imul(state ^ (state >>> 15), state | 1);
   state ^= state + Math.imul(state ^ (state >>> 7), state | 61);
