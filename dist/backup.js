@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: bc4266ac46152b7daac49ca94eb381285f2221556041ba234a43ec339903d583
+// Checksum of all but the settings: 1d36126ee91e1e1e637d88f4d2bd0556c65914cef6fc0dffaf868076a580b467
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -106,7 +106,7 @@ const settings = {
     // 'service nginx',          // a systemd unit; a list inside this list is stopped (and started) together
     // 'compose shop',           // every container of a compose project
     // 'container redis',        // one container; 'container *' = every running one
-    // { name: 'bucardo', running: ['bucardo', 'status'], stop: ['bucardo', 'stop'], start: ['bucardo', 'start'] },
+    // { name: 'bucardo', running: ['pgrep', '--full', '^Bucardo '], stop: ['bucardo', 'stop'], start: ['bucardo', 'start'] },
     // 'postgres 15/main',       // a Debian cluster; or its data directory; 'postgres *' = every running cluster
   ],
   // What to save. Clusters named above are saved whole: data, tablespaces, WAL, configuration, wherever they lie.
@@ -278,7 +278,7 @@ async function startEverything(night) {
     sayError(error);
     down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
   }
-  const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? new Date().toISOString()));
+  const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? steadyNow().toISOString()));
   night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
   night.line.startSeconds = (Date.now() - began) / 1000;
   night.line.parts = ledger.parts.map((part, index) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt, downSeconds: (running[index] - asked[index]) / 1000 }));
@@ -312,7 +312,7 @@ async function bringBackLeftovers(settings) {
 }
 
 function beginNight(loaded, script) {
-  const startedAt = new Date().toISOString(), { stateFolder } = loaded.settings;
+  const startedAt = steadyNow().toISOString(), { stateFolder } = loaded.settings;
   openTranscript(join(stateFolder, 'log'), startedAt.slice(0, 19));
   const line = { kind: 'run', startedAt, endedAt: '', outcome: 'failed', exitCode: 2, server: serverName(loaded.settings), archive: '', downSeconds: 0, startSeconds: 0,
     parts: [], warm: null, cold: null, snapshot: '', warnings: [], error: '' };
@@ -323,7 +323,7 @@ function finishedLine(night, error) {
   const asked = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
   const exitCode = night.down.length > 0 ? 3 : error ? asked : warnings.length > 0 ? 1 : 0;
   const outcome = night.down.length > 0 ? 'down' : error ? 'failed' : warnings.length > 0 ? 'warning' : 'good';
-  return { ...night.line, endedAt: new Date().toISOString(), outcome, exitCode, warnings: [...warnings], error: error instanceof Error ? error.message : '' };
+  return { ...night.line, endedAt: steadyNow().toISOString(), outcome, exitCode, warnings: [...warnings], error: error instanceof Error ? error.message : '' };
 }
 
 /** Tell how it ended: error block, history, messages, summary. Returns the exit code. */
@@ -653,14 +653,17 @@ function listenToSignals() {
   }
 }
 
+/** Now, by a clock that nobody sets while this process runs: so that times of one run can be compared. */
+const steadyNow = () => new Date(performance.timeOrigin + performance.now());
+
 /** Wait in short steps until `condition` says yes, and look at once when `news` comes. Returns false when `seconds` are over. Throws when asked to stop. */
 async function waitUntil(seconds, condition, stepMs = 100, news = null) {
-  const end = Date.now() + seconds * 1000;
+  const end = performance.now() + seconds * 1000; // no clock: that one may be set meanwhile
   for (;;) {
     if (await condition()) return true;
     goOn();
-    if (Date.now() >= end) return false;
-    const step = sleep(Math.min(stepMs, Math.max(1, end - Date.now())));
+    if (performance.now() >= end) return false;
+    const step = sleep(Math.min(stepMs, Math.max(1, end - performance.now())));
     if (news === null) await step;
     else if (await Promise.race([step.then(() => false), news.then(() => true)])) news = null;
     stepMs = Math.min(1000, stepMs * 1.2);
@@ -2239,6 +2242,7 @@ async function configFilesOf(cluster) {
 // Secrets reach borg by file: the passphrase is read by borg itself (BORG_PASSCOMMAND), and is in no argument and no log.
 
 const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
+const SHORT_LOCK_WAIT = '10'; // borg looks again after a tenth of its patience (locking.py): after 1 s, and not 18, a dead run's lock is gone
 
 // What borg calls its own troubles (docs/internals/frontends.rst, "Message IDs"), and what to do about each.
 const HINTS = {
@@ -2324,10 +2328,10 @@ function parseLine(line) {
   }
 }
 
-/** Ask borg something that changes nothing in the repository. Returns how it ended. It need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it. */
-async function askBorg(settings, words, options = {}) {
+/** Ask borg something that changes nothing in the repository, with so much patience for its locks. Returns how it ended. It need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it. */
+async function askBorg(settings, words, options = {}, lockWait = PATIENT_LOCK_WAIT) {
   const [command, ...rest] = words;
-  const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', PATIENT_LOCK_WAIT]), command, ...rest],
+  const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', lockWait]), command, ...rest],
     { seconds: 3600, ...options, env: { ...borgEnvironment(settings), BORG_SELFTEST: 'disabled', ...options.env } });
   goOn(); // it may have ended because we were asked to stop
   return done;
@@ -2352,7 +2356,8 @@ async function tryRepository(settings) {
   for (const [key, file] of Object.entries({ keyFile: settings.keyFile, passphraseFile: settings.passphraseFile, ...(isRemote(settings) ? { sshKey: settings.sshKey } : {}) })) {
     if (!fs.existsSync(file)) throw new Problem(`${key} ${named(file)} is not there`, { hint: 'run `node backup.js setup`, or bring it back from the recovery sheet' });
   }
-  const done = await askBorg(settings, ['info', '--json']);
+  let done = await askBorg(settings, ['info', '--json'], {}, SHORT_LOCK_WAIT);
+  if (/"msgid": "LockTimeout"/.test(done.said)) done = await askBorg(settings, ['info', '--json']);
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure('the repository cannot be used', done);
   const facts = JSON.parse(done.out);
   const encryption = String(facts.encryption.mode);
@@ -2678,9 +2683,7 @@ async function clusterPassport(cluster) {
   const ask = (name, ...words) => look([...place, 'env', 'LC_ALL=C', path.join(cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, name), ...words]);
   const controlData = await ask('pg_controldata', '-D', cluster.insideDataDirectory || cluster.dataDirectory);
   const icu = /libicui18n\S* => (\/\S+)/.exec((await look([...place, 'ldd', path.join(cluster.binaries, 'postgres')])).out)?.[1] ?? '';
-  for (const { slot_name: slot, active, retainedBytes } of server.slots ?? []) {
-    if (active === false && Number(retainedBytes) > HELD_BACK_BYTES) warn(`replication slot ${named(String(slot))} of ${named(cluster.name)}, which nobody uses, holds back ${size(Number(retainedBytes))} of WAL: it is saved every night, and may fill the disk. Forgotten? select pg_drop_replication_slot('${slot}')`);
-  }
+  for (const slot of server.slots ?? []) warnOfSlot(cluster.name, slot);
   const passport = {
     ...known, ...server,
     answers: server.serverVersion !== undefined,
@@ -2692,6 +2695,14 @@ async function clusterPassport(cluster) {
   };
   if (cluster.container && pid) Object.assign(passport, { system: await systemOf(place), packages: await packagesOf(place, filesInUse(cluster, passport)) });
   return passport;
+}
+
+// While a subscriber or standby is away (for its own backup, too) its slot keeps WAL for it, without end or up to max_slot_wal_keep_size; beyond that it is lost.
+function warnOfSlot(cluster, { slot_name: slot, active, retainedBytes, wal_status: status }) {
+  const name = `replication slot ${named(String(slot))} of ${named(cluster)}`, held = Number(retainedBytes), drop = `select pg_drop_replication_slot('${slot}')`;
+  if (status === 'lost') return warn(`${name} has lost WAL that its subscriber or standby still needs, because of max_slot_wal_keep_size: that one has to be made anew; ${drop}`);
+  if (status === 'unreserved') return warn(`${name} is about to lose WAL that its subscriber or standby still needs: bring that one back now, or raise max_slot_wal_keep_size`);
+  if (active === false && held > HELD_BACK_BYTES) warn(`${name}, which nobody uses, holds back ${size(held)} of WAL: it is saved every night, and may fill the disk (max_slot_wal_keep_size is the limit). Forgotten? ${drop}`);
 }
 
 // What of PostgreSQL's own files a cluster needs beside its data: the server, libraries in use, extensions, dictionaries.
@@ -3717,7 +3728,7 @@ async function doesItsWork(part) {
  */
 async function stopParts(parts, ledger, stateFolder) {
   for (const group of new Set(parts.map((part) => part.group))) {
-    const together = parts.filter((part) => part.group === group && part.wasRunning).map((part) => ({ ...part, askedAt: new Date().toISOString(), stoppedAt: null, runningAt: null }));
+    const together = parts.filter((part) => part.group === group && part.wasRunning).map((part) => ({ ...part, askedAt: steadyNow().toISOString(), stoppedAt: null, runningAt: null }));
     if (together.length === 0) continue;
     goOn(); // asked to end before this group went down: then it need not
     ledger.parts.push(...together);
@@ -3746,7 +3757,7 @@ async function stopPart(part, limitSeconds) {
     throw new Problem(`${part.name} did not stop within ${limitSeconds} s: the run is called off`, { ran: part.stop,
       hint: 'find out what keeps it (a long query, a client that does not let go), or raise `stopTimeoutSeconds`' });
   }
-  part.stoppedAt = new Date().toISOString();
+  part.stoppedAt = steadyNow().toISOString();
   say(`stopped ${part.name} in ${span((Date.now() - began) / 1000)}`);
 }
 
@@ -3773,7 +3784,7 @@ async function startParts(ledger, stateFolder) {
     });
     for (const part of ledger.parts) { // a part may start well and fall over at once, or need one that came after it
       if (await runsWell(part)) {
-        part.runningAt ??= new Date().toISOString();
+        part.runningAt ??= steadyNow().toISOString();
         continue;
       }
       part.runningAt = null;
@@ -3794,15 +3805,15 @@ async function startPart(part, ledger) {
   for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
     const command = { done: null };
     const started = change(part.start, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
-    let underWayAt = Date.now();
+    let underWayAt = performance.now();
     const seen = await waitUntil(limitSeconds, async () => {
       if (await runsWell(part)) return true;
-      if (command.done === null || await partState(part) !== 'stopped') underWayAt = Date.now();
+      if (command.done === null || await partState(part) !== 'stopped') underWayAt = performance.now();
       // It will not come by waiting: its start failed, or it fell over. A daemon of an own command may show itself late.
-      return Boolean(command.done?.code) || Date.now() - underWayAt > (part.running ? 60_000 : 3_000);
+      return Boolean(command.done?.code) || performance.now() - underWayAt > (part.running ? 60_000 : 3_000);
     }, 30, started);
     if (seen && await runsWell(part)) {
-      part.runningAt = new Date().toISOString();
+      part.runningAt = steadyNow().toISOString();
       return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);
     }
     if (command.done?.code) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${command.done.said.trim().split('\n').pop() ?? ''}`);
@@ -3819,7 +3830,7 @@ async function waitForEndOfStop(part, limitSeconds) {
   const undecided = Math.min(limitSeconds, Math.max(8, (part.database === '' ? part.stopSeconds ?? 0 : 0) + 3));
   return waitUntil(limitSeconds, async () => {
     const state = await partState(part);
-    if (state === 'stopped') part.stoppedAt = new Date().toISOString();
+    if (state === 'stopped') part.stoppedAt = steadyNow().toISOString();
     return state === 'stopped' || (state === 'running' && Date.now() - asked > undecided * 1000);
   });
 }
