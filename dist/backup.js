@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 1d36126ee91e1e1e637d88f4d2bd0556c65914cef6fc0dffaf868076a580b467
+// Checksum of all but the settings: 8ef359effcef3b9ba3dfa1179951ac01fc87e63b872caee2d4a34f3ab6b298c2
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -209,7 +209,7 @@ async function runTheNight(night) {
   if (settings.warmPass) await warmPass(night, plan);
 
   if (plan.snapshot === '') night.cold = beginColdPass(night, plan);
-  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
+  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run, [plan.archive, night.line.startedAt]);
   await night.cold?.isWaiting; // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
   if (plan.snapshot !== '') await flushDisks(plan.roots);
@@ -4444,10 +4444,10 @@ function messageOf(line, down, outcome, services) {
 const guardFile = (stateFolder) => path.join(stateFolder, 'guard.json');
 const RETRY_SECONDS = 15;
 
-/** Given the script, its state folder and settings file, starts the guard and waits until it watches. Returns its pid. Throws Problem: nothing may be stopped without it. */
-async function armGuard(script, stateFolder, settingsFile, run) {
+/** Given the script, its state folder and settings file, starts the guard and waits until it watches. night: of a backup, its archive and when it began. Returns its pid. Throws Problem: nothing may be stopped without it. */
+async function armGuard(script, stateFolder, settingsFile, run, night = []) {
   fs.rmSync(guardFile(stateFolder), { force: true });
-  const command = [process.execPath, script, 'guard', stateFolder, run, String(process.pid), startOfProcess(process.pid), '--settings', settingsFile];
+  const command = [process.execPath, script, 'guard', stateFolder, run, String(process.pid), startOfProcess(process.pid), ...night, '--settings', settingsFile];
   if (hasSystemd() && process.getuid?.() === 0) {
     const kept = ['PATH', 'HOME', 'DOCKER_HOST'].flatMap((name) => (process.env[name] ? [`--setenv=${name}=${process.env[name]}`] : []));
     const done = await change(['systemd-run', '--quiet', '--collect', `--unit=cold-backup-guard-${run}`, '--property=OOMScoreAdjust=-900', ...kept, '--', ...command]);
@@ -4476,15 +4476,17 @@ function dismissGuard(pid, stateFolder) {
   fs.rmSync(guardFile(stateFolder), { force: true });
 }
 
-/** The guard's own life: `node backup.js guard STATE-FOLDER RUN PID START`, started by the run, of no use to people. */
+/** The guard's own life: `node backup.js guard STATE-FOLDER RUN PID START [ARCHIVE STARTED-AT]`, started by the run, of no use to people. */
 async function guard(words, settings) {
-  const [stateFolder, run, pid, start] = words;
+  const [stateFolder, run, pid, start, ...night] = words;
   process.on('SIGTERM', () => !fs.existsSync(ledgerFile(stateFolder)) && process.exit(0));
   for (const signal of ['SIGINT', 'SIGHUP']) process.on(signal, () => {});
   fs.writeFileSync(guardFile(stateFolder), JSON.stringify({ run, pid: process.pid }), { mode: 0o600 });
   for (;;) {
     try {
-      if (await guardOnce(stateFolder, run, Number(pid), start, settings)) return 0;
+      if (!await guardOnce(stateFolder, run, Number(pid), start, settings)) continue;
+      if (night.length === 2) await tellOfSilentEnd(stateFolder, run, night, settings);
+      return 0;
     } catch (error) { // whatever it is: as long as something may be stopped, the guard goes on
       if (!fs.existsSync(stateFolder)) return 0; // and with it any ledger
       sayError(error);
@@ -4518,6 +4520,14 @@ async function guardOnce(stateFolder, run, pid, start, settings) {
   if (down.length === 0) await watchUndecided(stateFolder, ledger);
   else await sleep(RETRY_SECONDS * 1000);
   return false;
+}
+
+// A run that tells how it went sends its guard away. This one was killed when everything ran (again), and said nothing: with a snapshot, or in a long
+// last phase, that may be hours after the stop.
+async function tellOfSilentEnd(stateFolder, run, [archive, startedAt], settings) {
+  const isMine = fs.existsSync(guardFile(stateFolder)) && JSON.parse(fs.readFileSync(guardFile(stateFolder), 'utf8')).run === run;
+  if (!isMine || readHistory(stateFolder).some((line) => line.startedAt === startedAt)) return;
+  await reportDeadRun(stateFolder, { startedAt, archive, server: archive.slice(0, -'-2026-11-23T02:00:00'.length), parts: [] }, 'the run was killed before it could say how it went; everything runs', [], settings);
 }
 
 // A full disk must not keep us from starting things: then there is no transcript.
@@ -4563,7 +4573,10 @@ async function bringBack(stateFolder, ledger, who, settings) {
   const outcome = down.length > 0 ? 'down' : 'failed';
   await dropCopies(stateFolder); // services come first
   if (ledger.restore) endRestore(stateFolder, ledger, down);
-  if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) await reportDeadRun(stateFolder, ledger, who, down, settings);
+  if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) {
+    const why = ledger.reported === '' ? 'the run was killed or the machine went down' : 'something did not start again at the end of the run';
+    await reportDeadRun(stateFolder, ledger, `${why}; ${who} ${down.length > 0 ? `could not start ${down.join(', ')}` : 'started what it had stopped'}`, down, settings);
+  }
   ledger.reported = outcome;
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
   else keepLedgerIfPossible(stateFolder, ledger);
@@ -4598,23 +4611,22 @@ function endRestore(stateFolder, ledger, down) {
   if (ledger.reported === '') sayBlock(text);
 }
 
-async function reportDeadRun(stateFolder, ledger, who, down, settings) {
+async function reportDeadRun(stateFolder, ledger, error, down, settings) {
   const endedAt = new Date().toISOString();
-  const why = ledger.reported === '' ? 'the run was killed or the machine went down' : 'something did not start again at the end of the run';
   const stops = ledger.parts.map((part) => Date.parse(part.askedAt)), starts = ledger.parts.map((part) => Date.parse(part.runningAt ?? endedAt));
   const line = {
     kind: 'run', startedAt: ledger.startedAt, endedAt, outcome: down.length > 0 ? 'down' : 'failed', exitCode: down.length > 0 ? 3 : 2,
     server: ledger.server, archive: ledger.archive, downSeconds: stops.length > 0 ? (Math.max(...starts) - Math.min(...stops)) / 1000 : 0, startSeconds: 0,
     parts: ledger.parts.map((part) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt,
       downSeconds: (Date.parse(part.runningAt ?? endedAt) - Date.parse(part.askedAt)) / 1000 })),
-    warm: null, cold: null, snapshot: '', warnings: [...warnings], error: `${why}; ${who} ${down.length > 0 ? `could not start ${down.join(', ')}` : 'started what it had stopped'}`,
+    warm: null, cold: null, snapshot: '', warnings: [...warnings], error,
   };
   try {
     if (!ledger.restore) remember(stateFolder, line);
   } catch (error) {
     warn(`the history cannot be written: ${error.message}`);
   }
-  const subject = `${line.outcome}: ${ledger.server}: ${ledger.restore ? 'restore' : 'run'} of ${ledger.startedAt}: ${line.error}; ${servicesNow(ledger, down)}`;
+  const subject = `${line.outcome}: ${ledger.server}: ${ledger.restore ? 'restore' : 'run'} of ${ledger.startedAt}: ${line.error}${ledger.parts.length > 0 ? `; ${servicesNow(ledger, down)}` : ''}`;
   if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 

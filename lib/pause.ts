@@ -193,7 +193,7 @@ export function undecidedParts(ledger: Ledger): StoppedPart[] {
 }
 
 /** The state of the machine in words: the last line of every error after the first stop. */
-export function servicesNow(ledger: Ledger, down: string[]): string {
+export function servicesNow(ledger: Pick<Ledger, 'parts'>, down: string[]): string {
   if (ledger.parts.length === 0) return 'nothing was stopped';
   if (down.length === 0) return ledger.parts.length === 1 ? `${ledger.parts[0]!.name} is running again` : `all ${ledger.parts.length} are running again`;
   return `NOT RUNNING: ${down.map(named).join(', ')} (${count(ledger.parts.length - down.length, 'part')} running). Act now: node backup.js recover`;

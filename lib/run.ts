@@ -72,7 +72,7 @@ async function runTheNight(night: Night): Promise<void> {
   if (settings.warmPass) await warmPass(night, plan);
 
   if (plan.snapshot === '') night.cold = beginColdPass(night, plan);
-  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
+  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run, [plan.archive, night.line.startedAt]);
   await night.cold?.isWaiting; // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
   if (plan.snapshot !== '') await flushDisks(plan.roots);

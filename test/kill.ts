@@ -66,6 +66,8 @@ async function bootAndRecover(world: World, kind: Kind, down: string[]): Promise
   for (const one of clusters.filter((cluster) => !answers(cluster))) one.start();
 }
 
+const TOLD = /^failed: the run was killed (or the machine went down; (the guard|recover) started what it had stopped|before it could say how it went; everything runs)$/;
+
 /** Run a kind of run to each of these ends; after each, everything runs and the next run is good. At the end every archive that counts is looked into. */
 async function endAll(world: World, kind: Kind, endings: Ending[], usualFiles: string): Promise<void> {
   const rows = new Map<string, number>(), good: string[] = [], missed: string[] = [];
@@ -83,9 +85,10 @@ async function endAll(world: World, kind: Kind, endings: Ending[], usualFiles: s
       if (kind.words) assert.equal((await world.server.run(kind.words)).code, 0); // no guard was there: cron calls it again
       await allIsWell(world, 15, 'a guard may watch');
       for (const one of kind.more ?? []) await waitFor(`${one.dataDirectory} answers`, () => answers(one), 15);
-      const isStopped = kind.words || passed.some((name) => /started web\.sh stop/.test(name)) && !passed.some((name) => /^rm ledger\.json #/.test(name));
-      const isTold = () => world.server.history().slice(lines).some(({ outcome, error }) => outcome === 'failed' && /^the run was killed or the machine went down; (the guard|recover) started what it had stopped$/.test(error));
-      if (reached && isStopped) await waitFor('the history tells of it', isTold, 5);
+      const guardAt = passed.findIndex((name) => /^started node backup\.js guard/.test(name)), isGuarded = ending.how !== 'power' && guardAt >= 0 && guardAt < passed.length - 1;
+      const isStopped = kind.words || (passed.some((name) => /started web\.sh stop/.test(name)) && !passed.some((name) => /^rm ledger\.json #/.test(name)));
+      const isTold = () => world.server.history().slice(lines).some((line) => line.archive === archive || TOLD.test(`${line.outcome}: ${line.error}`));
+      if (reached && (isStopped || isGuarded)) await waitFor('the history tells of it', isTold, 5);
       world.server.writeSettings({ warmPass: false });
       await takeGoodOne(world, true);
       assert.equal(stateFiles(world), usualFiles, 'something is left in the state folder');
