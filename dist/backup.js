@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 3e4d3c482d83ed07d0d552bbd852d2d078c577bb109153f238b2e6eca0761a9a
+// Checksum of all but the settings: 087ef359f07182029014bf44ebbd213abe2b4b4fb6bcb2787958684b90535df7
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -117,7 +117,7 @@ const settings = {
     // 'service nginx',          // a systemd unit; a list inside this list is stopped (and started) together
     // 'compose shop',           // every container of a compose project
     // 'container redis',        // one container; 'container *' = every running one
-    // { name: 'bucardo', running: ['bucardo', 'status'], stop: ['bucardo', 'stop'], start: ['bucardo', 'start'] },
+    // { name: 'bucardo', running: ['pgrep', '--full', '^Bucardo '], stop: ['bucardo', 'stop'], start: ['bucardo', 'start'] },
     // 'postgres 15/main',       // a Debian cluster; or its data directory; 'postgres *' = every running cluster
   ],
   // What to save. Clusters named above are saved whole: data, tablespaces, WAL, configuration, wherever they lie.
@@ -297,7 +297,7 @@ async function startEverything(night) {
     sayError(error);
     down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
   }
-  const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? new Date().toISOString()));
+  const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? steadyNow().toISOString()));
   night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
   night.line.startSeconds = (Date.now() - began) / 1000;
   night.line.parts = ledger.parts.map((part, index) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt, downSeconds: (running[index] - asked[index]) / 1000 }));
@@ -338,7 +338,7 @@ async function bringBackLeftovers(settings) {
 }
 
 function beginNight(loaded, script) {
-  const startedAt = new Date().toISOString(), { stateFolder } = loaded.settings;
+  const startedAt = steadyNow().toISOString(), { stateFolder } = loaded.settings;
   openTranscript(join(stateFolder, 'log'), startedAt.slice(0, 19));
   const line = { kind: 'run', startedAt, endedAt: '', outcome: 'failed', exitCode: 2, server: serverName(loaded.settings), archive: '', downSeconds: 0, startSeconds: 0,
     parts: [], warm: null, cold: null, snapshot: '', warnings: [], error: '' };
@@ -349,7 +349,7 @@ function finishedLine(night, error) {
   const asked = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
   const exitCode = night.down.length > 0 ? 3 : error ? asked : warnings.length > 0 ? 1 : 0;
   const outcome = night.down.length > 0 ? 'down' : error ? 'failed' : warnings.length > 0 ? 'warning' : 'good';
-  return { ...night.line, endedAt: new Date().toISOString(), outcome, exitCode, warnings: [...warnings], error: error instanceof Error ? error.message : '' };
+  return { ...night.line, endedAt: steadyNow().toISOString(), outcome, exitCode, warnings: [...warnings], error: error instanceof Error ? error.message : '' };
 }
 
 /** Tell how it ended: error block, history, messages, summary. Returns the exit code. */
@@ -647,14 +647,17 @@ function listenToSignals() {
   }
 }
 
+/** Now, by a clock that nobody sets while this process runs: so that times of one run can be compared. */
+const steadyNow = () => new Date(performance.timeOrigin + performance.now());
+
 /** Wait in short steps until `condition` says yes, and look at once when `news` comes. Returns false when `seconds` are over. Throws when asked to stop. */
 async function waitUntil(seconds, condition, stepMs = 100, news = null) {
-  const end = Date.now() + seconds * 1000;
+  const end = performance.now() + seconds * 1000; // no clock: that one may be set meanwhile
   for (;;) {
     if (await condition()) return true;
     goOn();
-    if (!(Date.now() < end)) return false;
-    const step = sleep(Math.min(stepMs, Math.max(1, end - Date.now())));
+    if (!(performance.now() < end)) return false;
+    const step = sleep(Math.min(stepMs, Math.max(1, end - performance.now())));
     if (news === null) await step;
     else if (await Promise.race([step.then(() => false), news.then(() => true)])) news = null;
     stepMs = Math.min(1000, stepMs * 1.2);
@@ -2398,6 +2401,7 @@ async function configFilesOf(cluster) {
 // Secrets reach borg by file: the passphrase is read by borg itself (BORG_PASSCOMMAND), and is in no argument and no log.
 
 const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
+const SHORT_LOCK_WAIT = '10'; // borg looks again after a tenth of its patience (locking.py): after 1 s, and not 18, a dead run's lock is gone
 
 // What borg calls its own troubles (docs/internals/frontends.rst, "Message IDs"), and what to do about each.
 const HINTS = {
@@ -2483,10 +2487,10 @@ function parseLine(line) {
   }
 }
 
-/** Ask borg something that changes nothing in the repository. Returns how it ended. It need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it. */
-async function askBorg(settings, words, options = {}) {
+/** Ask borg something that changes nothing in the repository, with so much patience for its locks. Returns how it ended. It need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it. */
+async function askBorg(settings, words, options = {}, lockWait = PATIENT_LOCK_WAIT) {
   const [command, ...rest] = words;
-  const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', PATIENT_LOCK_WAIT]), command, ...rest],
+  const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', lockWait]), command, ...rest],
     { seconds: 3600, ...options, env: { ...borgEnvironment(settings), BORG_SELFTEST: 'disabled', ...options.env } });
   goOn(); // it may have ended because we were asked to stop
   return done;
@@ -2511,7 +2515,8 @@ async function tryRepository(settings) {
   for (const [key, file] of Object.entries({ keyFile: settings.keyFile, passphraseFile: settings.passphraseFile, ...(isRemote(settings) ? { sshKey: settings.sshKey } : {}) })) {
     if (!fs.existsSync(file)) throw new Problem(`${key} ${named(file)} is not there`, { hint: 'run `node backup.js setup`, or bring it back from the recovery sheet' });
   }
-  const done = await askBorg(settings, ['info', '--json']);
+  let done = await askBorg(settings, ['info', '--json'], {}, SHORT_LOCK_WAIT);
+  if (/"msgid": "LockTimeout"/.test(done.said)) done = await askBorg(settings, ['info', '--json']);
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure('the repository cannot be used', done);
   const facts = answerOf('the repository cannot be used', done, { encryption: { mode: 'text' }, repository: { id: 'text' } });
   const encryption = String(facts.encryption.mode);
@@ -2839,9 +2844,7 @@ async function clusterPassport(cluster) {
   const ask = (name, ...words) => look([...place, 'env', 'LC_ALL=C', path.join(cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, name), ...words], { cwd: '/' });
   const controlData = await ask('pg_controldata', '-D', cluster.insideDataDirectory || cluster.dataDirectory);
   const icu = /libicui18n\S* => (\/\S+)/.exec((await look([...place, 'ldd', path.join(cluster.binaries, 'postgres')], { cwd: '/' })).out)?.[1] ?? '';
-  for (const { slot_name: slot, active, retainedBytes } of server.slots ?? []) {
-    if (active === false && Number(retainedBytes) > HELD_BACK_BYTES) warn(`replication slot ${named(String(slot))} of ${named(cluster.name)}, which nobody uses, holds back ${size(Number(retainedBytes))} of WAL: it is saved every night, and may fill the disk. Forgotten? select pg_drop_replication_slot('${slot}')`);
-  }
+  for (const slot of server.slots ?? []) warnOfSlot(cluster.name, slot);
   const passport = {
     ...known, ...server,
     answers: server.serverVersion !== undefined,
@@ -2853,6 +2856,14 @@ async function clusterPassport(cluster) {
   };
   if (cluster.container && pid) Object.assign(passport, { system: await systemOf(place), packages: await packagesOf(place, filesInUse(cluster, passport)) });
   return passport;
+}
+
+// While a subscriber or standby is away (for its own backup, too) its slot keeps WAL for it, without end or up to max_slot_wal_keep_size; beyond that it is lost.
+function warnOfSlot(cluster, { slot_name: slot, active, retainedBytes, wal_status: status }) {
+  const name = `replication slot ${named(String(slot))} of ${named(cluster)}`, held = Number(retainedBytes), drop = `select pg_drop_replication_slot('${slot}')`;
+  if (status === 'lost') return warn(`${name} has lost WAL that its subscriber or standby still needs, because of max_slot_wal_keep_size: that one has to be made anew; ${drop}`);
+  if (status === 'unreserved') return warn(`${name} is about to lose WAL that its subscriber or standby still needs: bring that one back now, or raise max_slot_wal_keep_size`);
+  if (active === false && held > HELD_BACK_BYTES) warn(`${name}, which nobody uses, holds back ${size(held)} of WAL: it is saved every night, and may fill the disk (max_slot_wal_keep_size is the limit). Forgotten? ${drop}`);
 }
 
 // What of PostgreSQL's own files a cluster needs beside its data: the server, libraries in use, extensions, dictionaries.
@@ -3908,7 +3919,7 @@ async function doesItsWork(part) {
  */
 async function stopParts(parts, ledger, stateFolder) {
   for (const group of new Set(parts.map((part) => part.group))) {
-    const together = parts.filter((part) => part.group === group && part.wasRunning).map((part) => ({ ...part, askedAt: new Date().toISOString(), stoppedAt: null, runningAt: null }));
+    const together = parts.filter((part) => part.group === group && part.wasRunning).map((part) => ({ ...part, askedAt: steadyNow().toISOString(), stoppedAt: null, runningAt: null }));
     if (together.length === 0) continue;
     goOn(); // asked to end before this group went down: then it need not
     ledger.parts.push(...together);
@@ -3937,7 +3948,7 @@ async function stopPart(part, limitSeconds) {
     throw new Problem(`${part.name} did not stop within ${limitSeconds} s: the run is called off`, { ran: part.stop,
       hint: 'find out what keeps it (a long query, a client that does not let go), or raise `stopTimeoutSeconds`' });
   }
-  part.stoppedAt = new Date().toISOString();
+  part.stoppedAt = steadyNow().toISOString();
   say(`stopped ${part.name} in ${span((Date.now() - began) / 1000)}`);
 }
 
@@ -3964,7 +3975,7 @@ async function startParts(ledger, stateFolder) {
     });
     for (const part of ledger.parts) { // a part may start well and fall over at once, or need one that came after it
       if (await runsWell(part)) {
-        part.runningAt ??= new Date().toISOString();
+        part.runningAt ??= steadyNow().toISOString();
         continue;
       }
       part.runningAt = null;
@@ -3985,15 +3996,15 @@ async function startPart(part, ledger) {
   for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
     const command = { done: null };
     const started = change(part.start, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
-    let underWayAt = Date.now();
+    let underWayAt = performance.now();
     const seen = await waitUntil(limitSeconds, async () => {
       if (await runsWell(part)) return true;
-      if (command.done === null || await partState(part) !== 'stopped') underWayAt = Date.now();
+      if (command.done === null || await partState(part) !== 'stopped') underWayAt = performance.now();
       // It will not come by waiting: its start failed, or it fell over. A daemon of an own command may show itself late.
-      return Boolean(command.done?.code) || Date.now() - underWayAt > (part.running ? 60_000 : 3_000);
+      return Boolean(command.done?.code) || performance.now() - underWayAt > (part.running ? 60_000 : 3_000);
     }, 30, started);
     if (seen && await runsWell(part)) {
-      part.runningAt = new Date().toISOString();
+      part.runningAt = steadyNow().toISOString();
       return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);
     }
     if (command.done?.code) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${command.done.said.trim().split('\n').pop() ?? ''}`);
@@ -4010,7 +4021,7 @@ async function waitForEndOfStop(part, limitSeconds) {
   const undecided = Math.min(limitSeconds, Math.max(8, (part.database === '' ? part.stopSeconds ?? 0 : 0) + 3));
   return waitUntil(limitSeconds, async () => {
     const state = await partState(part);
-    if (state === 'stopped') part.stoppedAt = new Date().toISOString();
+    if (state === 'stopped') part.stoppedAt = steadyNow().toISOString();
     return state === 'stopped' || (state === 'running' && Date.now() - asked > undecided * 1000);
   });
 }
@@ -4093,7 +4104,7 @@ const ENGLISH = {
   },
   message: {
     outcome: { start: 'start', good: 'good', warning: 'warning', failed: 'failed', down: 'down' }, start: 'the backup begins', good: (time) => `good backup, down ${time}`, warning: (number, time) => `backup with ${number} ${number === 1 ? 'warning' : 'warnings'}, down ${time}`,
-    failed: (error) => `NO new backup: ${error}`, down: (parts) => `SERVICES NOT RUNNING: ${parts}`, drill: (archive, error) => `drill of ${archive}: ${error}`, newest: 'the newest archive', runOf: (time, error, services) => `run of ${time}: ${error}; ${services}`, restoreOf: (time, error, services) => `restore of ${time}: ${error}; ${services}`,
+    failed: (error) => `NO new backup: ${error}`, down: (parts) => `SERVICES NOT RUNNING: ${parts}`, drill: (archive, error) => `drill of ${archive}: ${error}`, newest: 'the newest archive', runOf: (time, error, services) => `run of ${time}: ${error}${services && `; ${services}`}`, restoreOf: (time, error, services) => `restore of ${time}: ${error}${services && `; ${services}`}`,
   },
 };
 
@@ -4131,7 +4142,7 @@ const SPANISH = {
   },
   message: {
     outcome: { start: 'inicio', good: 'correcto', warning: 'aviso', failed: 'fallo', down: 'detenido' }, start: 'empieza la copia', good: (time) => `copia correcta, servicios detenidos ${time}`, warning: (number, time) => `copia con ${number} ${number === 1 ? 'aviso' : 'avisos'}, servicios detenidos ${time}`,
-    failed: (error) => `NO hay copia nueva: ${error}`, down: (parts) => `SERVICIOS DETENIDOS: ${parts}`, drill: (archive, error) => `simulacro de ${archive}: ${error}`, newest: 'la copia más reciente', runOf: (time, error, services) => `ejecución de ${time}: ${error}; ${services}`, restoreOf: (time, error, services) => `restauración de ${time}: ${error}; ${services}`,
+    failed: (error) => `NO hay copia nueva: ${error}`, down: (parts) => `SERVICIOS DETENIDOS: ${parts}`, drill: (archive, error) => `simulacro de ${archive}: ${error}`, newest: 'la copia más reciente', runOf: (time, error, services) => `ejecución de ${time}: ${error}${services && `; ${services}`}`, restoreOf: (time, error, services) => `restauración de ${time}: ${error}${services && `; ${services}`}`,
   },
 };
 
@@ -4715,10 +4726,10 @@ function messageOf(line, down, outcome, services, language) {
 const guardFile = (stateFolder) => path.join(stateFolder, 'guard.json');
 const RETRY_SECONDS = 15;
 
-/** Given the script, its state folder and settings file, starts the guard and waits until it watches. Returns its pid. Throws Problem: nothing may be stopped without it. */
-async function armGuard(script, stateFolder, settingsFile, run) {
+/** Given the script, its state folder and settings file, starts the guard and waits until it watches. night: of a backup, its archive and when it began. Returns its pid. Throws Problem: nothing may be stopped without it. */
+async function armGuard(script, stateFolder, settingsFile, run, night = []) {
   fs.rmSync(guardFile(stateFolder), { force: true });
-  const command = [process.execPath, script, 'guard', stateFolder, run, String(process.pid), startOfProcess(process.pid), '--settings', settingsFile];
+  const command = [process.execPath, script, 'guard', stateFolder, run, String(process.pid), startOfProcess(process.pid), ...night, '--settings', settingsFile];
   if (hasSystemd() && process.getuid?.() === 0) {
     const kept = ['PATH', 'HOME', 'DOCKER_HOST'].flatMap((name) => (process.env[name] ? [`--setenv=${name}=${process.env[name]}`] : []));
     const done = await change(['systemd-run', '--quiet', '--collect', `--unit=cold-backup-guard-${run}`, '--property=OOMScoreAdjust=-900', ...kept, '--', ...command]);
@@ -4747,15 +4758,17 @@ function dismissGuard(pid, stateFolder) {
   fs.rmSync(guardFile(stateFolder), { force: true });
 }
 
-/** The guard's own life: `node backup.js guard STATE-FOLDER RUN PID START`, started by the run, of no use to people. */
+/** The guard's own life: `node backup.js guard STATE-FOLDER RUN PID START [ARCHIVE STARTED-AT]`, started by the run, of no use to people. */
 async function guard(words, settings) {
-  const [stateFolder, run, pid, start] = words;
+  const [stateFolder, run, pid, start, ...night] = words;
   process.on('SIGTERM', () => !fs.existsSync(ledgerFile(stateFolder)) && process.exit(0));
   for (const signal of ['SIGINT', 'SIGHUP']) process.on(signal, () => {});
   fs.writeFileSync(guardFile(stateFolder), JSON.stringify({ run, pid: process.pid }), { mode: 0o600 });
   for (;;) {
     try {
-      if (await guardOnce(stateFolder, run, Number(pid), start, settings)) return 0;
+      if (!await guardOnce(stateFolder, run, Number(pid), start, settings)) continue;
+      if (night.length === 2) await tellOfSilentEnd(stateFolder, run, night, settings);
+      return 0;
     } catch (error) { // whatever it is: as long as something may be stopped, the guard goes on
       if (!fs.existsSync(stateFolder)) return 0; // and with it any ledger
       sayError(error);
@@ -4789,6 +4802,14 @@ async function guardOnce(stateFolder, run, pid, start, settings) {
   if (down.length === 0) await watchUndecided(stateFolder, ledger);
   else await sleep(RETRY_SECONDS * 1000);
   return false;
+}
+
+// A run that tells how it went sends its guard away. This one was killed when everything ran (again), and said nothing: with a snapshot, or in a long
+// last phase, that may be hours after the stop.
+async function tellOfSilentEnd(stateFolder, run, [archive, startedAt], settings) {
+  const isMine = fs.existsSync(guardFile(stateFolder)) && JSON.parse(fs.readFileSync(guardFile(stateFolder), 'utf8')).run === run;
+  if (!isMine || readHistory(stateFolder).some((line) => line.startedAt === startedAt)) return;
+  await reportDeadRun(stateFolder, { startedAt, archive, server: archive.slice(0, -'-2026-11-23T02:00:00'.length), parts: [] }, 'the run was killed before it could say how it went; everything runs', [], settings);
 }
 
 // A full disk must not keep us from starting things: then there is no transcript.
@@ -4834,7 +4855,10 @@ async function bringBack(stateFolder, ledger, who, settings) {
   const outcome = down.length > 0 ? 'down' : 'failed';
   await dropCopies(stateFolder); // services come first
   if (ledger.restore) await endRestore(stateFolder, ledger, down);
-  if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) await reportDeadRun(stateFolder, ledger, who, down, settings);
+  if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) {
+    const why = ledger.reported === '' ? 'the run was killed or the machine went down' : 'something did not start again at the end of the run';
+    await reportDeadRun(stateFolder, ledger, `${why}; ${who} ${down.length > 0 ? `could not start ${down.join(', ')}` : 'started what it had stopped'}`, down, settings);
+  }
   ledger.reported = outcome;
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
   else keepLedgerIfPossible(stateFolder, ledger);
@@ -4869,23 +4893,22 @@ async function endRestore(stateFolder, ledger, down) {
   if (ledger.reported === '') sayBlock(text);
 }
 
-async function reportDeadRun(stateFolder, ledger, who, down, settings) {
+async function reportDeadRun(stateFolder, ledger, error, down, settings) {
   const endedAt = new Date().toISOString();
-  const why = ledger.reported === '' ? 'the run was killed or the machine went down' : 'something did not start again at the end of the run';
   const stops = ledger.parts.map((part) => Date.parse(part.askedAt)), starts = ledger.parts.map((part) => Date.parse(part.runningAt ?? endedAt));
   const line = {
     kind: 'run', startedAt: ledger.startedAt, endedAt, outcome: down.length > 0 ? 'down' : 'failed', exitCode: down.length > 0 ? 3 : 2,
     server: ledger.server, archive: ledger.archive, downSeconds: stops.length > 0 ? (Math.max(...starts) - Math.min(...stops)) / 1000 : 0, startSeconds: 0,
     parts: ledger.parts.map((part) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt,
       downSeconds: (Date.parse(part.runningAt ?? endedAt) - Date.parse(part.askedAt)) / 1000 })),
-    warm: null, cold: null, snapshot: '', warnings: [...warnings], error: `${why}; ${who} ${down.length > 0 ? `could not start ${down.join(', ')}` : 'started what it had stopped'}`,
+    warm: null, cold: null, snapshot: '', warnings: [...warnings], error,
   };
   try {
     if (!ledger.restore) remember(stateFolder, line);
   } catch (error) {
     warn(`the history cannot be written: ${error.message}`);
   }
-  const words = WORDS[settings?.language ?? 'en'].message, subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${(ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, servicesNow(ledger, down))}`;
+  const words = WORDS[settings?.language ?? 'en'].message, subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${(ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, ledger.parts.length > 0 ? servicesNow(ledger, down) : '')}`;
   if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 

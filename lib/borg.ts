@@ -12,6 +12,7 @@ import { markOfRun } from './processes.ts';
 import type { Settings } from './settings.ts';
 
 export const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
+const SHORT_LOCK_WAIT = '10'; // borg looks again after a tenth of its patience (locking.py): after 1 s, and not 18, a dead run's lock is gone
 
 // What borg calls its own troubles (docs/internals/frontends.rst, "Message IDs"), and what to do about each.
 const HINTS: Record<string, string> = {
@@ -100,10 +101,10 @@ export function parseLine(line: string): BorgNote | null {
   }
 }
 
-/** Ask borg something that changes nothing in the repository. Returns how it ended. It need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it. */
-export async function askBorg(settings: Settings, words: string[], options: RunOptions = {}): Promise<Done> {
+/** Ask borg something that changes nothing in the repository, with so much patience for its locks. Returns how it ended. It need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it. */
+export async function askBorg(settings: Settings, words: string[], options: RunOptions = {}, lockWait = PATIENT_LOCK_WAIT): Promise<Done> {
   const [command, ...rest] = words;
-  const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', PATIENT_LOCK_WAIT]), command!, ...rest],
+  const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', lockWait]), command!, ...rest],
     { seconds: 3600, ...options, env: { ...borgEnvironment(settings), BORG_SELFTEST: 'disabled', ...options.env } });
   goOn(); // it may have ended because we were asked to stop
   return done;
@@ -128,7 +129,8 @@ export async function tryRepository(settings: Settings): Promise<{ id: string; e
   for (const [key, file] of Object.entries({ keyFile: settings.keyFile, passphraseFile: settings.passphraseFile, ...(isRemote(settings) ? { sshKey: settings.sshKey } : {}) })) {
     if (!fs.existsSync(file)) throw new Problem(`${key} ${named(file)} is not there`, { hint: 'run `node backup.js setup`, or bring it back from the recovery sheet' });
   }
-  const done = await askBorg(settings, ['info', '--json']);
+  let done = await askBorg(settings, ['info', '--json'], {}, SHORT_LOCK_WAIT);
+  if (/"msgid": "LockTimeout"/.test(done.said)) done = await askBorg(settings, ['info', '--json']);
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure('the repository cannot be used', done);
   const facts = answerOf('the repository cannot be used', done, { encryption: { mode: 'text' }, repository: { id: 'text' } });
   const encryption = String(facts.encryption.mode);

@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Problem, answer, mode, named, openTranscript, say, sayBlock, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
 import { change, failure, hasSystemd, listenToSignals, shield, waitUntil } from './shell.ts';
 import { endRun, startOfProcess } from './processes.ts';
-import { remember } from './history.ts';
+import { readHistory, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import { refuseIfOthersCanChange } from './check.ts';
 import type { Settings } from './settings.ts';
@@ -25,10 +25,10 @@ import type { Ledger } from './ledger.ts';
 const guardFile = (stateFolder: string) => path.join(stateFolder, 'guard.json');
 const RETRY_SECONDS = 15;
 
-/** Given the script, its state folder and settings file, starts the guard and waits until it watches. Returns its pid. Throws Problem: nothing may be stopped without it. */
-export async function armGuard(script: string, stateFolder: string, settingsFile: string, run: string): Promise<number> {
+/** Given the script, its state folder and settings file, starts the guard and waits until it watches. night: of a backup, its archive and when it began. Returns its pid. Throws Problem: nothing may be stopped without it. */
+export async function armGuard(script: string, stateFolder: string, settingsFile: string, run: string, night: [archive: string, startedAt: string] | [] = []): Promise<number> {
   fs.rmSync(guardFile(stateFolder), { force: true });
-  const command = [process.execPath, script, 'guard', stateFolder, run, String(process.pid), startOfProcess(process.pid), '--settings', settingsFile];
+  const command = [process.execPath, script, 'guard', stateFolder, run, String(process.pid), startOfProcess(process.pid), ...night, '--settings', settingsFile];
   if (hasSystemd() && process.getuid?.() === 0) {
     const kept = ['PATH', 'HOME', 'DOCKER_HOST'].flatMap((name) => (process.env[name] ? [`--setenv=${name}=${process.env[name]}`] : []));
     const done = await change(['systemd-run', '--quiet', '--collect', `--unit=cold-backup-guard-${run}`, '--property=OOMScoreAdjust=-900', ...kept, '--', ...command]);
@@ -57,15 +57,17 @@ export function dismissGuard(pid: number, stateFolder: string): void {
   fs.rmSync(guardFile(stateFolder), { force: true });
 }
 
-/** The guard's own life: `node backup.js guard STATE-FOLDER RUN PID START`, started by the run, of no use to people. */
+/** The guard's own life: `node backup.js guard STATE-FOLDER RUN PID START [ARCHIVE STARTED-AT]`, started by the run, of no use to people. */
 export async function guard(words: string[], settings: Settings | null): Promise<number> {
-  const [stateFolder, run, pid, start] = words as [string, string, string, string];
+  const [stateFolder, run, pid, start, ...night] = words as [string, string, string, string, ...string[]];
   process.on('SIGTERM', () => !fs.existsSync(ledgerFile(stateFolder)) && process.exit(0));
   for (const signal of ['SIGINT', 'SIGHUP'] as const) process.on(signal, () => {});
   fs.writeFileSync(guardFile(stateFolder), JSON.stringify({ run, pid: process.pid }), { mode: 0o600 });
   for (;;) {
     try {
-      if (await guardOnce(stateFolder, run, Number(pid), start, settings)) return 0;
+      if (!await guardOnce(stateFolder, run, Number(pid), start, settings)) continue;
+      if (night.length === 2) await tellOfSilentEnd(stateFolder, run, night as [string, string], settings);
+      return 0;
     } catch (error) { // whatever it is: as long as something may be stopped, the guard goes on
       if (!fs.existsSync(stateFolder)) return 0; // and with it any ledger
       sayError(error);
@@ -99,6 +101,14 @@ async function guardOnce(stateFolder: string, run: string, pid: number, start: s
   if (down.length === 0) await watchUndecided(stateFolder, ledger);
   else await sleep(RETRY_SECONDS * 1000);
   return false;
+}
+
+// A run that tells how it went sends its guard away. This one was killed when everything ran (again), and said nothing: with a snapshot, or in a long
+// last phase, that may be hours after the stop.
+async function tellOfSilentEnd(stateFolder: string, run: string, [archive, startedAt]: [string, string], settings: Settings | null): Promise<void> {
+  const isMine = fs.existsSync(guardFile(stateFolder)) && JSON.parse(fs.readFileSync(guardFile(stateFolder), 'utf8')).run === run;
+  if (!isMine || readHistory(stateFolder).some((line) => line.startedAt === startedAt)) return;
+  await reportDeadRun(stateFolder, { startedAt, archive, server: archive.slice(0, -'-2026-11-23T02:00:00'.length), parts: [] }, 'the run was killed before it could say how it went; everything runs', [], settings);
 }
 
 // A full disk must not keep us from starting things: then there is no transcript.
@@ -144,7 +154,10 @@ export async function bringBack(stateFolder: string, ledger: Ledger, who: string
   const outcome = down.length > 0 ? 'down' : 'failed';
   await dropCopies(stateFolder); // services come first
   if (ledger.restore) await endRestore(stateFolder, ledger, down);
-  if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) await reportDeadRun(stateFolder, ledger, who, down, settings);
+  if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) {
+    const why = ledger.reported === '' ? 'the run was killed or the machine went down' : 'something did not start again at the end of the run';
+    await reportDeadRun(stateFolder, ledger, `${why}; ${who} ${down.length > 0 ? `could not start ${down.join(', ')}` : 'started what it had stopped'}`, down, settings);
+  }
   ledger.reported = outcome;
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
   else keepLedgerIfPossible(stateFolder, ledger);
@@ -179,23 +192,22 @@ async function endRestore(stateFolder: string, ledger: Ledger, down: string[]): 
   if (ledger.reported === '') sayBlock(text);
 }
 
-async function reportDeadRun(stateFolder: string, ledger: Ledger, who: string, down: string[], settings: Settings | null): Promise<void> {
+async function reportDeadRun(stateFolder: string, ledger: Pick<Ledger, 'startedAt' | 'server' | 'archive' | 'parts' | 'restore'>, error: string, down: string[], settings: Settings | null): Promise<void> {
   const endedAt = new Date().toISOString();
-  const why = ledger.reported === '' ? 'the run was killed or the machine went down' : 'something did not start again at the end of the run';
   const stops = ledger.parts.map((part) => Date.parse(part.askedAt)), starts = ledger.parts.map((part) => Date.parse(part.runningAt ?? endedAt));
   const line: HistoryLine = {
     kind: 'run', startedAt: ledger.startedAt, endedAt, outcome: down.length > 0 ? 'down' : 'failed', exitCode: down.length > 0 ? 3 : 2,
     server: ledger.server, archive: ledger.archive, downSeconds: stops.length > 0 ? (Math.max(...starts) - Math.min(...stops)) / 1000 : 0, startSeconds: 0,
     parts: ledger.parts.map((part) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt,
       downSeconds: (Date.parse(part.runningAt ?? endedAt) - Date.parse(part.askedAt)) / 1000 })),
-    warm: null, cold: null, snapshot: '', warnings: [...warnings], error: `${why}; ${who} ${down.length > 0 ? `could not start ${down.join(', ')}` : 'started what it had stopped'}`,
+    warm: null, cold: null, snapshot: '', warnings: [...warnings], error,
   };
   try {
     if (!ledger.restore) remember(stateFolder, line);
   } catch (error: any) {
     warn(`the history cannot be written: ${error.message}`);
   }
-  const words = WORDS[settings?.language ?? 'en'].message, subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${(ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, servicesNow(ledger, down))}`;
+  const words = WORDS[settings?.language ?? 'en'].message, subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${(ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, ledger.parts.length > 0 ? servicesNow(ledger, down) : '')}`;
   if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 

@@ -105,9 +105,7 @@ async function clusterPassport(cluster: Cluster): Promise<ClusterPassport> {
   const ask = (name: string, ...words: string[]) => look([...place, 'env', 'LC_ALL=C', path.join(cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, name), ...words], { cwd: '/' });
   const controlData = await ask('pg_controldata', '-D', cluster.insideDataDirectory || cluster.dataDirectory);
   const icu = /libicui18n\S* => (\/\S+)/.exec((await look([...place, 'ldd', path.join(cluster.binaries, 'postgres')], { cwd: '/' })).out)?.[1] ?? '';
-  for (const { slot_name: slot, active, retainedBytes } of server.slots ?? []) {
-    if (active === false && Number(retainedBytes) > HELD_BACK_BYTES) warn(`replication slot ${named(String(slot))} of ${named(cluster.name)}, which nobody uses, holds back ${size(Number(retainedBytes))} of WAL: it is saved every night, and may fill the disk. Forgotten? select pg_drop_replication_slot('${slot}')`);
-  }
+  for (const slot of server.slots ?? []) warnOfSlot(cluster.name, slot);
   const passport: ClusterPassport = {
     ...known, ...server,
     answers: server.serverVersion !== undefined,
@@ -119,6 +117,14 @@ async function clusterPassport(cluster: Cluster): Promise<ClusterPassport> {
   };
   if (cluster.container && pid) Object.assign(passport, { system: await systemOf(place), packages: await packagesOf(place, filesInUse(cluster, passport)) });
   return passport;
+}
+
+// While a subscriber or standby is away (for its own backup, too) its slot keeps WAL for it, without end or up to max_slot_wal_keep_size; beyond that it is lost.
+function warnOfSlot(cluster: string, { slot_name: slot, active, retainedBytes, wal_status: status }: AnyFacts): void {
+  const name = `replication slot ${named(String(slot))} of ${named(cluster)}`, held = Number(retainedBytes), drop = `select pg_drop_replication_slot('${slot}')`;
+  if (status === 'lost') return warn(`${name} has lost WAL that its subscriber or standby still needs, because of max_slot_wal_keep_size: that one has to be made anew; ${drop}`);
+  if (status === 'unreserved') return warn(`${name} is about to lose WAL that its subscriber or standby still needs: bring that one back now, or raise max_slot_wal_keep_size`);
+  if (active === false && held > HELD_BACK_BYTES) warn(`${name}, which nobody uses, holds back ${size(held)} of WAL: it is saved every night, and may fill the disk (max_slot_wal_keep_size is the limit). Forgotten? ${drop}`);
 }
 
 // What of PostgreSQL's own files a cluster needs beside its data: the server, libraries in use, extensions, dictionaries.

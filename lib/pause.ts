@@ -3,7 +3,7 @@
 // Changes: the parts of the plan, and the ledger. Never kills a part.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Problem, count, named, say, span, warn } from './say.ts';
-import { change, failure, goOn, look, shield, waitUntil } from './shell.ts';
+import { change, failure, goOn, look, shield, steadyNow, waitUntil } from './shell.ts';
 import type { Done } from './shell.ts';
 import { bootName, keepLedger, keepLedgerIfPossible } from './ledger.ts';
 import type { Ledger, StoppedPart } from './ledger.ts';
@@ -53,7 +53,7 @@ async function doesItsWork(part: Part): Promise<boolean> {
  */
 export async function stopParts(parts: Part[], ledger: Ledger, stateFolder: string): Promise<void> {
   for (const group of new Set(parts.map((part) => part.group))) {
-    const together = parts.filter((part) => part.group === group && part.wasRunning).map((part): StoppedPart => ({ ...part, askedAt: new Date().toISOString(), stoppedAt: null, runningAt: null }));
+    const together = parts.filter((part) => part.group === group && part.wasRunning).map((part): StoppedPart => ({ ...part, askedAt: steadyNow().toISOString(), stoppedAt: null, runningAt: null }));
     if (together.length === 0) continue;
     goOn(); // asked to end before this group went down: then it need not
     ledger.parts.push(...together);
@@ -82,7 +82,7 @@ async function stopPart(part: StoppedPart, limitSeconds: number): Promise<void> 
     throw new Problem(`${part.name} did not stop within ${limitSeconds} s: the run is called off`, { ran: part.stop,
       hint: 'find out what keeps it (a long query, a client that does not let go), or raise `stopTimeoutSeconds`' });
   }
-  part.stoppedAt = new Date().toISOString();
+  part.stoppedAt = steadyNow().toISOString();
   say(`stopped ${part.name} in ${span((Date.now() - began) / 1000)}`);
 }
 
@@ -109,7 +109,7 @@ export async function startParts(ledger: Ledger, stateFolder: string): Promise<s
     });
     for (const part of ledger.parts) { // a part may start well and fall over at once, or need one that came after it
       if (await runsWell(part)) {
-        part.runningAt ??= new Date().toISOString();
+        part.runningAt ??= steadyNow().toISOString();
         continue;
       }
       part.runningAt = null;
@@ -130,15 +130,15 @@ async function startPart(part: StoppedPart, ledger: Ledger): Promise<void> {
   for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
     const command: { done: Done | null } = { done: null };
     const started = change(part.start, { unlimited: true, toTranscript: true }).then((done) => { command.done = done; });
-    let underWayAt = Date.now();
+    let underWayAt = performance.now();
     const seen = await waitUntil(limitSeconds, async () => {
       if (await runsWell(part)) return true;
-      if (command.done === null || await partState(part) !== 'stopped') underWayAt = Date.now();
+      if (command.done === null || await partState(part) !== 'stopped') underWayAt = performance.now();
       // It will not come by waiting: its start failed, or it fell over. A daemon of an own command may show itself late.
-      return Boolean(command.done?.code) || Date.now() - underWayAt > (part.running ? 60_000 : 3_000);
+      return Boolean(command.done?.code) || performance.now() - underWayAt > (part.running ? 60_000 : 3_000);
     }, 30, started);
     if (seen && await runsWell(part)) {
-      part.runningAt = new Date().toISOString();
+      part.runningAt = steadyNow().toISOString();
       return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);
     }
     if (command.done?.code) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${command.done.said.trim().split('\n').pop() ?? ''}`);
@@ -155,7 +155,7 @@ async function waitForEndOfStop(part: StoppedPart, limitSeconds: number): Promis
   const undecided = Math.min(limitSeconds, Math.max(8, (part.database === '' ? part.stopSeconds ?? 0 : 0) + 3));
   return waitUntil(limitSeconds, async () => {
     const state = await partState(part);
-    if (state === 'stopped') part.stoppedAt = new Date().toISOString();
+    if (state === 'stopped') part.stoppedAt = steadyNow().toISOString();
     return state === 'stopped' || (state === 'running' && Date.now() - asked > undecided * 1000);
   });
 }
@@ -193,7 +193,7 @@ export function undecidedParts(ledger: Ledger): StoppedPart[] {
 }
 
 /** The state of the machine in words: the last line of every error after the first stop. */
-export function servicesNow(ledger: Ledger, down: string[]): string {
+export function servicesNow(ledger: Pick<Ledger, 'parts'>, down: string[]): string {
   if (ledger.parts.length === 0) return 'nothing was stopped';
   if (down.length === 0) return ledger.parts.length === 1 ? `${ledger.parts[0]!.name} is running again` : `all ${ledger.parts.length} are running again`;
   return `NOT RUNNING: ${down.map(named).join(', ')} (${count(ledger.parts.length - down.length, 'part')} running). Act now: node backup.js recover`;

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import fs from 'node:fs';
 import type { Settings } from './settings.ts';
 import { Problem, answer, count, mode, named, openTranscript, say, sayBlock, sayError, size, warn, warnings } from './say.ts';
-import { askToStop, change, failure, freeBytes, goOn, listenToSignals, sideBySide } from './shell.ts';
+import { askToStop, change, failure, freeBytes, goOn, listenToSignals, sideBySide, steadyNow } from './shell.ts';
 import { lastGoodRun, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import { checkSecretFiles, refuseIfOthersCanChange } from './check.ts';
@@ -149,7 +149,7 @@ async function startEverything(night: Night): Promise<string[]> {
     sayError(error);
     down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
   }
-  const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? new Date().toISOString()));
+  const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? steadyNow().toISOString()));
   night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
   night.line.startSeconds = (Date.now() - began) / 1000;
   night.line.parts = ledger.parts.map((part, index) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt, downSeconds: (running[index]! - asked[index]!) / 1000 }));
@@ -190,7 +190,7 @@ export async function bringBackLeftovers(settings: Settings): Promise<void> {
 }
 
 function beginNight(loaded: Loaded, script: string): Night {
-  const startedAt = new Date().toISOString(), { stateFolder } = loaded.settings;
+  const startedAt = steadyNow().toISOString(), { stateFolder } = loaded.settings;
   openTranscript(join(stateFolder, 'log'), startedAt.slice(0, 19));
   const line: HistoryLine = { kind: 'run', startedAt, endedAt: '', outcome: 'failed', exitCode: 2, server: serverName(loaded.settings), archive: '', downSeconds: 0, startSeconds: 0,
     parts: [], warm: null, cold: null, snapshot: '', warnings: [], error: '' };
@@ -201,7 +201,7 @@ function finishedLine(night: Night, error: unknown): HistoryLine {
   const asked = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
   const exitCode = night.down.length > 0 ? 3 : error ? asked : warnings.length > 0 ? 1 : 0;
   const outcome = night.down.length > 0 ? 'down' : error ? 'failed' : warnings.length > 0 ? 'warning' : 'good';
-  return { ...night.line, endedAt: new Date().toISOString(), outcome, exitCode, warnings: [...warnings], error: error instanceof Error ? error.message : '' };
+  return { ...night.line, endedAt: steadyNow().toISOString(), outcome, exitCode, warnings: [...warnings], error: error instanceof Error ? error.message : '' };
 }
 
 /** Tell how it ended: error block, history, messages, summary. Returns the exit code. */

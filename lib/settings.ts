@@ -8,7 +8,7 @@ export const settings: Settings = {
     // 'service nginx',          // a systemd unit; a list inside this list is stopped (and started) together
     // 'compose shop',           // every container of a compose project
     // 'container redis',        // one container; 'container *' = every running one
-    // { name: 'bucardo', running: ['bucardo', 'status'], stop: ['bucardo', 'stop'], start: ['bucardo', 'start'] },
+    // { name: 'bucardo', running: ['pgrep', '--full', '^Bucardo '], stop: ['bucardo', 'stop'], start: ['bucardo', 'start'] },
     // 'postgres 15/main',       // a Debian cluster; or its data directory; 'postgres *' = every running cluster
   ],
   // What to save. Clusters named above are saved whole: data, tablespaces, WAL, configuration, wherever they lie.

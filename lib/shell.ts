@@ -85,14 +85,17 @@ export function listenToSignals(): void {
   }
 }
 
+/** Now, by a clock that nobody sets while this process runs: so that times of one run can be compared. */
+export const steadyNow = () => new Date(performance.timeOrigin + performance.now());
+
 /** Wait in short steps until `condition` says yes, and look at once when `news` comes. Returns false when `seconds` are over. Throws when asked to stop. */
 export async function waitUntil(seconds: number, condition: () => Promise<boolean> | boolean, stepMs = 100, news: Promise<unknown> | null = null): Promise<boolean> {
-  const end = Date.now() + seconds * 1000;
+  const end = performance.now() + seconds * 1000; // no clock: that one may be set meanwhile
   for (;;) {
     if (await condition()) return true;
     goOn();
-    if (!(Date.now() < end)) return false;
-    const step = sleep(Math.min(stepMs, Math.max(1, end - Date.now())));
+    if (!(performance.now() < end)) return false;
+    const step = sleep(Math.min(stepMs, Math.max(1, end - performance.now())));
     if (news === null) await step;
     else if (await Promise.race([step.then(() => false), news.then(() => true)])) news = null;
     stepMs = Math.min(1000, stepMs * 1.2);

@@ -35,7 +35,7 @@ const ENGLISH = {
   },
   message: {
     outcome: { start: 'start', good: 'good', warning: 'warning', failed: 'failed', down: 'down' }, start: 'the backup begins', good: (time: string) => `good backup, down ${time}`, warning: (number: number, time: string) => `backup with ${number} ${number === 1 ? 'warning' : 'warnings'}, down ${time}`,
-    failed: (error: string) => `NO new backup: ${error}`, down: (parts: string) => `SERVICES NOT RUNNING: ${parts}`, drill: (archive: string, error: string) => `drill of ${archive}: ${error}`, newest: 'the newest archive', runOf: (time: string, error: string, services: string) => `run of ${time}: ${error}; ${services}`, restoreOf: (time: string, error: string, services: string) => `restore of ${time}: ${error}; ${services}`,
+    failed: (error: string) => `NO new backup: ${error}`, down: (parts: string) => `SERVICES NOT RUNNING: ${parts}`, drill: (archive: string, error: string) => `drill of ${archive}: ${error}`, newest: 'the newest archive', runOf: (time: string, error: string, services: string) => `run of ${time}: ${error}${services && `; ${services}`}`, restoreOf: (time: string, error: string, services: string) => `restore of ${time}: ${error}${services && `; ${services}`}`,
   },
 };
 
@@ -73,7 +73,7 @@ const SPANISH: typeof ENGLISH = {
   },
   message: {
     outcome: { start: 'inicio', good: 'correcto', warning: 'aviso', failed: 'fallo', down: 'detenido' }, start: 'empieza la copia', good: (time) => `copia correcta, servicios detenidos ${time}`, warning: (number, time) => `copia con ${number} ${number === 1 ? 'aviso' : 'avisos'}, servicios detenidos ${time}`,
-    failed: (error) => `NO hay copia nueva: ${error}`, down: (parts) => `SERVICIOS DETENIDOS: ${parts}`, drill: (archive, error) => `simulacro de ${archive}: ${error}`, newest: 'la copia más reciente', runOf: (time, error, services) => `ejecución de ${time}: ${error}; ${services}`, restoreOf: (time, error, services) => `restauración de ${time}: ${error}; ${services}`,
+    failed: (error) => `NO hay copia nueva: ${error}`, down: (parts) => `SERVICIOS DETENIDOS: ${parts}`, drill: (archive, error) => `simulacro de ${archive}: ${error}`, newest: 'la copia más reciente', runOf: (time, error, services) => `ejecución de ${time}: ${error}${services && `; ${services}`}`, restoreOf: (time, error, services) => `restauración de ${time}: ${error}${services && `; ${services}`}`,
   },
 };
 

@@ -1,53 +1,76 @@
-// Servers with a past: real borg repositories on this machine with the names, comments, records and histories that backup.js writes, and with the storage's log
-// of transactions saying when. A year of nights in seconds, told by the history; a few archives are really there.
-import { execFileSync } from 'node:child_process';
+// `npm run fleet`: all hosts of the fleet, running, to look around in; `npm run fleet enter web1` opens a shell in one of them (or runs
+// the words that follow), `npm run fleet stop` ends all of it. It lives in memory and in namespaces of its own: nothing of this machine is stopped or changed.
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
+import os from 'node:os';
 import path from 'node:path';
+import { aloneCommand } from './alone.ts';
+import { addBucardoPair, addDock, addLogicalPair, addToOperator, addWeb, makeFleet } from './fleet-hosts.ts';
+import { waitFor } from './script.ts';
 
-/** What became of a server. nights: how many the history tells; archives: how many are there; newestHours: the age of the last night, by the storage's clock; liesHours: by how much its own clock makes it younger; quota: as the repository's config says; odd: by nights ago, what was not good; text: what its hostile names are made of. */
-export type Story = { nights: number; archives: number; newestHours?: number; liesHours?: number; quota?: string; gigabytes?: number; odd?: Record<number, 'warning' | 'failed' | 'missing'>; drillDays?: number; drillProven?: boolean; unprovenHours?: number; text?: string; noRecord?: boolean };
-
-const HOUR = 3_600_000;
-
-/** Given a folder, a name and a story, makes the repository with its key, and returns the server's entry in the operator's file. */
-export function makePast(folder: string, name: string, story: Story): Record<string, unknown> {
-  const { nights, archives, newestHours = 7, liesHours = 0, gigabytes = 3, odd = {}, text = '' } = story, own = path.join(folder, 'past', name), repository = path.join(folder, 'repositories', name), work = path.join(own, 'work');
-  fs.mkdirSync(path.join(work, 'record'), { recursive: true, mode: 0o700 });
-  fs.mkdirSync(path.dirname(repository), { recursive: true });
-  fs.writeFileSync(path.join(own, 'passphrase'), 'of a test\n', { mode: 0o600 });
-  const env = { ...process.env, BORG_REPO: repository, BORG_KEY_FILE: path.join(own, 'key'), BORG_PASSPHRASE: 'of a test', BORG_BASE_DIR: path.join(own, 'borg'), BORG_SELFTEST: 'disabled', BORG_DISPLAY_PASSPHRASE: 'no', TZ: 'UTC' };
-  const borg = (...words: string[]) => execFileSync('borg', words, { env, cwd: work, stdio: ['ignore', 'pipe', 'pipe'] });
-  borg('init', '--encryption', 'keyfile-blake2');
-  const now = Date.now(), at = (nightsAgo: number) => new Date(now - (newestHours - liesHours + 24 * nightsAgo) * HOUR), stamp = (time: Date) => time.toISOString().slice(0, 19), nameAt = (time: Date) => `${name}-${stamp(time)}`;
-  fs.writeFileSync(path.join(repository, 'transactions'), `transaction 0, UTC time ${stamp(at(nights))}.000000\n`); // borg's own first one, of today
-  const lines = Array.from({ length: nights }, (_, index) => nights - 1 - index).filter((ago) => odd[ago] !== 'missing').map((ago) => {
-    const outcome = odd[ago] === undefined ? 'good' : odd[ago]!, wave = Math.sin(ago * 1.7 + name.length) + Math.sin(ago / 9), bytes = Math.round(gigabytes * 1e9 * (1.3 - ago / nights / 2 + wave / 200));
-    return { kind: 'run', startedAt: at(ago).toISOString(), endedAt: new Date(at(ago).getTime() + 900_000).toISOString(), outcome, exitCode: outcome === 'good' ? 0 : 1, server: name, archive: nameAt(at(ago)), downSeconds: 14 + 5 * wave + (ago % 31 === 0 ? 40 : 0), startSeconds: 3, parts: [],
-      warm: { deduplicatedBytes: Math.round(gigabytes * 4e6 * (2 + wave)) }, cold: { originalBytes: bytes, deduplicatedBytes: Math.round(gigabytes * 1e6 * (2 + wave)), files: 12_000 }, snapshot: '', warnings: outcome === 'warning' ? [`replication slot "old"${text} holds back 1.2 GB of WAL`] : [], error: '' };
-  });
-  const drill = story.drillDays === undefined ? [] : [{ kind: 'drill', startedAt: at(1).toISOString(), outcome: 'good', certificate: { archive: `${nameAt(at(1))}${text}`, server: name, proven: story.drillProven !== false, madeAt: new Date(Date.now() - story.drillDays * 24 * HOUR).toISOString(), checks: [], restoreSeconds: 540 } }];
-  const save = (archive: string, time: Date, ...files: string[]) => {
-    borg('create', '--timestamp', stamp(time), `::${archive}`, ...files);
-    const number = Math.max(...fs.readdirSync(path.join(repository, 'data/0')).map(Number));
-    fs.appendFileSync(path.join(repository, 'transactions'), `transaction ${number}, UTC time ${stamp(new Date(time.getTime() - liesHours * HOUR))}.000000\n`);
-  };
-  for (let ago = archives - 1; ago >= 0; ago--) {
-    if (odd[ago] === 'missing') continue;
-    const archive = nameAt(at(ago)), manifest = path.join(work, 'record/manifest.json');
-    fs.writeFileSync(manifest, JSON.stringify(manifestOf(name, archive, at(ago), gigabytes, ago, text)));
-    fs.writeFileSync(path.join(work, 'record/history.jsonl'), [...lines.filter((line) => line.startedAt <= at(ago).toISOString()), ...drill].map((line) => `${JSON.stringify(line)}\n`).join(''));
-    save(archive, at(ago), ...(story.noRecord ? ['record/history.jsonl'] : ['record/manifest.json']));
-    if (odd[ago] !== 'failed') save(`proven-${archive}`, new Date(at(ago).getTime() + 60_000), 'record/history.jsonl');
+const NOTE = path.join(os.tmpdir(), 'cold-backup-fleet.json'), LOG = path.join(os.tmpdir(), 'cold-backup-fleet.log');
+const note = (): { keeper: number; start: string; hosts: Record<string, number> } | null => {
+  try {
+    const found = JSON.parse(fs.readFileSync(NOTE, 'utf8'));
+    return fs.statSync(NOTE).uid === process.getuid?.() && startOf(found.keeper) === found.start ? found : null;
+  } catch {
+    return null;
   }
-  if (story.unprovenHours !== undefined) save(nameAt(new Date(Date.now() - story.unprovenHours * HOUR)), new Date(Date.now() - story.unprovenHours * HOUR), 'record/manifest.json');
-  if (story.quota) fs.writeFileSync(path.join(repository, 'config'), fs.readFileSync(path.join(repository, 'config'), 'utf8').replace(/^storage_quota = .*$/m, `storage_quota = ${story.quota}`));
-  fs.rmSync(work, { recursive: true });
-  return { server: name, repository, keyFile: path.join(own, 'key'), passphraseFile: path.join(own, 'passphrase'), timeZone: 'Africa/Maputo' };
+};
+const startOf = (pid: number): string => fs.readFileSync(`/proc/${pid}/stat`, 'utf8').replace(/^.*\) /s, '').split(' ')[19]!; // pids are used again
+
+/** The process that holds the fleet: the first one that is not bash in namespaces of its own. */
+async function keep(): Promise<void> {
+  const fleet = await makeFleet();
+  process.on('SIGTERM', () => void fleet.destroy().then(() => process.exit(0)));
+  await addWeb(fleet);
+  await addDock(fleet);
+  await addBucardoPair(fleet);
+  await addLogicalPair(fleet);
+  const servers = ['web1', 'dock1', 'a1', 'a2', 'l1', 'l2'];
+  await addToOperator(fleet, servers);
+  console.log(`ready ${JSON.stringify(Object.fromEntries(Object.entries(fleet.hosts).map(([name, { leader }]) => [name, leader])))}`);
+  await fleet.nightIsOver(servers);
+  console.log('each of them has taken its first backup, at the hour of its own cron');
+  setInterval(() => {}, 1 << 30);
 }
 
-function manifestOf(server: string, archive: string, at: Date, gigabytes: number, ago: number, text: string): object {
-  const minor = ago > 3 ? '15.13' : '15.14', database = (name: string, share: number, extensions: string[]) => ({ name: name + text, bytes: Math.round(gigabytes * share * 1e9), template: false, connectable: true, extensions: extensions.map((one) => ({ name: one.split(' ')[0], version: one.split(' ')[1], schema: 'public' })) });
-  return { format: 1, server, archive, madeAt: at.toISOString(), script: { version: '1', state: 'as built', node: 'v18', file: '/opt/cold-backup/backup.js' }, host: { osRelease: { PRETTY_NAME: `Debian GNU/Linux 12 (bookworm)${text}` }, architecture: 'x64', users: [], groups: [] }, packages: { all: {}, needed: {}, unowned: [] },
-    postgres: [{ name: '15/main', version: '15', serverVersion: `PostgreSQL ${minor} (Debian ${minor}-0+deb12u1) on x86_64-pc-linux-gnu`, dataDirectory: '/var/lib/postgresql/15/main', databases: [database('shop', 0.7, ['plpgsql 1.0', 'pg_trgm 1.6', 'postgis 3.3.2']), database('crm', 0.2, ['plpgsql 1.0'])] }],
-    containers: text ? [{ name: `box${text}`, image: text, mounts: [] }] : [], plan: { roots: [{ path: '/var/lib/postgresql/15/main', why: 'postgres 15/main' }, { path: '/var/www/uploads', why: 'folder' }], clusters: [], parts: [], exclude: [] }, parents: [], proof: null, drill: null };
+async function startFleet(): Promise<void> {
+  if (note()) throw new Error('it runs already: npm run fleet stop');
+  const [program, ...words] = aloneCommand([process.execPath, ...process.execArgv, process.argv[1]!, 'keep']);
+  const log = fs.openSync(LOG, 'w', 0o600), child = spawn(program!, words, { detached: true, stdio: ['ignore', log, log], env: { ...process.env, COLD_BACKUP_ALONE: '1' } });
+  let hasEnded = false;
+  child.on('exit', () => { hasEnded = true; });
+  console.log('booting storage, operator, web1, dock1, a1, a2, l1 and l2, and setting them up ...');
+  const text = () => fs.readFileSync(LOG, 'utf8');
+  await waitFor(`the fleet: see ${LOG}`, () => hasEnded || /^ready /m.test(text()), 600);
+  if (hasEnded) throw new Error(`the fleet did not come up:\n${text()}`);
+  const keeper = Number(execFileSync('pgrep', ['--parent', execFileSync('pgrep', ['--parent', String(child.pid)], { encoding: 'utf8' }).trim(), '--full', 'fleet.ts keep'], { encoding: 'utf8' }).split('\n')[0]);
+  fs.writeFileSync(NOTE, JSON.stringify({ keeper, start: startOf(keeper), hosts: JSON.parse(/^ready (.*)$/m.exec(text())![1]!) }), { mode: 0o600 });
+  child.unref();
+  console.log(`It runs. Each server takes its first backup within two minutes, by its own cron. A shell: npm run fleet enter web1 (also ${Object.keys(note()!.hosts).filter((one) => one !== 'web1').join(', ')}).
+The operator: npm run fleet enter operator, then: cd /root/operator && node backup.js audit. The end: npm run fleet stop`);
 }
+
+async function main([word = 'start', name = '', ...command]: string[]): Promise<void> {
+  const found = note();
+  if (word === 'keep') return keep();
+  if (word === 'start') return startFleet();
+  if (!found) throw new Error('no fleet runs: npm run fleet');
+  if (word === 'enter') {
+    if (!found.hosts[name]) throw new Error(`there is no host ${name}; there are ${Object.keys(found.hosts).join(', ')}`);
+    const inside = ['nsenter', '--target', String(found.keeper), '--pid', '--mount', '--', 'nsenter', '--target', String(found.hosts[name]), '--all', '--', 'env', '-i', 'HOME=/root', `TERM=${process.env.TERM ?? 'dumb'}`, 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin', ...(command.length > 0 ? command : ['bash', '-l'])];
+    const terminal = command.length === 0 ? fs.openSync('/dev/tty', 'r+') : 'ignore'; // test/start has closed the standard input
+    process.exit(spawnSync(inside[0]!, inside.slice(1), { stdio: [terminal, 'inherit', 'inherit'] }).status ?? 1);
+  }
+  if (word !== 'stop') throw new Error('npm run fleet [start | enter HOST [COMMAND] | stop]');
+  process.kill(found.keeper, 'SIGTERM');
+  await waitFor('the end of the fleet', () => note() === null, 60);
+  fs.rmSync(NOTE);
+  console.log('It is gone.');
+}
+
+main(process.argv.slice(2)).catch((error) => {
+  console.error(error.message);
+  process.exit(1);
+}).then(() => { if (process.argv[2] !== 'keep') process.exit(0); });

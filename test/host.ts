@@ -31,6 +31,7 @@ export interface HostOptions {
   clusters?: Cluster[];
   cron?: Record<string, string>;           // file name in /etc/cron.d: text
   bind?: Record<string, string>;           // folder inside: folder of this machine, e.g. a mounted btrfs image
+  network?: { enter: string[]; bridge: string; address: string; hosts: Record<string, string> }; // words that enter its namespace; names of other hosts: their addresses
   debianWaits?: boolean;                   // true: pg_ctlcluster as it is, which sleeps 2 s in every start; else it polls faster
 }
 
@@ -96,8 +97,9 @@ export class Host {
     const binds = Object.entries(this.options.bind ?? {}).map(([inside, outside]) => `--bind=${outside}:${inside}`);
     // The system calls and capabilities are for dockerd and for mounting inside; a real host has them too. A unified cgroup tree
     // is what Debian 12 has, and on a mixed machine the old controllers would be read-only inside, which stops runc.
-    const supervisor = startDaemon(this.cage, ['systemd-nspawn', '--quiet', '--register=no', '--keep-unit', '--boot', `--directory=${this.root}`,
-      `--machine=${this.cage.name}`, `--hostname=${this.options.name ?? 'web1'}`, '--private-network', '--console=pipe', '--link-journal=no',
+    const { network } = this.options;
+    const supervisor = startDaemon(this.cage, [...network?.enter ?? [], 'systemd-nspawn', '--quiet', '--register=no', '--keep-unit', '--boot', `--directory=${this.root}`,
+      `--machine=${this.cage.name}`, `--hostname=${this.options.name ?? 'web1'}`, ...(network ? [`--network-bridge=${network.bridge}`] : ['--private-network']), '--console=pipe', '--link-journal=no',
       '--resolv-conf=off', '--timezone=off', '--capability=all', '--system-call-filter=@system-service @mount @keyring bpf',
       `--bind=${this.cage.folder}/docker:/var/lib/docker`, ...node, ...binds],
     { ...process.env, SYSTEMD_NSPAWN_UNIFIED_HIERARCHY: '1' });
@@ -221,8 +223,11 @@ export class Host {
   }
 }
 
+const WIRE = (address: string): string => `[Unit]\nDescription=the network card\nDefaultDependencies=no\nBefore=network.target network-online.target\n[Service]\nType=oneshot\nRemainAfterExit=yes
+ExecStart=ip address add ${address}/24 dev host0\nExecStart=ip link set host0 up\n[Install]\nWantedBy=multi-user.target\n`;
+
 /** Makes the file tree in folder/root before the first boot. */
-function layTree(folder: string, { name = 'web1', units = {}, cron = {}, debianWaits }: HostOptions): void {
+function layTree(folder: string, { name = 'web1', units = {}, cron = {}, network, debianWaits }: HostOptions): void {
   process.umask(0o022);    // folders of the host must be readable, whatever this process was started with
   const [upper, work, root] = ['upper', 'work', 'root'].map(part => join(folder, part));
   for (const path of [upper, work, root, join(folder, 'docker')]) mkdirSync(path);
@@ -244,13 +249,14 @@ function layTree(folder: string, { name = 'web1', units = {}, cron = {}, debianW
   };
   put('/etc/machine-id', readFileSync('/proc/sys/kernel/random/uuid', 'utf8').replaceAll('-', ''));
   put('/etc/hostname', `${name}\n`);
-  put('/etc/hosts', `127.0.0.1 localhost ${name}\n::1 localhost\n`);
+  put('/etc/hosts', `127.0.0.1 localhost ${name}\n::1 localhost\n${Object.entries(network?.hosts ?? {}).filter(([other]) => other !== name).map(([other, address]) => `${address} ${other}\n`).join('')}`);
+  if (network) put('/etc/systemd/system/wire.service', WIRE(network.address));
   for (const unit of MASKED) symlinkSync('/dev/null', `${root}/etc/systemd/system/${unit}`);
   for (const [unit, text] of Object.entries(units)) put(`/etc/systemd/system/${unit}`, text);
   for (const [file, text] of Object.entries(cron)) put(`/etc/cron.d/${file}`, text);
   const waits = readFileSync('/usr/bin/pg_ctlcluster', 'utf8');
   if (!debianWaits) put('/usr/bin/pg_ctlcluster', waits.replace(/(select.*undef, )0\.5/g, '$10.05'), 0o755);
-  execFileSync('systemctl', [`--root=${root}`, '--quiet', 'enable', 'postgresql', 'cron']);
+  execFileSync('systemctl', [`--root=${root}`, '--quiet', 'enable', 'postgresql', 'cron', ...(network ? ['wire'] : [])]);
 }
 
 /** What is to be known of a command that runs in the host: its pid, its signals, its output, its end. */

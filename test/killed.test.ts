@@ -1,12 +1,14 @@
-// What is killed: the script alone or with its whole process group, at random moments of real runs (kill.ts); the guard as well; the
-// whole machine. Within 15 seconds everything runs, no archive that counts holds anything but cold files, and the next run is good without help.
+// What is killed: the script alone or with its whole process group, or everything at once, at any boundary between the steps of real runs,
+// and of `recover` (kill.ts); the guard as well. Within 15 seconds everything runs, no archive that counts holds anything but cold files, and the next run is good without help.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { allIsWell, answers, expectEnd, good as takeGoodOne, held, holdIn, letGo, nearby, provenArchives, scenarios, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
-import { killLoops, MOMENTS } from './kill.ts';
+import { isWhole } from './ending.ts';
+import { cutInTheMiddle, endings } from './kill.ts';
+import { makeCluster } from './cluster.ts';
 
 const guardPid = ({ server }: World): number => JSON.parse(fs.readFileSync(path.join(server.stateFolder, 'guard.json'), 'utf8')).pid;
 const ledgerFile = ({ server }: World) => path.join(server.stateFolder, 'ledger.json');
@@ -43,8 +45,18 @@ async function powerCut(world: World): Promise<void> {
   await run.ended;
 }
 
+/** Three clusters more: two are stopped together, one alone. */
+async function manyClusters(world: World) {
+  const more = await Promise.all([1, 2, 3].map((number) => makeCluster({ folder: path.join(world.folder, `db${number}`), version: '15-debian', port: 5440 + number, initdb: ['--wal-segsize=1'], settings: { fsync: 'off', min_wal_size: '2MB', shared_buffers: '4MB' } })));
+  const [one, two, three] = more.map((cluster) => `postgres ${cluster.dataDirectory}`);
+  return { more, settings: { warmPass: false, stop: [world.web.entry, world.app.entry, world.idle.entry, [one, two], three, `postgres ${world.db.dataDirectory}`] } };
+}
+
 scenarios('when it is killed', import.meta.url, {
-  ...killLoops(MOMENTS, 6),
+  ...endings({ name: 'a run with a warm pass', settings: { warmPass: true } }, 5, { far: true }),
+  ...endings({ name: 'a run without a warm pass', settings: { warmPass: false } }, 5),
+  ...endings({ name: 'a run with many clusters', settings: { warmPass: false } }, 5, { make: manyClusters }),
+  ...endings({ name: 'recover', words: ['recover'], settings: { warmPass: false }, prepare: cutInTheMiddle }, 4),
 
   'script and guard are killed: recover starts everything': async (world) => {
     await killedWithGuard(world);
@@ -77,7 +89,9 @@ scenarios('when it is killed', import.meta.url, {
 
   'after a power cut the next run starts what ran, and is good': async (world) => {
     await powerCut(world);
-    expectEnd(world, await world.server.run(), { code: 0, says: [/this run starts what is missing/, /is proven/] });
+    const ended = await world.server.run();
+    expectEnd(world, ended, { code: 0, says: [/this run starts what is missing/, /is proven/] });
+    assert.ok(ended.seconds < 25, `${ended.seconds} s: the locks of a borg that is dead held it up`);
     await allIsWell(world, 0.5);
     assert.deepEqual(world.server.history().slice(-2).map((line) => line.outcome), ['failed', 'good']);
   },
@@ -101,4 +115,4 @@ scenarios('when it is killed', import.meta.url, {
     }
     await takeGoodOne(world);
   },
-});
+}, isWhole ? 2 : undefined, undefined, undefined, isWhole ? 240 : 10);

@@ -12,7 +12,7 @@ import { freePort, startStorage } from './storage.ts';
 import type { Storage } from './storage.ts';
 import { makeOperator } from './operator.ts';
 import type { OperatorHere } from './operator.ts';
-import { makePast } from './fleet.ts';
+import { makePast } from './past.ts';
 import { makeCluster } from './cluster.ts';
 import type { TestCluster } from './cluster.ts';
 import { cannotRunHere } from './night.ts';

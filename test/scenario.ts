@@ -34,7 +34,7 @@ const MAKE = 'make the server';
 const SIDE_BY_SIDE = 4; // they wait more than they work
 
 /** Given a title, the test file, its scenarios by name, how many may run side by side, and on which disks, makes each a test. */
-export function scenarios(title: string, file: string, all: Scenarios, sideBySide = SIDE_BY_SIDE, disks: Disk[] = ['tmpfs'], isMeant = (_name: string, _disk: Disk) => true): void {
+export function scenarios(title: string, file: string, all: Scenarios, sideBySide = SIDE_BY_SIDE, disks: Disk[] = ['tmpfs'], isMeant = (_name: string, _disk: Disk) => true, minutes = 10): void {
   const wanted = process.env.COLD_BACKUP_SCENARIO;
   if (wanted !== undefined) return void inScenario(wanted, all[wanted]);
   const isRoot = process.getuid?.() === 0;
@@ -42,7 +42,7 @@ export function scenarios(title: string, file: string, all: Scenarios, sideBySid
   describe(title, { concurrency: sideBySide, skip: isRoot ? false : 'needs root: namespaces, PostgreSQL as its own user, a tmpfs for each server' }, () => {
     const folder = testFolder('scenario');
     before(() => runScenario(file, folder, MAKE, 'tmpfs'), { timeout: 300_000 });
-    for (const disk of disks) for (const name of Object.keys(all).filter((one) => isMeant(one, disk))) test(disk === 'tmpfs' ? name : `${name} (${disk})`, { timeout: 600_000 }, () => runScenario(file, folder, name, disk));
+    for (const disk of disks) for (const name of Object.keys(all).filter((one) => isMeant(one, disk))) test(disk === 'tmpfs' ? name : `${name} (${disk})`, { timeout: minutes * 60_000 }, () => runScenario(file, folder, name, disk));
   });
 }
 
@@ -66,10 +66,10 @@ async function runScenario(file: string, folder: string, name: string, kind: Dis
   const { NODE_TEST_CONTEXT: _, ...env } = process.env;
   const child = spawn(program!, words, { cwd: '/', stdio: ['ignore', 'pipe', 'pipe'], env: { ...env, COLD_BACKUP_SCENARIO: name, COLD_BACKUP_DISK: disk, COLD_BACKUP_DISK_KIND: kind, COLD_BACKUP_ALONE: '1', DOCKER_HOST: 'unix:///nowhere' } });
   let said = '';
-  for (const stream of [child.stdout, child.stderr]) stream.on('data', (piece) => { said += piece; });
+  for (const stream of [child.stdout, child.stderr]) stream.on('data', (piece) => { said += piece; if (process.env.COLD_BACKUP_LIVE) process.stdout.write(piece); });
   const code = await new Promise((resolve) => { child.on('close', resolve); });
   if (code !== 0) throw new Error(said || `exit code ${code}`);
-  for (const line of said.match(/^note: .*/gm) ?? []) console.log(`${name}: ${line.slice(6)}`);
+  if (!process.env.COLD_BACKUP_LIVE) for (const line of said.match(/^note: .*/gm) ?? []) console.log(`${name}: ${line.slice(6)}`);
 }
 
 async function inScenario(name: string, scenario: Scenarios[string] | undefined): Promise<void> {

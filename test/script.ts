@@ -47,12 +47,12 @@ export async function waitFor(what: string, condition: () => boolean | Promise<b
 /** A part that is a real daemon: it writes its pid file, holds its folder, ends on TERM after `stopSeconds`. */
 export type Daemon = { name: string; pidFile: string; running: () => boolean; entry: object; startNow: () => void; stopNow: () => void };
 
-/** Given a folder, makes a daemon with start, stop and running commands; `stop` only sends TERM and waits for the end, as real ones do. */
-export function makeDaemon(folder: string, name: string, options: { stopSeconds?: number; ignoresStop?: boolean } = {}): Daemon {
+/** Given a folder, makes a daemon with start, stop and running commands; `stop` only sends TERM and waits for the end, as real ones do. work: what it does three times a second. */
+export function makeDaemon(folder: string, name: string, options: { stopSeconds?: number; ignoresStop?: boolean; work?: string } = {}): Daemon {
   const pidFile = path.join(folder, `${name}.pid`), file = path.join(folder, `${name}.sh`);
   const trap = options.ignoresStop ? "trap '' TERM" : `trap 'sleep ${options.stopSeconds ?? 0}; rm -f "$0.pid"; exit 0' TERM`;
   fs.writeFileSync(file, ['#!/bin/sh', 'case "$1" in',
-    `  run) ${trap}; echo $$ > "${pidFile}"; while :; do sleep 300 & wait $!; done;;`,
+    `  run) ${trap}; echo $$ > "${pidFile}"; while :; do ${options.work ? `${options.work}; sleep 0.3` : 'sleep 300'} & wait $!; done;;`,
     `  start) "$0" running || { setsid "$0" run </dev/null >/dev/null 2>&1 & }; for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do "$0" running && exit 0; sleep 0.05; done; exit 1;;`,
     `  stop) kill -TERM "$(cat "${pidFile}")" || exit 1; while "$0" running; do sleep 0.02; done;;`,
     `  running) test -s "${pidFile}" && test -d "/proc/$(cat "${pidFile}")" && grep -q "${name}.sh" "/proc/$(cat "${pidFile}")/cmdline";;`,

@@ -1,9 +1,8 @@
 // The product on a real systemd host: units, PostgreSQL clusters with and without a unit, whatever goes wrong in between.
 import { after, before, describe } from 'node:test';
 import assert from 'node:assert/strict';
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { Host } from './host.ts';
-import { STATE, cannotRun, daemon, install, remove, scenarios } from './systemd-host.ts';
+import { cannotRun, daemon, install, remove, scenarios } from './systemd-host.ts';
 import type { Product } from './systemd-host.ts';
 
 const ROWS = 20_000;
@@ -117,29 +116,5 @@ describe('on a systemd host', { skip: cannotRun }, () => {
     await product.releaseCopy();
     product.judge(await running.done, 1, /PostgreSQL cluster "?15\/main"? .*is not saved/);
     assert.equal(await host.psql('15/other', 'SELECT 1'), '1');
-  });
-
-  const seed = Number(process.env.SEED ?? Date.now() % 100_000);
-  scenario(`kill -9 of the script or its whole process group, anywhere between first stop and last start (SEED=${seed})`, async () => {
-    await product.set({ stop: ['service web', ['service worker', 'service mail'], 'postgres *'], uploadLimitKiB: 1500 });
-    const everything = await product.whatRuns(), newPicture = () => host.must('head -c 3000000 /dev/urandom > /srv/uploads/picture'); // 2 s of upload
-    await newPicture();
-    await product.expect([], 0);
-    const { downSeconds } = await product.lastRun();
-    let state = seed;
-    const random = () => (state = (state * 48271 + 11) % 2147483647) / 2147483647;
-    for (let round = 0; round < 4; round++) {
-      await newPicture();
-      const running = product.start();
-      await host.waitFor('the first stop', `test -e ${STATE}/ledger.json`);
-      const delay = Math.round(random() * downSeconds * 1000), wholeGroup = round % 2 === 1;
-      await sleep(delay); // a moment by chance, not a wait for something
-      const where = running.output().trim().split('\n').pop()!;
-      if (running.pid() !== 0) running.kill('SIGKILL', wholeGroup); // else it was quicker than last time
-      await running.done;
-      await product.everythingRunsAgain(everything).catch((error) => { throw new Error(`round ${round}, ${delay} ms after the first stop (${where}): ${error.message}`); });
-    }
-    await product.set({ uploadLimitKiB: 0 });
-    await product.expect([], 0);
   });
 });
