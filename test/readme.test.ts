@@ -1,7 +1,7 @@
 // The README, in both languages: it says the same in both, its links lead somewhere, and what it names of the script is there.
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { distFile, repositoryRoot, testFolder } from './script.ts';
@@ -76,7 +76,7 @@ test('what the README names of the script is there: commands, options, settings,
   const spoken = en.flatMap(({ text, blocks }) => [...words(text), ...blocks.flatMap(({ body }) => body.split('\n'))]);
   const called = spoken.flatMap((one) => all(one, /(?:node \S*?(?:backup|new|mine)\.js|^(?=(?:drill|restore|audit|prune|status|setup|find|list)(?: |$))) ?([^`|;&#\n]*)/g));
   assert.ok(called.length > 60, String(called.length));
-  const helpOf = (...command: string[]) => execFileSync(process.execPath, [distFile, ...command, '--help'], { encoding: 'utf8' }), help = helpOf();
+  const helpOf = (...command: string[]) => spawnSync(process.execPath, [distFile, ...command, '--help'], { encoding: 'utf8' }).stdout, help = helpOf();
   const known = (word: string, text: string) => new RegExp(`(^|[\\s,[])${word}(?![\\w-])`, 'm').test(text);
   const commandsHere = [...new Set(called.map((one) => /^([a-z]+)(?= |$)/.exec(one.trim())?.[1] ?? ''))].filter((command) => command !== '');
   assert.deepEqual(commandsHere.filter((command) => !known(command, help)), []);
