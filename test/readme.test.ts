@@ -88,6 +88,9 @@ test('what the README names of the script is there: commands, options, settings,
   const texts = en.filter(({ heading }) => heading.startsWith('`')).map(({ heading }) => heading.slice(1, -1)), said = script.replaceAll("\\'", "'");
   assert.ok(texts.length > 10);
   assert.deepEqual(texts.flatMap((one) => one.split('...').map((piece) => piece.trim())).filter((piece) => piece.length > 3 && !said.includes(piece)), []);
+  const keeper = words(en.find(({ heading }) => heading === 'On the storage')!.text).filter((one) => /^(apt-get|adduser|install|printf) /.test(one)), printed = script.replaceAll('${user}', 'borg').replaceAll('\\\\n', '\\n');
+  assert.equal(keeper.length, 4);
+  assert.deepEqual(keeper.filter((one) => !printed.includes(one)), []);
   const without = en.find(({ heading }) => heading === 'Without us')!.text, table = rows(without).slice(1, 8).flatMap((row) => words(row[1]!));
   assert.deepEqual(table.filter((one) => !(one.startsWith('====') ? script.includes(`\n// ${one}\n`) : new RegExp(`^(async )?function ${one}\\(`, 'm').test(script))), []);
   for (const code of rows(en.find(({ heading }) => heading === 'Exit codes')!.text).slice(1).map((row) => row[0]!.trim())) assert.ok(help.includes(`${code} `), code);
