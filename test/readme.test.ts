@@ -34,7 +34,7 @@ const anchorOf = (heading: string) => `#${heading.toLowerCase().replace(/[^\p{L}
 const linksOf = (text: string) => all(text, /\]\(([^)]+)\)/g);
 const rows = (text: string) => text.split('\n').filter((line) => line.startsWith('|') && !/^[|-]+$/.test(line)).map((line) => line.replaceAll('\\|', '').split('|').slice(1, -1));
 /** The commands of a block, without what is said about them. */
-const commands = ({ language, body }: Section['blocks'][number]) => body.split('\n').map((line) => line.replace(language === 'js' ? /\s+\/\/ .*$/ : language === 'sh' ? /\s+# .*$/ : /$^/, ''));
+const commands = ({ language, body }: Section['blocks'][number]) => body.split('\n').map((line) => line.replace(language === 'js' ? /\s+\/\/ .*$/ : language === 'sh' || language === 'console' ? /\s+# .*$/ : /$^/, ''));
 
 test('README.es.md says what README.md says: the same headings, commands, tables, lists, links and pictures', () => {
   assert.deepEqual(es.map(({ level }) => level), en.map(({ level }) => level));
@@ -91,7 +91,7 @@ test('what the README names of the script is there: commands, options, settings,
   const keeper = words(en.find(({ heading }) => heading === 'On the storage')!.text).filter((one) => /^(apt-get|adduser|install|printf) /.test(one)), printed = script.replaceAll('${user}', 'borg').replaceAll('\\\\n', '\\n');
   assert.equal(keeper.length, 4);
   assert.deepEqual(keeper.filter((one) => !printed.includes(one)), []);
-  const questions = en.find(({ heading }) => heading === 'A first session')!.blocks[0]!.body.split('\n').map((line) => /^(?!no ssh)[^?]*[a-z)]\?/.exec(line)?.[0] ?? '').filter((one) => one !== '');
+  const questions = en.find(({ heading }) => heading === 'What setup asks')!.blocks[0]!.body.split('\n').map((line) => /^(?!no ssh)[^?]*[a-z)]\?/.exec(line)?.[0] ?? '').filter((one) => one !== '');
   assert.ok(questions.length >= 10, questions.join('\n'));
   assert.deepEqual(questions.filter((one) => !said.replaceAll('${sheet}', '/etc/cold-backup/recovery-sheet.txt').includes(one)), []);
   const without = en.find(({ heading }) => heading === 'Without us')!.text, table = rows(without).slice(1, 8).flatMap((row) => words(row[1]!));
