@@ -11,10 +11,12 @@ import type { Host, Storage } from './host.ts';
 import { STATE, cannotRun, daemon, remove } from './systemd-host.ts';
 import { distFile, repositoryRoot, start, testFolder } from './script.ts';
 
+const readme = fs.readFileSync(path.join(repositoryRoot, 'README.md'), 'utf8');
 const playbook = path.join(repositoryRoot, 'test/ansible/cold-backup.yml');
 
 describe('many servers, by Ansible', { skip: cannotRun }, () => {
   const folder = testFolder('ansible'), home = path.join(folder, 'home'), file = (name: string) => path.join(folder, name);
+  const ansible = { cwd: folder, env: { HOME: home, ANSIBLE_HOST_KEY_CHECKING: 'False', ANSIBLE_PIPELINING: 'True', ANSIBLE_NOCOLOR: '1', ANSIBLE_LOCALHOST_WARNING: 'False', LANG: 'C.UTF-8' } };
   let servers: { name: string; host: Host; storage: Storage }[] = [];
 
   before(async () => {
@@ -34,7 +36,7 @@ describe('many servers, by Ansible', { skip: cannotRun }, () => {
   function writeInventory(changes: Record<string, unknown> = {}): void {
     const hosts = servers.map(({ name, host, storage }) => [name, {
       ansible_ssh_common_args: `-o ProxyCommand="nsenter --target ${host.leader} --net busybox nc 127.0.0.1 22"`, storage_host_key: storage.knownHosts.trim(),
-      settings: { server: name, repository: storage.url, stop: ['service web'], folders: ['/srv/uploads'], compression: 'zstd,1', window: { from: '00:00', until: '23:59', timeZone: 'Africa/Maputo' }, language: 'es', ...changes },
+      settings: { server: name, repository: storage.url, stop: ['service web'], folders: ['/srv/uploads'], compression: 'zstd,1', window: null, language: 'es', ...changes },
     }]);
     const vars = { ansible_user: 'root', ansible_python_interpreter: '/usr/bin/python3', ansible_ssh_private_key_file: file('ssh_key'), script_sha256: createHash('sha256').update(fs.readFileSync(distFile)).digest('hex'),
       packages: ['borgbackup'], quota: '5G' };
@@ -43,8 +45,7 @@ describe('many servers, by Ansible', { skip: cannotRun }, () => {
 
   // Returns what Ansible said, and how often it says that something was changed on a server.
   async function play(expected: number): Promise<{ said: string; changed: number[] }> {
-    const { code, out, err } = await start(['ansible-playbook', '-i', 'servers.yml', 'cold-backup.yml'], { cwd: folder,
-      env: { HOME: home, ANSIBLE_HOST_KEY_CHECKING: 'False', ANSIBLE_PIPELINING: 'True', ANSIBLE_NOCOLOR: '1', ANSIBLE_LOCALHOST_WARNING: 'False', LANG: 'C.UTF-8' } }).ended;
+    const { code, out, err } = await start(['ansible-playbook', '-i', 'servers.yml', 'cold-backup.yml'], ansible).ended;
     assert.equal(code, expected, out + err);
     return { said: out + err, changed: [...out.matchAll(/ok=\d+ +changed=(\d+)/g)].map(([, number]) => Number(number)) };
   }
@@ -79,6 +80,16 @@ describe('many servers, by Ansible', { skip: cannotRun }, () => {
       assert.deepEqual([outcome, server, parts.map((part: { name: string }) => part.name)], ['good', name, ['service web']]);
       assert.ok(await host.isActive('web'));
     }
+    const look = /`(ansible backed_up [^`]*)`/.exec(readme)![1]!, { code, out, err } = await start(['sh', '-c', look], ansible).ended;
+    assert.equal(code, 0, out + err);
+    for (const { name } of servers) assert.match(out, new RegExp(`^OK: ${name}: ${name}-`, 'm'));
+  });
+
+  test('the way to leave that the README shows: plain borg, on a server as Ansible has set it up', async () => {
+    const { host, storage } = servers[0]!, { archive } = JSON.parse(await host.must(`tail -n 1 ${STATE}/history.jsonl`));
+    const [, block] = /^```sh\n(export BORG_REPO=[^`]*)```$/m.exec(readme)!, leave = block!.replace('ssh://borg@storage.example.org/./web1', storage.url).replace('web1-2026-11-23T02:00:00', archive);
+    assert.ok(leave.includes(storage.url) && leave.includes(`::${archive}`));
+    assert.match(await host.must(`set -e; mkdir /srv/leave; cd /srv/leave; ${leave}; test -s record/RESTORE.md -a -s record/backup.js`), new RegExp(`^proven-${archive} `, 'm'));
   });
 
   test('settings with a mistake, and a script with another sum, come to no server', async () => {
