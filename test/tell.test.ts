@@ -155,7 +155,7 @@ describe('the metrics', () => {
 
   test('take the last success from the history when the file is gone', async () => {
     const history = path.join(stateFolder, 'history.jsonl');
-    fs.writeFileSync(history, '{"kind":"run","startedAt":"2026-11-20T01:00:00Z","endedAt":"2026-11-20T02:00:00Z","outcome":"good"}\n');
+    fs.writeFileSync(history, '{"kind":"run","startedAt":"2026-11-20T01:00:00Z","endedAt":"2026-11-20T02:00:00Z","outcome":"good","exitCode":0,"archive":"web1-2026-11-20T01:00:00","downSeconds":1}\n');
     await tell(settingsWith({ metrics }), message('failed'));
     fs.rmSync(history);
     assert.equal(gauge('last_success_timestamp_seconds'), Date.parse('2026-11-20T02:00:00Z') / 1000);
