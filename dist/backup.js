@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 087ef359f07182029014bf44ebbd213abe2b4b4fb6bcb2787958684b90535df7
+// Checksum of all but the settings: 8f5b8706540f08b682195d3cfe2153f52c179b1d645b008f62a81782abe913a1
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -8350,6 +8350,7 @@ function newBook({ server, repository }, now) {
 /** One audit or prune of a server at a time, on this computer. Throws Problem (75) when there is another one. */
 function lockBook({ ledgerFolder }, server) {
   fs.mkdirSync(ledgerFolder, { recursive: true, mode: 0o700 });
+  refuseIfOthersCanChange(ledgerFolder, '`ledgerFolder`');
   if (takeLock(ledgerFolder, 1, `.${server}.lock`) === null) throw new Problem(`${server}: another audit or prune of it is going on`, { exitCode: 75, hint: 'wait for its end' });
 }
 

@@ -6,6 +6,7 @@ import path from 'node:path';
 import { Problem, named } from './say.ts';
 import { writeDurably } from './shell.ts';
 import type { ArchiveKind } from './archives.ts';
+import { refuseIfOthersCanChange } from './check.ts';
 import { takeLock } from './ledger.ts';
 import type { Operator, OperatedServer } from './operator.ts';
 
@@ -60,6 +61,7 @@ export function newBook({ server, repository }: OperatedServer, now: string): Bo
 /** One audit or prune of a server at a time, on this computer. Throws Problem (75) when there is another one. */
 export function lockBook({ ledgerFolder }: Operator, server: string): void {
   fs.mkdirSync(ledgerFolder, { recursive: true, mode: 0o700 });
+  refuseIfOthersCanChange(ledgerFolder, '`ledgerFolder`');
   if (takeLock(ledgerFolder, 1, `.${server}.lock`) === null) throw new Problem(`${server}: another audit or prune of it is going on`, { exitCode: 75, hint: 'wait for its end' });
 }
 

@@ -237,6 +237,9 @@ sys.exit(program.wait())
     sane(ended, 'a hostile configuration');
     assert.equal(ended.code, 2);
     assert.doesNotMatch(ended.out, /touch owned/);
+    fs.chmodSync(ledger, 0o777);
+    const open = await run(['audit', ...operator(folder, repository)]);
+    assert.deepEqual([open.code, /others than root could change `ledgerFolder`/.test(open.err)], [64, true], open.err);
     fs.writeFileSync(config, was);
   });
 
