@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 8f5b8706540f08b682195d3cfe2153f52c179b1d645b008f62a81782abe913a1
+// Checksum of all but the settings: 453d27437e919526811e4fc9e470c9ee93692fb61cd8609b15bd053961cc5ac3
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -961,14 +961,17 @@ function procFile(pid, name) {
   }
 }
 
-/** The uid of a process, -1 when it is gone. */
-function ownerOf(pid) {
+/** The uid that a file or folder belongs to, -1 when it is gone or not for us to see, as what another user has mounted (FUSE). */
+function ownerOfFile(file) {
   try {
-    return fs.statSync(`/proc/${pid}`).uid;
+    return fs.statSync(file).uid;
   } catch {
     return -1;
   }
 }
+
+/** The uid of a process, -1 when it is gone. */
+const ownerOf = (pid) => ownerOfFile(`/proc/${pid}`);
 
 /** The PID namespace of a process, '' when it cannot be known: all processes of a container share one. */
 function pidNamespace(pid) {
@@ -1907,7 +1910,7 @@ const STATES = ['starting up', 'shut down', 'shut down in recovery', 'shutting d
 function runningPostmasters() {
   return processes().filter(({ pid, program }) => {
     const folder = `/proc/${pid}/cwd`, status = procFile(pid, 'status'), owner = Number(/^Uid:\t\d+\t(\d+)/m.exec(status)?.[1] ?? 0);
-    if (!SERVER_PROGRAMS.has(program) || owner === 0 || fs.statSync(`${folder}/.`, { throwIfNoEntry: false })?.uid !== owner) return false;
+    if (!SERVER_PROGRAMS.has(program) || owner === 0 || ownerOfFile(`${folder}/.`) !== owner) return false;
     if ([OWN_USER, process.getuid?.()].includes(owner) && fs.existsSync(`${folder}/${SANDBOX_MARK}`)) return false; // a rehearsal. On another's word no cluster is left out
     const [own] = pidFile(folder), inside = /^NSpid:.*?(\d+)\s*$/m.exec(status)?.[1]; // its number as its own container counts
     return own !== undefined && own === inside && versionOf(folder) !== '';
@@ -2094,7 +2097,7 @@ function userName(uid) {
 // Everything that belongs to a cluster: borg does not follow links, so what they lead to is named beside the data directory. PostgreSQL owns what it
 // writes to: a link to somebody else's folder, which whoever owns the data directory could lay, takes no /root into the archive and back.
 function rootsOf(cluster) {
-  const isOwn = (root) => fs.statSync(root, { throwIfNoEntry: false })?.uid === cluster.uid;
+  const isOwn = (root) => ownerOfFile(root) === cluster.uid;
   const roots = [cluster.dataDirectory, ...[...cluster.tablespaces.map((one) => one.location), cluster.walFolder].filter(isOwn)];
   if (cluster.configFolder) roots.push(cluster.configFolder);
   return [...new Set(roots.filter((root) => root !== '' && fs.existsSync(root)).map((root) => fs.realpathSync(root)))];

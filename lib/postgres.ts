@@ -5,7 +5,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, warn } from './say.ts';
 import { hasSystemd, look, outlivingUs, readPlainFile } from './shell.ts';
-import { deviceAndInode, procFile } from './processes.ts';
+import { deviceAndInode, ownerOfFile, procFile } from './processes.ts';
 import { describeUnits } from './units.ts';
 import type { Part } from './units.ts';
 import { hostPathOf } from './containers.ts';
@@ -129,7 +129,7 @@ function userName(uid: number): string {
 // Everything that belongs to a cluster: borg does not follow links, so what they lead to is named beside the data directory. PostgreSQL owns what it
 // writes to: a link to somebody else's folder, which whoever owns the data directory could lay, takes no /root into the archive and back.
 function rootsOf(cluster: Cluster): string[] {
-  const isOwn = (root: string) => fs.statSync(root, { throwIfNoEntry: false })?.uid === cluster.uid;
+  const isOwn = (root: string) => ownerOfFile(root) === cluster.uid;
   const roots = [cluster.dataDirectory, ...[...cluster.tablespaces.map((one) => one.location), cluster.walFolder].filter(isOwn)];
   if (cluster.configFolder) roots.push(cluster.configFolder);
   return [...new Set(roots.filter((root) => root !== '' && fs.existsSync(root)).map((root) => fs.realpathSync(root)))];

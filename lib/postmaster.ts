@@ -6,7 +6,7 @@ import { connect } from 'node:net';
 import path from 'node:path';
 import { Problem, named } from './say.ts';
 import { readPlainFile } from './shell.ts';
-import { OWN_USER, SANDBOX_MARK, deviceAndInode, ownerOf, procFile, processes } from './processes.ts';
+import { OWN_USER, SANDBOX_MARK, deviceAndInode, ownerOf, ownerOfFile, procFile, processes } from './processes.ts';
 import type { State } from './units.ts';
 
 const SERVER_PROGRAMS = new Set(['postgres', 'postmaster', 'edb-postgres']);
@@ -20,7 +20,7 @@ const STATES = ['starting up', 'shut down', 'shut down in recovery', 'shutting d
 export function runningPostmasters(): { pid: number; folder: string }[] {
   return processes().filter(({ pid, program }) => {
     const folder = `/proc/${pid}/cwd`, status = procFile(pid, 'status'), owner = Number(/^Uid:\t\d+\t(\d+)/m.exec(status)?.[1] ?? 0);
-    if (!SERVER_PROGRAMS.has(program) || owner === 0 || fs.statSync(`${folder}/.`, { throwIfNoEntry: false })?.uid !== owner) return false;
+    if (!SERVER_PROGRAMS.has(program) || owner === 0 || ownerOfFile(`${folder}/.`) !== owner) return false;
     if ([OWN_USER, process.getuid?.()].includes(owner) && fs.existsSync(`${folder}/${SANDBOX_MARK}`)) return false; // a rehearsal. On another's word no cluster is left out
     const [own] = pidFile(folder), inside = /^NSpid:.*?(\d+)\s*$/m.exec(status)?.[1]; // its number as its own container counts
     return own !== undefined && own === inside && versionOf(folder) !== '';

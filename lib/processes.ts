@@ -53,14 +53,17 @@ export function procFile(pid: number, name: string): string {
   }
 }
 
-/** The uid of a process, -1 when it is gone. */
-export function ownerOf(pid: number): number {
+/** The uid that a file or folder belongs to, -1 when it is gone or not for us to see, as what another user has mounted (FUSE). */
+export function ownerOfFile(file: string): number {
   try {
-    return fs.statSync(`/proc/${pid}`).uid;
+    return fs.statSync(file).uid;
   } catch {
     return -1;
   }
 }
+
+/** The uid of a process, -1 when it is gone. */
+export const ownerOf = (pid: number) => ownerOfFile(`/proc/${pid}`);
 
 /** The PID namespace of a process, '' when it cannot be known: all processes of a container share one. */
 export function pidNamespace(pid: number): string {
