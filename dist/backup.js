@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 453d27437e919526811e4fc9e470c9ee93692fb61cd8609b15bd053961cc5ac3
+// Checksum of all but the settings: 23a396362928ceafe7218fc56640a053832d4cfa56321a92f00bd7f33a19e365
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -831,7 +831,7 @@ function heldFolder(folder) {
     const { uid, mode } = fs.fstatSync(fd);
     if (uid === process.getuid?.() && (mode & 0o022) === 0 && fs.readdirSync(held).length === 0) return held;
   } catch { /* a link, or gone */ }
-  throw new Problem(`${folder} is not the folder that was made just now: somebody else can write there`, { hint: 'restore into a folder that only root can change' });
+  throw new Problem(`${named(folder)} is not the folder that was made just now: somebody else can write there`, { hint: 'restore into a folder that only root can change' });
 }
 
 /** Bytes that are free for us on the disk of a folder. */
@@ -8325,6 +8325,11 @@ const STATE_ALONE = { after: Number.MAX_SAFE_INTEGER, until: 0, logBytes: 0, ids
 
 const bookFile = ({ ledgerFolder }, server) => path.join(ledgerFolder, `${server}.json`);
 
+const MARK_FORM = { transaction: 'id', previous: 'id', time: 'time', files: { count: 'number', sha256: 'text' }, log: { bytes: 'number', sha256: 'text' }, manifestBytes: 'number', nonce: 'text' };
+const BOOK_FORM = { server: 'text', firstAuditAt: 'time', lastAuditAt: 'time', 'mark?': MARK_FORM, appendOnly: 'yes or no', config: { '*': 'text' }, days: [{ day: 'text', bytes: 'number', transactions: 'number' }], audits: [{ at: 'time' }], prunes: [{ at: 'time' }],
+  archives: [{ id: 'text', name: 'text', kind: 'text', seenAt: 'time', seenBy: 'text', transaction: 'id', claimedAt: 'time', endedAt: 'time', 'originalBytes?': 'number', 'files?': 'number', 'newBytes?': 'number', 'goneAt?': 'time' }],
+  'pruning?': { startedAt: 'time', stage: 'text', deleting: ['text'], accessCut: 'yes or no', 'mark?': MARK_FORM, 'bytes?': ['number'] } };
+
 /** The ledger of a server; null before its first audit. Throws Problem (64) when the file is there and is none: a ledger is never begun anew by itself. */
 function readBook(operator, { server, repository }) {
   const file = bookFile(operator, server);
@@ -8337,7 +8342,7 @@ function readBook(operator, { server, repository }) {
   }
   try {
     const book = JSON.parse(text);
-    if (book.format !== 1 || !Array.isArray(book.archives)) throw new Error();
+    if (book.format !== 1 || misfit(book, BOOK_FORM)) throw new Error();
     if (book.server !== server) throw new Problem(`the ledger ${named(file)} is that of ${book.server}`, { exitCode: 64 });
     return { ...book, repository };
   } catch (error) {

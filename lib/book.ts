@@ -5,6 +5,8 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, named } from './say.ts';
 import { writeDurably } from './shell.ts';
+import { misfit } from './form.ts';
+import type { Form } from './form.ts';
 import type { ArchiveKind } from './archives.ts';
 import { refuseIfOthersCanChange } from './check.ts';
 import { takeLock } from './ledger.ts';
@@ -33,6 +35,11 @@ export type Book = {
 
 const bookFile = ({ ledgerFolder }: Operator, server: string) => path.join(ledgerFolder, `${server}.json`);
 
+const MARK_FORM: Form = { transaction: 'id', previous: 'id', time: 'time', files: { count: 'number', sha256: 'text' }, log: { bytes: 'number', sha256: 'text' }, manifestBytes: 'number', nonce: 'text' };
+const BOOK_FORM: Form = { server: 'text', firstAuditAt: 'time', lastAuditAt: 'time', 'mark?': MARK_FORM, appendOnly: 'yes or no', config: { '*': 'text' }, days: [{ day: 'text', bytes: 'number', transactions: 'number' }], audits: [{ at: 'time' }], prunes: [{ at: 'time' }],
+  archives: [{ id: 'text', name: 'text', kind: 'text', seenAt: 'time', seenBy: 'text', transaction: 'id', claimedAt: 'time', endedAt: 'time', 'originalBytes?': 'number', 'files?': 'number', 'newBytes?': 'number', 'goneAt?': 'time' }],
+  'pruning?': { startedAt: 'time', stage: 'text', deleting: ['text'], accessCut: 'yes or no', 'mark?': MARK_FORM, 'bytes?': ['number'] } };
+
 /** The ledger of a server; null before its first audit. Throws Problem (64) when the file is there and is none: a ledger is never begun anew by itself. */
 export function readBook(operator: Operator, { server, repository }: OperatedServer): Book | null {
   const file = bookFile(operator, server);
@@ -45,7 +52,7 @@ export function readBook(operator: Operator, { server, repository }: OperatedSer
   }
   try {
     const book = JSON.parse(text);
-    if (book.format !== 1 || !Array.isArray(book.archives)) throw new Error();
+    if (book.format !== 1 || misfit(book, BOOK_FORM)) throw new Error();
     if (book.server !== server) throw new Problem(`the ledger ${named(file)} is that of ${book.server}`, { exitCode: 64 });
     return { ...book, repository };
   } catch (error) {

@@ -8,7 +8,7 @@ import { constants, tmpdir } from 'node:os';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { $ } from 'zx/core';
-import { Problem, lastLines, mode, pasteable, say, sayMore, transcriptNow, transcriptSince } from './say.ts';
+import { Problem, lastLines, mode, named, pasteable, say, sayMore, transcriptNow, transcriptSince } from './say.ts';
 
 /** How a program ended. code: its exit code, 128+n for signal n, 127 when it is not installed; out: stdout; said: what it complained of. */
 export type Done = { argv: string[]; code: number; out: string; said: string; timedOut: boolean };
@@ -269,7 +269,7 @@ export function heldFolder(folder: string): string {
     const { uid, mode } = fs.fstatSync(fd);
     if (uid === process.getuid?.() && (mode & 0o022) === 0 && fs.readdirSync(held).length === 0) return held;
   } catch { /* a link, or gone */ }
-  throw new Problem(`${folder} is not the folder that was made just now: somebody else can write there`, { hint: 'restore into a folder that only root can change' });
+  throw new Problem(`${named(folder)} is not the folder that was made just now: somebody else can write there`, { hint: 'restore into a folder that only root can change' });
 }
 
 /** Bytes that are free for us on the disk of a folder. */

@@ -150,7 +150,7 @@ for one in threads: one.join()
 sys.exit(program.wait())
 `, { mode: 0o755 });
     const commands = [['list'], ['list', 'latest'], ['find', 'one'], ['doctor'], ['restore', 'latest', '--to', 'TO'], ['drill'], []];
-    await many('borg', 14, async (random, place, what) => {
+    await many('borg', 12, async (random, place, what) => {
       const words = commands[Math.floor(random() * commands.length)]!, to = path.join(place, 'to');
       const ended = await run([...words.map((word) => (word === 'TO' ? to : word)), ...settingsIn(place, {})], { DAMAGE: what, CHANCE: String(random() * 0.5), PATH: `${bin}:${process.env.PATH}` });
       sane(ended, `${what}: ${words.join(' ')}`);
@@ -186,13 +186,13 @@ sys.exit(program.wait())
     for (const one of ['record', files]) fs.mkdirSync(path.join(lure, one), { recursive: true });
     fs.writeFileSync(path.join(lure, 'record/listing'), '');
     const made: string[] = [];
-    for (let number = 0; number < 14 * soak; number++) {
+    for (let number = 0; number < 12 * soak; number++) {
       const random = randomOf(`manifest ${number}`), text = JSON.stringify(base);
       made.push(`web1-2026-01-01T00:${String(Math.floor(number / 60) % 60).padStart(2, '0')}:${String(number % 60).padStart(2, '0')}`);
       make(made[number]!, random() < 0.75 ? otherData(random, base) : otherBytes(random, Buffer.from(text)).toString());
     }
     let next = 0;
-    await many('manifest', 14, async (random, place, what) => {
+    await many('manifest', 12, async (random, place, what) => {
       const name = made[next++]!, kind = random(), words = kind < 0.6 ? ['restore', name, '--to', path.join(place, 'to'), '--mend-links'] : kind < 0.8 ? ['restore', name, '--in-place', '--dry-run'] : ['drill', name];
       const ended = await run([...words, ...settingsIn(place, {})]);
       sane(ended, `${what}: ${words.join(' ')}`);
@@ -218,7 +218,7 @@ sys.exit(program.wait())
     };
     fs.mkdirSync(ledger, { mode: 0o700 });
     assert.equal((await run(['audit', ...operator(folder, repository)])).code, 0);
-    await many('segments', 40, async (random, place, what) => {
+    await many('segments', 32, async (random, place, what) => {
       const at = path.join(place, 'repository'), words = operator(place, at);
       execFileSync('cp', ['-a', repository, at]);
       execFileSync('cp', ['-a', ledger, path.join(place, 'ledger')]);
@@ -229,6 +229,12 @@ sys.exit(program.wait())
       const ended = await run(['audit', '--full', ...words]);
       sane(ended, what);
       if (!isBlind && !is.equals(was)) assert.equal(ended.code, 2, `${what}: ${ended.out}`);
+    });
+    const book = JSON.parse(fs.readFileSync(path.join(ledger, 'web1.json'), 'utf8'));
+    await many('operator', 20, async (random, place, what) => {
+      fs.mkdirSync(path.join(place, 'ledger'), { mode: 0o700 });
+      fs.writeFileSync(path.join(place, 'ledger/web1.json'), random() < 0.7 ? JSON.stringify(otherData(random, book)) : otherBytes(random, Buffer.from(JSON.stringify(book))), { mode: 0o600 });
+      sane(await run(['audit', ...operator(place, repository)]), what);
     });
     // A storage in somebody else's hands gives no word into the plan that root would run on the server.
     const config = path.join(repository, 'config'), was = fs.readFileSync(config, 'utf8');
