@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 23a396362928ceafe7218fc56640a053832d4cfa56321a92f00bd7f33a19e365
+// Checksum of all but the settings: f4a5c19d0cf07232031e58eaec7fec2d3cf094c78a748f8e4be8f0d5a8f08a4c
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7739,8 +7739,8 @@ On a storage that is new, its keeper does this first, as root (Debian):
   adduser --system --group --shell /bin/sh --home /srv/${user} ${user}
   install -d -m 700 -o ${user} -g ${user} /srv/${user}/.ssh          # and the line above into /srv/${user}/.ssh/authorized_keys
   printf 'ClientAliveInterval 10\\nClientAliveCountMax 6\\n' > /etc/ssh/sshd_config.d/borg.conf && systemctl reload ssh   # a dead line frees its lock
-and, when the repository is there, so that a full disk can still be cleaned up:
-  borg config /srv/${user}/REPOSITORY additional_free_space 2G
+and, when the repository is there, so that a full disk can still be cleaned up (as ${user}: a file of root's would shut the server out):
+  runuser -l ${user} -c 'borg config /srv/${user}/REPOSITORY additional_free_space 2G'
 `;
 }
 

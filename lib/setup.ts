@@ -108,8 +108,8 @@ On a storage that is new, its keeper does this first, as root (Debian):
   adduser --system --group --shell /bin/sh --home /srv/${user} ${user}
   install -d -m 700 -o ${user} -g ${user} /srv/${user}/.ssh          # and the line above into /srv/${user}/.ssh/authorized_keys
   printf 'ClientAliveInterval 10\\nClientAliveCountMax 6\\n' > /etc/ssh/sshd_config.d/borg.conf && systemctl reload ssh   # a dead line frees its lock
-and, when the repository is there, so that a full disk can still be cleaned up:
-  borg config /srv/${user}/REPOSITORY additional_free_space 2G
+and, when the repository is there, so that a full disk can still be cleaned up (as ${user}: a file of root's would shut the server out):
+  runuser -l ${user} -c 'borg config /srv/${user}/REPOSITORY additional_free_space 2G'
 `;
 }
 
