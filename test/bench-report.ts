@@ -1,5 +1,5 @@
 // From the raw numbers in bench/ to what a reader sees: tables between two marks in README.md, and charts beside this file. May
-// change README.md between its marks, test/bench.svg and test/bench-files.svg; nothing else. Parts that were not run are absent.
+// change README.md and README.es.md between their marks, test/bench.svg and test/bench-files.svg; nothing else. Parts that were not run are absent.
 import fs from 'node:fs';
 import path from 'node:path';
 import { chartOf } from './bench-chart.ts';
@@ -13,13 +13,15 @@ const PARTS = ['downtime', 'files', 'line', 'cost', 'nights', 'growth', 'restore
 
 /** Write tables and charts, and print the tables. */
 export function writeReport(): void {
-  const parts = PARTS.map(readPart).filter((part) => part !== null), file = path.join(repositoryRoot, 'README.md'), readme = fs.readFileSync(file, 'utf8');
+  const parts = PARTS.map(readPart).filter((part) => part !== null);
   if (parts.length === 0) throw new Error('nothing was measured yet: bench/ holds no numbers');
   const text = parts.map(chapterOf), judged = judge();
   const all = [machineLine(parts), ...judged.length > 0 ? [limitsTable(judged)] : [], ...text.filter((one) => one !== '')].join('\n\n');
-  const [before, after] = [readme.split(BEGIN)[0], readme.split(END)[1]];
-  if (before === undefined || after === undefined) throw new Error(`README.md has lost its marks ${BEGIN} and ${END}`);
-  fs.writeFileSync(file, `${before}${BEGIN}\n${all}\n${END}${after}`);
+  for (const name of ['README.md', 'README.es.md']) {
+    const file = path.join(repositoryRoot, name), [before, after] = [fs.readFileSync(file, 'utf8').split(BEGIN)[0], fs.readFileSync(file, 'utf8').split(END)[1]];
+    if (before === undefined || after === undefined) throw new Error(`${name} has lost its marks ${BEGIN} and ${END}`);
+    fs.writeFileSync(file, `${before}${BEGIN}\n${all}\n${END}${after}`);
+  }
   console.log(all);
 }
 
