@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: f4a5c19d0cf07232031e58eaec7fec2d3cf094c78a748f8e4be8f0d5a8f08a4c
+// Checksum of all but the settings: 13da352f9d32761c4446f5e601e9c0784d590091448249f957d4218b744b72a9
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -8282,7 +8282,8 @@ function readerText(folder, served, { after, until, logBytes, ids, data }) {
 const SUM = { sha256: 'text' };
 const PART_OF_FILES = { 'found?': 'text', 'deleted?': 'anything', 'place?': 'number', 'number?': 'id', 'time?': 'time', 'fileTime?': 'time', 'puts?': 'number', 'bytes?': 'number', 'manifest?': 'number' };
 const WHOLE_OF_FILES = { config: { '*': 'text', id: 'hex' }, nonce: 'text', damage: ['text'], last: 'id', bytes: 'number', segments: 'number', files: { ...SUM, count: 'number' }, oldFiles: { ...SUM, count: 'number' }, log: { ...SUM, bytes: 'number' },
-  oldLog: 'text', appendOnlyLines: 'number', state: 'text', serving: ['text'], locked: 'yes or no' };
+  oldLog: 'text', appendOnlyLines: 'number', state: 'text', serving: ['text'], locked: 'yes or no',
+  now: 'time', newest: 'text', quotas: ['text'], disk: { free: 'number', total: 'number', id: 'number' } };
 
 // A storage that is in an intruder's hands may answer anything.
 function readerLine(line, server) {
@@ -8315,7 +8316,7 @@ async function readRepository(one, wanted, folder = folderThere(one)) {
 const timeOf = ({ time, fileTime }) => `${(time ?? fileTime).slice(0, 19)}Z`;
 
 /** What to read when only the repository's state is of interest, not its transactions. */
-const STATE_ALONE = { after: Number.MAX_SAFE_INTEGER, until: 0, logBytes: 0, ids: [], data: false };
+const STATE_ALONE = { after: 2 ** 32 - 1, until: 0, logBytes: 0, ids: [], data: false };
 
 // =========================================================================================================
 // ==== OPERATOR'S LEDGER ====

@@ -118,7 +118,8 @@ export function readerText(folder: string, served: string, { after, until, logBy
 const SUM: Form = { sha256: 'text' };
 const PART_OF_FILES: Form = { 'found?': 'text', 'deleted?': 'anything', 'place?': 'number', 'number?': 'id', 'time?': 'time', 'fileTime?': 'time', 'puts?': 'number', 'bytes?': 'number', 'manifest?': 'number' };
 const WHOLE_OF_FILES: Form = { config: { '*': 'text', id: 'hex' }, nonce: 'text', damage: ['text'], last: 'id', bytes: 'number', segments: 'number', files: { ...SUM, count: 'number' }, oldFiles: { ...SUM, count: 'number' }, log: { ...SUM, bytes: 'number' },
-  oldLog: 'text', appendOnlyLines: 'number', state: 'text', serving: ['text'], locked: 'yes or no' };
+  oldLog: 'text', appendOnlyLines: 'number', state: 'text', serving: ['text'], locked: 'yes or no',
+  now: 'time', newest: 'text', quotas: ['text'], disk: { free: 'number', total: 'number', id: 'number' } };
 
 // A storage that is in an intruder's hands may answer anything.
 function readerLine(line: string, server: string): any {
@@ -151,4 +152,4 @@ export async function readRepository(one: OperatedServer, wanted: Wanted, folder
 export const timeOf = ({ time, fileTime }: Transaction) => `${(time ?? fileTime).slice(0, 19)}Z`;
 
 /** What to read when only the repository's state is of interest, not its transactions. */
-export const STATE_ALONE: Wanted = { after: Number.MAX_SAFE_INTEGER, until: 0, logBytes: 0, ids: [], data: false };
+export const STATE_ALONE: Wanted = { after: 2 ** 32 - 1, until: 0, logBytes: 0, ids: [], data: false };
