@@ -16,7 +16,8 @@ const DAY = 86_400;
 function clock(world: World, seconds: number): { env: NodeJS.ProcessEnv } {
   const file = path.join(world.folder, 'clock.cjs');
   fs.writeFileSync(file, `const real = Date, now = () => real.now() + ${seconds * 1000};
-globalThis.Date = class extends real { constructor(...given) { super(...(given.length ? given : [now()])); } static now() { return now(); } };\n`);
+globalThis.Date = class extends real { constructor(...given) { super(...(given.length ? given : [now()])); } static now() { return now(); } };
+Object.defineProperty(performance, 'timeOrigin', { value: performance.timeOrigin + ${seconds * 1000} });\n`);
   const { env } = wrap(world, 'borg', '');
   const bin = path.join(world.folder, 'bin/borg');
   fs.writeFileSync(bin, `#!/bin/sh\ncase " $* " in *" create "*) for word; do shift; set -- "$@" "$word"; [ "$word" != create ] || set -- "$@" --timestamp "$(date --utc --date='${seconds} seconds' +%Y-%m-%dT%H:%M:%S)"; done;; esac\nexec /usr/bin/borg "$@"\n`, { mode: 0o755 });
