@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 13da352f9d32761c4446f5e601e9c0784d590091448249f957d4218b744b72a9
+// Checksum of all but the settings: c731adc8eb794d12ac91f77739dbe2dfa63023c34ec1f7a40ca2d74dfd210243
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -222,7 +222,7 @@ async function runTheNight(night) {
   const manifest = manifestOf(settings.stateFolder, night.script, plan, passport);
 
   if (plan.snapshot === '') night.cold = beginColdPass(night, plan);
-  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
+  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run, [plan.archive, night.line.startedAt]);
   await untilBorgWaits(night); // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
   if (plan.snapshot !== '') await flushDisks(plan.roots);

@@ -74,7 +74,7 @@ async function runTheNight(night: Night): Promise<void> {
   const manifest = manifestOf(settings.stateFolder, night.script, plan, passport);
 
   if (plan.snapshot === '') night.cold = beginColdPass(night, plan);
-  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run);
+  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run, [plan.archive, night.line.startedAt]);
   await untilBorgWaits(night); // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
   if (plan.snapshot !== '') await flushDisks(plan.roots);
