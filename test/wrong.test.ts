@@ -101,7 +101,7 @@ const SCENARIOS: Record<string, (world: World) => Promise<void>> = {
     const status = await server.run(['status']);
     assert.equal(status.code, 2);
     assert.match(status.out, new RegExp(`^CRITICAL: web1: ${future} bears a time that is still to come`));
-    assert.match(status.out, /this server's clock was wrong then, or is now\n[^]*next: look at `date`, and set the clock; then take a backup: node backup\.js --now/);
+    assert.match(status.out, /this server's clock was wrong then, or is now\n[^]*next +look at `date`, and set the clock; then take a backup: node backup\.js --now/);
     await good(world);
     const now = server.history().pop().archive, back = await server.run(['restore', 'latest', world.files, '--to', path.join(folder, 'back'), '--json']);
     assert.equal(back.code, 1, all(back));
