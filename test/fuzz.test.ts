@@ -165,7 +165,7 @@ sys.exit(program.wait())
   test('a borg of which it is never heard that it waits is not waited for longer than an hour', async () => {
     const clock = path.join(folder, 'clock.cjs'), place = path.join(folder, 'never heard');
     fs.mkdirSync(place, { mode: 0o700 });
-    fs.writeFileSync(clock, 'const { setTimeout } = globalThis;\nglobalThis.setTimeout = (what, ms, ...more) => setTimeout(what, ms >= 3_600_000 ? ms / 1800 : ms, ...more);\n'); // an hour is two seconds
+    fs.writeFileSync(clock, 'const { setTimeout } = globalThis;\nglobalThis.setTimeout = (what, ms, ...more) => setTimeout(what, ms >= 3_600_000 ? ms / 300 : ms, ...more);\n'); // an hour is twelve seconds
     fs.writeFileSync(path.join(bin, 'borg'), '#!/bin/bash\nexec /usr/bin/borg "$@" 2> >(grep --line-buffered -v \'"status": "i"\' >&2)\n', { mode: 0o755 });
     const ended = await run(settingsIn(place, {}), { NODE_OPTIONS: `--require "${clock}"`, PATH: `${bin}:${process.env.PATH}` });
     sane(ended, 'never heard');
