@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: c731adc8eb794d12ac91f77739dbe2dfa63023c34ec1f7a40ca2d74dfd210243
+// Checksum of all but the settings: d5692ea408db1e2742e91be13249e351ca8171c2cf13bb89d95aae0315826cec
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -674,7 +674,7 @@ async function sideBySide(one, other) {
 const programPath = () => `${process.env.PATH ?? ''}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`.split(':').filter((folder) => folder.startsWith('/')).join(':'); // none that depends on where we are
 
 // What changes how other programs load or speak is left out. A program of somebody else's gets no more than it needs: its owner can read its environment, and ours may hold secrets.
-const UNWANTED = /^(BORG_|COLD_BACKUP_|ZX_|PG|LC_|LANGUAGE|LD_|GCONV_PATH|NODE_|BASH|ENV$|SHELLOPTS|CDPATH|IFS$|PYTHON|PERL|SYSTEMD_|POSIXLY_CORRECT|CREDENTIALS_DIRECTORY)/;
+const UNWANTED = /^(BORG_|COLD_BACKUP_|ZX_|PG|LC_|LANGUAGE|LD_|GCONV_PATH|NODE_(OPTIONS|PATH)$|BASH|ENV$|SHELLOPTS|CDPATH|IFS$|PYTHON|PERL|SYSTEMD_|POSIXLY_CORRECT|CREDENTIALS_DIRECTORY)/;
 const NEEDED_BY_OTHERS = /^(HOME|LANG|TZ|TERM|TMPDIR|USER|LOGNAME|SHELL)$/;
 
 function environment(argv, extra) {
@@ -7510,6 +7510,7 @@ async function everyCheck({ settings, file }, script) {
   });
   await attempt('key and passphrase files', () => {
     checkSecretFiles(settings);
+    for (const [name, folder] of Object.entries({ stateFolder: settings.stateFolder, 'drill.folder': settings.drill.folder })) if (folder && fs.existsSync(folder)) refuseIfOthersCanChange(folder, `\`${name}\``);
     return 'nobody else can read them';
   });
   if (isRemote(settings)) await attempt('ssh connection', () => tryConnection(settings));

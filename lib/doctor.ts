@@ -6,7 +6,7 @@ import { Problem, answer, lastLines, mode, named, pasteable, size, span, warning
 import { drillFacts } from './certificate.ts';
 import { lastGoodRun, readHistory } from './history.ts';
 import { failure, freeBytes, hasSystemd, look } from './shell.ts';
-import { checkSecretFiles } from './check.ts';
+import { checkSecretFiles, refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
 import type { Settings } from './settings.ts';
 import { borgVersion, isRemote, tryRepository } from './borg.ts';
@@ -54,6 +54,7 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   });
   await attempt('key and passphrase files', () => {
     checkSecretFiles(settings);
+    for (const [name, folder] of Object.entries({ stateFolder: settings.stateFolder, 'drill.folder': settings.drill.folder })) if (folder && fs.existsSync(folder)) refuseIfOthersCanChange(folder, `\`${name}\``);
     return 'nobody else can read them';
   });
   if (isRemote(settings)) await attempt('ssh connection', () => tryConnection(settings));

@@ -112,7 +112,7 @@ export async function sideBySide<One, Other>(one: Promise<One>, other: Promise<O
 export const programPath = () => `${process.env.PATH ?? ''}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`.split(':').filter((folder) => folder.startsWith('/')).join(':'); // none that depends on where we are
 
 // What changes how other programs load or speak is left out. A program of somebody else's gets no more than it needs: its owner can read its environment, and ours may hold secrets.
-const UNWANTED = /^(BORG_|COLD_BACKUP_|ZX_|PG|LC_|LANGUAGE|LD_|GCONV_PATH|NODE_|BASH|ENV$|SHELLOPTS|CDPATH|IFS$|PYTHON|PERL|SYSTEMD_|POSIXLY_CORRECT|CREDENTIALS_DIRECTORY)/;
+const UNWANTED = /^(BORG_|COLD_BACKUP_|ZX_|PG|LC_|LANGUAGE|LD_|GCONV_PATH|NODE_(OPTIONS|PATH)$|BASH|ENV$|SHELLOPTS|CDPATH|IFS$|PYTHON|PERL|SYSTEMD_|POSIXLY_CORRECT|CREDENTIALS_DIRECTORY)/;
 const NEEDED_BY_OTHERS = /^(HOME|LANG|TZ|TERM|TMPDIR|USER|LOGNAME|SHELL)$/;
 
 function environment(argv: string[], extra: Record<string, string>): Record<string, string> {

@@ -90,6 +90,8 @@ const SCENARIOS: Record<string, (world: World) => Promise<void>> = {
       assert.equal(ended.code, code, all(ended));
       assert.match(ended.err, /others than root could change .*state.*mode 0777[^]*hint: chmod go-w /);
     }
+    const doctor = await server.run(['doctor']);
+    assert.deepEqual([doctor.code, /FAILS +key and passphrase files: others than root could change `stateFolder`/.test(doctor.out)], [2, true], all(doctor));
     assert.ok(fs.existsSync(precious));
     fs.rmSync(precious, { recursive: true });
     fs.chmodSync(server.stateFolder, 0o755);
