@@ -234,7 +234,8 @@ export async function weeks(world: World, nights: number, seed: number): Promise
   totals.untrue += others.length;
   for (const { rule, what } of others) console.log(`FALSE ALARM ${rule} ${what}\n${err}`);
   const { nights: all, faults, good, lost, down, untrue } = totals;
-  console.log(`note: ${all} nights, ${faults} faults, ${good} good backups, all of them restored; lost data ${lost}, services left down ${down}, untrue words ${untrue}; audit: ${verdict}${findings.length > 0 ? ` (${findings.length} times R10: the clock was wrong)` : ''}`);
+  const table = { nights: all, faults, 'good backups': good, 'restored at the end': proven.length, 'lost data': lost, 'services left down': down, 'untrue words': untrue, audit: verdict + (findings.length > 0 ? ` (${findings.length} times R10: the clock was wrong)` : '') };
+  for (const [what, number] of Object.entries(table)) console.log(`note: ${what.padEnd(20)} ${number}`);
   return totals;
 }
 
