@@ -25,7 +25,7 @@ const CONTENT = `select string_agg(relname || ' ' || (xpath('/row/c/text()', que
 
 type Place = { world: World; clock: string; storageClock: string; relay: Relay; writer: ReturnType<typeof makeDaemon>; expected: string; fragile: string; hosts: string };
 type Chance = (words: string) => number;
-/** What goes wrong in a night. set: before the run; during: at some moment of it; mend: what people or time put right. calls: which ends are right. */
+/** What goes wrong in a night. set: before the run; during: at some moment of it; mend: what people or time put right; expects: how the run may end; killed: it may have no word in that. */
 type Fault = { name: string; set?: (place: Place, chance: Chance) => void; during?: (place: Place, run: Running, chance: Chance) => Promise<void> | void; mend?: (place: Place) => Promise<void> | void; expects: 'good' | 'failed' | 'any'; killed?: boolean };
 
 type Relay = { cut: () => void; hold: (isHeld: boolean) => void; open: () => void };
