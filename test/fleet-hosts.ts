@@ -36,17 +36,18 @@ export async function makeFleet(): Promise<Fleet> {
   const fleet: Fleet = {
     hosts,
     add: async (name, options = {}) => hosts[name] = await startHost({ name, ...options, network: { enter, bridge: 'fleet', address: ADDRESSES[name]!, hosts: ADDRESSES } }),
-    setUp: async (name, more, edit, inMinutes = 1.3) => {
+    setUp: async (name, more, edit = (text) => text, inMinutes = 1.5) => {
       const host = hosts[name]!, storage = hosts.storage!;
       await storage.must(`useradd --system --home-dir /srv/${name} --create-home --shell /bin/sh ${name} && install -d -o ${name} -g ${name} -m 700 /srv/${name} /srv/${name}/.ssh`);
       await host.write(SCRIPT, fs.readFileSync(distFile, 'utf8'), 0o755);
-      const clock = (minutes: number) => new Date(Date.now() + minutes * 60_000).toISOString().slice(11, 16);
-      times[name] = Date.now();
-      const first = await host.run(['node', SCRIPT, 'setup', '--yes', '--server', name, '--repository', `ssh://${name}@storage/./repository`, '--window', `${clock(inMinutes - 5)}-${clock(120)} UTC`, '--quota', '5G', ...more]); // cron's line is five minutes after the begin
+      const first = await host.run(['node', SCRIPT, 'setup', '--yes', '--server', name, '--repository', `ssh://${name}@storage/./repository`, '--quota', '5G', ...more]);
       const line = /^command="borg serve .*$/m.exec(first.stdout + first.stderr)?.[0];
       assert.ok(line, first.stdout + first.stderr);
       await storage.write(`/srv/${name}/.ssh/authorized_keys`, `${line}\n`, 0o600, `${name}:${name}`);
-      if (edit) await host.write(SETTINGS, edit(await host.read(SETTINGS)), 0o600);
+      const clock = (minutes: number) => new Date(Date.now() + minutes * 60_000).toISOString().slice(11, 16);
+      times[name] = Date.now();
+      const window = { from: clock(inMinutes - 5), until: clock(120), timeZone: 'UTC' }; // cron's line is five minutes after the begin
+      await host.write(SETTINGS, edit((await host.read(SETTINGS)).replace('window: null', `window: ${JSON.stringify(window)}`)), 0o600);
       const second = await host.run(['node', SCRIPT, 'setup', '--yes', '--schedule', 'cron']);
       assert.equal(second.code, 0, second.stdout + second.stderr);
     },
@@ -130,7 +131,7 @@ export async function addBucardoPair(fleet: Fleet): Promise<void> {
     $b add sync shop tables=orders dbs=a1:source,a2:source conflict_strategy=bucardo_latest; $b start`);
   await a1.waitFor('Bucardo', `pgrep --full '^Bucardo Controller'`);
   await fleet.setUp('a1', ['--stop', 'postgres *'], (text) => text.replace(/stop: \[/, `stop: [\n    { name: 'bucardo', running: ['pgrep', '--full', '^Bucardo '], stop: ['bucardo', '--dbuser=bucardo', 'stop'], start: ['bucardo', '--dbuser=bucardo', 'start'] },\n    `));
-  await fleet.setUp('a2', ['--stop', 'postgres *'], undefined, 3.3); // while Bucardo comes up it ends when a database is missing: the windows of a pair must not meet
+  await fleet.setUp('a2', ['--stop', 'postgres *'], undefined, 3.5); // while Bucardo comes up it ends when a database is missing: the windows of a pair must not meet
 }
 
 /** l1 and l2: what is written to l1 goes to l2 by logical replication. */

@@ -108,6 +108,8 @@ scenarios('when it is killed', import.meta.url, {
       if (pass === 'extract') letGo(world);
       await allIsWell(world);
       assert.deepEqual(whatRuns(world), running, 'everything ran already');
+      const told = world.server.history().pop();
+      assert.deepEqual([told.outcome, told.exitCode, told.error], ['failed', 2, 'the run was killed before it could say how it went; everything runs']);
       for (const file of ['held', 'go']) fs.rmSync(path.join(world.folder, file), { force: true });
       const list = JSON.parse((await world.server.run(['list', '--json'])).out);
       assert.deepEqual(list.slice(-1).map((one: any) => one.kind), ['unproven']);

@@ -25,7 +25,7 @@ const CONTENT = `select string_agg(relname || ' ' || (xpath('/row/c/text()', que
 
 type Place = { world: World; clock: string; storageClock: string; relay: Relay; writer: ReturnType<typeof makeDaemon>; expected: string; fragile: string; hosts: string };
 type Chance = (words: string) => number;
-/** What goes wrong in a night. set: before the run; during: at some moment of it; mend: what people or time put right. calls: which ends are right. */
+/** What goes wrong in a night. set: before the run; during: at some moment of it; mend: what people or time put right; expects: how the run may end; killed: it may have no word in that. */
 type Fault = { name: string; set?: (place: Place, chance: Chance) => void; during?: (place: Place, run: Running, chance: Chance) => Promise<void> | void; mend?: (place: Place) => Promise<void> | void; expects: 'good' | 'failed' | 'any'; killed?: boolean };
 
 type Relay = { cut: () => void; hold: (isHeld: boolean) => void; open: () => void };
@@ -234,7 +234,8 @@ export async function weeks(world: World, nights: number, seed: number): Promise
   totals.untrue += others.length;
   for (const { rule, what } of others) console.log(`FALSE ALARM ${rule} ${what}\n${err}`);
   const { nights: all, faults, good, lost, down, untrue } = totals;
-  console.log(`note: ${all} nights, ${faults} faults, ${good} good backups, all of them restored; lost data ${lost}, services left down ${down}, untrue words ${untrue}; audit: ${verdict}${findings.length > 0 ? ` (${findings.length} times R10: the clock was wrong)` : ''}`);
+  const table = { nights: all, faults, 'good backups': good, 'restored at the end': proven.length, 'lost data': lost, 'services left down': down, 'untrue words': untrue, audit: verdict + (findings.length > 0 ? ` (${findings.length} times R10: the clock was wrong)` : '') };
+  for (const [what, number] of Object.entries(table)) console.log(`note: ${what.padEnd(20)} ${number}`);
   return totals;
 }
 
