@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: d5692ea408db1e2742e91be13249e351ca8171c2cf13bb89d95aae0315826cec
+// Checksum of all but the settings: 2f1f7d95dbbefe9480612536ad8eb1d34a26ec1f72cf7f1a5d5c05c447967d16
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4810,7 +4810,7 @@ async function guardOnce(stateFolder, run, pid, start, settings) {
 // A run that tells how it went sends its guard away. This one was killed when everything ran (again), and said nothing: with a snapshot, or in a long
 // last phase, that may be hours after the stop.
 async function tellOfSilentEnd(stateFolder, run, [archive, startedAt], settings) {
-  const isMine = fs.existsSync(guardFile(stateFolder)) && JSON.parse(fs.readFileSync(guardFile(stateFolder), 'utf8')).run === run;
+  const isMine = plainText(guardFile(stateFolder)).includes(JSON.stringify(run)); // cut off by a full disk, it is nobody's
   if (!isMine || readHistory(stateFolder).some((line) => line.startedAt === startedAt)) return;
   await reportDeadRun(stateFolder, { startedAt, archive, server: archive.slice(0, -'-2026-11-23T02:00:00'.length), parts: [] }, 'the run was killed before it could say how it went; everything runs', [], settings);
 }

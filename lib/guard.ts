@@ -8,7 +8,7 @@ import path from 'node:path';
 import { spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Problem, answer, mode, named, openTranscript, say, sayBlock, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
-import { change, failure, hasSystemd, listenToSignals, shield, waitUntil } from './shell.ts';
+import { change, failure, hasSystemd, listenToSignals, plainText, shield, waitUntil } from './shell.ts';
 import { endRun, startOfProcess } from './processes.ts';
 import { readHistory, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
@@ -106,7 +106,7 @@ async function guardOnce(stateFolder: string, run: string, pid: number, start: s
 // A run that tells how it went sends its guard away. This one was killed when everything ran (again), and said nothing: with a snapshot, or in a long
 // last phase, that may be hours after the stop.
 async function tellOfSilentEnd(stateFolder: string, run: string, [archive, startedAt]: [string, string], settings: Settings | null): Promise<void> {
-  const isMine = fs.existsSync(guardFile(stateFolder)) && JSON.parse(fs.readFileSync(guardFile(stateFolder), 'utf8')).run === run;
+  const isMine = plainText(guardFile(stateFolder)).includes(JSON.stringify(run)); // cut off by a full disk, it is nobody's
   if (!isMine || readHistory(stateFolder).some((line) => line.startedAt === startedAt)) return;
   await reportDeadRun(stateFolder, { startedAt, archive, server: archive.slice(0, -'-2026-11-23T02:00:00'.length), parts: [] }, 'the run was killed before it could say how it went; everything runs', [], settings);
 }
