@@ -89,7 +89,7 @@ describe('an intruder with the append-only key', { skip: cannotRunHere() }, () =
       does: () => speakProtocol(server, ['from borg.helpers import Manifest', 'manifest, key = Manifest.load(repository, Manifest.NO_OPERATION_CHECK)', `del manifest.archives["${good[1]}"]`, 'manifest.write()', 'repository.commit()']), rules: ['R4', 'R8'], names: () => [good[1]!],
     },
     'hides an archive of tonight': {
-      does: () => { plant(server, `web1-${new Date().toISOString().slice(0, 19)}`, ['--comment', '{{}}'], storage.folder); speakProtocol(server, ['from borg.helpers import Manifest', 'manifest, key = Manifest.load(repository, Manifest.NO_OPERATION_CHECK)',
+      does: () => { plant(server, `web1-${new Date().toISOString().slice(0, 19)}`, ['--comment', '{{}}'], '/etc/passwd'); speakProtocol(server, ['from borg.helpers import Manifest', 'manifest, key = Manifest.load(repository, Manifest.NO_OPERATION_CHECK)',
         'del manifest.archives[[name for name in manifest.archives if name.startswith("web1-")][-1]]', 'manifest.write()', 'repository.commit()']); }, rules: ['R4'], says: /there is no archive of it/,
     },
     'overwrites the key that may lie in the repository': { does: () => speakProtocol(server, ['repository.save_key(b"garbage")']), rules: ['R7'], says: /key that lies in the repository was overwritten/ },
