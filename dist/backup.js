@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 2f1f7d95dbbefe9480612536ad8eb1d34a26ec1f72cf7f1a5d5c05c447967d16
+// Checksum of all but the settings: 369becc19db9ba9820b6fcfcb27141887059672086f36bc6afa7581410d912be
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7531,6 +7531,9 @@ async function everyCheck({ settings, file }, script) {
   add('free space', free > 64e6, `${size(free)} in ${named(settings.stateFolder)}; how much the storage has, only its keeper knows`, 'make room: without it no run begins');
   const nightly = await scheduleOf(script);
   add('schedule', nightly.by !== '', nightly.by ? `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}` : 'no crontab line and no timer starts this script', 'node backup.js setup --schedule cron    (or systemd)');
+  const { ping, command, metrics } = settings.tell, isTold = Boolean(ping || command.length > 0 || metrics);
+  add('told', isTold ? true : nightly.by === 'systemd' ? false : null, isTold ? 'by `tell`' : nightly.by === 'systemd' ? 'a systemd timer mails nobody, and `tell` is empty: nobody hears of a night that failed' : nightly.by === 'cron' ? 'cron mails root what --quiet prints; whether somebody reads that is not known here' : 'nothing starts it, so there is nothing to tell',
+    'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
   add('last drill', settings.drill.maxAgeDays === 0 ? null : last ? warning === '' : warning === '' ? null : false,
     warning || (last ? `${last.archive} was proven ${Math.floor(ageDays)} days ago; a restore takes about ${span(last.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'no drills here, say the settings' : 'none yet'), 'node backup.js drill');
@@ -7693,7 +7696,10 @@ async function reachStorage(settings, quota, isAsked) {
       await tryConnection(settings); // says what to do while the storage does not know the key
       return;
     } catch (error) {
-      if (!(error instanceof Problem) || !isAsked || !await agrees(`${error.message}. Is the line in its place now? Try again?`)) throw error;
+      if (!(error instanceof Problem) || !isAsked) throw error;
+      const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
+      sayBlock(`${isNew ? 'The storage does not know this server\'s key yet: the line above has to be put there first' : error.message}${said && ` (ssh said: ${said})`}`);
+      if (!await agrees('Is the line in its place now? Try again?')) throw error;
     }
   }
 }
@@ -7731,7 +7737,8 @@ function authorizedKeysLine(settings, quota) {
 function storageInstructions(settings, quota) {
   const user = repositoryAddress(settings.repository).user || 'borg';
   return `
-This line belongs into authorized_keys of the storage's user (the quota is what this server may use):
+This line belongs into authorized_keys of the storage's user, there: ~${user}/.ssh/authorized_keys, which is
+/srv/${user}/.ssh/authorized_keys on a storage made as below (the quota is what this server may use):
 
 ${authorizedKeysLine(settings, quota)}
 

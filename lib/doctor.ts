@@ -75,6 +75,9 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   add('free space', free > 64e6, `${size(free)} in ${named(settings.stateFolder)}; how much the storage has, only its keeper knows`, 'make room: without it no run begins');
   const nightly = await scheduleOf(script);
   add('schedule', nightly.by !== '', nightly.by ? `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}` : 'no crontab line and no timer starts this script', 'node backup.js setup --schedule cron    (or systemd)');
+  const { ping, command, metrics } = settings.tell, isTold = Boolean(ping || command.length > 0 || metrics);
+  add('told', isTold ? true : nightly.by === 'systemd' ? false : null, isTold ? 'by `tell`' : nightly.by === 'systemd' ? 'a systemd timer mails nobody, and `tell` is empty: nobody hears of a night that failed' : nightly.by === 'cron' ? 'cron mails root what --quiet prints; whether somebody reads that is not known here' : 'nothing starts it, so there is nothing to tell',
+    'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
   add('last drill', settings.drill.maxAgeDays === 0 ? null : last ? warning === '' : warning === '' ? null : false,
     warning || (last ? `${last.archive} was proven ${Math.floor(ageDays!)} days ago; a restore takes about ${span(last.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'no drills here, say the settings' : 'none yet'), 'node backup.js drill');

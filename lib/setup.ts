@@ -5,7 +5,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { homedir } from 'node:os';
 import { randomBytes } from 'node:crypto';
-import { Problem, named, pasteable, say, sayBlock } from './say.ts';
+import { Problem, lastLines, named, pasteable, say, sayBlock } from './say.ts';
 import { change, failure, look, lookFor, writeDurably } from './shell.ts';
 import type { Loaded } from './check.ts';
 import type { Settings } from './settings.ts';
@@ -61,7 +61,10 @@ async function reachStorage(settings: Settings, quota: string, isAsked: boolean)
       await tryConnection(settings); // says what to do while the storage does not know the key
       return;
     } catch (error) {
-      if (!(error instanceof Problem) || !isAsked || !await agrees(`${error.message}. Is the line in its place now? Try again?`)) throw error;
+      if (!(error instanceof Problem) || !isAsked) throw error;
+      const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
+      sayBlock(`${isNew ? 'The storage does not know this server\'s key yet: the line above has to be put there first' : error.message}${said && ` (ssh said: ${said})`}`);
+      if (!await agrees('Is the line in its place now? Try again?')) throw error;
     }
   }
 }
@@ -99,7 +102,8 @@ export function authorizedKeysLine(settings: Settings, quota: string): string {
 function storageInstructions(settings: Settings, quota: string): string {
   const user = repositoryAddress(settings.repository).user || 'borg';
   return `
-This line belongs into authorized_keys of the storage's user (the quota is what this server may use):
+This line belongs into authorized_keys of the storage's user, there: ~${user}/.ssh/authorized_keys, which is
+/srv/${user}/.ssh/authorized_keys on a storage made as below (the quota is what this server may use):
 
 ${authorizedKeysLine(settings, quota)}
 

@@ -2,7 +2,7 @@
 // The page is looked at by a real browser, with the rules of axe-core.
 import './alone.ts';
 import assert from 'node:assert/strict';
-import { execFileSync, spawn } from 'node:child_process';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -176,6 +176,18 @@ describe('the report', { skip: cannotRunHere(['chromium']) }, () => {
     assert.equal(read(calls), '', 'no borg was called');
     for (const key of ['borg_key', 'passphrase']) fs.renameSync(path.join(operator.folder, `${key}.away`), path.join(operator.folder, key));
     assert.equal((await operator.run(['status', '--all', 'shop', 'web1', '--quiet'])).out, '');
+  });
+
+  test('the key that the README gives to cron is enough for status --all, without any other, and can change nothing on the storage', async () => {
+    const key = path.join(operator.folder, 'watch_key'), line = /^ *(command="bwrap .*) ssh-ed25519 AAAA\.\.\. watch$/m.exec(read(path.join(repositoryRoot, 'README.md')))![1]!;
+    execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', key]);
+    storage.authorizeLine(`${line} ${read(`${key}.pub`)}`);
+    const ssh = (operator.entry().storage as string[]).map((word) => (word === path.join(operator.folder, 'ssh_key') ? key : word));
+    operator.write({ server: 'web1', repository: storage.url('web1'), storage: ssh });
+    assert.deepEqual((await statusOf()).outcomes, ['web1 good']);
+    const { status, stderr } = spawnSync(ssh[0]!, [...ssh.slice(1), `touch ${storage.repository('web1')}/x`], { encoding: 'utf8' });
+    assert.deepEqual([status, /Read-only file system/.test(stderr)], [1, true], stderr);
+    operator.write(...entries);
   });
 
   test('what came since the last audit counts when it is as much as a proven night, and a night without its proof does not', async () => {
