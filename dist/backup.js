@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 369becc19db9ba9820b6fcfcb27141887059672086f36bc6afa7581410d912be
+// Checksum of all but the settings: 68ad4186f27142ff481d0555fdaa5f4aff2777b6c75a8ad4b9ce8d34af97541d
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4901,9 +4901,9 @@ async function reportDeadRun(stateFolder, ledger, error, down, settings) {
   const stops = ledger.parts.map((part) => Date.parse(part.askedAt)), starts = ledger.parts.map((part) => Date.parse(part.runningAt ?? endedAt));
   const line = {
     kind: 'run', startedAt: ledger.startedAt, endedAt, outcome: down.length > 0 ? 'down' : 'failed', exitCode: down.length > 0 ? 3 : 2,
-    server: ledger.server, archive: ledger.archive, downSeconds: stops.length > 0 ? (Math.max(...starts) - Math.min(...stops)) / 1000 : 0, startSeconds: 0,
+    server: ledger.server, archive: ledger.archive, downSeconds: stops.length > 0 ? Math.max(0, Math.max(...starts) - Math.min(...stops)) / 1000 : 0, startSeconds: 0, // a machine may come up with its clock behind
     parts: ledger.parts.map((part) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt,
-      downSeconds: (Date.parse(part.runningAt ?? endedAt) - Date.parse(part.askedAt)) / 1000 })),
+      downSeconds: Math.max(0, Date.parse(part.runningAt ?? endedAt) - Date.parse(part.askedAt)) / 1000 })),
     warm: null, cold: null, snapshot: '', warnings: [...warnings], error,
   };
   try {

@@ -39,7 +39,7 @@ describe('a fleet', { skip: cannotRun }, () => {
     const host = await comeBack(fleet, 'web1', 'web1b', { clusters: [{ name: 'main' }] }); // as Debian's package makes it
     await host.must('systemctl daemon-reload; systemctl start web app');
     await host.waitFor('the application', async () => (await host.run('busybox wget -qO- http://127.0.0.1:8080/')).stdout.trim() === '3000', 20);
-    assert.equal(await host.must('busybox wget -qO- "http://127.0.0.1/uploads/invoice 7.txt"; stat -c %U "/var/www/uploads/invoice 7.txt"'), 'invoice 7\nwww-data');
+    assert.equal(await host.must('busybox wget -qO- "http://127.0.0.1/uploads/invoice%207.txt"; stat -c %U "/var/www/uploads/invoice 7.txt"'), 'invoice 7\nwww-data');
     assert.equal(await host.psql('15/main', 'select count(*), count(distinct word) from orders', 'shop'), '3000|3000');
   });
 });

@@ -102,8 +102,8 @@ const FAULTS: Fault[] = [
   } },
   { name: 'the storage is full', expects: 'failed', set: (place) => fill(repositories(place), 200_000), mend: (place) => free(repositories(place)) },
   { name: 'the storage fills up in mid run', expects: 'any', during: async (place, run, chance) => { if (await atSomeMoment(run, chance)) fill(repositories(place), 0); }, mend: (place) => free(repositories(place)) },
-  { name: 'the power goes', expects: 'any', killed: true, during: async (place, run, chance) => { if (await atSomeMoment(run, chance)) powerOff(place.world, { name: '' }); }, mend: async ({ world, writer }) => {
-    const ended = await world.server.run(['recover']); // as the @reboot line has it
+  { name: 'the power goes', expects: 'any', killed: true, during: async (place, run, chance) => { if (await atSomeMoment(run, chance)) powerOff(place.world, { name: '' }); }, mend: async ({ world, writer, clock }) => {
+    const ended = await world.server.run(['recover'], { env: faked(clock) }); // as the @reboot line has it
     assert.equal(ended.code, 0, ended.out + ended.err);
     for (const one of [world.web, world.app, writer].filter(({ running }) => !running())) one.startNow(); // as their units do at boot
     if (!answersNow(world)) world.db.start();
@@ -217,7 +217,7 @@ export async function weeks(world: World, nights: number, seed: number): Promise
     const untrue = isUntrue(fault, ended, told, after, ranAtEnd);
     if (untrue) { totals.untrue++; wrong += ` UNTRUE: ${untrue}`; }
     totals.good += after.length;
-    console.log(`note: night ${String(night).padStart(2)}  ${fault.name.padEnd(46)} exit ${String(ended.code).padEnd(4)} ${(told.at(-1)?.outcome ?? 'no line').padEnd(8)} ${after.length ? 'proven' : '-     '}  down ${told.at(-1)?.downSeconds.toFixed(1) ?? '?'} s  ${wrong}`);
+    console.log(`note: night ${String(night).padStart(2)}  ${fault.name.padEnd(46)} exit ${String(ended.code).padEnd(4)} ${(told.at(-1)?.outcome ?? 'no line').padEnd(8)} ${after.length ? 'proven' : '-     '}  down ${told.at(-1)?.downSeconds.toFixed(1) ?? '?'} s  ${wrong}${told.at(-1)?.error.slice(0, 120) ?? ''}`);
     if (wrong) console.log(ended.out.slice(-6000) + ended.err.slice(-3000));
   }
   place.writer.stopNow();
