@@ -89,7 +89,7 @@ describe('many servers, by Ansible', { skip: cannotRun }, () => {
     const { host, storage } = servers[0]!, { archive } = JSON.parse(await host.must(`tail -n 1 ${STATE}/history.jsonl`));
     const [, block] = /^```sh\n(export BORG_REPO=[^`]*)```$/m.exec(readme)!, leave = block!.replace('ssh://borg@storage.example.org/./web1', storage.url).replace('web1-2026-11-23T02:00:00', archive);
     assert.ok(leave.includes(storage.url) && leave.includes(`::${archive}`));
-    assert.match(await host.must(`set -e; mkdir /srv/leave; cd /srv/leave; ${leave}; test -s record/RESTORE.md -a -s record/backup.js`), new RegExp(`^proven-${archive} `, 'm'));
+    assert.match(await host.must(`set -e; mkdir /srv/leave; cd /srv/leave; ${leave}\ntest -s record/RESTORE.md -a -s record/backup.js`), new RegExp(`^proven-${archive} `, 'm'));
   });
 
   test('settings with a mistake, and a script with another sum, come to no server', async () => {
