@@ -1,5 +1,5 @@
 // A real systemd host for the tests: this machine's own file tree under an overlay, booted by systemd-nspawn with a network
-// of its own (loopback only). What it writes goes to a tmpfs; nothing of this machine is changed or stopped, and what this
+// of its own (loopback, and a card that leads nowhere). What it writes goes to a tmpfs; nothing of this machine is changed or stopped, and what this
 // machine holds of its own (clusters, keys, root's home, enabled units, logs) is hidden from it.
 // Debian packages: systemd-container postgresql-15 openssh-server borgbackup cron, and those named in engine.ts for Docker.
 
@@ -223,8 +223,10 @@ export class Host {
   }
 }
 
-const WIRE = (address: string): string => `[Unit]\nDescription=the network card\nDefaultDependencies=no\nBefore=network.target network-online.target\n[Service]\nType=oneshot\nRemainAfterExit=yes
-ExecStart=ip address add ${address}/24 dev host0\nExecStart=ip link set host0 up\n[Install]\nWantedBy=multi-user.target\n`;
+// Without a network card borg would name the storage otherwise at each start, and take the lock of one that is dead for a living one's.
+const CARD = ['ip link add host0 type veth peer name host1', 'ip link set host0 address 02:00:00:00:00:01'];
+const WIRE = (address: string, before: string[]): string => `[Unit]\nDescription=the network card\nDefaultDependencies=no\nBefore=network.target network-online.target\n[Service]\nType=oneshot\nRemainAfterExit=yes
+${[...before, `ip address add ${address} dev host0`, 'ip link set host0 up'].map((line) => `ExecStart=${line}\n`).join('')}[Install]\nWantedBy=multi-user.target\n`;
 
 /** Makes the file tree in folder/root before the first boot. */
 function layTree(folder: string, { name = 'web1', units = {}, cron = {}, network, debianWaits }: HostOptions): void {
@@ -250,13 +252,13 @@ function layTree(folder: string, { name = 'web1', units = {}, cron = {}, network
   put('/etc/machine-id', readFileSync('/proc/sys/kernel/random/uuid', 'utf8').replaceAll('-', ''));
   put('/etc/hostname', `${name}\n`);
   put('/etc/hosts', `127.0.0.1 localhost ${name}\n::1 localhost\n${Object.entries(network?.hosts ?? {}).filter(([other]) => other !== name).map(([other, address]) => `${address} ${other}\n`).join('')}`);
-  if (network) put('/etc/systemd/system/wire.service', WIRE(network.address));
+  put('/etc/systemd/system/wire.service', network ? WIRE(`${network.address}/24`, []) : WIRE('192.0.2.1/32', CARD));
   for (const unit of MASKED) symlinkSync('/dev/null', `${root}/etc/systemd/system/${unit}`);
   for (const [unit, text] of Object.entries(units)) put(`/etc/systemd/system/${unit}`, text);
   for (const [file, text] of Object.entries(cron)) put(`/etc/cron.d/${file}`, text);
   const waits = readFileSync('/usr/bin/pg_ctlcluster', 'utf8');
   if (!debianWaits) put('/usr/bin/pg_ctlcluster', waits.replace(/(select.*undef, )0\.5/g, '$10.05'), 0o755);
-  execFileSync('systemctl', [`--root=${root}`, '--quiet', 'enable', 'postgresql', 'cron', ...(network ? ['wire'] : [])]);
+  execFileSync('systemctl', [`--root=${root}`, '--quiet', 'enable', 'postgresql', 'cron', 'wire']);
 }
 
 /** What is to be known of a command that runs in the host: its pid, its signals, its output, its end. */

@@ -39,7 +39,7 @@ exec /usr/bin/borg "$@"
 
 // Everything that runs, one a line. What systemd or a person makes on the fly (scopes, sessions) comes and goes; the product's
 // own timers are no service.
-const WHAT_RUNS = `systemctl list-units --state=active --type=service,socket,timer,path,mount --plain --no-legend --full | cut -d' ' -f1 | grep -Ev '^(run-|user|session-|-|tmp)|^cold-backup.*timer'
+const WHAT_RUNS = `systemctl list-units --state=active --type=service,socket,timer,path,mount --plain --no-legend --full | cut -d' ' -f1 | grep -Ev '^(run-|user|session-|-|tmp|var-lib-docker-)|^cold-backup.*timer'
 docker ps --format 'container {{.Names}}' 2>/dev/null
 pg_lsclusters --no-header | awk '{ print "cluster", $1, $2, $4 }'
 ps -eo args= | grep -E '^[^ ]*/postgres -D |/pigeon run$'`;
