@@ -7,7 +7,7 @@ import type { Settings } from './lib/settings.ts';
 import { VERSION, editedOrAsBuilt } from './lib/about.ts';
 import { Problem, answer, mode, sayError } from './lib/say.ts';
 import { meant } from './lib/rules.ts';
-import { loadSettings, printSettings, settingsAsJson, settingsSource, stateFoldersIn } from './lib/check.ts';
+import { loadSettings, printSettings, settingsAsJson, settingsSource, stateFoldersIn, withDefaults } from './lib/check.ts';
 import type { Loaded } from './lib/check.ts';
 import { listenToSignals, temporaryFolder } from './lib/shell.ts';
 import { serverName } from './lib/plan.ts';
@@ -107,7 +107,7 @@ async function command(argv: string[]): Promise<number> {
   if (name === 'list') return list(loaded.settings, server, words);
   if (name === 'find') return find(loaded.settings, server, words);
   if (name === 'restore' && flags['in-place']) {
-    return restoreInPlace(loaded, script, words, { bare: Boolean(values.repository), reindex: flags.reindex!, stateFolder: values.repository ? settings.stateFolder : loaded.settings.stateFolder });
+    return restoreInPlace(loaded, script, words, { bare: Boolean(values.repository), reindex: flags.reindex!, stateFolder: values.repository ? withDefaults(settings).stateFolder : loaded.settings.stateFolder });
   }
   if (name === 'restore') return restoreTo(loaded.settings, server, words, values.to!, flags['mend-links']!);
   if (name === 'drill') return drill(loaded.settings, server, words, flags.full!);
@@ -125,9 +125,10 @@ async function answerFirst(script: string, file: string, values: Record<string, 
 
 // A machine without settings: repository, key and passphrase are on the command line; borg's cache lives as long as we do.
 function bareMachine(values: Record<string, string>): Loaded {
-  const own = { server: '', repository: values.repository!, keyFile: values['key-file'] || settings.keyFile, passphraseFile: values['passphrase-file'] || settings.passphraseFile,
-    sshKey: values['ssh-key'] || settings.sshKey, stateFolder: temporaryFolder() };
-  return { settings: { ...settings, ...own }, file: 'the command line', text: '', given: own, lines: new Map() };
+  const whole = withDefaults(settings);
+  const own = { server: '', repository: values.repository!, keyFile: values['key-file'] || whole.keyFile, passphraseFile: values['passphrase-file'] || whole.passphraseFile,
+    sshKey: values['ssh-key'] || whole.sshKey, stateFolder: temporaryFolder() };
+  return { settings: { ...whole, ...own }, file: 'the command line', text: '', given: own, lines: new Map() };
 }
 
 function said(text: string): number {
@@ -146,7 +147,7 @@ function loadedOrNull(script: string, file: string): Loaded | null {
 // `recover` has to work when the settings are broken or gone: then every state folder that may be meant is looked into.
 function everyStateFolder(script: string, file: string): [string[], Settings | null] {
   const loaded = loadedOrNull(script, file);
-  const folders = [...stateFoldersElsewhere(), loaded?.settings.stateFolder ?? '', settings.stateFolder, '/var/lib/cold-backup'];
+  const folders = [...stateFoldersElsewhere(), loaded?.settings.stateFolder ?? '', settings.stateFolder ?? '', '/var/lib/cold-backup'];
   for (const source of loaded ? [] : [file, join(dirname(script), 'backup.settings.js')]) {
     try {
       folders.push(...stateFoldersIn(fs.readFileSync(source, 'utf8')));

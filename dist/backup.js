@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 68ad4186f27142ff481d0555fdaa5f4aff2777b6c75a8ad4b9ce8d34af97541d
+// Checksum of all but the settings: b6012963ca4450ad17c84abfef6bbb896c74e8288d889dedaa3e53d09b03ff4c
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -19,7 +19,7 @@
 //   ==== ABOUT ====            Who this program is: its version, and whether somebody has changed it since it was built.
 //   ==== SAY ====              What people read: messages on the terminal or in cron's mail, the transcript of a run.
 //   ==== SHELL ====            Running other programs through zx, safely under root's cron.
-//   ==== FORM ====             What comes from elsewhere (a program's JSON, a record in an archive.
+//   ==== FORM ====             What comes from elsewhere must have the form that is read out of it.
 //   ==== PROCESSES ====        Who runs on this machine, read from /proc: no exit code of a stop command is believed.
 //   ==== HISTORY ====          What has happened on this server: history.jsonl in the state folder, one JSON object a run.
 //   ==== CERTIFICATE ====      The certificate: what a drill found, in the history, in the archives that follow, and in words.
@@ -230,18 +230,20 @@ async function runTheNight(night) {
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
     deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: night.line.startedAt });
   const alarm = setTimeout(() => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2), beginStartAt.getTime() - Date.now());
-  let trouble = null, copied = null;
+  let trouble = null, wasAsked = false, copied = null;
   try {
     // From here services are down.
     await stopParts(plan.parts, night.ledger, settings.stateFolder);
     copied = await (plan.snapshot === '' ? copyCold(night, plan, manifest) : copyOnWrite(night, plan));
   } catch (error) {
     trouble = error;
+    wasAsked = askedToStop() !== null;
     await night.cold?.callOff(); // seen dead before anything is started: no archive is ever completed with files that are in use again
   }
   clearTimeout(alarm);
   night.down = await startEverything(night);
   // From here services run again.
+  if (trouble && !wasAsked) throw trouble;
   goOn(); // what went wrong because we were asked to end is not the reason to tell
   if (trouble) throw trouble;
   if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
@@ -289,7 +291,7 @@ async function tryThisMachine(settings, plan) {
 /** Start everything again, whatever has happened. Returns what is still down. Never throws: an unforeseen error is told, and counts as down. */
 async function startEverything(night) {
   const { stateFolder } = night.loaded.settings, ledger = night.ledger;
-  const began = Date.now();
+  const began = performance.now();
   let down;
   try {
     down = await startParts(ledger, stateFolder);
@@ -299,7 +301,7 @@ async function startEverything(night) {
   }
   const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? steadyNow().toISOString()));
   night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
-  night.line.startSeconds = (Date.now() - began) / 1000;
+  night.line.startSeconds = (performance.now() - began) / 1000;
   night.line.parts = ledger.parts.map((part, index) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt, downSeconds: (running[index] - asked[index]) / 1000 }));
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
   else {
@@ -514,6 +516,8 @@ function sayMore(text) {
 
 /** The answer of a command that was asked a question: shown even with --quiet. */
 function answer(text) {
+  if (liveLine) normal().write('\r\x1b[K');
+  liveLine = false;
   process.stdout.write(`${printable(text)}\n`);
 }
 
@@ -544,7 +548,7 @@ function sayLive(text) {
 function sayError(error, services = '') {
   const lines = [];
   if (error instanceof Problem) {
-    lines.push(`backup: ${colored('31', 'error:')} ${error.message}`);
+    lines.push(`backup: error: ${error.message}`);
     if (error.facts.ran) lines.push(`  ran:  ${pasteable(error.facts.ran)}`);
     if (error.facts.said) lines.push(`  said: ${lastLines(error.facts.said, 5).replaceAll('\n', '\n        ')}`);
     if (error.facts.hint) lines.push(`  hint: ${error.facts.hint}`);
@@ -554,7 +558,7 @@ function sayError(error, services = '') {
     lines.push(`backup: error: this is a bug in backup.js\n${error instanceof Error ? error.stack : String(error)}`);
   }
   if (services) lines.push(`  services: ${services}`);
-  write(printable(lines.join('\n')), process.stderr, true);
+  write(printable(lines.join('\n')).replace('error:', colored('31', 'error:')), process.stderr, true); // colours last: printable() would show them as codes
 }
 
 /** The last lines of what a program said, without empty ones. */
@@ -578,7 +582,7 @@ function span(seconds) {
   if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
   const whole = Math.round(seconds);
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
-  return `${Math.floor(whole / 3600)} h ${Math.round((whole % 3600) / 60)} min`;
+  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
 /** 'all 4 parts', 'part', '3 archives': a count with its word. */
@@ -860,8 +864,8 @@ function writeDurably(file, text, fileMode = 0o600) {
 
 // =========================================================================================================
 // ==== FORM ====
-// What comes from elsewhere (a program's JSON, a record in an archive, a file of ours that a bad disk has been at) must have the form that is
-// read out of it, or nothing of it is used: then it is a problem told in words, never a crash in the middle of something. Only judges.
+// What comes from elsewhere must have the form that is read out of it. It is a program's JSON, a record in an archive, a file of ours that a
+// bad disk has been at: when it is otherwise, nothing of it is used, and that is a problem told in words, never a crash in the middle of something. Only judges.
 
 const isText = (value) => typeof value === 'string' && !value.includes('\0');
 const KINDS_OF_VALUE = {
@@ -1341,6 +1345,9 @@ function loadWith(builtIn, script, source, fill) {
 }
 
 /** Every setting of TABLE, checked: what is given, or the default. */
+/** What is given, with every default beside it. */
+const withDefaults = (found) => filledIn(found, () => {});
+
 function filledIn(found, wrong) {
   const filled = {};
   if (!isGroup(found)) {
@@ -1539,7 +1546,7 @@ function windowEnd(window, now) {
 function deadlines(maxMinutes, now, windowEndsAt, lastStartSeconds) {
   const limit = new Date(now.getTime() + maxMinutes * 60_000);
   const deadlineAt = windowEndsAt && windowEndsAt < limit ? windowEndsAt : limit;
-  const total = (deadlineAt.getTime() - now.getTime()) / 1000, needed = 2 * lastStartSeconds + 10; // ending borg takes up to 10 s
+  const total = (deadlineAt.getTime() - now.getTime()) / 1000, needed = 2 * Math.max(0, lastStartSeconds) + 10; // ending borg takes up to 10 s
   const margin = Math.min(needed + 10, total / 3);
   return { deadlineAt, beginStartAt: new Date(deadlineAt.getTime() - margin * 1000), isTooLate: deadlineAt === windowEndsAt && total < 2 * needed };
 }
@@ -1858,7 +1865,7 @@ async function runningContainers() {
 function hostPathOf(inside, mounts) {
   const best = mounts.filter(({ source, destination }) => source && (inside === destination || inside.startsWith(`${destination.replace(/\/$/, '')}/`)))
     .sort((one, other) => other.destination.length - one.destination.length)[0];
-  return best ? best.source + inside.slice(best.destination.replace(/\/$/, '').length) : '';
+  return best ? path.join(best.source, inside.slice(best.destination.replace(/\/$/, '').length)) : '';
 }
 
 /**
@@ -2006,7 +2013,8 @@ async function findClusters(containers) {
   const found = debianClusters();
   for (const { pid, folder } of runningPostmasters()) {
     const container = containers.find((one) => one.running && (one.pid === pid || procFile(pid, 'cgroup').includes(one.id)));
-    const inside = fs.readlinkSync(`/proc/${pid}/cwd`);
+    const inside = linkAt(`/proc/${pid}/cwd`);
+    if (!inside) continue; // it has just ended
     const dataDirectory = container ? hostPathOf(inside, container.mounts) : inside;
     if (deviceAndInode(dataDirectory) !== deviceAndInode(`/proc/${pid}/cwd`) && !(container && !dataDirectory)) {
       warn(`a PostgreSQL (process ${pid}) runs in ${inside} of a container or namespace that Docker does not show: it cannot be stopped or saved from here`);
@@ -2760,6 +2768,7 @@ async function tryConnection(settings) {
   const done = await look([...sshToStorage(settings), 'borg --version']);
   if (done.code !== 255) return done.out.trim() || 'the storage answers';
   const hint = /Permission denied/i.test(done.said) ? 'the storage does not know our key: put the line that `node backup.js setup` prints into its authorized_keys'
+    : /host key/i.test(done.said) && !fs.existsSync(settings.knownHostsFile) ? 'setup has not been finished here: node backup.js setup'
     : /host key/i.test(done.said) ? 'the storage\'s host key is not the one in `knownHostsFile`: ask its keeper before you change anything' : 'is the storage reachable from here (VPN, firewall, name)?';
   throw failure('no ssh connection to the storage', done, hint);
 }
@@ -3793,7 +3802,7 @@ function tellRestore(stateFolder, ledger, isOpen) {
   const { archive, swaps, state } = ledger.restore;
   if (state === '') return ''; // a disk is missing: nobody knows yet
   const asides = tops(swaps.map(({ aside }) => aside).filter(isThere));
-  const text = state === 'old' ? `The old contents are in place; nothing of ${archive} is. The other way: node backup.js restore ${archive} --in-place`
+  const text = state === 'old' ? `The old contents are in place; nothing of ${archive} is. The other way: the same restore of ${archive} again, with the same parts`
     : [`The contents of ${archive} are in place. The old ones lie in:`, ...asides.map((one) => `  ${named(one)}`), ...(asides.length === 0 ? ['  (there were none)'] : []),
       'Back to the old ones, with these commands:', ...wayBack(stateFolder, ledger, isOpen).map((argv) => `  ${pasteable(argv)}`),
       ...(asides.length > 0 ? ['When you need the old ones no more:', `  ${pasteable(['rm', '-rf', '--', ...asides])}`] : [])].join('\n');
@@ -4025,7 +4034,7 @@ async function waitForEndOfStop(part, limitSeconds) {
   return waitUntil(limitSeconds, async () => {
     const state = await partState(part);
     if (state === 'stopped') part.stoppedAt = steadyNow().toISOString();
-    return state === 'stopped' || (state === 'running' && Date.now() - asked > undecided * 1000);
+    return state === 'stopped' || (state === 'running' && steadyNow().getTime() - asked > undecided * 1000);
   });
 }
 
@@ -4602,7 +4611,7 @@ async function oneWarmPass(night, plan, paths) {
 /** CHECKPOINT in every running cluster that will be stopped: what it writes now it need not write while everything waits. */
 async function checkpointAll(plan) {
   await Promise.all(plan.clusters.filter((cluster) => cluster.pid !== 0).map(async (cluster) => {
-    const { code, said } = await queryCluster(cluster, 'postgres', 'CHECKPOINT', 1800);
+    const { code, said } = await queryCluster(cluster, await homeOf(cluster), 'CHECKPOINT', 1800);
     if (code !== 0) warn(`no CHECKPOINT in ${named(cluster.name)}, so its stop takes longer: ${said.trim().split('\n').pop() ?? ''}`);
   }));
 }
@@ -4738,7 +4747,7 @@ async function armGuard(script, stateFolder, settingsFile, run, night = []) {
     const done = await change(['systemd-run', '--quiet', '--collect', `--unit=cold-backup-guard-${run}`, '--property=OOMScoreAdjust=-900', ...kept, '--', ...command]);
     if (done.code !== 0) throw failure('the guard cannot be started', done);
   } else {
-    say(`  $ ${command.join(' ')}`);
+    say(`  $ ${pasteable(command)}`);
     spawn(command[0], command.slice(1), { detached: true, stdio: 'ignore', cwd: '/' }).unref(); // setsid(2): no signal to our group or terminal reaches it
   }
   let pid = 0;
@@ -4829,7 +4838,7 @@ function isOverdue(stateFolder, run) {
   try {
     const ledger = readLedger(stateFolder);
     const grace = ledger?.starting ? 600_000 : 0;
-    return ledger?.run === run && Date.now() > Date.parse(ledger.deadlineAt) + grace;
+    return ledger?.run === run && steadyNow().getTime() > Date.parse(ledger.deadlineAt) + grace;
   } catch {
     return false;
   }
@@ -4980,7 +4989,7 @@ async function list(settings, server, words) {
   if (mode.json) answer(JSON.stringify(archives, null, 1));
   else if (archives.length === 0) answer('no archives yet');
   else answer(archives.map(archiveLine).join('\n'));
-  return 0;
+  return warnings.length > 0 ? 1 : 0;
 }
 
 function archiveLine(one) {
@@ -6648,7 +6657,7 @@ async function finish(comeback, ledger, guardPid, down, trouble) {
   if (wrong.length > 0) sayError(new Problem(`${archive} is in place and runs, but ${wrong.join('; ')}`, { hint: 'go back with the commands below, or restore another archive' }), services);
   const asked = trouble instanceof Problem ? trouble.facts.exitCode ?? 2 : 2, isBad = trouble !== null || wrong.length > 0;
   const exitCode = down.length > 0 ? 3 : isBad ? asked : warnings.length > 0 ? 1 : 0, seconds = downSecondsOf(ledger);
-  const head = trouble || wrong.length > 0 || down.length > 0 ? colored('31', 'NOT GOOD') : 'restored';
+  const head = trouble || wrong.length > 0 || down.length > 0 ? 'NOT GOOD' : 'restored';
   const lines = [`${head}: ${restore.state === 'new' ? `${archive} is in place` : 'the old contents are in place'}, down ${span(seconds)}; services: ${services}`, text,
     ...(warnings.length > 0 ? ['warnings', ...warnings.map((one) => `  ${one}`)] : [])];
   sayBlock(`\n${lines.filter((line) => line !== '').join('\n')}`);
@@ -7232,7 +7241,7 @@ const scratchOf = (settings) => settings.drill.folder || path.join(settings.stat
 
 /** Remove what drills left that were killed: processes, containers, files. Does nothing while one is under way. */
 async function sweepDrills(settings) {
-  const scratch = scratchOf(settings), isOurs = (one) => { const facts = fs.lstatSync(one); return facts.isDirectory() && facts.uid === process.getuid?.(); }; // it may be /var/tmp, where others make such names, too
+  const scratch = scratchOf(settings), isOurs = (one) => { const facts = fs.lstatSync(one, { throwIfNoEntry: false }); return facts !== undefined && facts.isDirectory() && facts.uid === process.getuid?.(); }; // it may be /var/tmp, where others make such names, too
   const left = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder).filter((name) => name.startsWith(SCRATCH) && isOurs(path.join(folder, name))) : []);
   if (left(scratch).length === 0) return;
   const lock = takeLock(settings.stateFolder, 0, LOCK);
@@ -7312,6 +7321,9 @@ const commandLine = (script, file, words) => `${pasteable([process.execPath, scr
 /** Given settings, script and settings file, writes the lines for cron: the night, what comes after a power cut, the weekly drill. A drill touches nothing that runs, so it has
  * its own day and hour. cron knows only the machine's own time: the window's start is turned into it, as it is tonight. */
 function installCron(settings, script, file) {
+  if (fs.existsSync('/etc/systemd/system/cold-backup.timer')) {
+    throw new Problem('systemd starts it already: there would be two runs a night', { exitCode: 64, hint: 'first: systemctl disable --now cold-backup.timer cold-backup-recover.timer cold-backup-drill.timer; rm /etc/systemd/system/cold-backup*; systemctl daemon-reload' });
+  }
   const begin = startOfWindow(settings);
   const line = (when, words) => `${when} root ${commandLine(script, file, words).replaceAll('%', '\\%')}`;
   fs.writeFileSync('/etc/cron.d/cold-backup', ['# cold-backup: the nightly run, and what brings services back after a power cut', 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
@@ -7382,12 +7394,13 @@ const textsIn = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder) : []
 /** Given the script, returns what starts its nightly run ('' = nothing that is known here) and when next (null: not within eight days, or it cannot be told). */
 async function scheduleOf(script) {
   const isNight = (line) => line.includes(script) && !/^\s*#/.test(line) && !/\s(recover|drill|status|doctor|audit|prune|report)\b/.test(line.slice(line.indexOf(script)));
-  const crontabs = [...textsIn('/etc/cron.d').map(({ text }) => text), textIfAny('/etc/crontab'), (await look(['crontab', '-l'])).out];
+  const crontabs = [...textsIn('/etc/cron.d').filter(({ name }) => !/[.~]/.test(name)).map(({ text }) => text), textIfAny('/etc/crontab'), (await look(['crontab', '-l'])).out];
   const lines = crontabs.flatMap((text) => text.split('\n').filter(isNight)), times = lines.map((line) => nextOf(line, new Date())).filter((one) => one !== null).sort((one, other) => one.getTime() - other.getTime());
   if (lines.length > 0) return { by: 'cron', at: times[0] ?? null };
   const unit = textsIn('/etc/systemd/system').find(({ name, text }) => name.endsWith('.service') && text.split('\n').some((line) => /^ExecStart=/.test(line) && isNight(line)))?.name;
   if (!unit) return { by: '', at: null };
-  const told = await look(['systemctl', 'show', '--property=NextElapseUSecRealtime', unit.replace(/service$/, 'timer')], { env: { TZ: 'UTC' } }), [, day, hour] = /(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)/.exec(told.out) ?? [];
+  const told = await look(['systemctl', 'show', '--property=ActiveState,NextElapseUSecRealtime', unit.replace(/service$/, 'timer')], { env: { TZ: 'UTC' } }), [, day, hour] = /(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)/.exec(told.out) ?? [];
+  if (/^ActiveState=inactive/m.test(told.out)) return { by: '', at: null };
   return { by: 'systemd', at: day ? new Date(`${day}T${hour}Z`) : null };
 }
 
@@ -7432,7 +7445,7 @@ async function status(settings, script, remote) {
   const outcome = left ? 'down' : !isRecent || disorder ? 'failed' : last.outcome === 'good' && !aboutDrills && !trouble ? 'good' : 'warning';
   const warnings = [...(disorder ? [disorder] : []), ...(isAhead ? [`the last good run ended at ${good.endedAt}, which is still to come: this server's clock was wrong then, or is now`] : []), ...(isLost ? [`${good.archive} ${asked.archive ? 'has no proof in the repository' : 'is not in the repository any more'}`] : []), ...(trouble ? [`the repository was not asked: ${trouble}`] : []),
     ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : []), ...(aboutDrills ? [aboutDrills] : [])];
-  const next = left ? 'node backup.js recover' : isLost ? 'node backup.js list' : isAhead ? 'look at `date`, and set the clock; then take a backup: node backup.js --now' : !isRecent || trouble ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : last !== good ? 'node backup.js doctor' : '';
+  const next = left ? 'node backup.js recover' : isLost ? 'node backup.js list' : isAhead ? 'look at `date`, and set the clock; then take a backup: node backup.js --now' : !isRecent || trouble ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : last !== good ? 'node backup.js doctor' : certificate === null && settings.drill.maxAgeDays > 0 ? 'node backup.js drill' : '';
   const drill = certificate && { archive: certificate.archive, proven: certificate.proven, madeAt: certificate.madeAt, ageDays, restoreSeconds: certificate.restoreSeconds };
   const trend = trendOf(runs), change = trend?.growthBytes ?? 0;
   const facts = { server, outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend, drill, warnings, next, nextRun: { by: nextRun.by, at: nextRun.at?.toISOString() ?? null }, remote: asked };
@@ -7443,7 +7456,7 @@ async function status(settings, script, remote) {
     ...(trend ? [line('down', `${span(good.downSeconds)}; in the last ${count(trend.nights, 'good night')} ${span(trend.leastDownSeconds)} to ${span(trend.mostDownSeconds)}`),
       line('size', `${size(trend.originalBytes)} in all, ${size(trend.newBytes)} new a night${change === 0 ? '' : `, ${change > 0 ? 'growing' : 'shrinking'} by ${size(Math.abs(change))} a night`}`)] : []),
     line('next run', nextRun.at ? `${localTime(nextRun.at)}, in ${ago((nextRun.at.getTime() - Date.now()) / 3_600_000)} (${nextRun.by})` : nextRun.by ? `by ${nextRun.by}, when is not known here` : 'nothing starts it: node backup.js setup --schedule cron'),
-    line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${ago(ageDays * 24)} ago; a restore takes about ${span(drill.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
+    line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${ago(Math.max(0, ageDays * 24))} ago; a restore takes about ${span(drill.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
     ...(asked ? [line('repository', good ? `${asked.archive ? 'has that archive' : 'DOES NOT HAVE that archive'}${asked.proof ? ' and its proof' : ''}; newest proven: ${asked.newest || 'none'}` : `newest proven: ${asked.newest || 'none'}`)] : []),
     ...(warnings.length === 0 ? [line('warnings', 'none')] : warnings.map((one, index) => line(index === 0 ? 'warnings' : '', one))), line('next', next || (outcome === 'good' ? 'nothing to do' : 'see the warnings'))];
   if (mode.json) answer(JSON.stringify(facts));
@@ -7518,12 +7531,12 @@ async function everyCheck({ settings, file }, script) {
   await attempt('parts and paths', async () => {
     const plan = await makePlan(settings, new Date());
     parts = plan.parts;
-    return `${plan.parts.length} parts, ${plan.roots.length} paths are there`;
+    return `${count(plan.parts.length, 'part')}, ${count(plan.roots.length, 'path')}: all there`;
   });
   add('unsaved', warnings.length === 0, warnings.join('; ') || 'nothing found here is left out', 'name it in `stop`, `folders` or `volumes`');
   const history = readHistory(settings.stateFolder), strangers = lastGoodRun(settings.stateFolder) ? await listArchives(settings, serverName(settings)).then((all) => strangersAmong(all, history), () => null) : null;
   add('own name', strangers && strangers.length === 0, strangers === null ? 'nothing to compare with yet' : strangers.length > 0 ? `no run here wrote ${strangers.slice(0, 3).map(named).join(', ')}` : 'every archive of this name was written here',
-    'does another server write under the same name? Each needs a repository and a `server` of its own: change one of them, and run setup there');
+    strangers === null ? '' : 'does another server write under the same name? Each needs a repository and a `server` of its own: change one of them, and run setup there');
   checks.push(...await checkServer(settings));
   if (hasSystemd()) add('starts at boot', ...await startAtBoot(parts));
   add('clock', ...await clockIsRight());
@@ -7536,10 +7549,10 @@ async function everyCheck({ settings, file }, script) {
     'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
   add('last drill', settings.drill.maxAgeDays === 0 ? null : last ? warning === '' : warning === '' ? null : false,
-    warning || (last ? `${last.archive} was proven ${Math.floor(ageDays)} days ago; a restore takes about ${span(last.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'no drills here, say the settings' : 'none yet'), 'node backup.js drill');
+    warning || (last ? `${last.archive} was proven ${count(Math.max(0, Math.floor(ageDays)), 'day')} ago; a restore takes about ${span(last.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'no drills here, say the settings' : 'none yet'), 'node backup.js drill');
   const sheet = sheetFile(settings);
   const isHere = fs.existsSync(sheet);
-  add('key exported', isHere || fs.existsSync(sheetMark(settings)), isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made, and is not here any more', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
+  add('key exported', isHere || fs.existsSync(sheetMark(settings)), isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : fs.existsSync(sheetMark(settings)) ? 'the recovery sheet was made, and is not here any more' : 'no recovery sheet was made here', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
   if (isHere || fs.existsSync(sheetMark(settings))) add('sheet kept apart', !isHere, isHere ? 'the recovery sheet still lies on this server: who breaks in has it, and who loses the server loses it' : 'it is not on this server', `print it, put it away, then: rm ${pasteable([sheet, sheet.replace(/txt$/, 'html')])}`);
   return checks;
 }
@@ -7606,6 +7619,7 @@ async function ask(question, usual, form, how = 'shown') {
       if (how === 'hidden') (lines)._writeToOutput = () => {}; // no other way is left to hide what is typed (nodejs/node #30427)
       const answer = (await asked).trim() || usual;
       if (form.test(answer)) return answer;
+      process.stderr.write('not understood: please write it as the question shows\n');
     }
   } finally {
     lines.close();
@@ -7634,8 +7648,8 @@ async function firstSettings(script, given, yes) {
   const answerTo = async (key, question, usual, form) => given[key] || (isAsked ? ask(question, usual, form) : usual);
   if (!isAsked && !given.repository) throw new Problem('there are no settings yet', { exitCode: 64, hint: 'run setup on a terminal, which asks; or fill in the block at the top of backup.js; or say all here: setup --repository ssh://borg@storage.example.org/./web1 --stop \'postgres *\' --folders /srv/files' });
   const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname(), /^(?!proven-)[A-Za-z0-9][\w.-]*$/);
-  const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', /^(ssh:\/\/\S+|\/\S+|[^\s:]+:\S+)$/);
-  const stop = listed(await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?', isAsked ? (await proposal()).join(', ') : '', /^/));
+  const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', /^(?!\S*\/NAME$)(ssh:\/\/\S+|\/\S+|[^\s:]+:\S+)$/);
+  const stop = listed(await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?', isAsked ? (await proposal()).join(', ') : '', /^( *(service|compose|container|postgres) [^,]+(,|$))*$/));
   const folders = listed(await answerTo('folders', 'Which folders are saved, with commas (databases named above are saved whole anyway)?', '', stop.length > 0 ? /^/ : /^\//));
   const volumes = listed(await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stop.some((one) => /^(container|compose) /.test(one)) ? '*' : '', /^/));
   const window = await answerTo('window', 'Between which hours may it be down (01:00-05:30 Africa/Maputo, or: any)?', isAsked ? `01:00-05:30 ${Intl.DateTimeFormat().resolvedOptions().timeZone}` : 'any', /^(any|\d\d:\d\d-\d\d:\d\d \S+)$/);
@@ -7677,6 +7691,7 @@ async function setup(loaded, script, options) {
   if (schedule === 'cron') installCron(settings, script, loaded.file);
   if (schedule === 'systemd') await installTimers(settings, script, loaded.file);
   const code = await doctor(loaded, script);
+  sayBlock(code < 2 ? '\nnothing fails; next: node backup.js --dry-run' : '\nmend what FAILS, then: node backup.js setup');
   return code === 1 ? 0 : code;
 }
 
@@ -7698,7 +7713,7 @@ async function reachStorage(settings, quota, isAsked) {
     } catch (error) {
       if (!(error instanceof Problem) || !isAsked) throw error;
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
-      sayBlock(`${isNew ? 'The storage does not know this server\'s key yet: the line above has to be put there first' : error.message}${said && ` (ssh said: ${said})`}`);
+      sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
       if (!await agrees('Is the line in its place now? Try again?')) throw error;
     }
   }
@@ -7748,7 +7763,7 @@ On a storage that is new, its keeper does this first, as root (Debian):
   install -d -m 700 -o ${user} -g ${user} /srv/${user}/.ssh          # and the line above into /srv/${user}/.ssh/authorized_keys
   printf 'ClientAliveInterval 10\\nClientAliveCountMax 6\\n' > /etc/ssh/sshd_config.d/borg.conf && systemctl reload ssh   # a dead line frees its lock
 and, when the repository is there, so that a full disk can still be cleaned up (as ${user}: a file of root's would shut the server out):
-  runuser -l ${user} -c 'borg config /srv/${user}/REPOSITORY additional_free_space 2G'
+  runuser -l ${user} -c 'borg config ${pasteable([repositoryAddress(settings.repository).path])} additional_free_space 2G'
 `;
 }
 
@@ -8002,7 +8017,7 @@ async function command(argv) {
   if (name === 'list') return list(loaded.settings, server, words);
   if (name === 'find') return find(loaded.settings, server, words);
   if (name === 'restore' && flags['in-place']) {
-    return restoreInPlace(loaded, script, words, { bare: Boolean(values.repository), reindex: flags.reindex, stateFolder: values.repository ? settings.stateFolder : loaded.settings.stateFolder });
+    return restoreInPlace(loaded, script, words, { bare: Boolean(values.repository), reindex: flags.reindex, stateFolder: values.repository ? withDefaults(settings).stateFolder : loaded.settings.stateFolder });
   }
   if (name === 'restore') return restoreTo(loaded.settings, server, words, values.to, flags['mend-links']);
   if (name === 'drill') return drill(loaded.settings, server, words, flags.full);
@@ -8020,9 +8035,10 @@ async function answerFirst(script, file, values, yes) {
 
 // A machine without settings: repository, key and passphrase are on the command line; borg's cache lives as long as we do.
 function bareMachine(values) {
-  const own = { server: '', repository: values.repository, keyFile: values['key-file'] || settings.keyFile, passphraseFile: values['passphrase-file'] || settings.passphraseFile,
-    sshKey: values['ssh-key'] || settings.sshKey, stateFolder: temporaryFolder() };
-  return { settings: { ...settings, ...own }, file: 'the command line', text: '', given: own, lines: new Map() };
+  const whole = withDefaults(settings);
+  const own = { server: '', repository: values.repository, keyFile: values['key-file'] || whole.keyFile, passphraseFile: values['passphrase-file'] || whole.passphraseFile,
+    sshKey: values['ssh-key'] || whole.sshKey, stateFolder: temporaryFolder() };
+  return { settings: { ...whole, ...own }, file: 'the command line', text: '', given: own, lines: new Map() };
 }
 
 function said(text) {
@@ -8041,7 +8057,7 @@ function loadedOrNull(script, file) {
 // `recover` has to work when the settings are broken or gone: then every state folder that may be meant is looked into.
 function everyStateFolder(script, file) {
   const loaded = loadedOrNull(script, file);
-  const folders = [...stateFoldersElsewhere(), loaded?.settings.stateFolder ?? '', settings.stateFolder, '/var/lib/cold-backup'];
+  const folders = [...stateFoldersElsewhere(), loaded?.settings.stateFolder ?? '', settings.stateFolder ?? '', '/var/lib/cold-backup'];
   for (const source of loaded ? [] : [file, join(dirname(script), 'backup.settings.js')]) {
     try {
       folders.push(...stateFoldersIn(fs.readFileSync(source, 'utf8')));

@@ -20,6 +20,7 @@ export async function ask(question: string, usual: string, form: RegExp, how: 's
       if (how === 'hidden') (lines as any)._writeToOutput = () => {}; // no other way is left to hide what is typed (nodejs/node #30427)
       const answer = (await asked).trim() || usual;
       if (form.test(answer)) return answer;
+      process.stderr.write('not understood: please write it as the question shows\n');
     }
   } finally {
     lines.close();
@@ -48,8 +49,8 @@ export async function firstSettings(script: string, given: Record<string, string
   const answerTo = async (key: string, question: string, usual: string, form: RegExp) => given[key] || (isAsked ? ask(question, usual, form) : usual);
   if (!isAsked && !given.repository) throw new Problem('there are no settings yet', { exitCode: 64, hint: 'run setup on a terminal, which asks; or fill in the block at the top of backup.js; or say all here: setup --repository ssh://borg@storage.example.org/./web1 --stop \'postgres *\' --folders /srv/files' });
   const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname(), /^(?!proven-)[A-Za-z0-9][\w.-]*$/);
-  const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', /^(ssh:\/\/\S+|\/\S+|[^\s:]+:\S+)$/);
-  const stop = listed(await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?', isAsked ? (await proposal()).join(', ') : '', /^/));
+  const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', /^(?!\S*\/NAME$)(ssh:\/\/\S+|\/\S+|[^\s:]+:\S+)$/);
+  const stop = listed(await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?', isAsked ? (await proposal()).join(', ') : '', /^( *(service|compose|container|postgres) [^,]+(,|$))*$/));
   const folders = listed(await answerTo('folders', 'Which folders are saved, with commas (databases named above are saved whole anyway)?', '', stop.length > 0 ? /^/ : /^\//));
   const volumes = listed(await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stop.some((one) => /^(container|compose) /.test(one)) ? '*' : '', /^/));
   const window = await answerTo('window', 'Between which hours may it be down (01:00-05:30 Africa/Maputo, or: any)?', isAsked ? `01:00-05:30 ${Intl.DateTimeFormat().resolvedOptions().timeZone}` : 'any', /^(any|\d\d:\d\d-\d\d:\d\d \S+)$/);

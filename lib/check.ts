@@ -54,6 +54,9 @@ export function loadWith<T>(builtIn: unknown, script: string, source: string, fi
 }
 
 /** Every setting of TABLE, checked: what is given, or the default. */
+/** What is given, with every default beside it. */
+export const withDefaults = (found: unknown) => filledIn(found, () => {}) as Settings;
+
 function filledIn(found: unknown, wrong: Wrong): Record<string, any> {
   const filled: Record<string, any> = {};
   if (!isGroup(found)) {

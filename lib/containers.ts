@@ -2,6 +2,7 @@
 // A container with a database gets its stop signal and all the time it needs: `docker stop` would end in SIGKILL, and
 // still answer 0. Other containers are stopped as Docker does it. They are named, never numbered: a container that was
 // made anew in the meantime is found again.
+import path from 'node:path';
 import { Problem, warn } from './say.ts';
 import { failure, look } from './shell.ts';
 import { answerOf } from './form.ts';
@@ -147,7 +148,7 @@ export async function runningContainers(): Promise<string[]> {
 export function hostPathOf(inside: string, mounts: Mount[]): string {
   const best = mounts.filter(({ source, destination }) => source && (inside === destination || inside.startsWith(`${destination.replace(/\/$/, '')}/`)))
     .sort((one, other) => other.destination.length - one.destination.length)[0];
-  return best ? best.source + inside.slice(best.destination.replace(/\/$/, '').length) : '';
+  return best ? path.join(best.source, inside.slice(best.destination.replace(/\/$/, '').length)) : '';
 }
 
 export type Volume = { name: string; path: string };

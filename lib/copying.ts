@@ -7,7 +7,7 @@ import { askToStop } from './shell.ts';
 import { lastGoodRun } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import type { Loaded } from './check.ts';
-import { queryCluster } from './questions.ts';
+import { homeOf, queryCluster } from './questions.ts';
 import { beginPass, takePass } from './passes.ts';
 import type { PassResult, PassUnderWay } from './passes.ts';
 import { makeCopies, watchSpace, whatLies } from './snapshot.ts';
@@ -52,7 +52,7 @@ async function oneWarmPass(night: Night, plan: Plan, paths: string[]): Promise<P
 /** CHECKPOINT in every running cluster that will be stopped: what it writes now it need not write while everything waits. */
 export async function checkpointAll(plan: Plan): Promise<void> {
   await Promise.all(plan.clusters.filter((cluster) => cluster.pid !== 0).map(async (cluster) => {
-    const { code, said } = await queryCluster(cluster, 'postgres', 'CHECKPOINT', 1800);
+    const { code, said } = await queryCluster(cluster, await homeOf(cluster), 'CHECKPOINT', 1800);
     if (code !== 0) warn(`no CHECKPOINT in ${named(cluster.name)}, so its stop takes longer: ${said.trim().split('\n').pop() ?? ''}`);
   }));
 }

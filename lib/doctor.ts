@@ -2,7 +2,7 @@
 // Changes nothing anywhere: it looks, connects, and asks. What cannot be known here is said to be unknown, never taken for good.
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, answer, lastLines, mode, named, pasteable, size, span, warnings } from './say.ts';
+import { Problem, answer, count, lastLines, mode, named, pasteable, size, span, warnings } from './say.ts';
 import { drillFacts } from './certificate.ts';
 import { lastGoodRun, readHistory } from './history.ts';
 import { failure, freeBytes, hasSystemd, look } from './shell.ts';
@@ -62,12 +62,12 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   await attempt('parts and paths', async () => {
     const plan = await makePlan(settings, new Date());
     parts = plan.parts;
-    return `${plan.parts.length} parts, ${plan.roots.length} paths are there`;
+    return `${count(plan.parts.length, 'part')}, ${count(plan.roots.length, 'path')}: all there`;
   });
   add('unsaved', warnings.length === 0, warnings.join('; ') || 'nothing found here is left out', 'name it in `stop`, `folders` or `volumes`');
   const history = readHistory(settings.stateFolder), strangers = lastGoodRun(settings.stateFolder) ? await listArchives(settings, serverName(settings)).then((all) => strangersAmong(all, history), () => null) : null;
   add('own name', strangers && strangers.length === 0, strangers === null ? 'nothing to compare with yet' : strangers.length > 0 ? `no run here wrote ${strangers.slice(0, 3).map(named).join(', ')}` : 'every archive of this name was written here',
-    'does another server write under the same name? Each needs a repository and a `server` of its own: change one of them, and run setup there');
+    strangers === null ? '' : 'does another server write under the same name? Each needs a repository and a `server` of its own: change one of them, and run setup there');
   checks.push(...await checkServer(settings));
   if (hasSystemd()) add('starts at boot', ...await startAtBoot(parts));
   add('clock', ...await clockIsRight());
@@ -80,10 +80,10 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
     'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
   add('last drill', settings.drill.maxAgeDays === 0 ? null : last ? warning === '' : warning === '' ? null : false,
-    warning || (last ? `${last.archive} was proven ${Math.floor(ageDays!)} days ago; a restore takes about ${span(last.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'no drills here, say the settings' : 'none yet'), 'node backup.js drill');
+    warning || (last ? `${last.archive} was proven ${count(Math.max(0, Math.floor(ageDays!)), 'day')} ago; a restore takes about ${span(last.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'no drills here, say the settings' : 'none yet'), 'node backup.js drill');
   const sheet = sheetFile(settings);
   const isHere = fs.existsSync(sheet);
-  add('key exported', isHere || fs.existsSync(sheetMark(settings)), isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made, and is not here any more', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
+  add('key exported', isHere || fs.existsSync(sheetMark(settings)), isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : fs.existsSync(sheetMark(settings)) ? 'the recovery sheet was made, and is not here any more' : 'no recovery sheet was made here', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
   if (isHere || fs.existsSync(sheetMark(settings))) add('sheet kept apart', !isHere, isHere ? 'the recovery sheet still lies on this server: who breaks in has it, and who loses the server loses it' : 'it is not on this server', `print it, put it away, then: rm ${pasteable([sheet, sheet.replace(/txt$/, 'html')])}`);
   return checks;
 }

@@ -26,7 +26,7 @@ const scratchOf = (settings: Settings) => settings.drill.folder || path.join(set
 
 /** Remove what drills left that were killed: processes, containers, files. Does nothing while one is under way. */
 export async function sweepDrills(settings: Settings): Promise<void> {
-  const scratch = scratchOf(settings), isOurs = (one: string) => { const facts = fs.lstatSync(one); return facts.isDirectory() && facts.uid === process.getuid?.(); }; // it may be /var/tmp, where others make such names, too
+  const scratch = scratchOf(settings), isOurs = (one: string) => { const facts = fs.lstatSync(one, { throwIfNoEntry: false }); return facts !== undefined && facts.isDirectory() && facts.uid === process.getuid?.(); }; // it may be /var/tmp, where others make such names, too
   const left = (folder: string) => (fs.existsSync(folder) ? fs.readdirSync(folder).filter((name) => name.startsWith(SCRATCH) && isOurs(path.join(folder, name))) : []);
   if (left(scratch).length === 0) return;
   const lock = takeLock(settings.stateFolder, 0, LOCK);

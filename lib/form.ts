@@ -1,5 +1,5 @@
-// What comes from elsewhere (a program's JSON, a record in an archive, a file of ours that a bad disk has been at) must have the form that is
-// read out of it, or nothing of it is used: then it is a problem told in words, never a crash in the middle of something. Only judges.
+// What comes from elsewhere must have the form that is read out of it. It is a program's JSON, a record in an archive, a file of ours that a
+// bad disk has been at: when it is otherwise, nothing of it is used, and that is a problem told in words, never a crash in the middle of something. Only judges.
 import path from 'node:path';
 import { failure } from './shell.ts';
 import type { Done } from './shell.ts';

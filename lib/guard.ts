@@ -7,8 +7,8 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Problem, answer, mode, named, openTranscript, say, sayBlock, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
-import { change, failure, hasSystemd, listenToSignals, plainText, shield, waitUntil } from './shell.ts';
+import { Problem, answer, mode, named, openTranscript, pasteable, say, sayBlock, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
+import { change, failure, hasSystemd, listenToSignals, plainText, shield, steadyNow, waitUntil } from './shell.ts';
 import { endRun, startOfProcess } from './processes.ts';
 import { readHistory, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
@@ -34,7 +34,7 @@ export async function armGuard(script: string, stateFolder: string, settingsFile
     const done = await change(['systemd-run', '--quiet', '--collect', `--unit=cold-backup-guard-${run}`, '--property=OOMScoreAdjust=-900', ...kept, '--', ...command]);
     if (done.code !== 0) throw failure('the guard cannot be started', done);
   } else {
-    say(`  $ ${command.join(' ')}`);
+    say(`  $ ${pasteable(command)}`);
     spawn(command[0]!, command.slice(1), { detached: true, stdio: 'ignore', cwd: '/' }).unref(); // setsid(2): no signal to our group or terminal reaches it
   }
   let pid = 0;
@@ -125,7 +125,7 @@ function isOverdue(stateFolder: string, run: string): boolean {
   try {
     const ledger = readLedger(stateFolder);
     const grace = ledger?.starting ? 600_000 : 0;
-    return ledger?.run === run && Date.now() > Date.parse(ledger.deadlineAt) + grace;
+    return ledger?.run === run && steadyNow().getTime() > Date.parse(ledger.deadlineAt) + grace;
   } catch {
     return false;
   }

@@ -5,7 +5,7 @@
 import { randomUUID } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, answer, colored, count, mode, named, openTranscript, say, sayBlock, sayError, span, warn, warnings } from './say.ts';
+import { Problem, answer, count, mode, named, openTranscript, say, sayBlock, sayError, span, warn, warnings } from './say.ts';
 import { change, failure, goOn, temporaryFolder, waitUntil } from './shell.ts';
 import { refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
@@ -152,7 +152,7 @@ async function finish(comeback: Comeback, ledger: Ledger, guardPid: number, down
   if (wrong.length > 0) sayError(new Problem(`${archive} is in place and runs, but ${wrong.join('; ')}`, { hint: 'go back with the commands below, or restore another archive' }), services);
   const asked = trouble instanceof Problem ? trouble.facts.exitCode ?? 2 : 2, isBad = trouble !== null || wrong.length > 0;
   const exitCode = down.length > 0 ? 3 : isBad ? asked : warnings.length > 0 ? 1 : 0, seconds = downSecondsOf(ledger);
-  const head = trouble || wrong.length > 0 || down.length > 0 ? colored('31', 'NOT GOOD') : 'restored';
+  const head = trouble || wrong.length > 0 || down.length > 0 ? 'NOT GOOD' : 'restored';
   const lines = [`${head}: ${restore.state === 'new' ? `${archive} is in place` : 'the old contents are in place'}, down ${span(seconds)}; services: ${services}`, text,
     ...(warnings.length > 0 ? ['warnings', ...warnings.map((one) => `  ${one}`)] : [])];
   sayBlock(`\n${lines.filter((line) => line !== '').join('\n')}`);

@@ -31,7 +31,7 @@ export async function list(settings: Settings, server: string, words: string[]):
   if (mode.json) answer(JSON.stringify(archives, null, 1));
   else if (archives.length === 0) answer('no archives yet');
   else answer(archives.map(archiveLine).join('\n'));
-  return 0;
+  return warnings.length > 0 ? 1 : 0;
 }
 
 function archiveLine(one: ArchiveFacts): string {

@@ -156,7 +156,7 @@ async function waitForEndOfStop(part: StoppedPart, limitSeconds: number): Promis
   return waitUntil(limitSeconds, async () => {
     const state = await partState(part);
     if (state === 'stopped') part.stoppedAt = steadyNow().toISOString();
-    return state === 'stopped' || (state === 'running' && Date.now() - asked > undecided * 1000);
+    return state === 'stopped' || (state === 'running' && steadyNow().getTime() - asked > undecided * 1000);
   });
 }
 

@@ -38,7 +38,8 @@ export async function findClusters(containers: Container[]): Promise<Cluster[]> 
   const found = debianClusters();
   for (const { pid, folder } of runningPostmasters()) {
     const container = containers.find((one) => one.running && (one.pid === pid || procFile(pid, 'cgroup').includes(one.id)));
-    const inside = fs.readlinkSync(`/proc/${pid}/cwd`);
+    const inside = linkAt(`/proc/${pid}/cwd`);
+    if (!inside) continue; // it has just ended
     const dataDirectory = container ? hostPathOf(inside, container.mounts) : inside;
     if (deviceAndInode(dataDirectory) !== deviceAndInode(`/proc/${pid}/cwd`) && !(container && !dataDirectory)) {
       warn(`a PostgreSQL (process ${pid}) runs in ${inside} of a container or namespace that Docker does not show: it cannot be stopped or saved from here`);

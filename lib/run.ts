@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import fs from 'node:fs';
 import type { Settings } from './settings.ts';
 import { Problem, answer, count, mode, named, openTranscript, say, sayBlock, sayError, size, warn, warnings } from './say.ts';
-import { askToStop, change, failure, freeBytes, goOn, listenToSignals, sideBySide, steadyNow } from './shell.ts';
+import { askToStop, askedToStop, change, failure, freeBytes, goOn, listenToSignals, sideBySide, steadyNow } from './shell.ts';
 import { lastGoodRun, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import { checkSecretFiles, refuseIfOthersCanChange } from './check.ts';
@@ -82,18 +82,20 @@ async function runTheNight(night: Night): Promise<void> {
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
     deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: night.line.startedAt });
   const alarm = setTimeout(() => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2), beginStartAt.getTime() - Date.now());
-  let trouble: unknown = null, copied: Copied | null = null;
+  let trouble: unknown = null, wasAsked = false, copied: Copied | null = null;
   try {
     // From here services are down.
     await stopParts(plan.parts, night.ledger, settings.stateFolder);
     copied = await (plan.snapshot === '' ? copyCold(night, plan, manifest) : copyOnWrite(night, plan));
   } catch (error) {
     trouble = error;
+    wasAsked = askedToStop() !== null;
     await night.cold?.callOff(); // seen dead before anything is started: no archive is ever completed with files that are in use again
   }
   clearTimeout(alarm);
   night.down = await startEverything(night);
   // From here services run again.
+  if (trouble && !wasAsked) throw trouble;
   goOn(); // what went wrong because we were asked to end is not the reason to tell
   if (trouble) throw trouble;
   if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
@@ -141,7 +143,7 @@ async function tryThisMachine(settings: Settings, plan: Plan): Promise<void> {
 /** Start everything again, whatever has happened. Returns what is still down. Never throws: an unforeseen error is told, and counts as down. */
 async function startEverything(night: Night): Promise<string[]> {
   const { stateFolder } = night.loaded.settings, ledger = night.ledger!;
-  const began = Date.now();
+  const began = performance.now();
   let down: string[];
   try {
     down = await startParts(ledger, stateFolder);
@@ -151,7 +153,7 @@ async function startEverything(night: Night): Promise<string[]> {
   }
   const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? steadyNow().toISOString()));
   night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
-  night.line.startSeconds = (Date.now() - began) / 1000;
+  night.line.startSeconds = (performance.now() - began) / 1000;
   night.line.parts = ledger.parts.map((part, index) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt, downSeconds: (running[index]! - asked[index]!) / 1000 }));
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
   else {

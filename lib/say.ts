@@ -115,6 +115,8 @@ export function sayMore(text: string): void {
 
 /** The answer of a command that was asked a question: shown even with --quiet. */
 export function answer(text: string): void {
+  if (liveLine) normal().write('\r\x1b[K');
+  liveLine = false;
   process.stdout.write(`${printable(text)}\n`);
 }
 
@@ -145,7 +147,7 @@ export function sayLive(text: string): boolean {
 export function sayError(error: unknown, services = ''): void {
   const lines = [];
   if (error instanceof Problem) {
-    lines.push(`backup: ${colored('31', 'error:')} ${error.message}`);
+    lines.push(`backup: error: ${error.message}`);
     if (error.facts.ran) lines.push(`  ran:  ${pasteable(error.facts.ran)}`);
     if (error.facts.said) lines.push(`  said: ${lastLines(error.facts.said, 5).replaceAll('\n', '\n        ')}`);
     if (error.facts.hint) lines.push(`  hint: ${error.facts.hint}`);
@@ -155,7 +157,7 @@ export function sayError(error: unknown, services = ''): void {
     lines.push(`backup: error: this is a bug in backup.js\n${error instanceof Error ? error.stack : String(error)}`);
   }
   if (services) lines.push(`  services: ${services}`);
-  write(printable(lines.join('\n')), process.stderr, true);
+  write(printable(lines.join('\n')).replace('error:', colored('31', 'error:')), process.stderr, true); // colours last: printable() would show them as codes
 }
 
 /** The last lines of what a program said, without empty ones. */
@@ -179,7 +181,7 @@ export function span(seconds: number): string {
   if (seconds < 60) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
   const whole = Math.round(seconds);
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
-  return `${Math.floor(whole / 3600)} h ${Math.round((whole % 3600) / 60)} min`;
+  return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
 /** 'all 4 parts', 'part', '3 archives': a count with its word. */

@@ -11,6 +11,9 @@ const commandLine = (script: string, file: string, words: string) => `${pasteabl
 /** Given settings, script and settings file, writes the lines for cron: the night, what comes after a power cut, the weekly drill. A drill touches nothing that runs, so it has
  * its own day and hour. cron knows only the machine's own time: the window's start is turned into it, as it is tonight. */
 export function installCron(settings: Settings, script: string, file: string): void {
+  if (fs.existsSync('/etc/systemd/system/cold-backup.timer')) {
+    throw new Problem('systemd starts it already: there would be two runs a night', { exitCode: 64, hint: 'first: systemctl disable --now cold-backup.timer cold-backup-recover.timer cold-backup-drill.timer; rm /etc/systemd/system/cold-backup*; systemctl daemon-reload' });
+  }
   const begin = startOfWindow(settings);
   const line = (when: string, words: string) => `${when} root ${commandLine(script, file, words).replaceAll('%', '\\%')}`;
   fs.writeFileSync('/etc/cron.d/cold-backup', ['# cold-backup: the nightly run, and what brings services back after a power cut', 'PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
@@ -81,12 +84,13 @@ const textsIn = (folder: string) => (fs.existsSync(folder) ? fs.readdirSync(fold
 /** Given the script, returns what starts its nightly run ('' = nothing that is known here) and when next (null: not within eight days, or it cannot be told). */
 export async function scheduleOf(script: string): Promise<{ by: '' | 'cron' | 'systemd'; at: Date | null }> {
   const isNight = (line: string) => line.includes(script) && !/^\s*#/.test(line) && !/\s(recover|drill|status|doctor|audit|prune|report)\b/.test(line.slice(line.indexOf(script)));
-  const crontabs = [...textsIn('/etc/cron.d').map(({ text }) => text), textIfAny('/etc/crontab'), (await look(['crontab', '-l'])).out];
+  const crontabs = [...textsIn('/etc/cron.d').filter(({ name }) => !/[.~]/.test(name)).map(({ text }) => text), textIfAny('/etc/crontab'), (await look(['crontab', '-l'])).out];
   const lines = crontabs.flatMap((text) => text.split('\n').filter(isNight)), times = lines.map((line) => nextOf(line, new Date())).filter((one) => one !== null).sort((one, other) => one.getTime() - other.getTime());
   if (lines.length > 0) return { by: 'cron', at: times[0] ?? null };
   const unit = textsIn('/etc/systemd/system').find(({ name, text }) => name.endsWith('.service') && text.split('\n').some((line) => /^ExecStart=/.test(line) && isNight(line)))?.name;
   if (!unit) return { by: '', at: null };
-  const told = await look(['systemctl', 'show', '--property=NextElapseUSecRealtime', unit.replace(/service$/, 'timer')], { env: { TZ: 'UTC' } }), [, day, hour] = /(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)/.exec(told.out) ?? [];
+  const told = await look(['systemctl', 'show', '--property=ActiveState,NextElapseUSecRealtime', unit.replace(/service$/, 'timer')], { env: { TZ: 'UTC' } }), [, day, hour] = /(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)/.exec(told.out) ?? [];
+  if (/^ActiveState=inactive/m.test(told.out)) return { by: '', at: null };
   return { by: 'systemd', at: day ? new Date(`${day}T${hour}Z`) : null };
 }
 

@@ -42,6 +42,7 @@ export async function setup(loaded: Loaded, script: string, options: SetupOption
   if (schedule === 'cron') installCron(settings, script, loaded.file);
   if (schedule === 'systemd') await installTimers(settings, script, loaded.file);
   const code = await doctor(loaded, script);
+  sayBlock(code < 2 ? '\nnothing fails; next: node backup.js --dry-run' : '\nmend what FAILS, then: node backup.js setup');
   return code === 1 ? 0 : code;
 }
 
@@ -63,7 +64,7 @@ async function reachStorage(settings: Settings, quota: string, isAsked: boolean)
     } catch (error) {
       if (!(error instanceof Problem) || !isAsked) throw error;
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
-      sayBlock(`${isNew ? 'The storage does not know this server\'s key yet: the line above has to be put there first' : error.message}${said && ` (ssh said: ${said})`}`);
+      sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
       if (!await agrees('Is the line in its place now? Try again?')) throw error;
     }
   }
@@ -113,7 +114,7 @@ On a storage that is new, its keeper does this first, as root (Debian):
   install -d -m 700 -o ${user} -g ${user} /srv/${user}/.ssh          # and the line above into /srv/${user}/.ssh/authorized_keys
   printf 'ClientAliveInterval 10\\nClientAliveCountMax 6\\n' > /etc/ssh/sshd_config.d/borg.conf && systemctl reload ssh   # a dead line frees its lock
 and, when the repository is there, so that a full disk can still be cleaned up (as ${user}: a file of root's would shut the server out):
-  runuser -l ${user} -c 'borg config /srv/${user}/REPOSITORY additional_free_space 2G'
+  runuser -l ${user} -c 'borg config ${pasteable([repositoryAddress(settings.repository).path])} additional_free_space 2G'
 `;
 }
 

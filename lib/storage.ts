@@ -1,5 +1,6 @@
 // The storage as this server reaches it: its address, the ssh connection, and what the `borg serve` over there says of itself.
 // It asks, and changes nothing, but for one empty transaction where nothing else tells whether the storage is append-only.
+import fs from 'node:fs';
 import { Problem, named } from './say.ts';
 import { failure, look } from './shell.ts';
 import type { Settings } from './settings.ts';
@@ -28,6 +29,7 @@ export async function tryConnection(settings: Settings): Promise<string> {
   const done = await look([...sshToStorage(settings), 'borg --version']);
   if (done.code !== 255) return done.out.trim() || 'the storage answers';
   const hint = /Permission denied/i.test(done.said) ? 'the storage does not know our key: put the line that `node backup.js setup` prints into its authorized_keys'
+    : /host key/i.test(done.said) && !fs.existsSync(settings.knownHostsFile) ? 'setup has not been finished here: node backup.js setup'
     : /host key/i.test(done.said) ? 'the storage\'s host key is not the one in `knownHostsFile`: ask its keeper before you change anything' : 'is the storage reachable from here (VPN, firewall, name)?';
   throw failure('no ssh connection to the storage', done, hint);
 }

@@ -152,7 +152,7 @@ export function tellRestore(stateFolder: string, ledger: Ledger, isOpen: boolean
   const { archive, swaps, state } = ledger.restore!;
   if (state === '') return ''; // a disk is missing: nobody knows yet
   const asides = tops(swaps.map(({ aside }) => aside).filter(isThere));
-  const text = state === 'old' ? `The old contents are in place; nothing of ${archive} is. The other way: node backup.js restore ${archive} --in-place`
+  const text = state === 'old' ? `The old contents are in place; nothing of ${archive} is. The other way: the same restore of ${archive} again, with the same parts`
     : [`The contents of ${archive} are in place. The old ones lie in:`, ...asides.map((one) => `  ${named(one)}`), ...(asides.length === 0 ? ['  (there were none)'] : []),
       'Back to the old ones, with these commands:', ...wayBack(stateFolder, ledger, isOpen).map((argv) => `  ${pasteable(argv)}`),
       ...(asides.length > 0 ? ['When you need the old ones no more:', `  ${pasteable(['rm', '-rf', '--', ...asides])}`] : [])].join('\n');

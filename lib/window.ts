@@ -33,7 +33,7 @@ export function windowEnd(window: Settings['window'], now: Date): Date | null {
 export function deadlines(maxMinutes: number, now: Date, windowEndsAt: Date | null, lastStartSeconds: number): { deadlineAt: Date; beginStartAt: Date; isTooLate: boolean } {
   const limit = new Date(now.getTime() + maxMinutes * 60_000);
   const deadlineAt = windowEndsAt && windowEndsAt < limit ? windowEndsAt : limit;
-  const total = (deadlineAt.getTime() - now.getTime()) / 1000, needed = 2 * lastStartSeconds + 10; // ending borg takes up to 10 s
+  const total = (deadlineAt.getTime() - now.getTime()) / 1000, needed = 2 * Math.max(0, lastStartSeconds) + 10; // ending borg takes up to 10 s
   const margin = Math.min(needed + 10, total / 3);
   return { deadlineAt, beginStartAt: new Date(deadlineAt.getTime() - margin * 1000), isTooLate: deadlineAt === windowEndsAt && total < 2 * needed };
 }

@@ -189,7 +189,7 @@ describe('a night', { skip: cannotRunHere() }, () => {
     };
     assert.deepEqual(JSON.parse((await nightsAs(1, 2, 3, 4, 5, 6, 7, 8)).out).trend, { nights: 7, downSeconds: 5, leastDownSeconds: 2, mostDownSeconds: 8, newBytes: 5e6, originalBytes: 8e9, growthBytes: 1e9 });
     assert.match((await server.run(['--dry-run'])).out, /^expected, from the last 7 good nights: down 5\.0 s, 5\.0 MB to send$/m);
-    assert.match((await statusWith({ endedAt: hoursAgo(25.9) })).out, new RegExp(`^OK: web1: ${newest.archive}, 25 h .* old, was down .* s\n {2}down +.* s; in the last 2 good nights .* s to .* s\n {2}size +.* in all, .* new a night(, (growing|shrinking) by .* a night)?\n {2}next run +nothing starts it: .*\n {2}last drill +none yet\n {2}warnings +none\n {2}next +nothing to do\n$`));
+    assert.match((await statusWith({ endedAt: hoursAgo(25.9) })).out, new RegExp(`^OK: web1: ${newest.archive}, 25 h .* old, was down .* s\n {2}down +.* s; in the last 2 good nights .* s to .* s\n {2}size +.* in all, .* new a night(, (growing|shrinking) by .* a night)?\n {2}next run +nothing starts it: .*\n {2}last drill +none yet\n {2}warnings +none\n {2}next +node backup\.js drill\n$`));
     const quiet = await statusWith({}, '--quiet');
     assert.deepEqual([quiet.code, quiet.out + quiet.err], [0, '']);
     const remote = await statusWith({}, '--remote', '--json');

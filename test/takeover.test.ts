@@ -139,7 +139,7 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
     await waitFor(`the line, after: ${said.slice(from)}`, () => /command="borg serve.*\r?\n/.test(said));
     await waitFor('the question whether the line is there', () => /Is the line in its place now/.test(said.slice(from)));
     storage.authorizeLine(/command="borg serve.*/.exec(said)![0].trim());
-    assert.match(said.slice(from), /The storage does not know this server's key yet: the line above has to be put there first \(ssh said: .*Permission denied/);
+    assert.match(said.slice(from), /The storage does not accept this server's key yet: the line above is not there, is broken in two, or lies in a file that its user may not read \(ssh said: .*Permission denied/);
     await answer(/Is the line in its place now/, 'yes');
     await answer(/recovery sheet .* printed/, 'yes');
     await answer(/Start it every night/, 'no');
