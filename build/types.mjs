@@ -9,6 +9,8 @@ export function compact(code, loader, target = 'esnext') {
     tsconfigRaw: { compilerOptions: { verbatimModuleSyntax: true, target: 'esnext' } } }).code;
 }
 
+const DECLARATION = /^(export |declare )*(type|interface) /;
+
 /** Given a TypeScript source, returns it as JavaScript. Throws when that would be another program. */
 export function withoutTypes(source) {
   const text = amaro.transformSync(source, { mode: 'strip-only' }).code;
@@ -24,7 +26,16 @@ export function withoutTypes(source) {
     let first = i, last = end - 1;
     while (first < end && text[first] === source[first]) first++;
     while (last >= first && text[last] === source[last]) last--;
-    const gap = first === end ? text.slice(i, end) : gapLeftBy(source.slice(i, first), source.slice(first, last + 1), source.slice(last + 1, end), text[end]);
+    const declares = first < end && DECLARATION.test(source.slice(first, last + 1));
+    let rest = first === end ? '' : source.slice(last + 1, end);
+    while (declares && text.startsWith('//', end) && !rest.includes('\n')) { // what is said beside a line of a type goes with it
+      const lineEnd = text.indexOf('\n', end);
+      for (end = lineEnd; end < text.length && /\s/.test(text[end]); ) end++;
+      let until = end - 1; // the type may go on behind its comment
+      while (until >= lineEnd && text[until] === source[until]) until--;
+      rest = source.slice(until + 1, end);
+    }
+    const gap = first === end || last < first ? text.slice(i, end) : gapLeftBy(source.slice(i, first), source.slice(first, last + 1), rest, text[end]);
     out += gap; // in two steps: gapLeftBy may take a comment off the end of `out`
   }
   if (compact(source, 'ts') !== compact(out, 'js')) throw new Error('taking out the types would change the program');
@@ -34,8 +45,7 @@ export function withoutTypes(source) {
   function gapLeftBy(before, type, after, next = '\n') {
     const startsLine = before.includes('\n') || out === '';
     if (startsLine && after.includes('\n')) { // whole lines; a /** */ right above a type goes with it, a // stays
-      const declares = /^(export |declare )*(type|interface) /.test(type);
-      if (declares && !/\n[ \t]*\n/.test(before)) out = out.replace(/(^|\n)[ \t]*\/\*\*(?:(?!\*\/)[^])*\*\/$/, '$1');
+      if (DECLARATION.test(type) && !/\n[ \t]*\n/.test(before)) out = out.replace(/(^|\n)[ \t]*\/\*\*(?:(?!\*\/)[^])*\*\/$/, '$1');
       before = before.replace(/[^\n]*$/, '');
       after = after.replace(/^[ \t]*\n/, '');
     } else if (startsLine || (before === '' && out.endsWith('('))) after = after.replace(/^[ \t]+/, '');

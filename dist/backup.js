@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: b6012963ca4450ad17c84abfef6bbb896c74e8288d889dedaa3e53d09b03ff4c
+// Checksum of all but the settings: e24b6df27081af33c2b081ebc12d1e02491e502be6f7754ed39dc9c5e11cd684
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -1125,8 +1125,6 @@ function certificateText(one) {
 // =========================================================================================================
 // ==== RULES ====
 // What each setting may be, and what it is when it is not written: TABLE, one line a setting. Only judges; reads nothing, changes nothing.
-
-// says what is wrong with a value, if anything
 
 const isGroup = (value) => typeof value === 'object' && value !== null && !Array.isArray(value);
 const isLine = (value) => typeof value === 'string' && value.trim() !== '' && !/[\0\r\n]/.test(value);
@@ -3539,8 +3537,6 @@ async function differingPaths(plan, before, after) {
 // Whoever finds a ledger without its run (the guard, `recover`, the next run) starts everything from it, with nothing else to go by.
 // Changes ledger.json and lock in the state folder, and a link to it for `recover`; never a part.
 
-// refused: its stop command failed
-
 const STAGING = '.cold-backup-restore-'; // begins the name of every staging folder
 
 const ELSEWHERE = '/var/lib/cold-backup/elsewhere'; // links to ledgers in other state folders: `recover` finds them without settings
@@ -4399,9 +4395,6 @@ function besides(cluster, w) {
 // the settings in force. With it an archive explains itself, to a person and to `restore`, with borg, key and passphrase alone.
 // Changes only `record/` and `proven/` in the state folder.
 
-/** A folder above a saved path: borg keeps none of these, and PostgreSQL does not start below a folder it may not enter. */
-// drill: the last one, of an earlier archive
-
 const KEPT_HISTORY_LINES = 500;
 
 /** Where the record is made. */
@@ -4765,7 +4758,7 @@ async function armGuard(script, stateFolder, settingsFile, run, night = []) {
 /** Nothing is left to guard: send the guard away. */
 function dismissGuard(pid, stateFolder) {
   try {
-    if (pid) process.kill(pid, 'SIGTERM');
+    if (pid && procFile(pid, 'cmdline').includes(`\0guard\0${stateFolder}\0`)) process.kill(pid, 'SIGTERM'); // hours later the number may be another one's
   } catch { /* it has gone */ }
   fs.rmSync(guardFile(stateFolder), { force: true });
 }
@@ -5066,8 +5059,6 @@ async function listFiles(settings, archive, file) {
 function notInArchive(archive, missing) {
   return new Problem(`not in ${archive}: ${missing.map(named).join(', ')}`, { hint: `node backup.js find ${pasteable([path.basename(missing[0])])}` });
 }
-
-// runs: in the archives from the one number to the other, 0 is the newest
 
 /** `find PATTERN`: which archives hold the files whose path contains the text (or matches the glob), newest first. Returns 0, or 1 when none does. */
 async function find(settings, server, [pattern = '']) {
@@ -6734,10 +6725,6 @@ async function mendAfterwards({ findings, how }, cluster, here) {
 // whose collation changed its order passes everything but amcheck. All of it runs inside the sandbox, on the copy, and may write there.
 // Here is what needs no server; the next chapter asks the rest of a copy that runs.
 
-/** A cluster out of an archive: `files` holds what was extracted, at full paths below it; `inside` is its data directory as the sandbox sees it. server: once it runs. */
-// once it runs: what it is, its databases, rows by database
-// damaged: files, to be named once the server answers
-
 const TOLD = 5; // of each kind of damage; the first ones tell where to look
 const DAY = 86_400;
 const good = (detail) => ({ ok: true, detail });
@@ -7012,8 +6999,6 @@ async function nameFiles(copy, files) {
 // Reads the repository without borg's lock, so that a night neither waits nor is waited for; writes only in the scratch folder, which the drill removes.
 
 const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
-
-// throws Superseded, or what kept the list of archives from us
 
 /** The archive that this server saved last, as far as it remembers, is not the newest one. */
 class Superseded extends Error {
@@ -8097,9 +8082,6 @@ async function main() {
 // The operator's own computer: its settings name every server with full access to its repository. Nothing on a production server
 // can do what follows: there is no such file there, and its ssh key may only add. This chapter reads the file, and
 // runs programs on the storage. What stands on the storage is not believed here, only looked at.
-
-/** One server as its operator knows it. storage: the command that opens a shell there; [] = the path is local, or (with ssh://) there is no shell. */
-// older is told by report and status --all; drillMaxAgeDays 0: no drills there
 
 const NO_SERVER = { server: '', repository: '', sshKey: '', knownHostsFile: '', keyFile: '', passphraseFile: '', storage: [], cutAccess: [], giveAccess: [], timeZone: 'UTC', maxAgeHours: 26, drillMaxAgeDays: 8 };
 const KEEP = { last: 3, daily: 7, weekly: 4, monthly: 12, yearly: 3 };
@@ -9248,9 +9230,6 @@ function transactionsOfANight(book) {
 // archives, the history in the newest proof and the record of each archive. What never changes any more (a history, a passport) is kept beside the
 // ledger, so that a second report reads only what is new, and one of a server that cannot be reached still shows what was known. Everything that
 // comes from an archive may be an intruder's: it is taken by form and length, never as it stands. Changes only files in `ledgerFolder`/.report.
-
-/** All about a server. trouble: why it could not be looked at now; archives: newest first; nights: oldest first. */
-// passports: by the archive's id
 
 const MOST_LINES = 1000, MOST_TEXT = 300, MOST_ITEMS = 100; // of what an archive says
 const AT_ONCE = 4; // servers

@@ -9,7 +9,7 @@ import { spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Problem, answer, mode, named, openTranscript, pasteable, say, sayBlock, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
 import { change, failure, hasSystemd, listenToSignals, plainText, shield, steadyNow, waitUntil } from './shell.ts';
-import { endRun, startOfProcess } from './processes.ts';
+import { endRun, procFile, startOfProcess } from './processes.ts';
 import { readHistory, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import { refuseIfOthersCanChange } from './check.ts';
@@ -52,7 +52,7 @@ export async function armGuard(script: string, stateFolder: string, settingsFile
 /** Nothing is left to guard: send the guard away. */
 export function dismissGuard(pid: number, stateFolder: string): void {
   try {
-    if (pid) process.kill(pid, 'SIGTERM');
+    if (pid && procFile(pid, 'cmdline').includes(`\0guard\0${stateFolder}\0`)) process.kill(pid, 'SIGTERM'); // hours later the number may be another one's
   } catch { /* it has gone */ }
   fs.rmSync(guardFile(stateFolder), { force: true });
 }
