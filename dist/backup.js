@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: e24b6df27081af33c2b081ebc12d1e02491e502be6f7754ed39dc9c5e11cd684
+// Checksum of all but the settings: 736ed2ccf01cdaab421efc68a9133269d613ffae156d9ff93ebcd82af1900ed5
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3239,7 +3239,6 @@ function howRead({ way, because }) {
 // The plan: what will be stopped, saved and started, worked out once by looking, before anything is changed.
 // It is plain data: printed by --dry-run, stored in the archive, kept on disk while services are down, and what the run follows.
 // Changes nothing. Refuses what could not become a good backup, while everything still runs.
-// stage: within a Compose project
 
 /** This server's name in archive names. Throws Problem (64) when the host name will not do. */
 function serverName(settings) {

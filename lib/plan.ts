@@ -36,7 +36,8 @@ export type Plan = {
   snapshot: string; // how what is stopped is copied on write: 'subvolume', 'reflink', 'copy', or several of them; '' = not at all
 };
 
-type Finding = { parts: (Omit<Part, 'group'> & { stage?: number })[]; clusters: Cluster[] }; // stage: within a Compose project
+/** stage: within a Compose project. */
+type Finding = { parts: (Omit<Part, 'group'> & { stage?: number })[]; clusters: Cluster[] };
 
 /** This server's name in archive names. Throws Problem (64) when the host name will not do. */
 export function serverName(settings: Settings): string {
