@@ -19,6 +19,7 @@ const CHAPTERS = [
   { file: 'lib/about.ts', title: 'ABOUT' },
   { file: 'lib/say.ts', title: 'SAY' },
   { file: 'lib/shell.ts', title: 'SHELL' },
+  { file: 'lib/files.ts', title: 'FILES' },
   { file: 'lib/form.ts', title: 'FORM' },
   { file: 'lib/processes.ts', title: 'PROCESSES' },
   { file: 'lib/history.ts', title: 'HISTORY' },

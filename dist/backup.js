@@ -11,7 +11,7 @@
 // coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 736ed2ccf01cdaab421efc68a9133269d613ffae156d9ff93ebcd82af1900ed5
+// Checksum of all but the settings: ad7b9ac6921a25895d56187bc04bcdb0c314da071fce33d27b56c5c96ac4bec4
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -19,6 +19,7 @@
 //   ==== ABOUT ====            Who this program is: its version, and whether somebody has changed it since it was built.
 //   ==== SAY ====              What people read: messages on the terminal or in cron's mail, the transcript of a run.
 //   ==== SHELL ====            Running other programs through zx, safely under root's cron.
+//   ==== FILES ====            Files and folders, as root may read and write them where others can lay links and pipes.
 //   ==== FORM ====             What comes from elsewhere must have the form that is read out of it.
 //   ==== PROCESSES ====        Who runs on this machine, read from /proc: no exit code of a stop command is believed.
 //   ==== HISTORY ====          What has happened on this server: history.jsonl in the state folder, one JSON object a run.
@@ -793,12 +794,10 @@ function outlivingUs(argv) {
   return hasSystemd() && process.getuid?.() === 0 ? ['systemd-run', '--scope', '--quiet', '--collect', '--', ...argv] : argv;
 }
 
-/** A folder of our own that goes when we do. */
-function temporaryFolder() {
-  const folder = fs.mkdtempSync(path.join(tmpdir(), 'cold-backup-'));
-  process.on('exit', () => fs.rmSync(folder, { recursive: true, force: true }));
-  return folder;
-}
+// =========================================================================================================
+// ==== FILES ====
+// Files and folders, as root may read and write them where others can lay links and pipes: nothing here follows a link, waits for a pipe, or
+// leaves half a file behind. Changes the files that it is given, nothing else.
 
 /**
  * What stands in a file that somebody else could have laid there: no link, no pipe (which would keep us for ever), no device, not endless.
@@ -860,6 +859,13 @@ function writeDurably(file, text, fileMode = 0o600) {
   const folder = fs.openSync(file.replace(/\/[^/]*$/, '') || '/', 'r');
   fs.fsyncSync(folder);
   fs.closeSync(folder);
+}
+
+/** A folder of our own that goes when we do. */
+function temporaryFolder() {
+  const folder = fs.mkdtempSync(path.join(tmpdir(), 'cold-backup-'));
+  process.on('exit', () => fs.rmSync(folder, { recursive: true, force: true }));
+  return folder;
 }
 
 // =========================================================================================================
@@ -2685,6 +2691,9 @@ function stampOf(name) {
   return stamp ? `${stamp}Z` : '';
 }
 
+/** The server in the name of a cold archive. */
+const serverIn = (archive) => archive.slice(0, -'-2026-11-23T02:00:00'.length);
+
 
 
 /** Every archive of the repository, checkpoints too, oldest first. more: words for borg, as WITHOUT_LOCK. */
@@ -2714,7 +2723,7 @@ async function listIds(settings, options = {}) {
  */
 async function listArchives(settings, server, more = [], options = {}) {
   const all = await listEverything(settings, more, options), proofs = new Map(all.filter(({ name }) => kindOf('', name) === 'proof').map(({ name, facts }) => [name.slice('proven-'.length), facts]));
-  const others = new Set(all.filter(({ name }) => kindOf('', name) === 'cold').map(({ name }) => name.slice(0, -'-2026-11-23T02:00:00'.length)));
+  const others = new Set(all.filter(({ name }) => kindOf('', name) === 'cold').map(({ name }) => serverIn(name)));
   if (server !== '' && others.size > 0 && !others.has(server)) warn(`no archive here is of ${server}, but there are some of ${[...others].slice(0, 5).map(named).join(', ')}: was this server renamed? Then write its old name as \`server\``);
   return all.flatMap(({ name, startedAt }) => {
     const isOther = kindOf('', name) === 'other' && !/\.checkpoint(\.\d+)?$/.test(name), kind = kindOf(server, name), proof = proofs.get(name);
@@ -4813,7 +4822,7 @@ async function guardOnce(stateFolder, run, pid, start, settings) {
 async function tellOfSilentEnd(stateFolder, run, [archive, startedAt], settings) {
   const isMine = plainText(guardFile(stateFolder)).includes(JSON.stringify(run)); // cut off by a full disk, it is nobody's
   if (!isMine || readHistory(stateFolder).some((line) => line.startedAt === startedAt)) return;
-  await reportDeadRun(stateFolder, { startedAt, archive, server: archive.slice(0, -'-2026-11-23T02:00:00'.length), parts: [] }, 'the run was killed before it could say how it went; everything runs', [], settings);
+  await reportDeadRun(stateFolder, { startedAt, archive, server: serverIn(archive), parts: [] }, 'the run was killed before it could say how it went; everything runs', [], settings);
 }
 
 // A full disk must not keep us from starting things: then there is no transcript.

@@ -4,7 +4,8 @@ import { hostname } from 'node:os';
 import path from 'node:path';
 import { createInterface } from 'node:readline/promises';
 import { Problem, named, say, sayBlock } from './say.ts';
-import { look, writeDurably } from './shell.ts';
+import { look } from './shell.ts';
+import { writeDurably } from './files.ts';
 import type { Settings } from './settings.ts';
 
 /** Whether somebody sits at a terminal and can answer. */

@@ -23,6 +23,9 @@ export function stampOf(name: string): string {
   return stamp ? `${stamp}Z` : '';
 }
 
+/** The server in the name of a cold archive. */
+export const serverIn = (archive: string) => archive.slice(0, -'-2026-11-23T02:00:00'.length);
+
 /** An archive as borg lists it, whoever wrote it. startedAt and endedAt: what the client says, ISO 8601 UTC. facts: its comment, {} when that is no JSON of ours. */
 export type ListedArchive = { id: string; name: string; startedAt: string; endedAt: string; facts: Record<string, any> };
 
@@ -55,7 +58,7 @@ export type ArchiveFacts = { archive: string; madeAt: string; kind: 'proven' | '
  */
 export async function listArchives(settings: Settings, server: string, more: string[] = [], options: RunOptions = {}): Promise<ArchiveFacts[]> {
   const all = await listEverything(settings, more, options), proofs = new Map(all.filter(({ name }) => kindOf('', name) === 'proof').map(({ name, facts }) => [name.slice('proven-'.length), facts]));
-  const others = new Set(all.filter(({ name }) => kindOf('', name) === 'cold').map(({ name }) => name.slice(0, -'-2026-11-23T02:00:00'.length)));
+  const others = new Set(all.filter(({ name }) => kindOf('', name) === 'cold').map(({ name }) => serverIn(name)));
   if (server !== '' && others.size > 0 && !others.has(server)) warn(`no archive here is of ${server}, but there are some of ${[...others].slice(0, 5).map(named).join(', ')}: was this server renamed? Then write its old name as \`server\``);
   return all.flatMap(({ name, startedAt }): ArchiveFacts[] => {
     const isOther = kindOf('', name) === 'other' && !/\.checkpoint(\.\d+)?$/.test(name), kind = kindOf(server, name), proof = proofs.get(name);

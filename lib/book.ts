@@ -4,7 +4,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, named } from './say.ts';
-import { writeDurably } from './shell.ts';
+import { writeDurably } from './files.ts';
 import { misfit } from './form.ts';
 import type { Form } from './form.ts';
 import type { ArchiveKind } from './archives.ts';

@@ -6,7 +6,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, count, mode, named, oneLine, pasteable, say, sayBlock, size, warn, warnings } from './say.ts';
-import { temporaryFolder } from './shell.ts';
+import { temporaryFolder } from './files.ts';
 import { isPartName } from './rules.ts';
 import type { Settings } from './settings.ts';
 import type { Part } from './units.ts';

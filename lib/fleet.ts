@@ -5,7 +5,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, lastLines, say } from './say.ts';
-import { goOn, writeDurably } from './shell.ts';
+import { goOn } from './shell.ts';
+import { writeDurably } from './files.ts';
 import type { Settings } from './settings.ts';
 import { WITHOUT_LOCK, kindOf, listEverything, readFromArchive } from './archives.ts';
 import type { ListedArchive } from './archives.ts';

@@ -8,7 +8,9 @@ import path from 'node:path';
 import { spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Problem, answer, mode, named, openTranscript, pasteable, say, sayBlock, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
-import { change, failure, hasSystemd, listenToSignals, plainText, shield, steadyNow, waitUntil } from './shell.ts';
+import { change, failure, hasSystemd, listenToSignals, shield, steadyNow, waitUntil } from './shell.ts';
+import { plainText } from './files.ts';
+import { serverIn } from './archives.ts';
 import { endRun, procFile, startOfProcess } from './processes.ts';
 import { readHistory, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
@@ -108,7 +110,7 @@ async function guardOnce(stateFolder: string, run: string, pid: number, start: s
 async function tellOfSilentEnd(stateFolder: string, run: string, [archive, startedAt]: [string, string], settings: Settings | null): Promise<void> {
   const isMine = plainText(guardFile(stateFolder)).includes(JSON.stringify(run)); // cut off by a full disk, it is nobody's
   if (!isMine || readHistory(stateFolder).some((line) => line.startedAt === startedAt)) return;
-  await reportDeadRun(stateFolder, { startedAt, archive, server: archive.slice(0, -'-2026-11-23T02:00:00'.length), parts: [] }, 'the run was killed before it could say how it went; everything runs', [], settings);
+  await reportDeadRun(stateFolder, { startedAt, archive, server: serverIn(archive), parts: [] }, 'the run was killed before it could say how it went; everything runs', [], settings);
 }
 
 // A full disk must not keep us from starting things: then there is no transcript.

@@ -4,7 +4,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, named } from './say.ts';
-import { change, failure, look, temporaryFolder } from './shell.ts';
+import { change, failure, look } from './shell.ts';
+import { temporaryFolder } from './files.ts';
 import type { Done, RunOptions } from './shell.ts';
 import { aCommand, aGroup, aLanguage, aNumber, aPath, aRepository, aSecretFile, aServer, aTimeZone, isGroup, refuseUnknown, shown } from './rules.ts';
 import type { Wrong } from './rules.ts';

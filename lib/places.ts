@@ -4,7 +4,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, count, named, say, size, warn } from './say.ts';
-import { change, failure, freeBytes, goOn, heldFolder, look } from './shell.ts';
+import { change, failure, goOn, look } from './shell.ts';
+import { freeBytes, heldFolder } from './files.ts';
 import type { Settings } from './settings.ts';
 import { hostPathOf } from './containers.ts';
 import type { Mount } from './containers.ts';

@@ -4,7 +4,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, warn } from './say.ts';
-import { hasSystemd, look, outlivingUs, readPlainFile } from './shell.ts';
+import { hasSystemd, look, outlivingUs } from './shell.ts';
+import { readPlainFile } from './files.ts';
 import { deviceAndInode, ownerOfFile, procFile } from './processes.ts';
 import { describeUnits } from './units.ts';
 import type { Part } from './units.ts';

@@ -5,7 +5,7 @@ import fs from 'node:fs';
 import { connect } from 'node:net';
 import path from 'node:path';
 import { Problem, named } from './say.ts';
-import { readPlainFile } from './shell.ts';
+import { readPlainFile } from './files.ts';
 import { OWN_USER, SANDBOX_MARK, deviceAndInode, ownerOf, ownerOfFile, procFile, processes } from './processes.ts';
 import type { State } from './units.ts';
 

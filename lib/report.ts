@@ -3,7 +3,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, mode, named, say, warn } from './say.ts';
-import { writeDurably } from './shell.ts';
+import { writeDurably } from './files.ts';
 import type { Settings } from './settings.ts';
 import { VERSION } from './about.ts';
 import { serversMeant } from './operator.ts';

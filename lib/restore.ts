@@ -5,7 +5,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, count, mode, named, say, sayBlock, sayLive, size, span, warn, warnings } from './say.ts';
-import { change, freeBytes, heldFolder } from './shell.ts';
+import { change } from './shell.ts';
+import { freeBytes, heldFolder } from './files.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
 import { borgEnvironment, borgFailure, borgOnlyWarned } from './borg.ts';

@@ -6,7 +6,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { lastLines, named, size, warn } from './say.ts';
-import { change, failure, goOn, look, writeDurably } from './shell.ts';
+import { change, failure, goOn, look } from './shell.ts';
+import { writeDurably } from './files.ts';
 import { deviceAndInode, markOfRun } from './processes.ts';
 import { isOursAlone } from './check.ts';
 

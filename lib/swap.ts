@@ -9,7 +9,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, lastLines, named, pasteable, say, warn } from './say.ts';
-import { change, hasSystemd, writeDurably } from './shell.ts';
+import { change, hasSystemd } from './shell.ts';
+import { writeDurably } from './files.ts';
 import { isBelow } from './plan.ts';
 import { STAGING, ledgerFile } from './ledger.ts';
 import type { FolderFacts, Ledger, Restore, Swap } from './ledger.ts';

@@ -6,7 +6,8 @@ import os from 'node:os';
 import path from 'node:path';
 import { createHash, randomUUID } from 'node:crypto';
 import { lastLines, warn } from './say.ts';
-import { change, plainText } from './shell.ts';
+import { change } from './shell.ts';
+import { plainText } from './files.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
 
