@@ -60,7 +60,14 @@ export async function makeCluster(options: ClusterOptions) {
   const asUser = (argv: string[], input?: string): string => execFileSync(isRoot ? 'runuser' : argv[0]!, isRoot ? ['-u', owner, '--', ...argv] : argv.slice(1),
     { cwd: '/', encoding: 'utf8', input, stdio: [input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'], maxBuffer: 1 << 28, env: { PATH: process.env.PATH, LC_ALL: 'C' } });
   const control = (...words: string[]) => asUser([path.join(binaries, 'pg_ctl'), '-D', dataDirectory, '-w', '-t', '120', '-s', ...words]);
-  const start = () => control('start', '-l', path.join(folder, 'server.log'));
+  const log = path.join(folder, 'server.log');
+  const start = () => {
+    try {
+      return control('start', '-l', log);
+    } catch (error) {
+      throw new Error(`${dataDirectory} does not start: ${execFileSync('tail', ['-n', '20', log], { encoding: 'utf8' })}`, { cause: error });
+    }
+  };
   const stop = () => control('stop', '-m', 'fast');
   const isRunning = () => fs.existsSync(path.join(dataDirectory, 'postmaster.pid'));
   /** Run SQL (as many statements as you like), return bare values, a row a line. Throws with what the server said. */

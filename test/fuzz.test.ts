@@ -262,14 +262,14 @@ sys.exit(program.wait())
 
   test('words of one\'s own commands and folders arrive as they are written, whatever they hold', async () => {
     const log = path.join(folder, 'words'), program = path.join(bin, 'words'), words = HOSTILE.filter((word) => word !== '' && !word.includes('\0'));
-    fs.writeFileSync(program, `#!/bin/sh\nfor word; do printf '%s\\0' "$word" >> ${log}; done\necho >> ${log}\n[ "$1" != stop ] && [ ! -e ${log}.down ] || touch ${log}.down\n[ "$1" != start ] || rm -f ${log}.down\n[ "$1" != running ] || [ ! -e ${log}.down ]\n`, { mode: 0o755 });
+    fs.writeFileSync(program, `#!/bin/sh\nfor word; do printf '%s\\0' "$word" >> ${log}.$1; done\necho >> ${log}.$1\ncase $1 in stop) touch ${log}.down;; start) rm -f ${log}.down;; running) [ ! -e ${log}.down ];; esac\n`, { mode: 0o755 }); // one log a verb: whether it runs is looked at while it is started
     const odd = HOSTILE.filter((word) => /^[^\0\r\n/]+$/.test(word) && !['.', '..'].includes(word)).map((word) => path.join(folder, 'odd', word));
     for (const one of odd) fs.mkdirSync(one, { recursive: true });
     for (const one of odd) fs.writeFileSync(path.join(one, 'file'), one);
     const command = (word: string) => [program, word, ...words], ended = await run(settingsIn(path.join(folder, 'bin'), { stop: [{ name: HOSTILE[12], running: command('running'), stop: command('stop'), start: command('start') }], folders: odd }));
     sane(ended, 'hostile words');
     assert.equal(ended.code, 0, ended.out + ended.err);
-    const told = fs.readFileSync(log, 'utf8').split('\0\n').filter((line) => line !== '').map((line) => line.split('\0'));
+    const told = ['running', 'start', 'stop'].map((verb) => fs.readFileSync(`${log}.${verb}`, 'utf8')).join('').split('\0\n').filter((line) => line !== '').map((line) => line.split('\0'));
     assert.deepEqual([...new Set(told.map(([first]) => first))].sort(), ['running', 'start', 'stop']);
     for (const [, ...others] of told) assert.deepEqual(others, words);
     const { archive } = JSON.parse(fs.readFileSync(path.join(folder, 'bin/state/history.jsonl'), 'utf8').trim()), to = path.join(folder, 'odd came back');
