@@ -120,7 +120,7 @@ async function command(argv: string[]): Promise<number> {
 async function answerFirst(script: string, file: string, values: Record<string, string>, yes: boolean): Promise<void> {
   const isFilled = settingsSource(script, file) !== script || settings.repository !== '' || settings.stop.length + settings.folders.length + settings.volumes.length > 0;
   const said = ['repository', 'server', 'stop', 'folders', 'volumes', 'window', 'language'].find((key) => values[key]);
-  if (!isFilled) return firstSettings(script, values, yes);
+  if (!isFilled) return firstSettings(script, withDefaults(settings), values, yes);
   if (said) throw new Problem(`--${said}: this server has settings already`, { exitCode: 64, hint: `edit them: ${settingsSource(script, file)}` });
 }
 

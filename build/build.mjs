@@ -38,6 +38,7 @@ const CHAPTERS = [
   { file: 'lib/archives.ts', title: 'ARCHIVES' },
   { file: 'lib/storage.ts', title: 'STORAGE' },
   { file: 'lib/passport.ts', title: 'PASSPORT' },
+  { file: 'lib/partners.ts', title: 'PARTNERS' },
   { file: 'lib/snapshot.ts', title: 'SNAPSHOT' },
   { file: 'lib/plan.ts', title: 'PLAN' },
   { file: 'lib/proof.ts', title: 'PROOF' },
@@ -180,7 +181,7 @@ const uses = { title: 'WHAT THE PROGRAM USES', text: `// Parts of Node.js; then 
 ${node.map(({ name, origin }) => (isFunction(origin) ? byCall(name, origin) : `const ${name} = ${origin};\n`)).join('')}${
   libraries.map(({ name }) => byCall(name, `libraries().${name}`)).join('')}` };
 const [settings, ...others] = chapters.map((chapter) => (chapter ? { title: chapter.title, text: own[chapter.file] } : operator));
-const contents = [settings, ...others, vendor].map(({ title, text }) => `//   ${`==== ${title} ====`.padEnd(26)} ${firstWords(text)}\n`).join('');
+const contents = [settings, ...others, vendor].map(({ title, text }) => `//   ${`==== ${title} ====`.padEnd(26)} ${firstWords(title, text)}\n`).join('');
 let text = read('build/header.js').replace('@CONTENTS@\n', () => contents) + [settings, uses, ...others, vendor]
   .map((part) => `\n// ${'='.repeat(105)}\n// ==== ${part.title} ====\n${part.text}`).join('') + start;
 text = text.replaceAll('@VERSION@', version('.'));
@@ -193,10 +194,10 @@ function isFunction(origin) {
   return /^[a-z]/.test(name ?? '') && typeof createRequire(import.meta.url)(from)[name] === 'function';
 }
 
-/** The first sentence of a chapter, or what of it goes into one line. */
-function firstWords(text) {
-  const sentence = /^(?:\/\/.*\n)*/.exec(text)[0].replace(/^\/\/ ?/gm, '').replace(/\s+/g, ' ').trim().replace(/\. .*/, '.');
-  return sentence.length <= 95 ? sentence : sentence.replace(/^(.{20,94})[,;:] .*/, '$1.');
+/** The first sentence of a chapter, which has to go into one line. */
+function firstWords(title, text) {
+  const sentence = /^(?:\/\/.*\n)*/.exec(text)[0].replace(/^\/\/ ?/gm, '').replace(/\s+/g, ' ').trim().replace(/(?<=[^.][.?]) .*/, '');
+  return sentence.length <= 100 ? sentence : refuse(`the first sentence of chapter ${title} has more than 100 characters: ${sentence}`);
 }
 
 // 4. Checks on the whole.

@@ -7,8 +7,8 @@
 // whatever happens meanwhile. Then it reads the archive's record back.
 // It never deletes an archive, never kills PostgreSQL, never starts what was not running, and calls nobody else.
 //
-// How to read it: from the top, as far as you like. The settings, then one chapter for each outside program, the night,
-// coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
+// How to read it: from the top, as far as you like. The settings; the night; what the night is made of, a chapter for each
+// outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
 // Checksum of all but the settings: @CHECKSUM@

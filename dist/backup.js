@@ -7,89 +7,90 @@
 // whatever happens meanwhile. Then it reads the archive's record back.
 // It never deletes an archive, never kills PostgreSQL, never starts what was not running, and calls nobody else.
 //
-// How to read it: from the top, as far as you like. The settings, then one chapter for each outside program, the night,
-// coming back, set-up and checks. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
+// How to read it: from the top, as far as you like. The settings; the night; what the night is made of, a chapter for each
+// outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: ad7b9ac6921a25895d56187bc04bcdb0c314da071fce33d27b56c5c96ac4bec4
+// Checksum of all but the settings: 0ffdac0ad106e62f0c47090224d2cabf64eedb64eb672071bef654df90f5e214
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
 //   ==== THE NIGHT ====        The night: takeBackup() is the whole run, in the order it happens.
 //   ==== ABOUT ====            Who this program is: its version, and whether somebody has changed it since it was built.
-//   ==== SAY ====              What people read: messages on the terminal or in cron's mail, the transcript of a run.
+//   ==== SAY ====              What people read: messages on a terminal or in cron's mail, errors with a hint, the transcript.
 //   ==== SHELL ====            Running other programs through zx, safely under root's cron.
 //   ==== FILES ====            Files and folders, as root may read and write them where others can lay links and pipes.
 //   ==== FORM ====             What comes from elsewhere must have the form that is read out of it.
-//   ==== PROCESSES ====        Who runs on this machine, read from /proc: no exit code of a stop command is believed.
+//   ==== PROCESSES ====        Who runs on this machine, read from /proc.
 //   ==== HISTORY ====          What has happened on this server: history.jsonl in the state folder, one JSON object a run.
 //   ==== CERTIFICATE ====      The certificate: what a drill found, in the history, in the archives that follow, and in words.
 //   ==== RULES ====            What each setting may be, and what it is when it is not written: TABLE, one line a setting.
-//   ==== CHECK ====            Reading the settings: from the block in this script, from backup.settings.js beside it.
+//   ==== CHECK ====            Reading the settings: from this script, from backup.settings.js beside it, or from --settings FILE.
 //   ==== WINDOW ====           The hours of the night: when a run may stop things, and by when everything runs again.
-//   ==== TELL ====             Telling people and machines how a night went: a ping (as healthchecks.io and its like take it).
+//   ==== TELL ====             Telling people and machines how a night went: by a ping, a command, a file for Prometheus.
 //   ==== UNITS ====            systemd units: find, describe, stop, start, and see what they really do.
-//   ==== CONTAINERS ====       Docker containers and Compose projects: find, describe, stop, start.
-//   ==== POSTMASTER ====       What a PostgreSQL cluster does at this moment and in which state its files are.
+//   ==== CONTAINERS ====       Docker containers and Compose projects: find, describe, stop, start, see what they really do.
+//   ==== POSTMASTER ====       What a PostgreSQL cluster does at this moment, and in which state its files are.
 //   ==== POSTGRES ====         PostgreSQL clusters on this host and in its containers: find, describe, stop, start.
 //   ==== QUESTIONS ====        What is asked of a cluster: the SQL of the passport, and the one way to run it.
-//   ==== BORG ====             borg: the one chapter that knows its arguments, environment.
+//   ==== BORG ====             borg: the one chapter that knows its arguments, environment, exit codes and messages.
 //   ==== PASSES ====           A pass: one `borg create`, from its command to what came of it.
-//   ==== ARCHIVES ====         The archives of a repository: their names, of which each says what the archive is.
-//   ==== STORAGE ====          The storage as this server reaches it: its address, the ssh connection.
+//   ==== ARCHIVES ====         The archives of a repository: their lists, and their names, which say what each of them is.
+//   ==== STORAGE ====          The storage as this server reaches it: its address, ssh, and what `borg serve` says of itself.
 //   ==== PASSPORT ====         The passport: everything needed to build a machine on which the saved files work.
+//   ==== PARTNERS ====         Partners: who else holds the data of a cluster, and notices nothing when that goes back in time.
 //   ==== SNAPSHOT ====         Copy-on-write copies, for `snapshot: 'yes'`: made in an instant while everything is stopped.
-//   ==== PLAN ====             The plan: what will be stopped, saved and started, worked out once by looking.
+//   ==== PLAN ====             The plan: what will be stopped, saved and started, worked out once, before anything is changed.
 //   ==== PROOF ====            The proof that what is copied is cold, taken before the cold pass and again after it.
-//   ==== LEDGER ====           The ledger: what a run has stopped, on disk before each stop.
-//   ==== SWAP ====             The swap: what was restored takes its place and the old contents go aside, by rename(2) alone.
+//   ==== LEDGER ====           The ledger: what a run has stopped, on disk before each stop, and the lock of that run.
+//   ==== SWAP ====             The swap: what was restored takes its place, and the old contents go aside, by rename(2) alone.
 //   ==== PAUSE ====            The pause: stop the parts, each seen stopped, and start them again, each seen running.
-//   ==== WORDS ====            What is written for people in their own language: RESTORE.md, the recovery sheet.
-//   ==== RESTORE.MD ====       RESTORE.md: how to bring back this very archive by hand, with borg.
-//   ==== RECORD ====           The record that travels in every archive: manifest.json (plan, passport, proof), RESTORE.md.
-//   ==== COMMANDS ====         The commands of a night: the borg calls of its three passes, and the dry run.
+//   ==== WORDS ====            What is written for people in their own language: RESTORE.md, the recovery sheet, messages.
+//   ==== RESTORE.MD ====       RESTORE.md: how to bring back this very archive by hand, for somebody without this script.
+//   ==== RECORD ====           The record that travels in every archive: manifest.json, RESTORE.md, listing, script, settings.
+//   ==== COMMANDS ====         The commands of a night: the borg calls of its three passes, and the dry run, which shows them all.
 //   ==== COPYING ====          Copying: the warm pass while everything runs, then the copy of what is cold.
-//   ==== OUTCOME ====          How a night ended, in words: the summary that closes a run.
+//   ==== OUTCOME ====          How a night ended, in words: the summary that closes a run, and the message about it.
 //   ==== GUARD ====            The guard: a second process that outlives the run, whatever kills it, and `recover`.
 //   ==== LIST ====             What is in the repository: the archives, the files in one, the versions of a file in all.
 //   ==== SANDBOX ====          The sandbox: a PostgreSQL on files that came out of an archive, locked in.
 //   ==== EMPTY CLUSTER ====    The empty cluster: PostgreSQL itself is asked what it can do here.
-//   ==== COLLATIONS ====       Collations: does this machine sort texts as the saved one did? Indexes on text lie in the order of the C library or of ICU; where another version of them sorts two words the other way round, an index no longer finds what is there, and PostgreSQL says at most a warning (before 15 not even that for a database's own collation).
-//   ==== MACHINE ====          This machine beside the saved one, as far as files and processes tell: architecture.
-//   ==== JUDGE ====            The judge: would these files work on this machine? It compares an archive's passport with what is here, before anything is touched, and says of each difference what it would break and the command that mends it.
-//   ==== MEASURE ====          What is about to be extracted: how many files and bytes, which links.
-//   ==== COMING BACK ====      Coming back: `restore ...
-//   ==== PLACES ====           Where things come back to: which roots of an archive are meant, where they lie on this machine.
-//   ==== COMEBACK ====         What would come back: the parts of an archive that are meant, what has to stop for it here.
-//   ==== IN PLACE ====         In place: `restore ARCHIVE|latest --in-place [PART ...]` puts an archive, or parts of it.
-//   ==== CHECKS ====           What a drill looks at in a copy.
-//   ==== SERVER CHECKS ====    What a drill asks of the copy once it runs: whether every database opens, libraries load.
-//   ==== REHEARSAL ====        The rehearsal of a drill: extracts the clusters of an archive into the drill's scratch folder.
+//   ==== COLLATIONS ====       Collations: does this machine sort texts as the saved one did?
+//   ==== MACHINE ====          This machine beside the saved one, as far as files and processes tell.
+//   ==== JUDGE ====            The judge: would these files work on this machine?
+//   ==== MEASURE ====          What is about to be extracted: how many files and bytes, which links, and whether all stays inside.
+//   ==== COMING BACK ====      Coming back: `restore ... --to FOLDER` lays an archive, or part of it, into an empty folder.
+//   ==== PLACES ====           Where things come back to: which roots of an archive are meant, and where they lie here.
+//   ==== COMEBACK ====         What would come back: the parts of an archive that are meant, and every command in order.
+//   ==== IN PLACE ====         In place: `restore ... --in-place` puts an archive, or parts of it, where it was.
+//   ==== CHECKS ====           What a drill looks at in a copy before it runs: files as listed when cold, page checksums.
+//   ==== SERVER CHECKS ====    What a drill asks of the copy once it runs: databases, libraries, indexes, rows.
+//   ==== REHEARSAL ====        The rehearsal of a drill: extracts clusters into the scratch folder, starts and checks each.
 //   ==== DRILL ====            The drill: a restore, rehearsed.
-//   ==== SCHEDULE ====         The schedule: what starts this script at night, and when next; and, only when somebody says so.
-//   ==== STATUS ====           Is there a good recent backup, and what is to be done? Answers from the state folder alone.
-//   ==== DOCTOR ====           The doctor: everything that can be checked while all runs.
-//   ==== ANSWERS ====          The walk for a server that has no settings yet: questions on a terminal.
-//   ==== SETUP ====            Setup: make what is missing (ssh key, passphrase, known host, repository with its key.
+//   ==== SCHEDULE ====         The schedule: what starts this script at night, and when next.
+//   ==== STATUS ====           The status: is there a good recent backup, and what is to be done?
+//   ==== DOCTOR ====           The doctor: everything that can be checked while all runs, with a hint for what is not right.
+//   ==== ANSWERS ====          The walk for a server that has no settings yet: questions on a terminal, or options.
+//   ==== SETUP ====            Setup: make what is missing, keep what is there, say what the storage needs.
 //   ==== HELP ====             What the command line knows: commands, options, exit codes, as data.
 //   ==== MAIN PROGRAM ====     The command line: which command, with which options.
 //   ==== OPERATOR'S PART ====  What follows runs only on the operator's own machine.
 //   ==== OPERATOR ====         The operator's own computer: its settings name every server with full access to its repository.
-//   ==== SEGMENTS ====         The files of a borg 1 repository, read from outside: which transactions there are.
-//   ==== OPERATOR'S LEDGER ==== The operator's ledger: what an audit saw of a server's repository.
+//   ==== SEGMENTS ====         The files of a borg 1 repository, read from outside: its transactions, and what each changed.
+//   ==== OPERATOR'S LEDGER ==== The operator's ledger: what audits saw of a server's repository, one JSON file a server.
 //   ==== FINDINGS ====         What an audit finds wrong, rule by rule.
 //   ==== UNDO ====             The way back after an alarm: `audit --undo-plan` prints commands and runs none of them.
-//   ==== AUDIT ====            The audit: has somebody tampered with an append-only repository? It reads what is new since the last audit, compares it with the ledger, and says `clean` or `alarm`.
+//   ==== AUDIT ====            The audit: has somebody tampered with an append-only repository?
 //   ==== RETENTION ====        Which archives stay.
-//   ==== PRUNING ====          A repository pruned in a hard-linked copy beside it, which no server can reach: delete.
+//   ==== PRUNING ====          A repository pruned in a hard-linked copy beside it, which no server can reach.
 //   ==== PRUNE ====            Retention, from the operator's computer, after a clean audit: what goes, what is refused.
-//   ==== OVERDUE ====          Which servers have no recent backup? Asked on the operator's computer, as often as cron likes.
-//   ==== FLEET ====            What the operator knows of each server, for the report: out of the ledger.
+//   ==== OVERDUE ====          Which servers have no recent backup?
+//   ==== FLEET ====            What the operator knows of each server, for the report.
 //   ==== REPORT IN WORDS ====  The words of the report, one table a language, with the same keys (a test compares them).
 //   ==== CHARTS ====           HTML in which nothing from outside can become markup, and the report's pictures.
 //   ==== VERDICT ====          What is to be said of each server, and the one next step.
 //   ==== STYLE ====            How the report looks: light, dark, narrow, on paper.
-//   ==== PAGE OF A SERVER ==== The report's page of one server: its state and next step, the nights of a year, three curves.
+//   ==== PAGE OF A SERVER ==== The report's page of one server: state, next step, a year of nights, curves, archives.
 //   ==== REPORT ====           The report: one HTML file with everything in it, for people who want to see it at a glance.
 //   ==== LIBRARIES ====        Written by others and compiled: nothing to edit.
 'use strict';
@@ -189,9 +190,7 @@ async function takeBackup(loaded, script) {
   listenToSignals();
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
-  const lock = takeLock(settings.stateFolder, 2);
-  if (lock === null && readLedgerQuietly(settings.stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now', { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
-  if (lock === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
+  takeRunLock(settings.stateFolder);
   await bringBackLeftovers(settings);
   await sweepDrills(settings); // a killed one may have left a disk full of files
   await dropCopies(settings.stateFolder); // so may a killed run
@@ -207,6 +206,13 @@ async function takeBackup(loaded, script) {
     return await endNight(night, error);
   }
   return endNight(night, null);
+}
+
+/** Take the lock of a run, kept until this process ends. Throws Problem when it is taken: 3 when what an earlier run stopped is down, and its guard is at work, else 75. */
+function takeRunLock(stateFolder) {
+  if (takeLock(stateFolder, 2) !== null) return;
+  if (readLedgerQuietly(stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now', { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
+  throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
 }
 
 /** The story. Throws Problem when there is no new good backup; night.down tells what is not running then. */
@@ -229,7 +235,7 @@ async function runTheNight(night) {
   if (plan.snapshot !== '') await flushDisks(plan.roots);
   const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
-    deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: night.line.startedAt });
+    deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds });
   const alarm = setTimeout(() => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2), beginStartAt.getTime() - Date.now());
   let trouble = null, wasAsked = false, copied = null;
   try {
@@ -404,7 +410,7 @@ function editedOrAsBuilt(text) {
 
 // =========================================================================================================
 // ==== SAY ====
-// What people read: messages on the terminal or in cron's mail, the transcript of a run, errors with a hint.
+// What people read: messages on a terminal or in cron's mail, errors with a hint, the transcript.
 // May change: its own log file in the state folder. Never touches anything else.
 // Everything that comes from outside (file names, what programs said) is made printable first.
 
@@ -586,17 +592,18 @@ function span(seconds) {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
-/** 'all 4 parts', 'part', '3 archives': a count with its word. */
+/** A count with its word: '1 part', '3 archives'. */
 function count(number, word) {
   return `${number} ${word}${number === 1 ? '' : 's'}`;
 }
 
 // =========================================================================================================
 // ==== SHELL ====
-// Running other programs through zx, safely under root's cron: no standard input (zx would leave a socket there, and bash
-// reads ~/.bashrc when it finds one), an own process group, bounded memory, an own time limit, C locale.
-// Two verbs: look() never changes anything on the machine; change() does, is always printed, and never happens in a dry run.
-// Signals, and the hour by which everything must run again, end the programs that may be ended, never this script itself.
+// Running other programs through zx, safely under root's cron.
+// No standard input (zx would leave a socket there, and bash reads ~/.bashrc when it finds one), an own process group, bounded
+// memory, an own time limit, C locale. Two verbs: look() never changes anything on the machine; change() does, is always
+// printed, and never happens in a dry run. Signals, and the hour by which everything must run again, end the programs that
+// may be ended, never this script itself.
 
 /** A list that forgets its oldest pieces beyond a limit: however much a program prints, our memory stays small. */
 class Tail extends Array {
@@ -771,7 +778,7 @@ async function lookFor(what, argv, hint = '', options = {}) {
   return done.out;
 }
 
-/** Change something: printed, then done. Returns how it ended. The only place that reads dryRun: a dry run never comes here. */
+/** Change something: printed, then done. Returns how it ended. A dry run never comes here; if one does, it is a fault of ours, and nothing is changed. */
 async function change(argv, options = {}) {
   if (mode.dryRun) throw new Error(`a dry run was about to change something: ${pasteable(argv)}`);
   say(`  $ ${pasteable(argv)}`);
@@ -796,8 +803,13 @@ function outlivingUs(argv) {
 
 // =========================================================================================================
 // ==== FILES ====
-// Files and folders, as root may read and write them where others can lay links and pipes: nothing here follows a link, waits for a pipe, or
-// leaves half a file behind. Changes the files that it is given, nothing else.
+// Files and folders, as root may read and write them where others can lay links and pipes.
+// Nothing here follows a link, waits for a pipe, or leaves half a file behind. Changes the files that it is given, nothing else.
+
+/** Whether a path is the folder or lies below it. */
+function isBelow(file, folder) {
+  return file === folder || file.startsWith(folder === '/' ? '/' : `${folder}/`);
+}
 
 /**
  * What stands in a file that somebody else could have laid there: no link, no pipe (which would keep us for ever), no device, not endless.
@@ -921,7 +933,7 @@ function answerOf(what, done, form, text = done.out) {
 
 // =========================================================================================================
 // ==== PROCESSES ====
-// Who runs on this machine, read from /proc: no exit code of a stop command is believed, processes are.
+// Who runs on this machine, read from /proc. No exit code of a stop command is believed: processes are.
 // Never changes anything but for endRun(), which ends the borg and ssh of one run of ours and nothing else.
 
 /** The start time of a process in clock ticks since boot, or '' when it is gone or a zombie. With the pid it names a process for good. */
@@ -1006,8 +1018,8 @@ function processesOfRun(run) {
 }
 
 /**
- * End every borg (and its ssh) that a run left behind, and see it dead: INT so that borg keeps a checkpoint, then TERM, then KILL.
- * Given the run's id and the signals. Returns whether none is left. Services come back only after this, so that no
+ * End every borg (and its ssh) that a run left behind, and see it dead. Given the run's id and the signals, each of which gets three
+ * seconds; KILL is always the last. (INT lets borg keep a checkpoint.) Returns whether none is left. Services come back only after this, so that no
  * archive is ever completed with files that are in use again.
  */
 async function endRun(run, signals = ['SIGTERM', 'SIGKILL']) {
@@ -1027,8 +1039,9 @@ async function endRun(run, signals = ['SIGTERM', 'SIGKILL']) {
 
 // =========================================================================================================
 // ==== HISTORY ====
-// What has happened on this server: history.jsonl in the state folder, one JSON object a run, only ever added to.
-// Changes that one file. A line that cannot be read (a power cut while it was written) is passed over, never repaired.
+// What has happened on this server: history.jsonl in the state folder, one JSON object a run.
+// Changes that one file, and only adds to it. A line that cannot be read (a power cut while it was written) is passed over,
+// never repaired.
 
 const historyFile = (stateFolder) => path.join(stateFolder, 'history.jsonl');
 
@@ -1304,7 +1317,7 @@ function isNear(one, other, slips) {
 
 // =========================================================================================================
 // ==== CHECK ====
-// Reading the settings: from the block in this script, from backup.settings.js beside it, or from --settings FILE.
+// Reading the settings: from this script, from backup.settings.js beside it, or from --settings FILE.
 // It tells every mistake at once, with its line. A file that others could change is refused: what stands in it is run as root.
 // So is a key that others could read.
 // Changes nothing on the machine. Settings are data: they are read where no file, program or network is in reach.
@@ -1348,10 +1361,10 @@ function loadWith(builtIn, script, source, fill) {
   return { ...JSON.parse(copy), file: source, text: source === script ? scan.block : whole, lines: scan.lines };
 }
 
-/** Every setting of TABLE, checked: what is given, or the default. */
-/** What is given, with every default beside it. */
+/** What is given, with every default beside it; nothing is checked. */
 const withDefaults = (found) => filledIn(found, () => {});
 
+/** Every setting of TABLE, checked: what is given, or the default. */
 function filledIn(found, wrong) {
   const filled = {};
   if (!isGroup(found)) {
@@ -1447,20 +1460,24 @@ function stateFoldersIn(text) {
 
 // ---- who may change and read them ----
 
-/** Throws Problem when somebody else than root or this user could change a file or folder, or swap it in one of the folders above. what: in words; exitCode: 64 unless told. */
-function refuseIfOthersCanChange(file, what, exitCode = 64) {
-  const places = new Set();
-  for (const start of [file, fs.realpathSync(file)]) {
+/**
+ * Throws Problem when somebody else than root or this user could change a file or folder, or swap it in one of the folders above. Given it and what
+ * it is, in words. exitCode: 64 unless told. isShared: it may itself be a folder like /var/tmp, where others make names of their own.
+ */
+function refuseIfOthersCanChange(file, what, { exitCode = 64, isShared = false } = {}) {
+  const places = new Set(), own = [file, fs.realpathSync(file)];
+  for (const start of own) {
     for (let place = start; !places.has(place); place = path.dirname(place)) places.add(place);
   }
-  refuseOthers(`others than root could change ${what}`, [...places], 'go-w', ({ mode }) => (mode & 0o41000) === 0o41000 ? 0 : mode & 0o022, exitCode); // in a sticky folder, as /tmp, nobody replaces the file of another
+  const isSticky = (mode) => (mode & 0o41000) === 0o41000; // as /tmp: nobody replaces there what another has made
+  refuseOthers(`others than root could change ${what}`, [...places], 'go-w', ({ mode }, place) => (isSticky(mode) && (isShared || !own.includes(place)) ? 0 : mode & 0o022), exitCode);
 }
 
 /** Whether a folder is safe for names that root makes up: nobody else can lay anything there, or swap it for another. */
 function isOursAlone(folder) {
   try {
     refuseIfOthersCanChange(folder, '');
-    return (fs.statSync(folder).mode & 0o022) === 0;
+    return true;
   } catch (error) {
     if (error instanceof Problem) return false;
     throw error;
@@ -1478,10 +1495,10 @@ function refuseOthers(what, places, change, tooMuch, exitCode = 64) {
   for (const place of places) {
     const facts = fs.statSync(place, { throwIfNoEntry: false });
     const isOthers = facts && ![0, me].includes(facts.uid);
-    if (!facts || (!isOthers && tooMuch(facts) === 0)) continue;
+    if (!facts || (!isOthers && tooMuch(facts, place) === 0)) continue;
     found.push(`${named(place)} (mode ${(facts.mode & 0o7777).toString(8).padStart(4, '0')}, owner ${facts.uid === 0 ? 'root' : `uid ${facts.uid}`})`);
     if (isOthers) mends.push(`chown ${me === 0 ? 'root' : me} ${named(place)}`);
-    if (tooMuch(facts) !== 0) mends.push(`chmod ${change} ${named(place)}`);
+    if (tooMuch(facts, place) !== 0) mends.push(`chmod ${change} ${named(place)}`);
   }
   if (found.length > 0) throw new Problem(`${what}: ${found.join(', ')}`, { exitCode, hint: mends.join(' && ') });
 }
@@ -1557,7 +1574,7 @@ function deadlines(maxMinutes, now, windowEndsAt, lastStartSeconds) {
 
 // =========================================================================================================
 // ==== TELL ====
-// Telling people and machines how a night went: a ping (as healthchecks.io and its like take it), a command, a file for Prometheus.
+// Telling people and machines how a night went: by a ping, a command, a file for Prometheus.
 // Decides nothing. Changes the metrics file, and whatever the settings' own command does. A messenger that fails is a
 // warning and never an error: the night is over by then. What is secret in an address (its path) is never printed.
 
@@ -1721,7 +1738,7 @@ async function unitState(unit) {
   return stateOf({ ActiveState: out.trim().replace('ActiveState=', '') });
 }
 
-/** Everything active on this host: services, sockets, timers, paths and targets that were not made on the fly. */
+/** Everything active on this host: services, sockets, timers and paths that were not made on the fly. */
 async function activeUnits() {
   if (!hasSystemd()) return [];
   const { out } = await look(['systemctl', 'list-units', '--state=active', '--type=service,socket,timer,path', '--plain', '--no-legend', '--full']);
@@ -1745,7 +1762,7 @@ async function lostUnits(before, rebooted) {
 
 // =========================================================================================================
 // ==== CONTAINERS ====
-// Docker containers and Compose projects: find, describe, stop, start, and see what they really do.
+// Docker containers and Compose projects: find, describe, stop, start, see what they really do.
 // A container with a database gets its stop signal and all the time it needs: `docker stop` would end in SIGKILL, and
 // still answer 0. Other containers are stopped as Docker does it. They are named, never numbered: a container that was
 // made anew in the meantime is found again.
@@ -1906,9 +1923,10 @@ function warnOfUnsavedVolumes(all, isSaved) {
 
 // =========================================================================================================
 // ==== POSTMASTER ====
-// What a PostgreSQL cluster does at this moment and in which state its files are: read from processes, from postmaster.pid and from the bytes
-// of the control file, and asked of the socket itself; no client program and no password is needed. Nothing else is believed:
-// `systemctl stop postgresql` returns 0 while it runs, and "shut down" is written while the postmaster still waits for its archiver. Only looks.
+// What a PostgreSQL cluster does at this moment, and in which state its files are.
+// Read from processes, from postmaster.pid and from the bytes of the control file, and asked of the socket itself; no client
+// program and no password is needed. Nothing else is believed: `systemctl stop postgresql` returns 0 while it runs, and
+// "shut down" is written while the postmaster still waits for its archiver. Only looks.
 
 const SERVER_PROGRAMS = new Set(['postgres', 'postmaster', 'edb-postgres']);
 const STATES = ['starting up', 'shut down', 'shut down in recovery', 'shutting down', 'in crash recovery', 'in archive recovery', 'in production'];
@@ -2411,9 +2429,10 @@ async function configFilesOf(cluster) {
 
 // =========================================================================================================
 // ==== BORG ====
-// borg: the one chapter that knows its arguments, environment, exit codes and messages (1.2 and 1.4; borg 2 is refused).
-// Changes only the repository, by adding archives; never deletes, renames or recreates one. borg's cache lies in the state folder.
-// Secrets reach borg by file: the passphrase is read by borg itself (BORG_PASSCOMMAND), and is in no argument and no log.
+// borg: the one chapter that knows its arguments, environment, exit codes and messages.
+// Of borg 1.2 and 1.4; borg 2 is refused. Changes only the repository, by adding archives; never deletes, renames or recreates
+// one. borg's cache lies in the state folder. Secrets reach borg by file: the passphrase is read by borg itself
+// (BORG_PASSCOMMAND), and is in no argument and no log.
 
 const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
 const SHORT_LOCK_WAIT = '10'; // borg looks again after a tenth of its patience (locking.py): after 1 s, and not 18, a dead run's lock is gone
@@ -2674,7 +2693,7 @@ function progressTeller(title, expectedBytes) {
 
 // =========================================================================================================
 // ==== ARCHIVES ====
-// The archives of a repository: their names, of which each says what the archive is, and the lists of them. Only reads.
+// The archives of a repository: their lists, and their names, which say what each of them is. Only reads.
 
 const WITHOUT_LOCK = ['--bypass-lock']; // a run that is under way is not in the way
 
@@ -2749,8 +2768,10 @@ async function readFromArchive(settings, archive, file, options = {}, more = [])
 
 // =========================================================================================================
 // ==== STORAGE ====
-// The storage as this server reaches it: its address, the ssh connection, and what the `borg serve` over there says of itself.
+// The storage as this server reaches it: its address, ssh, and what `borg serve` says of itself.
 // It asks, and changes nothing, but for one empty transaction where nothing else tells whether the storage is append-only.
+// A test call that every `borg serve` since 1.1 answers before it opens anything: its error report shows the server's own
+// command line and version (borg, remote.py, inject_exception). MessagePack: negotiate, then inject_exception(kind=divide).
 
 // A test call that every `borg serve` since 1.1 answers before it opens anything: its error report shows the server's own
 // command line and version (borg, remote.py, inject_exception). MessagePack: negotiate, then inject_exception(kind=divide).
@@ -2806,9 +2827,10 @@ async function compactsNothing(settings) {
 
 // =========================================================================================================
 // ==== PASSPORT ====
-// The passport: everything needed to build a machine on which the saved files work, and to say no on one where they would not.
-// Gathered while the databases still answer, from them, from their files, and from the machine or container they run in. It only
-// looks. A fact that cannot be had is a warning, never a reason for no backup. Of a container's environment it holds the names only.
+// The passport: everything needed to build a machine on which the saved files work.
+// And to say no on one where they would not. Gathered while the databases still answer, from them, from their files, and from
+// the machine or container they run in. It only looks. A fact that cannot be had is a warning, never a reason for no backup.
+// Of a container's environment it holds the names only.
 
 const DATABASES_AT_ONCE = 4;
 const HELD_BACK_BYTES = 500e6; // of WAL, by a slot that nobody uses
@@ -3009,19 +3031,41 @@ async function orLacking(what, gathered, otherwise) {
   try {
     return await gathered;
   } catch (error) {
-    if (error instanceof Problem) throw error;
-    warn(`the passport lacks ${what}: ${error}`);
+    goOn();
+    warn(`the passport lacks ${what}: ${error instanceof Problem ? error.message : error}`);
     return otherwise;
   }
 }
 
 // =========================================================================================================
+// ==== PARTNERS ====
+// Partners: who else holds the data of a cluster, and notices nothing when that goes back in time.
+// By replication, or by Bucardo. A publisher, or the slot of a subscriber, has moved on by then, and rows are passed over
+// without an error: so a restore has to say it. Only reads the passport.
+
+const OF_A_COPY = /^pg_\d+_sync_\d+/; // slots and walsenders of a subscription's first copy (PostgreSQL manual, "Replication Slot Management")
+
+/** Given what the passport holds of a cluster, returns its partners, each once. */
+function partnersOf({ slots = [], standbys = [], subscriptions = [], recovery = {}, databases }) {
+  const isText = (value) => typeof value === 'string', isReader = (pid) => slots.some((slot) => slot.plugin && slot.active_pid === pid);
+  const found = [
+    ...subscriptions.map(({ subname, database }) => ({ kind: 'subscription', name: subname, database })),
+    ...slots.filter((slot) => slot.plugin && slot.temporary !== true && !OF_A_COPY.test(slot.slot_name)).map(({ slot_name: name, database }) => ({ kind: 'slot', name, database: isText(database) ? database : '' })),
+    ...standbys.filter(({ pid, application_name: name }) => isText(name) && !isReader(pid) && !OF_A_COPY.test(name) && name !== 'pg_basebackup').map(({ application_name: name }) => ({ kind: 'standby', name, database: '' })),
+    ...(recovery.inRecovery === true ? [{ kind: 'primary', name: '', database: '' }] : []),
+    ...databases.filter(({ rows = {} }) => Object.keys(rows).some((table) => /^"?bucardo"?\.delta_/.test(table))).map(({ name }) => ({ kind: 'bucardo', name: 'Bucardo', database: name })),
+  ];
+  return found.filter((one, at) => found.findIndex((other) => JSON.stringify(other) === JSON.stringify(one)) === at);
+}
+
+// =========================================================================================================
 // ==== SNAPSHOT ====
-// Copy-on-write copies, for `snapshot: 'yes'`: made in an instant while everything is stopped, read by borg while everything runs again.
-// A btrfs subvolume is snapshotted; other folders on btrfs and xfs are copied by reflink; small ones are simply copied; what
-// allows none of these is read while everything is stopped, as without a snapshot.
-// Changes: folders of its own, named .cold-backup-snapshot-…, beside what they are copies of, or above. They are on a list in the state folder
-// before they are made, and whoever finds that list without its run (the guard, `recover`, the next run) removes them.
+// Copy-on-write copies, for `snapshot: 'yes'`: made in an instant while everything is stopped.
+// borg reads them while everything runs again. A btrfs subvolume is snapshotted; other folders on btrfs and xfs are copied by
+// reflink; small ones are simply copied; what allows none of these is read while everything is stopped, as without a snapshot.
+// Changes: folders of its own, named .cold-backup-snapshot-…, beside what they are copies of, or above. They are on a list in
+// the state folder before they are made, and whoever finds that list without its run (the guard, `recover`, the next run)
+// removes them.
 
 const MARK = '.cold-backup-snapshot-';
 const SMALL = { files: 500, bytes: 16e6 };
@@ -3038,7 +3082,7 @@ function mounts() {
   });
 }
 
-const liesIn = (file, folder) => file !== folder && file.startsWith(folder === '/' ? '/' : `${folder}/`);
+const liesIn = (file, folder) => file !== folder && isBelow(file, folder);
 
 /** Given the paths to save, returns them with the way of each, and why. Looks only. `run` names the copies. */
 async function chooseWays(roots, stateFolder, run) {
@@ -3057,7 +3101,7 @@ async function chooseWays(roots, stateFolder, run) {
 
 async function wayOf(folder, name, { roots, all, hasBtrfs, stateFolder }) {
   const cold = (because) => ({ way: 'cold', because, copy: '' });
-  const facts = fs.lstatSync(folder), mountOf = (file) => all.filter((one) => one.folder === file || liesIn(file, one.folder)).sort((one, other) => one.folder.length - other.folder.length).pop();
+  const facts = fs.lstatSync(folder), mountOf = (file) => all.filter((one) => isBelow(file, one.folder)).sort((one, other) => one.folder.length - other.folder.length).pop();
   if (!facts.isDirectory() && !facts.isFile()) return { way: 'link', because: 'it holds nothing itself', copy: '' };
   if (process.getuid?.() !== 0) return cold('a snapshot needs root');
   if (stateFolder === folder || liesIn(stateFolder, folder)) return cold('the state folder lies in it');
@@ -3245,7 +3289,7 @@ function howRead({ way, because }) {
 
 // =========================================================================================================
 // ==== PLAN ====
-// The plan: what will be stopped, saved and started, worked out once by looking, before anything is changed.
+// The plan: what will be stopped, saved and started, worked out once, before anything is changed.
 // It is plain data: printed by --dry-run, stored in the archive, kept on disk while services are down, and what the run follows.
 // Changes nothing. Refuses what could not become a good backup, while everything still runs.
 
@@ -3321,11 +3365,6 @@ async function ownPart(one) {
   return { name: one.name, kind: 'command', wasRunning: code === 0, running: one.running, stop: one.stop, start: outlivingUs(one.start) };
 }
 
-/** Whether a path is the folder or lies below it. */
-function isBelow(file, folder) {
-  return file === folder || file.startsWith(folder === '/' ? '/' : `${folder}/`);
-}
-
 // Everything to save, each path once. A folder given as a link is saved as the link and as what it leads to.
 async function findRoots(settings, clusters, containers, stopped) {
   const roots = [], asItLies = { way: 'cold', because: '', copy: '' };
@@ -3383,9 +3422,9 @@ function warnOfUnsaved(clusters, containers, isSaved) {
 
 // =========================================================================================================
 // ==== PROOF ====
-// The proof that what is copied is cold, taken before the cold pass and again after it, while everything is still stopped.
-// Reads the clusters' control files, the process list, the containers' exit codes, and size and times of every saved file.
-// Writes only its listings in the state folder.
+// The proof that what is copied is cold, taken before the cold pass and again after it.
+// Both times everything is stopped. Reads the clusters' control files, the process list, the containers' exit codes, and size
+// and times of every saved file. Writes only its listings in the state folder.
 
 // type, mode, uid, gid, bytes, modified, changed, path; NUL at the end, because a name may hold anything else
 const LISTING_FORMAT = '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0';
@@ -3541,8 +3580,9 @@ async function differingPaths(plan, before, after) {
 
 // =========================================================================================================
 // ==== LEDGER ====
-// The ledger: what a run has stopped, on disk before each stop, and the lock that tells whether that run is still alive.
-// Whoever finds a ledger without its run (the guard, `recover`, the next run) starts everything from it, with nothing else to go by.
+// The ledger: what a run has stopped, on disk before each stop, and the lock of that run.
+// The lock tells whether the run is still alive. Whoever finds a ledger without its run (the guard, `recover`, the next run)
+// starts everything from it, with nothing else to go by.
 // Changes ledger.json and lock in the state folder, and a link to it for `recover`; never a part.
 
 const STAGING = '.cold-backup-restore-'; // begins the name of every staging folder
@@ -3659,14 +3699,16 @@ function closeLedger(stateFolder) {
 
 // =========================================================================================================
 // ==== SWAP ====
-// The swap: what was restored takes its place and the old contents go aside, by rename(2) alone, which is done or not done, whatever happens.
-// Everything is in the ledger before the first rename. Whoever comes later decides by what lies on the disk. Of one swap:
+// The swap: what was restored takes its place, and the old contents go aside, by rename(2) alone.
+// Each rename is done or not done, whatever happens. Everything is in the ledger before the first of them. Whoever comes later
+// decides by what lies on the disk. Of one swap:
 //   staged is there, aside is not      not begun: the place is as it was
 //   staged is there, and so is aside   half: the old contents are aside, the place is free
 //   staged has gone, the place is there   done
 //   neither of them is there           nobody knows (a disk is not mounted): nothing is started
-// (When the archive has nothing for a place, staged is '': done when the place is free.) All swaps done is the new state; anything else is
-// rolled back to the old one. Renames only what the ledger names, removes only stagings; nothing old is ever deleted.
+// (When the archive has nothing for a place, staged is '': done when the place is free.) All swaps done is the new state;
+// anything else is rolled back to the old one. Renames only what the ledger names, removes only stagings; nothing old is ever
+// deleted.
 
 /** Whether something lies there, be it a link that leads nowhere. */
 const isThere = (file) => fs.lstatSync(file, { throwIfNoEntry: false }) !== undefined;
@@ -3840,8 +3882,7 @@ async function settleRestore(ledger) {
 
 /** Every mount point of this machine, read anew. */
 function mountPoints() {
-  const lines = fs.readFileSync('/proc/self/mountinfo', 'utf8').split('\n').filter((line) => line !== ''); // proc(5)
-  return [...new Set(lines.map((line) => line.split(' ')[4].replace(/\\(\d{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)))))];
+  return [...new Set(mounts().map((mount) => mount.folder))];
 }
 
 const mountOf = (file, mounts) => mounts.filter((one) => isBelow(file, one)).reduce((best, one) => (one.length > best.length ? one : best), '/');
@@ -4023,7 +4064,7 @@ async function startPart(part, ledger) {
       part.runningAt = steadyNow().toISOString();
       return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);
     }
-    if (command.done?.code) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${command.done.said.trim().split('\n').pop() ?? ''}`);
+    if (command.done?.code) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${lastLines(command.done.said, 1)}`);
     else warn(`${part.name} ${seen ? 'was started and went down at once' : `has not been seen running within ${limitSeconds} s`}`);
     if (!seen) return;
     await waitUntil(2, () => false);
@@ -4083,8 +4124,9 @@ function servicesNow(ledger, down) {
 
 // =========================================================================================================
 // ==== WORDS ====
-// What is written for people in their own language: RESTORE.md, the recovery sheet, the subjects of messages. One table a language, with the same keys (a test
-// compares them). What the terminal says, settings, commands and code stay English. Texts within a python block hold no quotes.
+// What is written for people in their own language: RESTORE.md, the recovery sheet, messages.
+// One table a language, with the same keys (a test compares them). What the terminal says, settings, commands and code stay
+// English. Texts within a python block hold no quotes.
 
 const ENGLISH = {
   restore: {
@@ -4108,6 +4150,14 @@ const ENGLISH = {
     recorded: 'recorded', here: 'here', tooLarge: 'None: too large to be counted then', result: '%d tables are as recorded, %d errors', good: 'Good? Then the clusters are stopped again, to be started as usual:',
     partitions: (table) => `rows of ${table} may lie in the wrong partition: look at its bounds`, sorted: (libraries) => `Texts were sorted by ${libraries.join(' and ')}. If these are others here, the indexes that depend on them are built anew (else this does nothing):`,
     programs: (names) => `Programs and units of ${names} are in this archive only if their files are among the paths above: else install them first.`, inContainers: 'PostgreSQL in containers, as soon as it answers:',
+    others: 'Others hold the same data', partners: 'They went on after this backup. PostgreSQL does not notice that this side went back in time: rows are passed over without an error. So, before applications come back:',
+    partner: {
+      subscription: (name, database, quoted) => `subscription \`${name}\` of database \`${database}\`: what was sent here after this backup is not sent again. Note its row of \`pg_subscription\` (\`subconninfo\`, \`subpublications\`, \`subslotname\`); then, in that database: \`ALTER SUBSCRIPTION ${quoted} DISABLE; ALTER SUBSCRIPTION ${quoted} SET (slot_name = NONE); DROP SUBSCRIPTION ${quoted};\`, on the publisher \`SELECT pg_drop_replication_slot('...');\`, here \`TRUNCATE\` its tables and \`CREATE SUBSCRIPTION\` as it was: it copies all rows anew.`,
+      slot: (name, database, _quoted) => `slot \`${name}\`${database && ` of database \`${database}\``}: its reader is ahead of these files, and gets nothing until as much is written here as was lost. Save what it has more than this side; then make its subscription anew over there, as above for a subscription, with this slot dropped here.`,
+      standby: (name, _database, _quoted) => `standby \`${name}\`: it is ahead of these files and cannot follow them. Make it anew with \`pg_basebackup\`.`,
+      primary: (_name, _database, _quoted) => 'which is a standby: it follows its primary only while that has all WAL since this backup. Does its log say `requested WAL segment ... has already been removed`? Then make it anew with `pg_basebackup`.',
+      bucardo: (_name, database, _quoted) => `Bucardo in database \`${database}\`: what was exchanged after this backup is not exchanged again. On the other side: \`UPDATE table SET column = column;\` of every row that may be newer, and Bucardo sends it anew; what was deleted there since is deleted here by hand.`,
+    },
     twoOfIt: 'Before applications and users come back: archiving, replication slots and subscriptions now work as on the old machine. If that one still runs, there are two of it.',
     stays: 'Is this machine to stay? `mkdir /opt/cold-backup`, `backup.js` and `backup.settings.js` from `/root/restore/record` into it, key and passphrase where those settings say, and `node backup.js setup`.',
     toGoBack: 'To what was here before: stop as above, then for each path that had old contents (a mount point has them inside, in `.$AWAY`):', remove: 'When all is good for some days, remove the old contents: everything whose name ends with `$AWAY`.',
@@ -4146,6 +4196,14 @@ const SPANISH = {
     recorded: 'anotadas', here: 'aquí', tooLarge: 'None: era demasiado grande para contarla', result: '%d tablas tal como se anotaron, %d errores', good: '¿Todo bien? Entonces los clústeres se vuelven a detener, para arrancarlos de la forma habitual:',
     partitions: (table) => `puede haber filas de ${table} en una partición equivocada: revise sus límites`, sorted: (libraries) => `Los textos se ordenaban con ${libraries.join(' y ')}. Si aquí son otras versiones, se reconstruyen los índices que dependen de ellas (si no, esto no hace nada):`,
     programs: (names) => `Los programas y unidades de ${names} están en esta copia solo si sus archivos figuran entre las rutas anteriores; si no, instálelos antes.`, inContainers: 'PostgreSQL en contenedores, en cuanto responda:',
+    others: 'Otros tienen los mismos datos', partners: 'Siguieron adelante después de esta copia. PostgreSQL no nota que este lado ha vuelto atrás en el tiempo: se saltan filas sin ningún error. Por eso, antes de que vuelvan las aplicaciones:',
+    partner: {
+      subscription: (name, database, quoted) => `suscripción \`${name}\` de la base \`${database}\`: lo que llegó aquí después de esta copia no se envía otra vez. Anote su fila de \`pg_subscription\` (\`subconninfo\`, \`subpublications\`, \`subslotname\`); después, en esa base: \`ALTER SUBSCRIPTION ${quoted} DISABLE; ALTER SUBSCRIPTION ${quoted} SET (slot_name = NONE); DROP SUBSCRIPTION ${quoted};\`, en el publicador \`SELECT pg_drop_replication_slot('...');\`, aquí \`TRUNCATE\` de sus tablas y \`CREATE SUBSCRIPTION\` como era: copia todas las filas de nuevo.`,
+      slot: (name, database) => `slot \`${name}\`${database && ` de la base \`${database}\``}: quien lo lee está por delante de estos archivos, y no recibe nada hasta que aquí se escriba tanto como se perdió. Guarde lo que tenga de más; después, rehaga allí su suscripción, como se dice arriba de una suscripción, y borre este slot aquí.`,
+      standby: (name) => `réplica \`${name}\`: está por delante de estos archivos y no puede seguirlos. Rehágala con \`pg_basebackup\`.`,
+      primary: () => 'que es una réplica: solo sigue a su primario mientras este tenga todo el WAL desde esta copia. ¿Dice su registro `requested WAL segment ... has already been removed`? Entonces, rehágala con `pg_basebackup`.',
+      bucardo: (_name, database) => `Bucardo en la base \`${database}\`: lo que se intercambió después de esta copia no se intercambia otra vez. En el otro lado: \`UPDATE tabla SET columna = columna;\` de todas las filas que puedan ser más nuevas, y Bucardo las envía de nuevo; lo que allí se haya borrado desde entonces se borra aquí a mano.`,
+    },
     twoOfIt: 'Antes de que vuelvan las aplicaciones y los usuarios: el archivado, los slots de replicación y las suscripciones funcionan ahora como en la máquina antigua. Si aquella sigue en marcha, habrá dos iguales.',
     stays: '¿Esta máquina va a sustituir a la antigua? `mkdir /opt/cold-backup`, copie allí `backup.js` y `backup.settings.js` desde `/root/restore/record`, ponga la clave y la frase de paso donde dice esa configuración y ejecute `node backup.js setup`.',
     toGoBack: 'A lo que había antes: detenga todo como arriba y, después, para cada ruta que tuviera contenido anterior (un punto de montaje lo tiene dentro, en `.$AWAY`):', remove: 'Cuando todo lleve unos días funcionando bien, elimine el contenido anterior: todo aquello cuyo nombre termina en `$AWAY`.',
@@ -4166,9 +4224,10 @@ const WORDS = { en: ENGLISH, es: SPANISH };
 
 // =========================================================================================================
 // ==== RESTORE.MD ====
-// RESTORE.md: how to bring back this very archive by hand, with borg, the key file and the passphrase alone, for somebody who has never seen this
-// script. Facts of the night are filled in, nothing is told that this archive does not need, and every block can be pasted as it stands: a test
-// does it, on a fresh machine. Only makes text; names in it are quoted for the shell.
+// RESTORE.md: how to bring back this very archive by hand, for somebody without this script.
+// It needs borg, the key file and the passphrase. Facts of the night are filled in, nothing is told that this archive does not
+// need, and every block can be pasted as it stands: a test does it, on a fresh machine. Only makes text; names in it are quoted
+// for the shell.
 
 // Folders that a running machine cannot do without: they are not swapped, but laid aside to be compared.
 const SYSTEM = /^\/(|etc|usr(\/.*)?|var|var\/(lib|log|cache|spool|mail)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
@@ -4186,7 +4245,7 @@ function restoreText(manifest, language) {
   const clusters = manifest.plan.clusters.filter((one) => one.container === '');
   const places = placesOf(manifest, clusters);
   const parts = [...reach(manifest, w), ...software(manifest, clusters, w), ...owners(manifest, places, w), ...makeRoom(manifest, clusters, places, w), ...extraction(manifest, places, w),
-    ...containersAgain(manifest, w), ...checks(manifest, clusters, w), ...start(manifest, clusters, w), ...goingBack(places, w), ...onlyAPart(manifest, clusters, places, w)];
+    ...containersAgain(manifest, w), ...checks(manifest, clusters, w), ...start(manifest, clusters, w), ...partners(manifest, w), ...goingBack(places, w), ...onlyAPart(manifest, clusters, places, w)];
   let number = 0; // of those chapters that this archive needs
   return parts.map((one) => one.replace(/^## \d+/, () => `## ${++number}`)).join('\n\n') + '\n';
 }
@@ -4337,9 +4396,9 @@ function collations({ postgres, host }, clusters, w) {
         const used = (one.collations ?? []).filter((collation) => collation.provider === provider && !/^(C|POSIX|C\.utf-?8)$/i.test(collation.locale ?? ''));
         const isOwn = one.provider === provider && Number(cluster.version) >= 15 && one.recorded !== null;
         const statements = [...used.flatMap((collation) => collation.indexes.map((index) => `REINDEX INDEX ${index};`)),
-          ...used.filter((collation) => collation.name !== 'default' && collation.recorded !== null).map((collation) => `ALTER COLLATION ${[collation.schema, collation.name].map(identifier).join('.')} REFRESH VERSION;`),
+          ...used.filter((collation) => collation.name !== 'default' && collation.recorded !== null).map((collation) => `ALTER COLLATION ${[collation.schema, collation.name].map(quotedName).join('.')} REFRESH VERSION;`),
           ...used.flatMap((collation) => collation.partitionedTables.map((table) => `-- ${w.partitions(table)}`)),
-          ...(isOwn ? [`ALTER DATABASE ${identifier(one.name)} REFRESH COLLATION VERSION;`] : [])];
+          ...(isOwn ? [`ALTER DATABASE ${quotedName(one.name)} REFRESH COLLATION VERSION;`] : [])];
         return statements.length === 0 ? [] : [`${q(...psqlOf(cluster))} -v ON_ERROR_STOP=1 -d ${q(one.name)} <<'END'`, ...statements.map((text) => text.replaceAll('\n', ' ')), 'END'];
       });
       if (sql.length === 0) return [];
@@ -4351,7 +4410,6 @@ function collations({ postgres, host }, clusters, w) {
   return lines.length === 0 ? [] : [w.sorted([host.libc, ...new Set(postgres.map((one) => one.icu).filter((one) => one))]), block(lines)];
 }
 
-const identifier = (name) => `"${name.replaceAll('"', '""')}"`;
 
 function start(manifest, clusters, w) {
   const { plan } = manifest;
@@ -4365,6 +4423,13 @@ function start(manifest, clusters, w) {
     ...(inContainers.length > 0 ? [w.inContainers, counting(Object.fromEntries(inContainers.map((one) => [one.name, psqlIn(one)])), w,
       inContainers.map((one) => `for i in $(seq 60); do ${q(...psqlIn(one))} -d template1 -c 'select' </dev/null >/dev/null 2>&1 && break; sleep 1; done`))] : []),
     w.twoOfIt, w.stays];
+}
+
+// Who holds the same data went on while these clusters go back in time: nobody would notice.
+function partners({ postgres }, w) {
+  const inText = (name) => oneLine(name).replaceAll('`', "'"); // nobody's name opens a block in this file
+  const lines = postgres.flatMap((one) => partnersOf(one).map(({ kind, name, database }) => `- PostgreSQL ${inText(one.name)}, ${w.partner[kind](inText(name), inText(database), inText(quotedName(name)))}`));
+  return lines.length === 0 ? [] : [`## ${w.others}`, w.partners, lines.join('\n')];
 }
 
 function goingBack({ byName, byNumber }, w) {
@@ -4399,9 +4464,9 @@ function besides(cluster, w) {
 
 // =========================================================================================================
 // ==== RECORD ====
-// The record that travels in every archive: manifest.json (plan, passport, proof), RESTORE.md, the listing, this script and
-// the settings in force. With it an archive explains itself, to a person and to `restore`, with borg, key and passphrase alone.
-// Changes only `record/` and `proven/` in the state folder.
+// The record that travels in every archive: manifest.json, RESTORE.md, listing, script, settings.
+// The manifest holds plan, passport and proof. With it an archive explains itself, to a person and to `restore`, with borg, key
+// and passphrase alone. Changes only `record/` and `proven/` in the state folder.
 
 const KEPT_HISTORY_LINES = 500;
 
@@ -4480,7 +4545,8 @@ const MANIFEST_FORM = {
   host: { architecture: 'text', libc: 'text', users: [{ id: 'id', 'name?': 'text', 'group?': 'id' }], groups: [{ id: 'id', 'name?': 'text' }] },
   containers: [{ name: 'text', image: 'text', imageId: 'text', imageDigests: ['text'], composeProject: 'text', composeService: 'text', composeFiles: ['text'], mounts: [{ 'type?': 'text', 'name?': 'text', source: 'text', destination: 'text' }] }],
   postgres: [{ ...SAVED_CLUSTER, 'insideDataDirectory?': 'text', systemIdentifier: 'text', controlData: { '*': 'anything' }, databases: [FOUND_IN_DATABASE], 'packages?': PACKAGES, 'system?': { libc: 'text' }, 'serverVersion?': 'text', 'settings?': { '*': 'text or null' },
-    'preloadLibraries?': { '*': 'text or null' }, 'roleSettings?': [{ 'role?': 'text', 'database?': 'text', 'settings?': { '*': 'text or null' } }], 'roles?': [{ rolname: 'text' }], 'slots?': [{ 'slot_name?': 'text', 'plugin?': 'text' }] }],
+    'preloadLibraries?': { '*': 'text or null' }, 'roleSettings?': [{ 'role?': 'text', 'database?': 'text', 'settings?': { '*': 'text or null' } }], 'roles?': [{ rolname: 'text' }], 'slots?': [{ 'slot_name?': 'text', 'plugin?': 'text', 'database?': 'text', 'active_pid?': 'number', 'temporary?': 'yes or no' }],
+    'standbys?': [{ 'pid?': 'number', 'application_name?': 'text' }], 'subscriptions?': [{ subname: 'text', database: 'text' }] }],
   plan: { roots: [{ path: 'path', why: 'text' }], clusters: [{ ...SAVED_CLUSTER, pid: 'id' }], parts: [{ name: 'text', kind: 'text', group: 'number' }], exclude: ['text'] },
 };
 
@@ -4510,7 +4576,7 @@ function ownManifest(stateFolder, archive) {
 
 // =========================================================================================================
 // ==== COMMANDS ====
-// The commands of a night: the borg calls of its three passes, and the dry run, which shows every command in order.
+// The commands of a night: the borg calls of its three passes, and the dry run, which shows them all.
 // Changes nothing: the story of the night runs them.
 
 const rootPaths = (plan) => plan.roots.map((root) => root.path);
@@ -4580,8 +4646,9 @@ function commandsOf(settings, plan) {
 
 // =========================================================================================================
 // ==== COPYING ====
-// Copying: the warm pass while everything runs, then the copy of what is cold, without a snapshot or with one. Each step of it is
-// one line of the night (the chapter THE NIGHT), in this order. Stops and starts nothing. Changes the repository and, in the state folder, the record.
+// Copying: the warm pass while everything runs, then the copy of what is cold.
+// Without a snapshot or with one. Each step of it is one line of the night (the chapter THE NIGHT), in this order. Stops and
+// starts nothing. Changes the repository and, in the state folder, the record.
 
 /** The warm pass puts the bulk on storage while everything runs. Throws Problem when it fails, or is not through when the window ends. */
 async function warmPass(night, plan) {
@@ -4613,7 +4680,7 @@ async function oneWarmPass(night, plan, paths) {
 async function checkpointAll(plan) {
   await Promise.all(plan.clusters.filter((cluster) => cluster.pid !== 0).map(async (cluster) => {
     const { code, said } = await queryCluster(cluster, await homeOf(cluster), 'CHECKPOINT', 1800);
-    if (code !== 0) warn(`no CHECKPOINT in ${named(cluster.name)}, so its stop takes longer: ${said.trim().split('\n').pop() ?? ''}`);
+    if (code !== 0) warn(`no CHECKPOINT in ${named(cluster.name)}, so its stop takes longer: ${lastLines(said, 1)}`);
   }));
 }
 
@@ -4687,7 +4754,7 @@ async function finishColdPass(night, plan) {
 
 // What borg itself noticed while it read. A file below a stopped part that it could not read, or saw changing, is no backup.
 function judgePass(plan, { changed, unread, complaints }) {
-  const isCold = (file) => plan.cold.some((root) => file === root || file.startsWith(`${root}/`));
+  const isCold = (file) => plan.cold.some((root) => isBelow(file, root));
   const broken = [...changed, ...unread].filter(isCold);
   const lost = plan.roots.find((root) => unread.includes(root.path));
   if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`, { said: complaints.slice(-5).join('\n') });
@@ -4702,7 +4769,8 @@ function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, s
 
 // =========================================================================================================
 // ==== OUTCOME ====
-// How a night ended, in words: the summary that closes a run, and the message that people and monitoring get. The same words everywhere.
+// How a night ended, in words: the summary that closes a run, and the message about it.
+// People and monitoring read the same words everywhere.
 
 /** The last block of a run. */
 function summary(line, services) {
@@ -4730,9 +4798,10 @@ function messageOf(line, down, outcome, services, language) {
 
 // =========================================================================================================
 // ==== GUARD ====
-// The guard: a second process that outlives the run, whatever kills it, and `recover`, which does the same work at boot and from cron.
-// Both wait for the run's lock, which the kernel lets go when the run dies; if a ledger is left then, they end the dead run's
-// borg first, so that no half-cold archive is completed, and start everything in the ledger.
+// The guard: a second process that outlives the run, whatever kills it, and `recover`.
+// `recover` does the same work at boot and from cron. Both wait for the run's lock, which the kernel lets go when the run
+// dies; if a ledger is left then, they end the dead run's borg first, so that no half-cold archive is completed, and start
+// everything in the ledger.
 // Changes: the parts in the ledger, the history, nothing else. Under systemd the guard is a transient unit of its own:
 // everything a finished unit leaves behind is killed (systemd.kill(5)).
 
@@ -4947,7 +5016,7 @@ async function recover(stateFolders, settings) {
 }
 
 async function recoverIn(stateFolder, settings) {
-  refuseIfOthersCanChange(stateFolder, named(stateFolder), 3); // no run begins in such a folder, so what lies there is not ours
+  refuseIfOthersCanChange(stateFolder, named(stateFolder), { exitCode: 3 }); // no run begins in such a folder, so what lies there is not ours
   const lock = takeLock(stateFolder, isReported(stateFolder) ? 60 : 0);
   if (lock === null) {
     say('a run, or its guard, is at work: nothing to recover');
@@ -4968,8 +5037,8 @@ async function recoverIn(stateFolder, settings) {
 
 // =========================================================================================================
 // ==== LIST ====
-// What is in the repository: the archives, the files in one, the versions of a file in all; and borg itself, for everything this script
-// does not do. `list` and `find` only read. `borg` does whatever it is told.
+// What is in the repository: the archives, the files in one, the versions of a file in all.
+// And borg itself, for everything this script does not do: `borg` does whatever it is told; `list` and `find` only read.
 
 const MOST_VERSIONS = 30_000; // of files that `find` keeps in mind, about 1 kB each
 
@@ -5300,7 +5369,6 @@ async function startInside(sandbox, programs, dataDirectory, onHost, roles) {
 
 const WRITABLE = { default_transaction_read_only: 'off' }; // it is ours, and empty
 const sqlText = (text) => `'${text.replaceAll("'", "''")}'`;
-const sqlName = (name) => `"${name.replaceAll('"', '""')}"`;
 const sqlData = (data) => `${sqlText(JSON.stringify(data))}::jsonb`;
 
 /** Make an empty cluster below FOLDER and start it, locked in. Returns null when there is no such program. Throws Problem when it, or this machine, does not let us. */
@@ -5382,7 +5450,7 @@ async function askOrders(trial, name, database, collations) {
 
 function createDatabase(version, name, { provider, encoding, collate, ctype, locale, rules }) {
   const words = { i: 'icu', b: 'builtin' }[provider];
-  return [`create database ${sqlName(name)} template template0 encoding ${sqlText(encoding)} lc_collate ${sqlText(collate)} lc_ctype ${sqlText(ctype)}`,
+  return [`create database ${quotedName(name)} template template0 encoding ${sqlText(encoding)} lc_collate ${sqlText(collate)} lc_ctype ${sqlText(ctype)}`,
     ...(version >= 15 ? [`locale_provider ${words ?? 'libc'}`] : []), ...(words && locale ? [`${words}_locale ${sqlText(locale)}`] : []),
     ...(rules ? [`icu_rules ${sqlText(rules)}`] : [])].join(' ');
 }
@@ -5395,9 +5463,10 @@ function collationOptions({ provider, locale, rules, deterministic }) {
 
 // =========================================================================================================
 // ==== COLLATIONS ====
-// Collations: does this machine sort texts as the saved one did? Indexes on text lie in the order of the C library or of ICU; where another
-// version of them sorts two words the other way round, an index no longer finds what is there, and PostgreSQL says at most a warning (before
-// 15 not even that for a database's own collation). So versions are compared, and what they do not tell, the order of some 16,000 words.
+// Collations: does this machine sort texts as the saved one did?
+// Indexes on text lie in the order of the C library or of ICU; where another version of them sorts two words the other way
+// round, an index no longer finds what is there, and PostgreSQL says at most a warning (before 15 not even that for a
+// database's own collation). So versions are compared, and what they do not tell, the order of some 16,000 words.
 // The cure is always the same: build the indexes anew, then tell PostgreSQL the new version. Changes nothing.
 
 const PROVIDERS = { c: 'libc', i: 'ICU', b: 'builtin' };
@@ -5410,7 +5479,7 @@ function usesOf(database) {
   return [
     { database, name: '', sorting: sortingOf(database), recorded, actual, fingerprint: database.orderFingerprint, indexes: own?.indexes ?? [], partitioned: own?.partitionedTables ?? [] },
     ...collations.filter((one) => one !== own).map((one) => ({
-      database, name: `${sqlName(one.schema)}.${sqlName(one.name)}`, recorded: one.recorded, actual: one.actual, fingerprint: one.orderFingerprint,
+      database, name: `${quotedName(one.schema)}.${quotedName(one.name)}`, recorded: one.recorded, actual: one.actual, fingerprint: one.orderFingerprint,
       indexes: one.indexes, partitioned: one.partitionedTables,
       sorting: { provider: one.provider, encoding: database.encoding, collate: '', ctype: '', locale: one.locale, rules: one.rules, deterministic: one.deterministic },
     })),
@@ -5482,9 +5551,9 @@ const QUOTED_NAME = /^(?:"(?:[^"]|"")+"|[a-z_\u0080-\uffff][\w$\u0080-\uffff]*)\
 /** REINDEX, then REFRESH, which PostgreSQL only does from a version to another (ALTER COLLATION; for databases since 15). */
 function cure(told, { database, name, indexes, recorded, order }) {
   const at = database.connectable ? database.name : 'postgres';
-  const reindex = indexes.every((one) => QUOTED_NAME.test(one)) ? indexes.map((one) => `reindex index ${one}`) : [`reindex database ${sqlName(database.name)}`];
+  const reindex = indexes.every((one) => QUOTED_NAME.test(one)) ? indexes.map((one) => `reindex index ${one}`) : [`reindex database ${quotedName(database.name)}`];
   const canRefresh = recorded !== null && order.version !== null && recorded !== order.version && (name !== '' || Number(told.version) >= 15);
-  const refresh = name === '' ? `alter database ${sqlName(database.name)} refresh collation version` : `alter collation ${name} refresh version`;
+  const refresh = name === '' ? `alter database ${quotedName(database.name)} refresh collation version` : `alter collation ${name} refresh version`;
   return [...reindex, ...(canRefresh ? [refresh] : [])].map((text) => ({ database: at, text }));
 }
 
@@ -5502,8 +5571,9 @@ function listed(names) {
 
 // =========================================================================================================
 // ==== MACHINE ====
-// This machine beside the saved one, as far as files and processes tell: architecture, users and groups, ports, memory, places for the folders,
-// packages to install. Only looks. What PostgreSQL itself has to answer is the judge's.
+// This machine beside the saved one, as far as files and processes tell.
+// Architecture, users and groups, ports, memory, places for the folders, packages to install. Only looks. What PostgreSQL
+// itself has to answer is the judge's.
 
 const finding = (cluster, about, facts) => ({ cluster, about, recorded: '', here: '', breaks: '', verdict: 'refused', mend: [], sql: [], ...facts });
 const notJudged = (cluster, about, why) => finding(cluster, about, { here: 'not judged', breaks: why, verdict: 'note', mend: ['node backup.js drill'] });
@@ -5648,9 +5718,10 @@ function canListen(port, host) {
 
 // =========================================================================================================
 // ==== JUDGE ====
-// The judge: would these files work on this machine? It compares an archive's passport with what is here, before anything is touched,
-// and says of each difference what it would break and the command that mends it. It only looks; what the programs can do it asks of
-// an empty cluster of the same version, made in the sandbox and thrown away.
+// The judge: would these files work on this machine?
+// It compares an archive's passport with what is here, before anything is touched, and says of each difference what it would
+// break and the command that mends it. It only looks; what the programs can do it asks of an empty cluster of the same version,
+// made in the sandbox and thrown away.
 // Names out of an archive appear in the commands it prints, always quoted; it runs none of them.
 
 const OTHER_MAJOR = 'files of one major version are nothing to another';
@@ -5667,6 +5738,7 @@ async function judge(manifest, clusters, options) {
     const told = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory), box = await containerHere(cluster), programs = await programsFor(cluster, manifest, box);
     if (!programs) findings.push(await noPrograms(manifest, cluster));
     else if (cluster.container && !box) findings.push(noContainer(manifest, cluster));
+    if (told) findings.push(...partnerFindings(cluster, told));
     if (programs && told) groups.set(JSON.stringify(programs), { programs, cases: [...groups.get(JSON.stringify(programs))?.cases ?? [], { cluster, told }] });
     if (!told?.answers) findings.push(notJudged(cluster.name, 'its databases', 'the cluster did not answer when it was saved: its extensions, locales and collations are not on record'));
   }
@@ -5851,6 +5923,29 @@ async function withMeans(manifest, cluster, told, findings) {
   return findings.map((one) => ({ ...one, mend: one.mend.length > 0 ? one.mend : means(one) }));
 }
 
+// What is said of each kind of partner: what goes wrong in silence, and the commands against it, the last ones for a person.
+const PARTNERS = {
+  subscription: ({ name, database }, psql) => ({ about: `subscription ${name} of ${database}`, breaks: 'what was sent here after this backup is not sent again, and no error says so', mend: [
+    `${psql('-d', database, '-Atc', `select subconninfo, subpublications, subslotname from pg_subscription where subname = '${name.replaceAll("'", "''")}'`)}   # keep the answer`,
+    psql('-d', database, ...['disable', 'set (slot_name = none)'].flatMap((what) => ['-c', `alter subscription ${quotedName(name)} ${what}`]), '-c', `drop subscription ${quotedName(name)}`),
+    `# there: select pg_drop_replication_slot(...); here: truncate its tables, then create the subscription as it was: it copies all rows anew`] }),
+  slot: ({ name, database }) => ({ about: `slot ${name}${database && ` of ${database}`}`, breaks: 'its reader is ahead of these files: what is written here is not sent to it, without an error, until as much is written as was lost', mend: [
+    '# there: save what it has more than these files; then make its subscription anew (disable it, set slot_name = none, drop it), drop this slot here, truncate its tables, create it again'] }),
+  standby: ({ name }) => ({ about: `standby ${name}`, breaks: 'it is ahead of these files, and cannot follow them', mend: ['# there: make it anew with pg_basebackup'] }),
+  primary: () => ({ about: 'its primary', breaks: 'it follows only while its primary has all WAL since this backup', verdict: 'note', mend: ['# its log says "requested WAL segment ... has already been removed"? Then make it anew with pg_basebackup'] }),
+  bucardo: ({ database }) => ({ about: `Bucardo in ${database}`, breaks: 'what was exchanged after this backup is not exchanged again, and no error says so', mend: [
+    '# on the other side: UPDATE table SET column = column, of every row that may be newer, and Bucardo sends it anew; what was deleted there since is deleted here by hand'] }),
+};
+
+/** Who holds the same data went on while this cluster goes back in time. */
+function partnerFindings(cluster, told) {
+  const psql = (...words) => pasteable([...psqlWords(cluster, told), ...words]);
+  return partnersOf(told).map((one) => {
+    const { about, ...facts } = PARTNERS[one.kind](one, psql);
+    return finding(told.name, about, { recorded: 'at work', here: 'may have gone on', verdict: 'after', ...facts });
+  });
+}
+
 /** The settings whose values are names of something on the machine: PostgreSQL does not start with one it does not know. */
 function placeSettings(told) {
   return Object.entries(told.settings ?? {}).filter(([name]) => /^(lc_(messages|monetary|numeric|time)|timezone|log_timezone)$/i.test(name));
@@ -5880,8 +5975,9 @@ function psqlWords(cluster, told) {
 
 // =========================================================================================================
 // ==== MEASURE ====
-// What is about to be extracted: how many files and bytes, which links, and whether borg would write outside the folder it is given.
-// Only looks: at borg's listing of an archive, or at the listing in the state folder when it is the same archive's.
+// What is about to be extracted: how many files and bytes, which links, and whether all stays inside.
+// borg must not write outside the folder it is given. Only looks: at borg's listing of an archive, or at the listing in the
+// state folder when it is the same archive's.
 
 /** Given an archive and paths (none: all of it), returns what they are. Throws Problem when a path is not there, or when extracting them is not safe. */
 async function measure(settings, archive, wanted, more = [], options = {}) {
@@ -6151,9 +6247,10 @@ function mendClusterLinks(target, held, manifest) {
 
 // =========================================================================================================
 // ==== PLACES ====
-// Where things come back to: which roots of an archive are meant, where they lie on this machine, how they get beside their places.
-// Nothing that an archive says of itself is believed: its paths are checked before they are used, its names fit a pattern before
-// they become an argument, its commands are never run. Writes only staging folders; the swap comes later.
+// Where things come back to: which roots of an archive are meant, and where they lie here.
+// And how they get beside their places. Nothing that an archive says of itself is believed: its paths are checked before they
+// are used, its names fit a pattern before they become an argument, its commands are never run. Writes only staging folders;
+// the swap comes later.
 
 const staged = (piece) => path.join(piece.staging, piece.recorded);
 const LISTING = 'record/listing'; // of every file's size and time when all was cold; it comes with the first extraction
@@ -6345,11 +6442,11 @@ function swapsOf(pieces, stamp) {
 
 // =========================================================================================================
 // ==== COMEBACK ====
-// What would come back: the parts of an archive that are meant, what has to stop for it here, and every command in order, worked out by
-// looking, before anything is changed. It is plain data, printed by --dry-run, and what the restore in place follows.
-// Nothing that an archive says of itself is believed: its paths are checked before they are used, its names fit a pattern before they
-// become an argument, its commands are never run. What is stopped and started comes from this machine's own settings; where there are none,
-// names of units, containers and clusters come from the archive. Changes nothing.
+// What would come back: the parts of an archive that are meant, and every command in order.
+// With what has to stop for it here; worked out by looking, before anything is changed. It is plain data, printed by --dry-run,
+// and what the restore in place follows. Nothing that an archive says of itself is believed (see PLACES). What is stopped and
+// started comes from this machine's own settings; where there are none, names of units, containers and clusters come from the
+// archive. Changes nothing.
 // stateFolder: of the ledger; borg's may be another on a bare machine
 
 const SYSTEM_FOLDERS = ['/', '/bin', '/boot', '/dev', '/etc', '/lib', '/lib32', '/lib64', '/proc', '/root', '/run', '/sbin', '/sys', '/tmp', '/usr', '/var', '/var/lib'];
@@ -6529,9 +6626,10 @@ function byHand({ archive, pieces, parts }) {
 
 // =========================================================================================================
 // ==== IN PLACE ====
-// In place: `restore ARCHIVE|latest --in-place [PART ...]` puts an archive, or parts of it, where it was, on a machine that runs or on a bare one.
-// Everything is extracted beside its place and looked through while all still runs. Then: stop, swap by rename, start, check. The old
-// contents stay aside, always; a run that dies is finished or rolled back by its guard, by `recover`, or by the next run (see SWAP).
+// In place: `restore ... --in-place` puts an archive, or parts of it, where it was.
+// On a machine that runs, or on a bare one. Everything is extracted beside its place and looked through while all still runs.
+// Then: stop, swap by rename, start, check. The old contents stay aside, always; a run that dies is finished or rolled back by
+// its guard, by `recover`, or by the next run (see SWAP).
 // Changes: the places, the parts that use them, staging folders, volumes that Docker does not have yet.
 
 /** Given the settings, the script and the words, does all of it. Returns the exit code. Throws Problem while nothing has been changed. */
@@ -6561,7 +6659,7 @@ function whyNot(comeback) {
 async function begin(settings, { stateFolder }) {
   fs.mkdirSync(stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(stateFolder, '`stateFolder`');
-  if (takeLock(stateFolder, 2) === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
+  takeRunLock(stateFolder);
   await bringBackLeftovers({ ...settings, stateFolder });
 }
 
@@ -6569,7 +6667,7 @@ async function begin(settings, { stateFolder }) {
 async function carryOut(comeback, script, file, startedAt) {
   const { archive, stamp, settings, pieces, manifest, how } = comeback, { stateFolder } = how;
   const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt,
-    deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: startedAt });
+    deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds });
   const restore = ledger.restore = { archive, stamp, stagings: [...new Set(pieces.map((piece) => piece.staging))], swaps: [], folders: [], made: [], later: [], state: '' };
   let guardPid = 0, trouble = null, down = [];
   try {
@@ -6695,13 +6793,13 @@ async function checkDatabases(here, recorded) {
     if (!present.includes(name)) { wrong.push(`${of} is missing`); continue; }
     const done = await queryCluster(here, name, `select jsonb_build_object('rows', ${databaseQuestions.rows}, 'tables', ${databaseQuestions.estimatedRows}, 'libraries',
       (select coalesce(jsonb_agg(distinct probin), '[]') from pg_proc where probin is not null and oid >= 16384))`); // those of extensions: the server has its own
-    const { code, said } = done, why = said.trim().split('\n').pop() ?? '';
+    const { code, said } = done, why = lastLines(said, 1);
     if (code === 1 && /lock timeout|statement timeout/.test(why)) { warn(`${of} is in use, and was not looked through: ${why}`); continue; }
     if (code !== 0) { wrong.push(`${of} ${code === 2 ? 'does not open' : 'cannot be read'}: ${why}`); continue; }
     const facts = answerOf(of, done, { libraries: ['text'], tables: { '*': 'anything' }, rows: { '*': 'anything' } });
     const loads = facts.libraries.map((library) => `load '${library.replaceAll("'", "''")}'`);
     const loaded = loads.length > 0 ? await queryCluster(here, name, loads.join('; ')) : { code: 0, said: '' };
-    if (loaded.code !== 0) wrong.push(`${of} misses a library: ${loaded.said.trim().split('\n').pop()}`);
+    if (loaded.code !== 0) wrong.push(`${of} misses a library: ${lastLines(loaded.said, 1)}`);
     for (const [table, then] of Object.entries(rows)) {
       const now = facts.rows[table] ?? null; // null: not counted
       if (facts.tables[table] === undefined) wrong.push(`${of} has no table ${table}, which had ${then} rows`);
@@ -6717,21 +6815,23 @@ async function checkDatabases(here, recorded) {
 /** What the judge found to be mended in the database: done with --reindex, else told. */
 async function mendAfterwards({ findings, how }, cluster, here) {
   const open = findings.filter((one) => one.verdict === 'after' && one.cluster === cluster.name);
-  if (open.length > 0 && !how.reindex) warn(`${named(cluster.name)}: to be mended now, or do it all again with --reindex: ${open.flatMap((one) => one.mend).join('; ')}`);
+  const byReindex = open.filter((one) => one.sql.length > 0), byHand = open.filter((one) => one.sql.length === 0);
+  if (byReindex.length > 0 && !how.reindex) warn(`${named(cluster.name)}: to be mended now, or do it all again with --reindex: ${byReindex.flatMap((one) => one.mend).join('; ')}`);
+  for (const { about, breaks, mend } of byHand) warn(`${named(cluster.name)}, ${about}: ${breaks}. To be mended now: ${mend.join('; ')}`);
   for (const { database, text } of how.reindex ? open.flatMap((one) => one.sql) : []) {
     say(`  ${named(here.name)}, ${named(database)}: ${text}`);
     const done = text.startsWith('\\') || /=|:\/\//.test(database) ? { code: 1, said: 'this is no SQL' } : await queryCluster(here, database, text, 24 * 3600, { default_transaction_read_only: 'off', lock_timeout: '5min' });
-    if (done.code !== 0) return [`this failed in ${named(database)}: ${text.slice(0, 200)}: ${done.said.trim().split('\n').pop()}`];
+    if (done.code !== 0) return [`this failed in ${named(database)}: ${text.slice(0, 200)}: ${lastLines(done.said, 1)}`];
   }
   return [];
 }
 
 // =========================================================================================================
 // ==== CHECKS ====
-// What a drill looks at in a copy: from the strongest that needs no server (every file as it was listed when cold, page checksums) to the
-// cheapest that does. No single one sees all: a page of zeros passes checksums, amcheck and pg_dump, and only counting sees it; an index
-// whose collation changed its order passes everything but amcheck. All of it runs inside the sandbox, on the copy, and may write there.
-// Here is what needs no server; the next chapter asks the rest of a copy that runs.
+// What a drill looks at in a copy before it runs: files as listed when cold, page checksums.
+// The chapter after this one asks the rest of a copy that runs. No single check sees all: a page of zeros passes checksums,
+// amcheck and pg_dump, and only counting sees it; an index whose collation changed its order passes everything but amcheck.
+// All of it runs inside the sandbox, on the copy, and may write there.
 
 const TOLD = 5; // of each kind of damage; the first ones tell where to look
 const DAY = 86_400;
@@ -6764,7 +6864,7 @@ async function compareListing({ passport, files, listing }) {
   const there = roots.map((root) => files + root).filter((root) => fs.existsSync(root));
   if (there.length === 0) return bad(['nothing of it is in this archive']); // find(1) without a path would look where we are
   const raw = fs.openSync(`${listing}.found`, 'w', 0o600);
-  const done = await look(['find', ...there, '-printf', '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0'], { stdout: raw, seconds: DAY }).finally(() => fs.closeSync(raw));
+  const done = await look(['find', ...there, '-printf', LISTING_FORMAT], { stdout: raw, seconds: DAY }).finally(() => fs.closeSync(raw));
   if (done.code !== 0) throw failure('the extracted files cannot be listed', done);
   const total = { bytes: 0, files: 0 };
   const write = async (from, to, place) => {
@@ -6797,8 +6897,9 @@ async function compareListing({ passport, files, listing }) {
 
 // =========================================================================================================
 // ==== SERVER CHECKS ====
-// What a drill asks of the copy once it runs: whether every database opens, libraries load, strings sort as they did, tables and indexes are sound
-// and have the rows that they must have; and the questions of the settings. Runs on the copy, inside the sandbox, and may write there.
+// What a drill asks of the copy once it runs: databases, libraries, indexes, rows.
+// Whether every database opens, libraries load, strings sort as they did, tables and indexes are sound and have the rows that
+// they must have; and the questions of the settings. Runs on the copy, inside the sandbox, and may write there.
 
 const SERVER_CHECKS = [
   { check: 'databases open', look: async (copy) => {
@@ -7003,8 +7104,9 @@ async function nameFiles(copy, files) {
 
 // =========================================================================================================
 // ==== REHEARSAL ====
-// The rehearsal of a drill: extracts the clusters of an archive into the drill's scratch folder, starts each in the sandbox, checks it, and measures.
-// Reads the repository without borg's lock, so that a night neither waits nor is waited for; writes only in the scratch folder, which the drill removes.
+// The rehearsal of a drill: extracts clusters into the scratch folder, starts and checks each.
+// In the sandbox; and it measures. Reads the repository without borg's lock, so that a night neither waits nor is waited for;
+// writes only in the scratch folder, which the drill removes.
 
 const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
 
@@ -7261,7 +7363,7 @@ async function drill(settings, server, [name = 'latest'], full) {
   const startedAt = new Date(), id = randomUUID(), scratch = scratchOf(settings);
   openTranscript(path.join(settings.stateFolder, 'log'), `${startedAt.toISOString().slice(0, 19)}-drill`);
   fs.mkdirSync(scratch, { recursive: true, mode: 0o711 });
-  refuseIfOthersCanChange(scratch, '`drill.folder`');
+  refuseIfOthersCanChange(scratch, '`drill.folder`', { isShared: true });
   const folder = path.join(fs.realpathSync(scratch), `${SCRATCH}${id}`);
   fs.mkdirSync(folder, { mode: 0o700 }); // whatever comes out of the archive, setuid or a device, nobody else reaches it
   let certificate = null, trouble = null;
@@ -7306,8 +7408,9 @@ const answerUnlessJson = (text) => (mode.json ? sayBlock(text) : answer(text)); 
 
 // =========================================================================================================
 // ==== SCHEDULE ====
-// The schedule: what starts this script at night, and when next; and, only when somebody says so, its installation as lines of cron or timers of
-// systemd. Changes /etc/cron.d/cold-backup or the files cold-backup* in /etc/systemd/system, nothing else.
+// The schedule: what starts this script at night, and when next.
+// And, only when somebody says so, its installation as lines of cron or timers of systemd. Changes /etc/cron.d/cold-backup or
+// the files cold-backup* in /etc/systemd/system, nothing else.
 
 const commandLine = (script, file, words) => `${pasteable([process.execPath, script])}${file === script ? '' : ` --settings ${pasteable([file])}`} ${words}`;
 
@@ -7417,45 +7520,86 @@ const localTime = (at) => `${at.toLocaleDateString('sv-SE')} ${at.toTimeString()
 
 // =========================================================================================================
 // ==== STATUS ====
-// Is there a good recent backup, and what is to be done? Answers from the state folder alone, so it works without the network; the first line is that of a
-// monitoring plugin, the rest is one screen for a person. With --remote it asks the repository, too. Only reads.
+// The status: is there a good recent backup, and what is to be done?
+// Answers from the state folder alone, so it works without the network; the first line is that of a monitoring plugin, the rest
+// is one screen for a person. With --remote it asks the repository, too. Only reads.
 
 /** `status [--remote]`: prints one line and one screen (or JSON). Returns 0 good, 1 with a warning, 2 nothing recent enough or something is left stopped. With --quiet it says nothing when all is well. */
 async function status(settings, script, remote) {
+  const known = await whatIsKnown(settings, remote), { server, good, last, ageHours, left, disorder, trend, asked, trouble, isRecent, drills: { last: drill, ageDays, warning: aboutDrills } } = known;
+  const nextRun = await scheduleOf(script), warnings = statusWarnings(known), next = whatToDo(known);
+  const isBad = left !== null || disorder !== '' || !isRecent, isGood = !isBad && last.outcome === 'good' && aboutDrills === '' && trouble === '';
+  const [outcome, mark, code] = left ? ['down', 'CRITICAL', 2] : isBad ? ['failed', 'CRITICAL', 2] : isGood ? ['good', 'OK', 0] : ['warning', 'WARNING', 1];
+  if (mode.json) {
+    answer(JSON.stringify({ server, outcome, ageHours: good ? ageHours : null, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend,
+      drill: drill && { archive: drill.archive, proven: drill.proven, madeAt: drill.madeAt, ageDays, restoreSeconds: drill.restoreSeconds },
+      warnings, next, nextRun: { by: nextRun.by, at: nextRun.at?.toISOString() ?? null }, remote: asked }));
+  } else if (!mode.quiet || code > 0) {
+    const line = (name, text) => `  ${name.padEnd(11)} ${text}`;
+    answer([`${mark}: ${server}: ${headline(known, warnings)}`,
+      ...(trend ? trendLines(good, trend).map(([name, text]) => line(name, text)) : []),
+      line('next run', nextRun.at ? `${localTime(nextRun.at)}, in ${days((nextRun.at.getTime() - Date.now()) / 3_600_000)} (${nextRun.by})` : nextRun.by ? `by ${nextRun.by}, when is not known here` : 'nothing starts it: node backup.js setup --schedule cron'),
+      line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${days(Math.max(0, ageDays * 24))} ago; a restore takes about ${span(drill.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
+      ...(asked ? [line('repository', `${good ? `${asked.archive ? 'has that archive' : 'DOES NOT HAVE that archive'}${asked.proof ? ' and its proof' : ''}; ` : ''}newest proven: ${asked.newest || 'none'}`)] : []),
+      ...(warnings.length > 0 ? warnings : ['none']).map((one, index) => line(index === 0 ? 'warnings' : '', one)),
+      line('next', next || (code === 0 ? 'nothing to do' : 'see the warnings'))].join('\n'));
+  }
+  return code;
+}
+
+async function whatIsKnown(settings, remote) {
   const runs = readHistory(settings.stateFolder).filter((line) => line.kind === 'run'), server = serverName(settings);
-  const good = runs.filter((line) => /^(good|warning)$/.test(line.outcome)).pop(), last = runs[runs.length - 1];
-  const ageHours = good ? (Date.now() - Date.parse(good.endedAt)) / 3_600_000 : null;
+  const good = runs.filter((line) => /^(good|warning)$/.test(line.outcome)).pop(), ageHours = good ? (Date.now() - Date.parse(good.endedAt)) / 3_600_000 : NaN;
   let left = null, disorder = '';
   try {
     left = leftStopped(settings.stateFolder);
   } catch (error) { // a monitoring plugin answers in any case
     disorder = error.message;
   }
-  const isAhead = ageHours !== null && ageHours < -1; // it would look recent for as long as the clock was wrong by
   const { asked, trouble } = remote ? await askRepository(settings, server, good?.archive ?? '') : { asked: null, trouble: '' };
-  const isLost = asked !== null && good !== undefined && !asked.proof, isRecent = ageHours !== null && !isAhead && ageHours <= settings.maxAgeHours && !isLost;
-  const { last: certificate, ageDays, warning: aboutDrills } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays), nextRun = await scheduleOf(script);
-  const outcome = left ? 'down' : !isRecent || disorder ? 'failed' : last.outcome === 'good' && !aboutDrills && !trouble ? 'good' : 'warning';
-  const warnings = [...(disorder ? [disorder] : []), ...(isAhead ? [`the last good run ended at ${good.endedAt}, which is still to come: this server's clock was wrong then, or is now`] : []), ...(isLost ? [`${good.archive} ${asked.archive ? 'has no proof in the repository' : 'is not in the repository any more'}`] : []), ...(trouble ? [`the repository was not asked: ${trouble}`] : []),
-    ...(last?.warnings ?? []), ...(last && last !== good && last.error ? [`the last run failed: ${last.error}`] : []), ...(aboutDrills ? [aboutDrills] : [])];
-  const next = left ? 'node backup.js recover' : isLost ? 'node backup.js list' : isAhead ? 'look at `date`, and set the clock; then take a backup: node backup.js --now' : !isRecent || trouble ? 'node backup.js doctor' : aboutDrills ? 'node backup.js drill' : last !== good ? 'node backup.js doctor' : certificate === null && settings.drill.maxAgeDays > 0 ? 'node backup.js drill' : '';
-  const drill = certificate && { archive: certificate.archive, proven: certificate.proven, madeAt: certificate.madeAt, ageDays, restoreSeconds: certificate.restoreSeconds };
-  const trend = trendOf(runs), change = trend?.growthBytes ?? 0;
-  const facts = { server, outcome, ageHours, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend, drill, warnings, next, nextRun: { by: nextRun.by, at: nextRun.at?.toISOString() ?? null }, remote: asked };
-  const words = left ? `the run of ${left.startedAt} left something stopped` : good && isAhead ? `${good.archive} bears a time that is still to come` : good ? `${good.archive}, ${span(Math.max(0, ageHours) * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet';
-  const mark = outcome === 'good' ? 'OK' : outcome === 'warning' ? 'WARNING' : 'CRITICAL';
-  const ago = (hours) => (hours < 48 ? span(hours * 3600) : count(Math.floor(hours / 24), 'day')), line = (name, text) => `  ${name.padEnd(11)} ${text}`;
-  const screen = [`${mark}: ${server}: ${words}`,
-    ...(trend ? [line('down', `${span(good.downSeconds)}; in the last ${count(trend.nights, 'good night')} ${span(trend.leastDownSeconds)} to ${span(trend.mostDownSeconds)}`),
-      line('size', `${size(trend.originalBytes)} in all, ${size(trend.newBytes)} new a night${change === 0 ? '' : `, ${change > 0 ? 'growing' : 'shrinking'} by ${size(Math.abs(change))} a night`}`)] : []),
-    line('next run', nextRun.at ? `${localTime(nextRun.at)}, in ${ago((nextRun.at.getTime() - Date.now()) / 3_600_000)} (${nextRun.by})` : nextRun.by ? `by ${nextRun.by}, when is not known here` : 'nothing starts it: node backup.js setup --schedule cron'),
-    line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${ago(Math.max(0, ageDays * 24))} ago; a restore takes about ${span(drill.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
-    ...(asked ? [line('repository', good ? `${asked.archive ? 'has that archive' : 'DOES NOT HAVE that archive'}${asked.proof ? ' and its proof' : ''}; newest proven: ${asked.newest || 'none'}` : `newest proven: ${asked.newest || 'none'}`)] : []),
-    ...(warnings.length === 0 ? [line('warnings', 'none')] : warnings.map((one, index) => line(index === 0 ? 'warnings' : '', one))), line('next', next || (outcome === 'good' ? 'nothing to do' : 'see the warnings'))];
-  if (mode.json) answer(JSON.stringify(facts));
-  else if (!mode.quiet || outcome !== 'good') answer(screen.join('\n'));
-  return outcome === 'good' ? 0 : outcome === 'warning' ? 1 : 2;
+  const isAhead = ageHours < -1, isLost = asked !== null && good !== undefined && !asked.proof;
+  return { settings, server, trend: trendOf(runs), good, last: runs[runs.length - 1], ageHours, left, disorder, asked, trouble, drills: drillFacts(settings.stateFolder, settings.drill.maxAgeDays),
+    isAhead, isLost, isRecent: !isAhead && !isLost && ageHours <= settings.maxAgeHours };
 }
+
+function statusWarnings({ good, last, disorder, asked, trouble, drills, isAhead, isLost }) {
+  return [
+    disorder,
+    isAhead ? `the last good run ended at ${good.endedAt}, which is still to come: this server's clock was wrong then, or is now` : '',
+    isLost ? `${good.archive} ${asked.archive ? 'has no proof in the repository' : 'is not in the repository any more'}` : '',
+    trouble ? `the repository was not asked: ${trouble}` : '',
+    last && last !== good && last.error ? `the last run failed: ${last.error}` : '',
+    ...(last?.warnings ?? []),
+    drills.warning,
+  ].filter((one) => one !== '');
+}
+
+/** The one command that helps most; '' = none. */
+function whatToDo({ settings, good, last, left, trouble, drills, isAhead, isLost, isRecent }) {
+  if (left) return 'node backup.js recover';
+  if (isLost) return 'node backup.js list';
+  if (isAhead) return 'look at `date`, and set the clock; then take a backup: node backup.js --now';
+  if (!isRecent || trouble) return 'node backup.js doctor';
+  if (drills.warning) return 'node backup.js drill';
+  if (last !== good) return 'node backup.js doctor';
+  return drills.last === null && settings.drill.maxAgeDays > 0 ? 'node backup.js drill' : '';
+}
+
+/** What a monitoring plugin shows after the name: the backup, and what is wrong first of all. */
+function headline({ settings, good, ageHours, left, isAhead, isLost, isRecent }, warnings) {
+  if (left) return `the run of ${left.startedAt} left something stopped`;
+  if (good && isAhead) return `${good.archive} bears a time that is still to come`;
+  const why = good && !isRecent && !isLost ? [`older than ${settings.maxAgeHours} h`, ...warnings] : warnings;
+  return `${good ? `${good.archive}, ${span(Math.max(0, ageHours) * 3600)} old, was down ${span(good.downSeconds)}` : 'no good backup yet'}${why.length > 0 ? `; ${oneLine(why[0])}` : ''}${why.length > 1 ? ` (and ${why.length - 1} more)` : ''}`;
+}
+
+function trendLines(good, trend) {
+  const grows = trend.growthBytes, growth = grows === 0 ? '' : `, ${grows > 0 ? 'growing' : 'shrinking'} by ${size(Math.abs(grows))} a night`;
+  return [['down', `${span(good.downSeconds)}; in the last ${count(trend.nights, 'good night')} ${span(trend.leastDownSeconds)} to ${span(trend.mostDownSeconds)}`],
+    ['size', `${size(trend.originalBytes)} in all, ${size(trend.newBytes)} new a night${growth}`]];
+}
+
+const days = (hours) => (hours < 48 ? span(hours * 3600) : count(Math.floor(hours / 24), 'day'));
 
 /** Whether the repository really has an archive and its proof. It waits for no lock, and a repository that cannot be reached is told, not thrown. */
 async function askRepository(settings, server, archive) {
@@ -7480,7 +7624,7 @@ function leftStopped(stateFolder) {
 
 // =========================================================================================================
 // ==== DOCTOR ====
-// The doctor: everything that can be checked while all runs, as a list with a hint for each thing that is not right.
+// The doctor: everything that can be checked while all runs, with a hint for what is not right.
 // Changes nothing anywhere: it looks, connects, and asks. What cannot be known here is said to be unknown, never taken for good.
 
 /** `doctor`: prints the checks. Returns 0 when all is well, 1 when something is to be wished for, 2 when a run would fail. */
@@ -7516,7 +7660,8 @@ async function everyCheck({ settings, file }, script) {
   });
   await attempt('key and passphrase files', () => {
     checkSecretFiles(settings);
-    for (const [name, folder] of Object.entries({ stateFolder: settings.stateFolder, 'drill.folder': settings.drill.folder })) if (folder && fs.existsSync(folder)) refuseIfOthersCanChange(folder, `\`${name}\``);
+    if (fs.existsSync(settings.stateFolder)) refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
+    if (settings.drill.folder && fs.existsSync(settings.drill.folder)) refuseIfOthersCanChange(settings.drill.folder, '`drill.folder`', { isShared: true });
     return 'nobody else can read them';
   });
   if (isRemote(settings)) await attempt('ssh connection', () => tryConnection(settings));
@@ -7560,21 +7705,23 @@ function sheetFile(settings) {
 
 /** What the storage itself reports of the command it forces on us: shell, paths, append-only, quota, version. */
 async function checkServer(settings) {
-  const names = ['no shell', 'other paths refused', 'append-only', 'quota', 'server version'];
+  const names = ['no shell', 'other paths refused', 'append-only', 'quota', 'server version', 'own borg'];
   const unknown = (detail) => names.map((check) => ({ check, ok: null, detail, hint: '', needed: false }));
   if (!isRemote(settings)) return unknown('the repository is a path on this machine');
   const shell = await look([...sshToStorage(settings), 'echo PROBE-$((6*7))']);
   if (shell.code === 255) return unknown('no ssh connection');
   const { words, version } = await serverCommandLine(sshToStorage(settings)), isAppendOnly = words?.includes('--append-only') || await compactsNothing(settings), others = await refusesOthers(settings);
   const says = (what) => (words === null ? null : words.includes(what));
-  const old = version === null ? null : /^1\.2\.[0-4]\b/.test(version);
+  const own = await borgVersion().catch(() => ''), isOld = own === '' ? null : /^1\.2\.[0-4]\b/.test(own);
   const line = 'the line that `node backup.js setup` prints, whole, in the storage\'s authorized_keys';
   return [
     { check: 'no shell', ok: !shell.out.includes('PROBE-42'), detail: shell.out.includes('PROBE-42') ? 'our key opens a shell on the storage' : 'our key opens no shell', hint: line, needed: false },
     { check: 'other paths refused', ok: others, detail: others === false ? `the repository beside ours can be reached${words ? `: ${words}` : ''}` : others ? 'the repository beside ours is refused' : 'the storage does not say', hint: line, needed: false },
     { check: 'append-only', ok: isAppendOnly, detail: isAppendOnly === null ? 'the storage does not say' : `${words ?? 'by what `compact` does there'}${isAppendOnly && !words?.includes('--append-only') ? '; the repository itself is set so' : ''}`, hint: line, needed: false },
     { check: 'quota', ok: says('--storage-quota'), detail: words ?? 'the storage does not say', hint: 'without a quota one server can fill the storage of all', needed: false },
-    { check: 'server version', ok: old === null ? null : !old, detail: version ? `borg ${version}` : 'the storage does not say', hint: 'borg 1.2.0 to 1.2.4 takes forged archives from who writes to the repository (CVE-2023-36811): upgrade to 1.2.6 or newer', needed: false },
+    { check: 'server version', ok: version === null ? null : /^1\.[2-9]/.test(version), detail: version ? `borg ${version}` : 'the storage does not say', hint: 'borg 1.2 or 1.4 is what this script is tested with there', needed: false },
+    // The proof that an archive is genuine is looked at by who reads it, not by `borg serve` (borg: docs/changes.rst, "Pre-1.2.5 archives spoofing vulnerability").
+    { check: 'own borg', ok: isOld === null ? null : !isOld, detail: own ? `borg ${own}` : 'it does not run', hint: 'before 1.2.5 it believes archives that whoever keeps the storage has forged (CVE-2023-36811): where that is somebody else, put 1.2.8 or newer here and on the operator\'s computer', needed: false },
   ];
 }
 
@@ -7596,23 +7743,26 @@ async function clockIsRight() {
 
 // =========================================================================================================
 // ==== ANSWERS ====
-// The walk for a server that has no settings yet: questions on a terminal, or the same answers as options, end in a settings file beside the script,
-// which its owner then reads and edits. It looks at what runs to make a proposal. Changes one file, and never one that is there.
+// The walk for a server that has no settings yet: questions on a terminal, or options.
+// Either ends in a settings file beside the script, which its owner then reads and edits. It looks at what runs to make a
+// proposal, and whether what is answered is here. Changes one file, and never one that is there.
 
 /** Whether somebody sits at a terminal and can answer. */
 const canAsk = () => Boolean(process.stdin.isTTY);
 
-/** Ask one question. Given what an empty answer means and what an answer must look like, returns the answer; asks again until it fits. Throws Problem (64) without a terminal. */
-async function ask(question, usual, form, how = 'shown') {
+/** Ask one question. Given what an empty answer means and what an answer must look like, returns the answer; asks again until it fits. doubt: what may be wrong with it ('' = nothing); the same answer once more is believed. Throws Problem (64) without a terminal. */
+async function ask(question, usual, form, how = 'shown', doubt = async (_answer) => '') {
   if (!canAsk()) throw new Problem(`${question} There is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const lines = createInterface({ input: process.stdin, output: process.stderr, terminal: true });
   try {
-    for (;;) {
+    for (let doubted = null; ;) {
       const asked = lines.question(`${question}${usual ? ` [${usual}]` : ''} `);
       if (how === 'hidden') (lines)._writeToOutput = () => {}; // no other way is left to hide what is typed (nodejs/node #30427)
       const answer = (await asked).trim() || usual;
-      if (form.test(answer)) return answer;
-      process.stderr.write('not understood: please write it as the question shows\n');
+      const why = !form.test(answer) ? 'not understood: please write it as the question shows' : answer === doubted ? '' : await doubt(answer);
+      if (why === '') return answer;
+      doubted = form.test(answer) ? answer : null;
+      process.stderr.write(`${why}${doubted === null ? '' : '. Write it anew, or the same once more to keep it'}\n`);
     }
   } finally {
     lines.close();
@@ -7632,20 +7782,51 @@ async function proposal() {
   return [...units.map((unit) => `service ${unit.replace(/\.service$/, '')}`), ...(containers ? ['container *'] : []), ...(clusters ? ['postgres *'] : [])];
 }
 
+const wordsIn = (text) => text.split(',').map((one) => one.trim()).filter((one) => one !== '');
+
+/** Which of these entries of `stop` are not on this machine, and why; '' = all are. A slip is seen at its question, not after the last one. */
+async function partsNotHere(entries, usual) {
+  const containers = await findContainers(false), clusters = await findClusters(containers), wrong = [];
+  for (const one of entries) {
+    try {
+      await findPart(one, usual, containers, clusters);
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      wrong.push(error.message);
+    }
+  }
+  return wrong.join('; ');
+}
+
+function foldersNotHere(folders) {
+  const gone = folders.filter((one) => !fs.existsSync(one));
+  return gone.length > 0 ? `not here: ${gone.map(named).join(', ')}` : '';
+}
+
+function whyNoTimeZone(window) {
+  const zone = window.split(' ')[1] ?? 'UTC';
+  try {
+    new Intl.DateTimeFormat('en', { timeZone: zone });
+    return '';
+  } catch {
+    return `${zone} is no time zone that is known here (they are called Africa/Maputo, America/Lima, UTC)`;
+  }
+}
+
 /**
- * Given the script, the block's settings (unfilled) and what the command line says (server, repository, stop, folders, volumes, window, language: lists with commas),
+ * Given the script, the settings as they are before (`usual`: nothing but defaults), and what the command line says (server, repository, stop, folders, volumes, window, language: lists with commas),
  * asks for the rest and writes backup.settings.js beside the script. Throws Problem (64) when nobody can be asked for what is missing.
  */
-async function firstSettings(script, given, yes) {
-  const isAsked = !yes && canAsk(), listed = (text) => text.split(',').map((one) => one.trim()).filter((one) => one !== '');
-  const answerTo = async (key, question, usual, form) => given[key] || (isAsked ? ask(question, usual, form) : usual);
+async function firstSettings(script, usual, given, yes) {
+  const isAsked = !yes && canAsk();
+  const answerTo = async (key, question, otherwise, form, doubt = async (_answer) => '') => given[key] || (isAsked ? ask(question, otherwise, form, 'shown', doubt) : otherwise);
   if (!isAsked && !given.repository) throw new Problem('there are no settings yet', { exitCode: 64, hint: 'run setup on a terminal, which asks; or fill in the block at the top of backup.js; or say all here: setup --repository ssh://borg@storage.example.org/./web1 --stop \'postgres *\' --folders /srv/files' });
   const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname(), /^(?!proven-)[A-Za-z0-9][\w.-]*$/);
   const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', /^(?!\S*\/NAME$)(ssh:\/\/\S+|\/\S+|[^\s:]+:\S+)$/);
-  const stop = listed(await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?', isAsked ? (await proposal()).join(', ') : '', /^( *(service|compose|container|postgres) [^,]+(,|$))*$/));
-  const folders = listed(await answerTo('folders', 'Which folders are saved, with commas (databases named above are saved whole anyway)?', '', stop.length > 0 ? /^/ : /^\//));
-  const volumes = listed(await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stop.some((one) => /^(container|compose) /.test(one)) ? '*' : '', /^/));
-  const window = await answerTo('window', 'Between which hours may it be down (01:00-05:30 Africa/Maputo, or: any)?', isAsked ? `01:00-05:30 ${Intl.DateTimeFormat().resolvedOptions().timeZone}` : 'any', /^(any|\d\d:\d\d-\d\d:\d\d \S+)$/);
+  const stop = wordsIn(await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?', isAsked ? (await proposal()).join(', ') : '', /^( *(service|compose|container|postgres) [^,]+(,|$))*$/, (answer) => partsNotHere(wordsIn(answer), usual)));
+  const folders = wordsIn(await answerTo('folders', 'Which folders are saved, with commas (databases named above are saved whole anyway)?', '', stop.length > 0 ? /^/ : /^\//, async (answer) => foldersNotHere(wordsIn(answer))));
+  const volumes = wordsIn(await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stop.some((one) => /^(container|compose) /.test(one)) ? '*' : '', /^/));
+  const window = await answerTo('window', 'Between which hours may it be down (01:00-05:30 Africa/Maputo, or: any)?', isAsked ? `01:00-05:30 ${Intl.DateTimeFormat().resolvedOptions().timeZone}` : 'any', /^(any|\d\d:\d\d-\d\d:\d\d \S+)$/, async (answer) => whyNoTimeZone(answer));
   const [, from = '', until = '', timeZone = ''] = /^(\d\d:\d\d)-(\d\d:\d\d) (\S+)$/.exec(window) ?? [];
   const language = await answerTo('language', 'Language of what is written for people (en, es)?', 'en', /^(en|es)$/);
   const settings = { server, stop, folders, volumes, repository, window: until ? { from, until, timeZone } : null, language: language };
@@ -7658,9 +7839,10 @@ async function firstSettings(script, given, yes) {
 
 // =========================================================================================================
 // ==== SETUP ====
-// Setup: make what is missing (ssh key, passphrase, known host, repository with its key, recovery sheet), keep what is there, say
-// what the storage needs. It may be run again and again. Changes: files beside `sshKey`, `keyFile`, `passphraseFile`, `knownHostsFile`,
-// the new repository, and a schedule only when told. Never touches a service, never changes what exists.
+// Setup: make what is missing, keep what is there, say what the storage needs.
+// An ssh key, a passphrase, the known host, the repository with its key, the recovery sheet. It may be run again and again.
+// Changes: files beside `sshKey`, `keyFile`, `passphraseFile`, `knownHostsFile`, the new repository, and a schedule only when
+// told. Never touches a service, never changes what exists.
 
 /** `setup`: given the settings, the script and the options, makes what is missing. Returns 0 when a run would now work. */
 async function setup(loaded, script, options) {
@@ -8022,7 +8204,7 @@ async function command(argv) {
 async function answerFirst(script, file, values, yes) {
   const isFilled = settingsSource(script, file) !== script || settings.repository !== '' || settings.stop.length + settings.folders.length + settings.volumes.length > 0;
   const said = ['repository', 'server', 'stop', 'folders', 'volumes', 'window', 'language'].find((key) => values[key]);
-  if (!isFilled) return firstSettings(script, values, yes);
+  if (!isFilled) return firstSettings(script, withDefaults(settings), values, yes);
   if (said) throw new Problem(`--${said}: this server has settings already`, { exitCode: 64, hint: `edit them: ${settingsSource(script, file)}` });
 }
 
@@ -8193,11 +8375,12 @@ async function onStorage(one, what, interpreter, script, options = {}) {
 
 // =========================================================================================================
 // ==== SEGMENTS ====
-// The files of a borg 1 repository, read from outside: which transactions there are, what each put and deleted, and when the storage
-// itself says it was. No key is needed and borg is not asked. A repository is a list of segment files that only grows; each entry is
-// crc32, size, tag and, for PUT and DELETE, the id of a chunk; a COMMIT ends a transaction, whose number is that of its segment file
-// (borg: docs/internals/data-structures.rst, "Segments"; repository.py). The storage's server writes a DELETE before it PUTs an id again, whatever a client
-// asks: a client cannot hide that. The reader below is Python, which is there wherever borg is. It only reads, one entry at a time.
+// The files of a borg 1 repository, read from outside: its transactions, and what each changed.
+// And when the storage itself says it was. No key is needed and borg is not asked. A repository is a list of segment files that
+// only grows; each entry is crc32, size, tag and, for PUT and DELETE, the id of a chunk; a COMMIT ends a transaction, whose
+// number is that of its segment file (borg: docs/internals/data-structures.rst, "Segments"; repository.py). The storage's server
+// writes a DELETE before it PUTs an id again, whatever a client asks: a client cannot hide that. The reader below is Python,
+// which is there wherever borg is. It only reads, one entry at a time.
 
 const READER = String.raw`
 import configparser, datetime, hashlib, json, os, struct, sys, time, zlib
@@ -8334,9 +8517,9 @@ const STATE_ALONE = { after: 2 ** 32 - 1, until: 0, logBytes: 0, ids: [], data: 
 
 // =========================================================================================================
 // ==== OPERATOR'S LEDGER ====
-// The operator's ledger: what an audit saw of a server's repository, one readable JSON file a server on the operator's computer. It is what
-// the storage and the server are measured by, so it never forgets: archives that were pruned stay in it, with the day. Written whole
-// or not at all. Changes only files in `ledgerFolder`.
+// The operator's ledger: what audits saw of a server's repository, one JSON file a server.
+// Readable, on the operator's computer. It is what the storage and the server are measured by, so it never forgets: archives
+// that were pruned stay in it, with the day. Written whole or not at all. Changes only files in `ledgerFolder`.
 
 const bookFile = ({ ledgerFolder }, server) => path.join(ledgerFolder, `${server}.json`);
 
@@ -8653,9 +8836,10 @@ function rollBack(good, files) {
 
 // =========================================================================================================
 // ==== AUDIT ====
-// The audit: has somebody tampered with an append-only repository? It reads what is new since the last audit, compares it with the
-// ledger, and says `clean` or `alarm`. A clean one moves the ledger's mark forward; an alarm leaves it where it was, so that
-// every audit after it finds the same, until it is undone, or the operator accepts it. Changes the ledger alone; on the storage nothing.
+// The audit: has somebody tampered with an append-only repository?
+// It reads what is new since the last audit, compares it with the ledger, and says `clean` or `alarm`. A clean one moves the
+// ledger's mark forward; an alarm leaves it where it was, so that every audit after it finds the same, until it is undone, or
+// the operator accepts it. Changes the ledger alone; on the storage nothing.
 
 const SETTLED = 90; // seconds after which a new archive without its proof counts as unproven: until then its run is starting services again
 
@@ -8906,9 +9090,10 @@ function periodOf(rule, { id, seenAt }, timeZone) {
 
 // =========================================================================================================
 // ==== PRUNING ====
-// A repository pruned in a hard-linked copy beside it, which no server can reach: delete, compact, check, list there; then two renames. Whatever breaks
-// before them leaves the repository as it was; whatever breaks after is finished by the next call. Changes, on the storage: the copy, and in
-// the end the repository; here: the ledger, and what borg remembers of the repository.
+// A repository pruned in a hard-linked copy beside it, which no server can reach.
+// Delete, compact, check, list there; then two renames. Whatever breaks before them leaves the repository as it was; whatever
+// breaks after is finished by the next call. Changes, on the storage: the copy, and in the end the repository; here: the ledger,
+// and what borg remembers of the repository.
 
 const NAMES_AT_A_TIME = 200;
 
@@ -9029,8 +9214,9 @@ async function finishPrune({ operator, one, settings, book }) {
 
 // =========================================================================================================
 // ==== PRUNE ====
-// Retention, from the operator's computer, after a clean audit: what goes, what is refused, the question, and the servers' access around it, which is
-// always given back. What is deleted is deleted in a copy (the chapter before), or, where the storage gives no shell, in the repository itself.
+// Retention, from the operator's computer, after a clean audit: what goes, what is refused.
+// The question, and the servers' access around it, which is always given back. What is deleted is deleted in a copy (the chapter
+// before), or, where the storage gives no shell, in the repository itself.
 // Changes: the repository, the ledger, and access by the operator's own commands.
 /** `prune [SERVER...]`: given the operator's file, prunes each server after a clean audit. Returns 0, 2 when one was refused or failed, 75 when somebody is writing just now. */
 async function prune(builtIn, operator, names, yes) {
@@ -9057,13 +9243,13 @@ async function pruneServer(builtIn, operator, one, yes) {
   if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`, { exitCode: 64 });
   if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const settings = borgSettings(builtIn, operator, one), before = readBook(operator, one);
-  if (before?.pruning && !mode.dryRun) await finishInterrupted({ builtIn, operator, one, settings, book: before, audited: '' });
+  if (before?.pruning && !mode.dryRun) await finishInterrupted({ operator, one, settings, book: before, audited: '' });
   await refuseAppendOnly(one, settings);
   const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
   if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0].what}): nothing is pruned`, { hint: `node backup.js audit ${one.server}` });
   const odd = before ? [] : oddAtFirst(evidence);
   if (odd.length > 0) throw new Problem(`${one.server}: this was its first audit, and there is something to look at first: nothing is pruned`, { said: odd.join('\n'), hint: 'look at the archives; when all is well, call prune again' });
-  const job = { builtIn, operator, one, settings, book, audited: evidence.reading?.state ?? '' };
+  const job = { operator, one, settings, book, audited: evidence.reading?.state ?? '' };
   await refuseUnsure(job);
   const fates = fatesOf(book, one.keep, one.timeZone, await drilledLast(job), new Date()), going = fates.filter(({ stays }) => !stays);
   if (!mode.json) answer(fatesText(one.server, fates));
@@ -9176,9 +9362,10 @@ function noteDeleted(book, left) {
 
 // =========================================================================================================
 // ==== OVERDUE ====
-// Which servers have no recent backup? Asked on the operator's computer, as often as cron likes: it reads the ledger, and on the storage the times of what was
-// written since the last audit, by the storage's own clock. No borg key and no passphrase is touched. So it is known that a server wrote, and whether as much
-// as its proven nights do; that the archive is proven, only an audit can tell, and the answer says which of the two it is. Only reads.
+// Which servers have no recent backup? Asked by the operator, as often as cron likes.
+// It reads the ledger, and on the storage the times of what was written since the last audit, by the storage's own clock. No
+// borg key and no passphrase is touched. So it is known that a server wrote, and whether as much as its proven nights do; that
+// the archive is proven, only an audit can tell, and the answer says which of the two it is. Only reads.
 
 const UNAUDITED_DAYS = 8; // for so long it is enough that a server wrote as it does on a proven night
 
@@ -9234,10 +9421,12 @@ function transactionsOfANight(book) {
 
 // =========================================================================================================
 // ==== FLEET ====
-// What the operator knows of each server, for the report: out of the ledger, a read-only look at the storage, and (with the key) the list of
-// archives, the history in the newest proof and the record of each archive. What never changes any more (a history, a passport) is kept beside the
-// ledger, so that a second report reads only what is new, and one of a server that cannot be reached still shows what was known. Everything that
-// comes from an archive may be an intruder's: it is taken by form and length, never as it stands. Changes only files in `ledgerFolder`/.report.
+// What the operator knows of each server, for the report.
+// Out of the ledger, a read-only look at the storage, and (with the key) the list of archives, the history in the newest proof
+// and the record of each archive. What never changes any more (a history, a passport) is kept beside the ledger, so that a
+// second report reads only what is new, and one of a server that cannot be reached still shows what was known. Everything that
+// comes from an archive may be an intruder's: it is taken by form and length, never as it stands. Changes only files in
+// `ledgerFolder`/.report.
 
 const MOST_LINES = 1000, MOST_TEXT = 300, MOST_ITEMS = 100; // of what an archive says
 const AT_ONCE = 4; // servers
@@ -9438,8 +9627,9 @@ const REPORT_WORDS = { en: ENGLISH_REPORT, es: SPANISH_REPORT };
 
 // =========================================================================================================
 // ==== CHARTS ====
-// HTML in which nothing from outside can become markup, and the report's pictures: small SVG of plain paths, each with a title and a text that says
-// the same. No picture speaks by colour alone: a night that failed is a cross, a warning a triangle, a missing one an empty square. Only makes text.
+// HTML in which nothing from outside can become markup, and the report's pictures.
+// Small SVG of plain paths, each with a title and a text that says the same. No picture speaks by colour alone: a night that
+// failed is a cross, a warning a triangle, a missing one an empty square. Only makes text.
 
 const OURS = Symbol('markup');
 
@@ -9510,7 +9700,8 @@ function curve(values, kind, title, text, [most, from, until]) {
 
 // =========================================================================================================
 // ==== VERDICT ====
-// What is to be said of each server, and the one next step: rules in the order in which they matter, the first that holds names the command. Only judges.
+// What is to be said of each server, and the one next step.
+// Rules in the order in which they matter; the first that holds names the command. Only judges.
 
 const AUDIT_DAYS = 8, FULL_DAYS = 30;
 const HOURS_BETWEEN_NIGHTS = 12; // a newest archive that is not proven, and younger than that, may be of a run that is under way
@@ -9600,8 +9791,9 @@ details { margin: 1rem 0; } summary { cursor: pointer; color: var(--link); } .of
 
 // =========================================================================================================
 // ==== PAGE OF A SERVER ====
-// The report's page of one server: its state and next step, the nights of a year, three curves, and its archives with what they hold and the command that brings
-// them back. And what that and the overview (the next chapter) share: the words and forms of a language, lamps, tables. Only makes text.
+// The report's page of one server: state, next step, a year of nights, curves, archives.
+// Of each archive what it holds and the command that brings it back. And what that and the overview (the next chapter) share:
+// the words and forms of a language, lamps, tables. Only makes text.
 
 /** Given a language and the time, returns that. */
 function pageIn(language, now) {
@@ -9698,8 +9890,9 @@ function holdings({ words, bytes }, { passport }, isSame) {
 
 // =========================================================================================================
 // ==== REPORT ====
-// The report: one HTML file with everything in it, for people who want to see it at a glance, on a screen, on paper, or read aloud. It needs no script, no
-// server and no network, and says so to the browser (Content-Security-Policy). Changes that one file, whole or not at all.
+// The report: one HTML file with everything in it, for people who want to see it at a glance.
+// On a screen, on paper, or read aloud. It needs no script, no server and no network, and says so to the browser
+// (Content-Security-Policy). Changes that one file, whole or not at all.
 
 /** `report [SERVER...] --to FILE`: given the operator's settings, writes the page. Returns 0, or 1 when a server could not be looked at. */
 async function report(builtIn, operator, names, to, language) {

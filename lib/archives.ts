@@ -1,4 +1,4 @@
-// The archives of a repository: their names, of which each says what the archive is, and the lists of them. Only reads.
+// The archives of a repository: their lists, and their names, which say what each of them is. Only reads.
 import { named, warn } from './say.ts';
 import type { RunOptions } from './shell.ts';
 import type { Settings } from './settings.ts';

@@ -1,6 +1,7 @@
-// The audit: has somebody tampered with an append-only repository? It reads what is new since the last audit, compares it with the
-// ledger, and says `clean` or `alarm`. A clean one moves the ledger's mark forward; an alarm leaves it where it was, so that
-// every audit after it finds the same, until it is undone, or the operator accepts it. Changes the ledger alone; on the storage nothing.
+// The audit: has somebody tampered with an append-only repository?
+// It reads what is new since the last audit, compares it with the ledger, and says `clean` or `alarm`. A clean one moves the
+// ledger's mark forward; an alarm leaves it where it was, so that every audit after it finds the same, until it is undone, or
+// the operator accepts it. Changes the ledger alone; on the storage nothing.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Problem, answer, count, lastLines, mode, named, oneLine, say, sayError, size, span } from './say.ts';
 import { goOn } from './shell.ts';

@@ -1,6 +1,6 @@
-// The operator's ledger: what an audit saw of a server's repository, one readable JSON file a server on the operator's computer. It is what
-// the storage and the server are measured by, so it never forgets: archives that were pruned stay in it, with the day. Written whole
-// or not at all. Changes only files in `ledgerFolder`.
+// The operator's ledger: what audits saw of a server's repository, one JSON file a server.
+// Readable, on the operator's computer. It is what the storage and the server are measured by, so it never forgets: archives
+// that were pruned stay in it, with the day. Written whole or not at all. Changes only files in `ledgerFolder`.
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, named } from './say.ts';

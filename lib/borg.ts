@@ -1,6 +1,7 @@
-// borg: the one chapter that knows its arguments, environment, exit codes and messages (1.2 and 1.4; borg 2 is refused).
-// Changes only the repository, by adding archives; never deletes, renames or recreates one. borg's cache lies in the state folder.
-// Secrets reach borg by file: the passphrase is read by borg itself (BORG_PASSCOMMAND), and is in no argument and no log.
+// borg: the one chapter that knows its arguments, environment, exit codes and messages.
+// Of borg 1.2 and 1.4; borg 2 is refused. Changes only the repository, by adding archives; never deletes, renames or recreates
+// one. borg's cache lies in the state folder. Secrets reach borg by file: the passphrase is read by borg itself
+// (BORG_PASSCOMMAND), and is in no argument and no log.
 import fs from 'node:fs';
 import { hostname } from 'node:os';
 import path from 'node:path';

@@ -1,5 +1,6 @@
-// HTML in which nothing from outside can become markup, and the report's pictures: small SVG of plain paths, each with a title and a text that says
-// the same. No picture speaks by colour alone: a night that failed is a cross, a warning a triangle, a missing one an empty square. Only makes text.
+// HTML in which nothing from outside can become markup, and the report's pictures.
+// Small SVG of plain paths, each with a title and a text that says the same. No picture speaks by colour alone: a night that
+// failed is a cross, a warning a triangle, a missing one an empty square. Only makes text.
 import { printable } from './say.ts';
 
 /** Text that is markup of our own making. The mark is a symbol, which no JSON can hold. */

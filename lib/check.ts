@@ -1,4 +1,4 @@
-// Reading the settings: from the block in this script, from backup.settings.js beside it, or from --settings FILE.
+// Reading the settings: from this script, from backup.settings.js beside it, or from --settings FILE.
 // It tells every mistake at once, with its line. A file that others could change is refused: what stands in it is run as root.
 // So is a key that others could read.
 // Changes nothing on the machine. Settings are data: they are read where no file, program or network is in reach.
@@ -53,10 +53,10 @@ export function loadWith<T>(builtIn: unknown, script: string, source: string, fi
   return { ...JSON.parse(copy), file: source, text: source === script ? scan.block : whole, lines: scan.lines };
 }
 
-/** Every setting of TABLE, checked: what is given, or the default. */
-/** What is given, with every default beside it. */
+/** What is given, with every default beside it; nothing is checked. */
 export const withDefaults = (found: unknown) => filledIn(found, () => {}) as Settings;
 
+/** Every setting of TABLE, checked: what is given, or the default. */
 function filledIn(found: unknown, wrong: Wrong): Record<string, any> {
   const filled: Record<string, any> = {};
   if (!isGroup(found)) {
@@ -154,20 +154,24 @@ export function stateFoldersIn(text: string): string[] {
 
 // ---- who may change and read them ----
 
-/** Throws Problem when somebody else than root or this user could change a file or folder, or swap it in one of the folders above. what: in words; exitCode: 64 unless told. */
-export function refuseIfOthersCanChange(file: string, what: string, exitCode = 64): void {
-  const places = new Set<string>();
-  for (const start of [file, fs.realpathSync(file)]) {
+/**
+ * Throws Problem when somebody else than root or this user could change a file or folder, or swap it in one of the folders above. Given it and what
+ * it is, in words. exitCode: 64 unless told. isShared: it may itself be a folder like /var/tmp, where others make names of their own.
+ */
+export function refuseIfOthersCanChange(file: string, what: string, { exitCode = 64, isShared = false } = {}): void {
+  const places = new Set<string>(), own = [file, fs.realpathSync(file)];
+  for (const start of own) {
     for (let place = start; !places.has(place); place = path.dirname(place)) places.add(place);
   }
-  refuseOthers(`others than root could change ${what}`, [...places], 'go-w', ({ mode }) => (mode & 0o41000) === 0o41000 ? 0 : mode & 0o022, exitCode); // in a sticky folder, as /tmp, nobody replaces the file of another
+  const isSticky = (mode: number) => (mode & 0o41000) === 0o41000; // as /tmp: nobody replaces there what another has made
+  refuseOthers(`others than root could change ${what}`, [...places], 'go-w', ({ mode }, place) => (isSticky(mode) && (isShared || !own.includes(place)) ? 0 : mode & 0o022), exitCode);
 }
 
 /** Whether a folder is safe for names that root makes up: nobody else can lay anything there, or swap it for another. */
 export function isOursAlone(folder: string): boolean {
   try {
     refuseIfOthersCanChange(folder, '');
-    return (fs.statSync(folder).mode & 0o022) === 0;
+    return true;
   } catch (error) {
     if (error instanceof Problem) return false;
     throw error;
@@ -180,15 +184,15 @@ export function checkSecretFiles({ keyFile, passphraseFile, sshKey, knownHostsFi
   refuseOthers('others could read the key or passphrase', [keyFile, passphraseFile, sshKey], 'go=', ({ mode }) => mode & 0o077);
 }
 
-function refuseOthers(what: string, places: string[], change: string, tooMuch: (facts: fs.Stats) => number, exitCode = 64): void {
+function refuseOthers(what: string, places: string[], change: string, tooMuch: (facts: fs.Stats, place: string) => number, exitCode = 64): void {
   const me = process.getuid?.() ?? 0, found: string[] = [], mends: string[] = [];
   for (const place of places) {
     const facts = fs.statSync(place, { throwIfNoEntry: false });
     const isOthers = facts && ![0, me].includes(facts.uid);
-    if (!facts || (!isOthers && tooMuch(facts) === 0)) continue;
+    if (!facts || (!isOthers && tooMuch(facts, place) === 0)) continue;
     found.push(`${named(place)} (mode ${(facts.mode & 0o7777).toString(8).padStart(4, '0')}, owner ${facts.uid === 0 ? 'root' : `uid ${facts.uid}`})`);
     if (isOthers) mends.push(`chown ${me === 0 ? 'root' : me} ${named(place)}`);
-    if (tooMuch(facts) !== 0) mends.push(`chmod ${change} ${named(place)}`);
+    if (tooMuch(facts, place) !== 0) mends.push(`chmod ${change} ${named(place)}`);
   }
   if (found.length > 0) throw new Problem(`${what}: ${found.join(', ')}`, { exitCode, hint: mends.join(' && ') });
 }

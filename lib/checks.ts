@@ -1,7 +1,7 @@
-// What a drill looks at in a copy: from the strongest that needs no server (every file as it was listed when cold, page checksums) to the
-// cheapest that does. No single one sees all: a page of zeros passes checksums, amcheck and pg_dump, and only counting sees it; an index
-// whose collation changed its order passes everything but amcheck. All of it runs inside the sandbox, on the copy, and may write there.
-// Here is what needs no server; the next chapter asks the rest of a copy that runs.
+// What a drill looks at in a copy before it runs: files as listed when cold, page checksums.
+// The chapter after this one asks the rest of a copy that runs. No single check sees all: a page of zeros passes checksums,
+// amcheck and pg_dump, and only counting sees it; an index whose collation changed its order passes everything but amcheck.
+// All of it runs inside the sandbox, on the copy, and may write there.
 import fs from 'node:fs';
 import path from 'node:path';
 import type { DrillQuery } from './settings.ts';
@@ -10,8 +10,8 @@ import { failure, look } from './shell.ts';
 import { controlState } from './postmaster.ts';
 import type { Cluster } from './postgres.ts';
 import type { ClusterPassport } from './passport.ts';
-import { isBelow } from './plan.ts';
-import { eachRecord } from './proof.ts';
+import { isBelow } from './files.ts';
+import { LISTING_FORMAT, eachRecord } from './proof.ts';
 import type { Programs, Sandbox } from './sandbox.ts';
 
 /** A cluster out of an archive: `files` holds what was extracted, at full paths below it; `inside` is its data directory as the sandbox sees it. server: once it runs. */
@@ -52,7 +52,7 @@ async function compareListing({ passport, files, listing }: Copy): Promise<Verdi
   const there = roots.map((root) => files + root).filter((root) => fs.existsSync(root));
   if (there.length === 0) return bad(['nothing of it is in this archive']); // find(1) without a path would look where we are
   const raw = fs.openSync(`${listing}.found`, 'w', 0o600);
-  const done = await look(['find', ...there, '-printf', '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0'], { stdout: raw, seconds: DAY }).finally(() => fs.closeSync(raw));
+  const done = await look(['find', ...there, '-printf', LISTING_FORMAT], { stdout: raw, seconds: DAY }).finally(() => fs.closeSync(raw));
   if (done.code !== 0) throw failure('the extracted files cannot be listed', done);
   const total = { bytes: 0, files: 0 };
   const write = async (from: string, to: string, place: string): Promise<void> => {

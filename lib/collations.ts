@@ -1,10 +1,12 @@
-// Collations: does this machine sort texts as the saved one did? Indexes on text lie in the order of the C library or of ICU; where another
-// version of them sorts two words the other way round, an index no longer finds what is there, and PostgreSQL says at most a warning (before
-// 15 not even that for a database's own collation). So versions are compared, and what they do not tell, the order of some 16,000 words.
+// Collations: does this machine sort texts as the saved one did?
+// Indexes on text lie in the order of the C library or of ICU; where another version of them sorts two words the other way
+// round, an index no longer finds what is there, and PostgreSQL says at most a warning (before 15 not even that for a
+// database's own collation). So versions are compared, and what they do not tell, the order of some 16,000 words.
 // The cure is always the same: build the indexes anew, then tell PostgreSQL the new version. Changes nothing.
 import { pasteable } from './say.ts';
 import type { ClusterPassport, DatabasePassport } from './passport.ts';
-import { askOrders, sqlName } from './trial.ts';
+import { quotedName } from './questions.ts';
+import { askOrders } from './trial.ts';
 import type { Order, Sorting, Trial } from './trial.ts';
 import type { Finding } from './judge.ts';
 
@@ -22,7 +24,7 @@ function usesOf(database: DatabasePassport): Use[] {
   return [
     { database, name: '', sorting: sortingOf(database), recorded, actual, fingerprint: database.orderFingerprint, indexes: own?.indexes ?? [], partitioned: own?.partitionedTables ?? [] },
     ...collations.filter((one) => one !== own).map((one): Use => ({
-      database, name: `${sqlName(one.schema)}.${sqlName(one.name)}`, recorded: one.recorded, actual: one.actual, fingerprint: one.orderFingerprint,
+      database, name: `${quotedName(one.schema)}.${quotedName(one.name)}`, recorded: one.recorded, actual: one.actual, fingerprint: one.orderFingerprint,
       indexes: one.indexes, partitioned: one.partitionedTables,
       sorting: { provider: one.provider, encoding: database.encoding, collate: '', ctype: '', locale: one.locale, rules: one.rules, deterministic: one.deterministic },
     })),
@@ -94,9 +96,9 @@ const QUOTED_NAME = /^(?:"(?:[^"]|"")+"|[a-z_\u0080-\uffff][\w$\u0080-\uffff]*)\
 /** REINDEX, then REFRESH, which PostgreSQL only does from a version to another (ALTER COLLATION; for databases since 15). */
 function cure(told: ClusterPassport, { database, name, indexes, recorded, order }: Judged): Finding['sql'] {
   const at = database.connectable ? database.name : 'postgres';
-  const reindex = indexes.every((one) => QUOTED_NAME.test(one)) ? indexes.map((one) => `reindex index ${one}`) : [`reindex database ${sqlName(database.name)}`];
+  const reindex = indexes.every((one) => QUOTED_NAME.test(one)) ? indexes.map((one) => `reindex index ${one}`) : [`reindex database ${quotedName(database.name)}`];
   const canRefresh = recorded !== null && order.version !== null && recorded !== order.version && (name !== '' || Number(told.version) >= 15);
-  const refresh = name === '' ? `alter database ${sqlName(database.name)} refresh collation version` : `alter collation ${name} refresh version`;
+  const refresh = name === '' ? `alter database ${quotedName(database.name)} refresh collation version` : `alter collation ${name} refresh version`;
   return [...reindex, ...(canRefresh ? [refresh] : [])].map((text) => ({ database: at, text }));
 }
 

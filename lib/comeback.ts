@@ -1,12 +1,12 @@
-// What would come back: the parts of an archive that are meant, what has to stop for it here, and every command in order, worked out by
-// looking, before anything is changed. It is plain data, printed by --dry-run, and what the restore in place follows.
-// Nothing that an archive says of itself is believed: its paths are checked before they are used, its names fit a pattern before they
-// become an argument, its commands are never run. What is stopped and started comes from this machine's own settings; where there are none,
-// names of units, containers and clusters come from the archive. Changes nothing.
+// What would come back: the parts of an archive that are meant, and every command in order.
+// With what has to stop for it here; worked out by looking, before anything is changed. It is plain data, printed by --dry-run,
+// and what the restore in place follows. Nothing that an archive says of itself is believed (see PLACES). What is stopped and
+// started comes from this machine's own settings; where there are none, names of units, containers and clusters come from the
+// archive. Changes nothing.
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, count, mode, named, oneLine, pasteable, say, sayBlock, size, warn, warnings } from './say.ts';
-import { temporaryFolder } from './files.ts';
+import { isBelow, temporaryFolder } from './files.ts';
 import { isPartName } from './rules.ts';
 import type { Settings } from './settings.ts';
 import type { Part } from './units.ts';
@@ -15,7 +15,7 @@ import type { Container } from './containers.ts';
 import { clusterPart, describeCluster, findClusters } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
 import { listArchives, readFromArchive } from './archives.ts';
-import { findPart, isBelow, serverName } from './plan.ts';
+import { findPart, serverName } from './plan.ts';
 import type { Root } from './snapshot.ts';
 import { isThere, swapsFor } from './swap.ts';
 import { soundManifest } from './record.ts';

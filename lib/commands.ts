@@ -1,4 +1,4 @@
-// The commands of a night: the borg calls of its three passes, and the dry run, which shows every command in order.
+// The commands of a night: the borg calls of its three passes, and the dry run, which shows them all.
 // Changes nothing: the story of the night runs them.
 import { answer, count, mode, named, pasteable, say, size, span, warnings } from './say.ts';
 import type { Settings } from './settings.ts';

@@ -1,4 +1,4 @@
-// Docker containers and Compose projects: find, describe, stop, start, and see what they really do.
+// Docker containers and Compose projects: find, describe, stop, start, see what they really do.
 // A container with a database gets its stop signal and all the time it needs: `docker stop` would end in SIGKILL, and
 // still answer 0. Other containers are stopped as Docker does it. They are named, never numbered: a container that was
 // made anew in the meantime is found again.

@@ -1,9 +1,11 @@
-// Copying: the warm pass while everything runs, then the copy of what is cold, without a snapshot or with one. Each step of it is
-// one line of the night (the chapter THE NIGHT), in this order. Stops and starts nothing. Changes the repository and, in the state folder, the record.
+// Copying: the warm pass while everything runs, then the copy of what is cold.
+// Without a snapshot or with one. Each step of it is one line of the night (the chapter THE NIGHT), in this order. Stops and
+// starts nothing. Changes the repository and, in the state folder, the record.
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, count, named, say, size, span, warn } from './say.ts';
+import { Problem, count, lastLines, named, say, size, span, warn } from './say.ts';
 import { askToStop } from './shell.ts';
+import { isBelow } from './files.ts';
 import { lastGoodRun } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import type { Loaded } from './check.ts';
@@ -53,7 +55,7 @@ async function oneWarmPass(night: Night, plan: Plan, paths: string[]): Promise<P
 export async function checkpointAll(plan: Plan): Promise<void> {
   await Promise.all(plan.clusters.filter((cluster) => cluster.pid !== 0).map(async (cluster) => {
     const { code, said } = await queryCluster(cluster, await homeOf(cluster), 'CHECKPOINT', 1800);
-    if (code !== 0) warn(`no CHECKPOINT in ${named(cluster.name)}, so its stop takes longer: ${said.trim().split('\n').pop() ?? ''}`);
+    if (code !== 0) warn(`no CHECKPOINT in ${named(cluster.name)}, so its stop takes longer: ${lastLines(said, 1)}`);
   }));
 }
 
@@ -129,7 +131,7 @@ export async function finishColdPass(night: Night, plan: Plan): Promise<PassResu
 
 // What borg itself noticed while it read. A file below a stopped part that it could not read, or saw changing, is no backup.
 function judgePass(plan: Plan, { changed, unread, complaints }: PassResult): void {
-  const isCold = (file: string) => plan.cold.some((root) => file === root || file.startsWith(`${root}/`));
+  const isCold = (file: string) => plan.cold.some((root) => isBelow(file, root));
   const broken = [...changed, ...unread].filter(isCold);
   const lost = plan.roots.find((root) => unread.includes(root.path));
   if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`, { said: complaints.slice(-5).join('\n') });

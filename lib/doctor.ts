@@ -1,4 +1,4 @@
-// The doctor: everything that can be checked while all runs, as a list with a hint for each thing that is not right.
+// The doctor: everything that can be checked while all runs, with a hint for what is not right.
 // Changes nothing anywhere: it looks, connects, and asks. What cannot be known here is said to be unknown, never taken for good.
 import fs from 'node:fs';
 import path from 'node:path';
@@ -55,7 +55,8 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   });
   await attempt('key and passphrase files', () => {
     checkSecretFiles(settings);
-    for (const [name, folder] of Object.entries({ stateFolder: settings.stateFolder, 'drill.folder': settings.drill.folder })) if (folder && fs.existsSync(folder)) refuseIfOthersCanChange(folder, `\`${name}\``);
+    if (fs.existsSync(settings.stateFolder)) refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
+    if (settings.drill.folder && fs.existsSync(settings.drill.folder)) refuseIfOthersCanChange(settings.drill.folder, '`drill.folder`', { isShared: true });
     return 'nobody else can read them';
   });
   if (isRemote(settings)) await attempt('ssh connection', () => tryConnection(settings));
@@ -99,21 +100,23 @@ export function sheetFile(settings: Settings): string {
 
 /** What the storage itself reports of the command it forces on us: shell, paths, append-only, quota, version. */
 async function checkServer(settings: Settings): Promise<Check[]> {
-  const names = ['no shell', 'other paths refused', 'append-only', 'quota', 'server version'];
+  const names = ['no shell', 'other paths refused', 'append-only', 'quota', 'server version', 'own borg'];
   const unknown = (detail: string) => names.map((check): Check => ({ check, ok: null, detail, hint: '', needed: false }));
   if (!isRemote(settings)) return unknown('the repository is a path on this machine');
   const shell = await look([...sshToStorage(settings), 'echo PROBE-$((6*7))']);
   if (shell.code === 255) return unknown('no ssh connection');
   const { words, version } = await serverCommandLine(sshToStorage(settings)), isAppendOnly = words?.includes('--append-only') || await compactsNothing(settings), others = await refusesOthers(settings);
   const says = (what: string) => (words === null ? null : words.includes(what));
-  const old = version === null ? null : /^1\.2\.[0-4]\b/.test(version);
+  const own = await borgVersion().catch(() => ''), isOld = own === '' ? null : /^1\.2\.[0-4]\b/.test(own);
   const line = 'the line that `node backup.js setup` prints, whole, in the storage\'s authorized_keys';
   return [
     { check: 'no shell', ok: !shell.out.includes('PROBE-42'), detail: shell.out.includes('PROBE-42') ? 'our key opens a shell on the storage' : 'our key opens no shell', hint: line, needed: false },
     { check: 'other paths refused', ok: others, detail: others === false ? `the repository beside ours can be reached${words ? `: ${words}` : ''}` : others ? 'the repository beside ours is refused' : 'the storage does not say', hint: line, needed: false },
     { check: 'append-only', ok: isAppendOnly, detail: isAppendOnly === null ? 'the storage does not say' : `${words ?? 'by what `compact` does there'}${isAppendOnly && !words?.includes('--append-only') ? '; the repository itself is set so' : ''}`, hint: line, needed: false },
     { check: 'quota', ok: says('--storage-quota'), detail: words ?? 'the storage does not say', hint: 'without a quota one server can fill the storage of all', needed: false },
-    { check: 'server version', ok: old === null ? null : !old, detail: version ? `borg ${version}` : 'the storage does not say', hint: 'borg 1.2.0 to 1.2.4 takes forged archives from who writes to the repository (CVE-2023-36811): upgrade to 1.2.6 or newer', needed: false },
+    { check: 'server version', ok: version === null ? null : /^1\.[2-9]/.test(version), detail: version ? `borg ${version}` : 'the storage does not say', hint: 'borg 1.2 or 1.4 is what this script is tested with there', needed: false },
+    // The proof that an archive is genuine is looked at by who reads it, not by `borg serve` (borg: docs/changes.rst, "Pre-1.2.5 archives spoofing vulnerability").
+    { check: 'own borg', ok: isOld === null ? null : !isOld, detail: own ? `borg ${own}` : 'it does not run', hint: 'before 1.2.5 it believes archives that whoever keeps the storage has forged (CVE-2023-36811): where that is somebody else, put 1.2.8 or newer here and on the operator\'s computer', needed: false },
   ];
 }
 

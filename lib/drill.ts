@@ -53,7 +53,7 @@ export async function drill(settings: Settings, server: string, [name = 'latest'
   const startedAt = new Date(), id = randomUUID(), scratch = scratchOf(settings);
   openTranscript(path.join(settings.stateFolder, 'log'), `${startedAt.toISOString().slice(0, 19)}-drill`);
   fs.mkdirSync(scratch, { recursive: true, mode: 0o711 });
-  refuseIfOthersCanChange(scratch, '`drill.folder`');
+  refuseIfOthersCanChange(scratch, '`drill.folder`', { isShared: true });
   const folder = path.join(fs.realpathSync(scratch), `${SCRATCH}${id}`);
   fs.mkdirSync(folder, { mode: 0o700 }); // whatever comes out of the archive, setuid or a device, nobody else reaches it
   let certificate: Certificate | null = null, trouble: unknown = null;

@@ -1,9 +1,14 @@
-// Files and folders, as root may read and write them where others can lay links and pipes: nothing here follows a link, waits for a pipe, or
-// leaves half a file behind. Changes the files that it is given, nothing else.
+// Files and folders, as root may read and write them where others can lay links and pipes.
+// Nothing here follows a link, waits for a pipe, or leaves half a file behind. Changes the files that it is given, nothing else.
 import fs from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { Problem, named } from './say.ts';
+
+/** Whether a path is the folder or lies below it. */
+export function isBelow(file: string, folder: string): boolean {
+  return file === folder || file.startsWith(folder === '/' ? '/' : `${folder}/`);
+}
 
 /**
  * What stands in a file that somebody else could have laid there: no link, no pipe (which would keep us for ever), no device, not endless.

@@ -1,7 +1,9 @@
-// What the operator knows of each server, for the report: out of the ledger, a read-only look at the storage, and (with the key) the list of
-// archives, the history in the newest proof and the record of each archive. What never changes any more (a history, a passport) is kept beside the
-// ledger, so that a second report reads only what is new, and one of a server that cannot be reached still shows what was known. Everything that
-// comes from an archive may be an intruder's: it is taken by form and length, never as it stands. Changes only files in `ledgerFolder`/.report.
+// What the operator knows of each server, for the report.
+// Out of the ledger, a read-only look at the storage, and (with the key) the list of archives, the history in the newest proof
+// and the record of each archive. What never changes any more (a history, a passport) is kept beside the ledger, so that a
+// second report reads only what is new, and one of a server that cannot be reached still shows what was known. Everything that
+// comes from an archive may be an intruder's: it is taken by form and length, never as it stands. Changes only files in
+// `ledgerFolder`/.report.
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, lastLines, say } from './say.ts';

@@ -1,6 +1,7 @@
-// The guard: a second process that outlives the run, whatever kills it, and `recover`, which does the same work at boot and from cron.
-// Both wait for the run's lock, which the kernel lets go when the run dies; if a ledger is left then, they end the dead run's
-// borg first, so that no half-cold archive is completed, and start everything in the ledger.
+// The guard: a second process that outlives the run, whatever kills it, and `recover`.
+// `recover` does the same work at boot and from cron. Both wait for the run's lock, which the kernel lets go when the run
+// dies; if a ledger is left then, they end the dead run's borg first, so that no half-cold archive is completed, and start
+// everything in the ledger.
 // Changes: the parts in the ledger, the history, nothing else. Under systemd the guard is a transient unit of its own:
 // everything a finished unit leaves behind is killed (systemd.kill(5)).
 import fs from 'node:fs';
@@ -235,7 +236,7 @@ export async function recover(stateFolders: string[], settings: Settings | null)
 }
 
 async function recoverIn(stateFolder: string, settings: Settings | null): Promise<number> {
-  refuseIfOthersCanChange(stateFolder, named(stateFolder), 3); // no run begins in such a folder, so what lies there is not ours
+  refuseIfOthersCanChange(stateFolder, named(stateFolder), { exitCode: 3 }); // no run begins in such a folder, so what lies there is not ours
   const lock = takeLock(stateFolder, isReported(stateFolder) ? 60 : 0);
   if (lock === null) {
     say('a run, or its guard, is at work: nothing to recover');

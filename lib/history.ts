@@ -1,5 +1,6 @@
-// What has happened on this server: history.jsonl in the state folder, one JSON object a run, only ever added to.
-// Changes that one file. A line that cannot be read (a power cut while it was written) is passed over, never repaired.
+// What has happened on this server: history.jsonl in the state folder, one JSON object a run.
+// Changes that one file, and only adds to it. A line that cannot be read (a power cut while it was written) is passed over,
+// never repaired.
 import fs from 'node:fs';
 import path from 'node:path';
 import { misfit } from './form.ts';

@@ -1,13 +1,14 @@
-// In place: `restore ARCHIVE|latest --in-place [PART ...]` puts an archive, or parts of it, where it was, on a machine that runs or on a bare one.
-// Everything is extracted beside its place and looked through while all still runs. Then: stop, swap by rename, start, check. The old
-// contents stay aside, always; a run that dies is finished or rolled back by its guard, by `recover`, or by the next run (see SWAP).
+// In place: `restore ... --in-place` puts an archive, or parts of it, where it was.
+// On a machine that runs, or on a bare one. Everything is extracted beside its place and looked through while all still runs.
+// Then: stop, swap by rename, start, check. The old contents stay aside, always; a run that dies is finished or rolled back by
+// its guard, by `recover`, or by the next run (see SWAP).
 // Changes: the places, the parts that use them, staging folders, volumes that Docker does not have yet.
 import { randomUUID } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, answer, count, mode, named, openTranscript, say, sayBlock, sayError, span, warn, warnings } from './say.ts';
+import { Problem, answer, count, lastLines, mode, named, openTranscript, say, sayBlock, sayError, span, warn, warnings } from './say.ts';
 import { change, failure, goOn, waitUntil } from './shell.ts';
-import { temporaryFolder } from './files.ts';
+import { isBelow, temporaryFolder } from './files.ts';
 import { refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
 import { answerOf } from './form.ts';
@@ -18,14 +19,14 @@ import { findClusters } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
 import { databaseQuestions, queryCluster } from './questions.ts';
 import { borgVersion } from './borg.ts';
-import { isBelow, serverName } from './plan.ts';
-import { closeLedger, keepLedger, keepLedgerIfPossible, openLedger, takeLock } from './ledger.ts';
+import { serverName } from './plan.ts';
+import { closeLedger, keepLedger, keepLedgerIfPossible, openLedger } from './ledger.ts';
 import type { Ledger } from './ledger.ts';
 import { giveFolder, isThere, makeSwaps, removeStagings, settleRestore, tellRestore } from './swap.ts';
 import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
 import type { Manifest } from './record.ts';
 import { armGuard, dismissGuard } from './guard.ts';
-import { bringBackLeftovers } from './run.ts';
+import { bringBackLeftovers, takeRunLock } from './run.ts';
 import { stage, swapsOf, whereIs, whyNoRoom } from './places.ts';
 import type { Piece } from './places.ts';
 import { byHand, partsToCome, showComeback, workOut } from './comeback.ts';
@@ -58,7 +59,7 @@ function whyNot(comeback: Comeback): Problem | null {
 async function begin(settings: Settings, { stateFolder }: InPlace): Promise<void> {
   fs.mkdirSync(stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(stateFolder, '`stateFolder`');
-  if (takeLock(stateFolder, 2) === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
+  takeRunLock(stateFolder);
   await bringBackLeftovers({ ...settings, stateFolder });
 }
 
@@ -66,7 +67,7 @@ async function begin(settings: Settings, { stateFolder }: InPlace): Promise<void
 async function carryOut(comeback: Comeback, script: string, file: string, startedAt: string): Promise<number> {
   const { archive, stamp, settings, pieces, manifest, how } = comeback, { stateFolder } = how;
   const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt,
-    deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: startedAt });
+    deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds });
   const restore = ledger.restore = { archive, stamp, stagings: [...new Set(pieces.map((piece) => piece.staging))], swaps: [], folders: [], made: [], later: [], state: '' };
   let guardPid = 0, trouble: unknown = null, down: string[] = [];
   try {
@@ -192,13 +193,13 @@ async function checkDatabases(here: Cluster, recorded: Manifest['postgres'][numb
     if (!present.includes(name)) { wrong.push(`${of} is missing`); continue; }
     const done = await queryCluster(here, name, `select jsonb_build_object('rows', ${databaseQuestions.rows}, 'tables', ${databaseQuestions.estimatedRows}, 'libraries',
       (select coalesce(jsonb_agg(distinct probin), '[]') from pg_proc where probin is not null and oid >= 16384))`); // those of extensions: the server has its own
-    const { code, said } = done, why = said.trim().split('\n').pop() ?? '';
+    const { code, said } = done, why = lastLines(said, 1);
     if (code === 1 && /lock timeout|statement timeout/.test(why)) { warn(`${of} is in use, and was not looked through: ${why}`); continue; }
     if (code !== 0) { wrong.push(`${of} ${code === 2 ? 'does not open' : 'cannot be read'}: ${why}`); continue; }
     const facts: { libraries: string[]; tables: Record<string, number>; rows: Record<string, number | null> } = answerOf(of, done, { libraries: ['text'], tables: { '*': 'anything' }, rows: { '*': 'anything' } });
     const loads = facts.libraries.map((library) => `load '${library.replaceAll("'", "''")}'`);
     const loaded = loads.length > 0 ? await queryCluster(here, name, loads.join('; ')) : { code: 0, said: '' };
-    if (loaded.code !== 0) wrong.push(`${of} misses a library: ${loaded.said.trim().split('\n').pop()}`);
+    if (loaded.code !== 0) wrong.push(`${of} misses a library: ${lastLines(loaded.said, 1)}`);
     for (const [table, then] of Object.entries(rows)) {
       const now = facts.rows[table] ?? null; // null: not counted
       if (facts.tables[table] === undefined) wrong.push(`${of} has no table ${table}, which had ${then} rows`);
@@ -214,11 +215,13 @@ async function checkDatabases(here: Cluster, recorded: Manifest['postgres'][numb
 /** What the judge found to be mended in the database: done with --reindex, else told. */
 async function mendAfterwards({ findings, how }: Comeback, cluster: ArchivedCluster, here: Cluster): Promise<string[]> {
   const open = findings.filter((one) => one.verdict === 'after' && one.cluster === cluster.name);
-  if (open.length > 0 && !how.reindex) warn(`${named(cluster.name)}: to be mended now, or do it all again with --reindex: ${open.flatMap((one) => one.mend).join('; ')}`);
+  const byReindex = open.filter((one) => one.sql.length > 0), byHand = open.filter((one) => one.sql.length === 0);
+  if (byReindex.length > 0 && !how.reindex) warn(`${named(cluster.name)}: to be mended now, or do it all again with --reindex: ${byReindex.flatMap((one) => one.mend).join('; ')}`);
+  for (const { about, breaks, mend } of byHand) warn(`${named(cluster.name)}, ${about}: ${breaks}. To be mended now: ${mend.join('; ')}`);
   for (const { database, text } of how.reindex ? open.flatMap((one) => one.sql) : []) {
     say(`  ${named(here.name)}, ${named(database)}: ${text}`);
     const done = text.startsWith('\\') || /=|:\/\//.test(database) ? { code: 1, said: 'this is no SQL' } : await queryCluster(here, database, text, 24 * 3600, { default_transaction_read_only: 'off', lock_timeout: '5min' });
-    if (done.code !== 0) return [`this failed in ${named(database)}: ${text.slice(0, 200)}: ${done.said.trim().split('\n').pop()}`];
+    if (done.code !== 0) return [`this failed in ${named(database)}: ${text.slice(0, 200)}: ${lastLines(done.said, 1)}`];
   }
   return [];
 }

@@ -1,5 +1,6 @@
-// The ledger: what a run has stopped, on disk before each stop, and the lock that tells whether that run is still alive.
-// Whoever finds a ledger without its run (the guard, `recover`, the next run) starts everything from it, with nothing else to go by.
+// The ledger: what a run has stopped, on disk before each stop, and the lock of that run.
+// The lock tells whether the run is still alive. Whoever finds a ledger without its run (the guard, `recover`, the next run)
+// starts everything from it, with nothing else to go by.
 // Changes ledger.json and lock in the state folder, and a link to it for `recover`; never a part.
 import fs from 'node:fs';
 import path from 'node:path';
@@ -40,7 +41,6 @@ export type Ledger = {
   starting: boolean;
   reported: string; // outcome that history and messages know of, '' = none
   stopTimeoutSeconds: number;
-  transcript: string;
   parts: StoppedPart[]; // whose stop was asked for, in that order
   boot: string; // names this boot of the machine
   before: { units: string[]; containers: string[] }; // what was active on the host before the first stop
@@ -143,7 +143,7 @@ export function stateFoldersElsewhere(): string[] {
 }
 
 /** Open the ledger of a run: nothing stopped yet, what is active on this host noted. */
-export async function openLedger(stateFolder: string, facts: Pick<Ledger, 'run' | 'server' | 'archive' | 'startedAt' | 'deadlineAt' | 'stopTimeoutSeconds' | 'transcript'>): Promise<Ledger> {
+export async function openLedger(stateFolder: string, facts: Pick<Ledger, 'run' | 'server' | 'archive' | 'startedAt' | 'deadlineAt' | 'stopTimeoutSeconds'>): Promise<Ledger> {
   const ledger: Ledger = { format: 1, howTo: [], ...facts, starting: false, reported: '', boot: bootName(), parts: [], before: { units: await activeUnits(), containers: await runningContainers() } };
   if (process.getuid?.() === 0 && path.dirname(ELSEWHERE) !== stateFolder) {
     fs.mkdirSync(ELSEWHERE, { recursive: true, mode: 0o700 });

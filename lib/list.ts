@@ -1,5 +1,5 @@
-// What is in the repository: the archives, the files in one, the versions of a file in all; and borg itself, for everything this script
-// does not do. `list` and `find` only read. `borg` does whatever it is told.
+// What is in the repository: the archives, the files in one, the versions of a file in all.
+// And borg itself, for everything this script does not do: `borg` does whatever it is told; `list` and `find` only read.
 import { spawn } from 'node:child_process';
 import { constants } from 'node:os';
 import path from 'node:path';

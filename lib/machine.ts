@@ -1,5 +1,6 @@
-// This machine beside the saved one, as far as files and processes tell: architecture, users and groups, ports, memory, places for the folders,
-// packages to install. Only looks. What PostgreSQL itself has to answer is the judge's.
+// This machine beside the saved one, as far as files and processes tell.
+// Architecture, users and groups, ports, memory, places for the folders, packages to install. Only looks. What PostgreSQL
+// itself has to answer is the judge's.
 import fs from 'node:fs';
 import { lookup } from 'node:dns/promises';
 import { createServer } from 'node:net';

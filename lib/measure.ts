@@ -1,12 +1,13 @@
-// What is about to be extracted: how many files and bytes, which links, and whether borg would write outside the folder it is given.
-// Only looks: at borg's listing of an archive, or at the listing in the state folder when it is the same archive's.
+// What is about to be extracted: how many files and bytes, which links, and whether all stays inside.
+// borg must not write outside the folder it is given. Only looks: at borg's listing of an archive, or at the listing in the
+// state folder when it is the same archive's.
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, named } from './say.ts';
 import type { RunOptions } from './shell.ts';
 import type { Settings } from './settings.ts';
 import { askBorg, borgFailure, borgOnlyWarned } from './borg.ts';
-import { isBelow } from './plan.ts';
+import { isBelow } from './files.ts';
 import { eachRecord, pathIn } from './proof.ts';
 import { listingFile, ownManifest, recordFolder } from './record.ts';
 import { asPattern, notInArchive } from './list.ts';

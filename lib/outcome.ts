@@ -1,4 +1,5 @@
-// How a night ended, in words: the summary that closes a run, and the message that people and monitoring get. The same words everywhere.
+// How a night ended, in words: the summary that closes a run, and the message about it.
+// People and monitoring read the same words everywhere.
 import { count, size, span, transcriptSince } from './say.ts';
 import type { HistoryLine } from './history.ts';
 import type { Outcome } from './tell.ts';

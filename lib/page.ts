@@ -1,5 +1,6 @@
-// The report's page of one server: its state and next step, the nights of a year, three curves, and its archives with what they hold and the command that brings
-// them back. And what that and the overview (the next chapter) share: the words and forms of a language, lamps, tables. Only makes text.
+// The report's page of one server: state, next step, a year of nights, curves, archives.
+// Of each archive what it holds and the command that brings it back. And what that and the overview (the next chapter) share:
+// the words and forms of a language, lamps, tables. Only makes text.
 import { pasteable, size, span } from './say.ts';
 import type { Night, ShownArchive, ShortPassport } from './fleet.ts';
 import { REPORT_WORDS } from './reportwords.ts';

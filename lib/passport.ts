@@ -1,10 +1,11 @@
-// The passport: everything needed to build a machine on which the saved files work, and to say no on one where they would not.
-// Gathered while the databases still answer, from them, from their files, and from the machine or container they run in. It only
-// looks. A fact that cannot be had is a warning, never a reason for no backup. Of a container's environment it holds the names only.
+// The passport: everything needed to build a machine on which the saved files work.
+// And to say no on one where they would not. Gathered while the databases still answer, from them, from their files, and from
+// the machine or container they run in. It only looks. A fact that cannot be had is a warning, never a reason for no backup.
+// Of a container's environment it holds the names only.
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { look } from './shell.ts';
+import { goOn, look } from './shell.ts';
 import { Problem, lastLines, named, say, size, warn } from './say.ts';
 import { borgVersion } from './borg.ts';
 import { controlState } from './postmaster.ts';
@@ -251,8 +252,8 @@ async function orLacking<T>(what: string, gathered: Promise<T>, otherwise: T): P
   try {
     return await gathered;
   } catch (error) {
-    if (error instanceof Problem) throw error;
-    warn(`the passport lacks ${what}: ${error}`);
+    goOn();
+    warn(`the passport lacks ${what}: ${error instanceof Problem ? error.message : error}`);
     return otherwise;
   }
 }

@@ -2,7 +2,7 @@
 // Before each stop, what will have to be started is in the ledger on disk; a part counts as back only when it has been seen running.
 // Changes: the parts of the plan, and the ledger. Never kills a part.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Problem, count, named, say, span, warn } from './say.ts';
+import { Problem, count, lastLines, named, say, span, warn } from './say.ts';
 import { change, failure, goOn, look, shield, steadyNow, waitUntil } from './shell.ts';
 import type { Done } from './shell.ts';
 import { bootName, keepLedger, keepLedgerIfPossible } from './ledger.ts';
@@ -141,7 +141,7 @@ async function startPart(part: StoppedPart, ledger: Ledger): Promise<void> {
       part.runningAt = steadyNow().toISOString();
       return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);
     }
-    if (command.done?.code) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${command.done.said.trim().split('\n').pop() ?? ''}`);
+    if (command.done?.code) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${lastLines(command.done.said, 1)}`);
     else warn(`${part.name} ${seen ? 'was started and went down at once' : `has not been seen running within ${limitSeconds} s`}`);
     if (!seen) return;
     await waitUntil(2, () => false);

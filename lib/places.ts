@@ -1,18 +1,18 @@
-// Where things come back to: which roots of an archive are meant, where they lie on this machine, how they get beside their places.
-// Nothing that an archive says of itself is believed: its paths are checked before they are used, its names fit a pattern before
-// they become an argument, its commands are never run. Writes only staging folders; the swap comes later.
+// Where things come back to: which roots of an archive are meant, and where they lie here.
+// And how they get beside their places. Nothing that an archive says of itself is believed: its paths are checked before they
+// are used, its names fit a pattern before they become an argument, its commands are never run. Writes only staging folders;
+// the swap comes later.
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, count, named, say, size, warn } from './say.ts';
 import { change, failure, goOn, look } from './shell.ts';
-import { freeBytes, heldFolder } from './files.ts';
+import { freeBytes, heldFolder, isBelow } from './files.ts';
 import type { Settings } from './settings.ts';
 import { hostPathOf } from './containers.ts';
 import type { Mount } from './containers.ts';
 import { answerOf } from './form.ts';
 import { controlState } from './postmaster.ts';
 import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned } from './borg.ts';
-import { isBelow } from './plan.ts';
 import type { Root } from './snapshot.ts';
 import { eachRecord, pathIn } from './proof.ts';
 import type { Manifest } from './record.ts';

@@ -1,4 +1,4 @@
-// The plan: what will be stopped, saved and started, worked out once by looking, before anything is changed.
+// The plan: what will be stopped, saved and started, worked out once, before anything is changed.
 // It is plain data: printed by --dry-run, stored in the archive, kept on disk while services are down, and what the run follows.
 // Changes nothing. Refuses what could not become a good backup, while everything still runs.
 import { randomUUID } from 'node:crypto';
@@ -7,6 +7,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { Problem, named, say, warn } from './say.ts';
 import { look, outlivingUs } from './shell.ts';
+import { isBelow } from './files.ts';
 import type { CustomPart, Settings } from './settings.ts';
 import { unitPart } from './units.ts';
 import type { Part } from './units.ts';
@@ -109,11 +110,6 @@ async function ownPart(one: CustomPart): Promise<Omit<Part, 'group'>> {
     throw new Problem(`${one.name}: its \`running\` command does not work`, { ran: argv, said, hint: 'it must exit 0 while the part runs, and something else while it does not' });
   }
   return { name: one.name, kind: 'command', wasRunning: code === 0, running: one.running, stop: one.stop, start: outlivingUs(one.start) };
-}
-
-/** Whether a path is the folder or lies below it. */
-export function isBelow(file: string, folder: string): boolean {
-  return file === folder || file.startsWith(folder === '/' ? '/' : `${folder}/`);
 }
 
 // Everything to save, each path once. A folder given as a link is saved as the link and as what it leads to.

@@ -1,6 +1,7 @@
-// What a PostgreSQL cluster does at this moment and in which state its files are: read from processes, from postmaster.pid and from the bytes
-// of the control file, and asked of the socket itself; no client program and no password is needed. Nothing else is believed:
-// `systemctl stop postgresql` returns 0 while it runs, and "shut down" is written while the postmaster still waits for its archiver. Only looks.
+// What a PostgreSQL cluster does at this moment, and in which state its files are.
+// Read from processes, from postmaster.pid and from the bytes of the control file, and asked of the socket itself; no client
+// program and no password is needed. Nothing else is believed: `systemctl stop postgresql` returns 0 while it runs, and
+// "shut down" is written while the postmaster still waits for its archiver. Only looks.
 import fs from 'node:fs';
 import { connect } from 'node:net';
 import path from 'node:path';

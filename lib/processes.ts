@@ -1,4 +1,4 @@
-// Who runs on this machine, read from /proc: no exit code of a stop command is believed, processes are.
+// Who runs on this machine, read from /proc. No exit code of a stop command is believed: processes are.
 // Never changes anything but for endRun(), which ends the borg and ssh of one run of ours and nothing else.
 import fs from 'node:fs';
 import path from 'node:path';
@@ -88,8 +88,8 @@ function processesOfRun(run: string): number[] {
 }
 
 /**
- * End every borg (and its ssh) that a run left behind, and see it dead: INT so that borg keeps a checkpoint, then TERM, then KILL.
- * Given the run's id and the signals. Returns whether none is left. Services come back only after this, so that no
+ * End every borg (and its ssh) that a run left behind, and see it dead. Given the run's id and the signals, each of which gets three
+ * seconds; KILL is always the last. (INT lets borg keep a checkpoint.) Returns whether none is left. Services come back only after this, so that no
  * archive is ever completed with files that are in use again.
  */
 export async function endRun(run: string, signals: NodeJS.Signals[] = ['SIGTERM', 'SIGKILL']): Promise<boolean> {

@@ -1,6 +1,6 @@
-// The proof that what is copied is cold, taken before the cold pass and again after it, while everything is still stopped.
-// Reads the clusters' control files, the process list, the containers' exit codes, and size and times of every saved file.
-// Writes only its listings in the state folder.
+// The proof that what is copied is cold, taken before the cold pass and again after it.
+// Both times everything is stopped. Reads the clusters' control files, the process list, the containers' exit codes, and size
+// and times of every saved file. Writes only its listings in the state folder.
 import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import { Problem, count, named, warn } from './say.ts';
@@ -8,7 +8,7 @@ import { failure, look } from './shell.ts';
 import { containerState } from './containers.ts';
 import { controlState, isUsed, whyNotCold } from './postmaster.ts';
 import { markOfRun } from './processes.ts';
-import { isBelow } from './plan.ts';
+import { isBelow } from './files.ts';
 import type { Plan } from './plan.ts';
 import { copyOf, inCopies } from './snapshot.ts';
 import type { Root } from './snapshot.ts';
@@ -22,7 +22,7 @@ export type Proof = {
 };
 
 // type, mode, uid, gid, bytes, modified, changed, path; NUL at the end, because a name may hold anything else
-const LISTING_FORMAT = '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0';
+export const LISTING_FORMAT = '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0';
 const KILLED = 137; // 128 + SIGKILL
 const TOLD_NAMES = 20;
 const LONGEST_RECORD = 1 << 20;

@@ -1,5 +1,6 @@
-// Retention, from the operator's computer, after a clean audit: what goes, what is refused, the question, and the servers' access around it, which is
-// always given back. What is deleted is deleted in a copy (the chapter before), or, where the storage gives no shell, in the repository itself.
+// Retention, from the operator's computer, after a clean audit: what goes, what is refused.
+// The question, and the servers' access around it, which is always given back. What is deleted is deleted in a copy (the chapter
+// before), or, where the storage gives no shell, in the repository itself.
 // Changes: the repository, the ledger, and access by the operator's own commands.
 import fs from 'node:fs';
 import { answerOf } from './form.ts';
@@ -48,13 +49,13 @@ async function pruneServer(builtIn: Settings, operator: Operator, one: OperatedS
   if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`, { exitCode: 64 });
   if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const settings = borgSettings(builtIn, operator, one), before = readBook(operator, one);
-  if (before?.pruning && !mode.dryRun) await finishInterrupted({ builtIn, operator, one, settings, book: before, audited: '' });
+  if (before?.pruning && !mode.dryRun) await finishInterrupted({ operator, one, settings, book: before, audited: '' });
   await refuseAppendOnly(one, settings);
   const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
   if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0]!.what}): nothing is pruned`, { hint: `node backup.js audit ${one.server}` });
   const odd = before ? [] : oddAtFirst(evidence);
   if (odd.length > 0) throw new Problem(`${one.server}: this was its first audit, and there is something to look at first: nothing is pruned`, { said: odd.join('\n'), hint: 'look at the archives; when all is well, call prune again' });
-  const job: Job = { builtIn, operator, one, settings, book, audited: evidence.reading?.state ?? '' };
+  const job: Job = { operator, one, settings, book, audited: evidence.reading?.state ?? '' };
   await refuseUnsure(job);
   const fates = fatesOf(book, one.keep, one.timeZone, await drilledLast(job), new Date()), going = fates.filter(({ stays }) => !stays);
   if (!mode.json) answer(fatesText(one.server, fates));

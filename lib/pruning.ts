@@ -1,6 +1,7 @@
-// A repository pruned in a hard-linked copy beside it, which no server can reach: delete, compact, check, list there; then two renames. Whatever breaks
-// before them leaves the repository as it was; whatever breaks after is finished by the next call. Changes, on the storage: the copy, and in
-// the end the repository; here: the ledger, and what borg remembers of the repository.
+// A repository pruned in a hard-linked copy beside it, which no server can reach.
+// Delete, compact, check, list there; then two renames. Whatever breaks before them leaves the repository as it was; whatever
+// breaks after is finished by the next call. Changes, on the storage: the copy, and in the end the repository; here: the ledger,
+// and what borg remembers of the repository.
 import fs from 'node:fs';
 import { Problem, count, pasteable, say, size } from './say.ts';
 import type { Settings } from './settings.ts';
@@ -16,7 +17,7 @@ import { provenOnes } from './findings.ts';
 import type { Fate } from './retention.ts';
 
 /** One prune of one server. audited: the state of the repository that the audit saw. */
-export type Job = { builtIn: Settings; operator: Operator; one: OperatedServer; settings: Settings; book: Book; audited: string };
+export type Job = { operator: Operator; one: OperatedServer; settings: Settings; book: Book; audited: string };
 
 const NAMES_AT_A_TIME = 200;
 

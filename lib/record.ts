@@ -1,6 +1,6 @@
-// The record that travels in every archive: manifest.json (plan, passport, proof), RESTORE.md, the listing, this script and
-// the settings in force. With it an archive explains itself, to a person and to `restore`, with borg, key and passphrase alone.
-// Changes only `record/` and `proven/` in the state folder.
+// The record that travels in every archive: manifest.json, RESTORE.md, listing, script, settings.
+// The manifest holds plan, passport and proof. With it an archive explains itself, to a person and to `restore`, with borg, key
+// and passphrase alone. Changes only `record/` and `proven/` in the state folder.
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem } from './say.ts';
@@ -100,7 +100,8 @@ const MANIFEST_FORM: Form = {
   host: { architecture: 'text', libc: 'text', users: [{ id: 'id', 'name?': 'text', 'group?': 'id' }], groups: [{ id: 'id', 'name?': 'text' }] },
   containers: [{ name: 'text', image: 'text', imageId: 'text', imageDigests: ['text'], composeProject: 'text', composeService: 'text', composeFiles: ['text'], mounts: [{ 'type?': 'text', 'name?': 'text', source: 'text', destination: 'text' }] }],
   postgres: [{ ...SAVED_CLUSTER, 'insideDataDirectory?': 'text', systemIdentifier: 'text', controlData: { '*': 'anything' }, databases: [FOUND_IN_DATABASE], 'packages?': PACKAGES, 'system?': { libc: 'text' }, 'serverVersion?': 'text', 'settings?': { '*': 'text or null' },
-    'preloadLibraries?': { '*': 'text or null' }, 'roleSettings?': [{ 'role?': 'text', 'database?': 'text', 'settings?': { '*': 'text or null' } }], 'roles?': [{ rolname: 'text' }], 'slots?': [{ 'slot_name?': 'text', 'plugin?': 'text' }] }],
+    'preloadLibraries?': { '*': 'text or null' }, 'roleSettings?': [{ 'role?': 'text', 'database?': 'text', 'settings?': { '*': 'text or null' } }], 'roles?': [{ rolname: 'text' }], 'slots?': [{ 'slot_name?': 'text', 'plugin?': 'text', 'database?': 'text', 'active_pid?': 'number', 'temporary?': 'yes or no' }],
+    'standbys?': [{ 'pid?': 'number', 'application_name?': 'text' }], 'subscriptions?': [{ subname: 'text', database: 'text' }] }],
   plan: { roots: [{ path: 'path', why: 'text' }], clusters: [{ ...SAVED_CLUSTER, pid: 'id' }], parts: [{ name: 'text', kind: 'text', group: 'number' }], exclude: ['text'] },
 };
 

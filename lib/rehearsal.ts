@@ -1,18 +1,18 @@
-// The rehearsal of a drill: extracts the clusters of an archive into the drill's scratch folder, starts each in the sandbox, checks it, and measures.
-// Reads the repository without borg's lock, so that a night neither waits nor is waited for; writes only in the scratch folder, which the drill removes.
+// The rehearsal of a drill: extracts clusters into the scratch folder, starts and checks each.
+// In the sandbox; and it measures. Reads the repository without borg's lock, so that a night neither waits nor is waited for;
+// writes only in the scratch folder, which the drill removes.
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { Problem, count, lastLines, named, say, size } from './say.ts';
 import { failure, goOn, look } from './shell.ts';
-import { freeBytes, plainText } from './files.ts';
+import { freeBytes, isBelow, plainText } from './files.ts';
 import { SANDBOX_MARK, markOfRun } from './processes.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
 import { borgVersion } from './borg.ts';
 import { WITHOUT_LOCK, listArchives } from './archives.ts';
 import { eachRecord } from './proof.ts';
-import { isBelow } from './plan.ts';
 import { archiveMeant, asPattern, warnUnlessOurs } from './list.ts';
 import { measure } from './measure.ts';
 import { extract } from './restore.ts';

@@ -1,5 +1,6 @@
-// The report: one HTML file with everything in it, for people who want to see it at a glance, on a screen, on paper, or read aloud. It needs no script, no
-// server and no network, and says so to the browser (Content-Security-Policy). Changes that one file, whole or not at all.
+// The report: one HTML file with everything in it, for people who want to see it at a glance.
+// On a screen, on paper, or read aloud. It needs no script, no server and no network, and says so to the browser
+// (Content-Security-Policy). Changes that one file, whole or not at all.
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, mode, named, say, warn } from './say.ts';

@@ -41,9 +41,7 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
   listenToSignals();
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
-  const lock = takeLock(settings.stateFolder, 2);
-  if (lock === null && readLedgerQuietly(settings.stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now', { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
-  if (lock === null) throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
+  takeRunLock(settings.stateFolder);
   await bringBackLeftovers(settings);
   await sweepDrills(settings); // a killed one may have left a disk full of files
   await dropCopies(settings.stateFolder); // so may a killed run
@@ -59,6 +57,13 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
     return await endNight(night, error);
   }
   return endNight(night, null);
+}
+
+/** Take the lock of a run, kept until this process ends. Throws Problem when it is taken: 3 when what an earlier run stopped is down, and its guard is at work, else 75. */
+export function takeRunLock(stateFolder: string): void {
+  if (takeLock(stateFolder, 2) !== null) return;
+  if (readLedgerQuietly(stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now', { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
+  throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
 }
 
 /** The story. Throws Problem when there is no new good backup; night.down tells what is not running then. */
@@ -81,7 +86,7 @@ async function runTheNight(night: Night): Promise<void> {
   if (plan.snapshot !== '') await flushDisks(plan.roots);
   const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
-    deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds, transcript: night.line.startedAt });
+    deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds });
   const alarm = setTimeout(() => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2), beginStartAt.getTime() - Date.now());
   let trouble: unknown = null, wasAsked = false, copied: Copied | null = null;
   try {

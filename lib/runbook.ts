@@ -1,10 +1,13 @@
-// RESTORE.md: how to bring back this very archive by hand, with borg, the key file and the passphrase alone, for somebody who has never seen this
-// script. Facts of the night are filled in, nothing is told that this archive does not need, and every block can be pasted as it stands: a test
-// does it, on a fresh machine. Only makes text; names in it are quoted for the shell.
+// RESTORE.md: how to bring back this very archive by hand, for somebody without this script.
+// It needs borg, the key file and the passphrase. Facts of the night are filled in, nothing is told that this archive does not
+// need, and every block can be pasted as it stands: a test does it, on a fresh machine. Only makes text; names in it are quoted
+// for the shell.
 import os from 'node:os';
 import path from 'node:path';
-import { pasteable } from './say.ts';
-import { isBelow } from './plan.ts';
+import { oneLine, pasteable } from './say.ts';
+import { isBelow } from './files.ts';
+import { quotedName } from './questions.ts';
+import { partnersOf } from './partners.ts';
 import type { Manifest } from './record.ts';
 import { WORDS } from './words.ts';
 import type { RestoreWords } from './words.ts';
@@ -28,7 +31,7 @@ export function restoreText(manifest: Manifest, language: 'en' | 'es'): string {
   const clusters = manifest.plan.clusters.filter((one) => one.container === '');
   const places = placesOf(manifest, clusters);
   const parts = [...reach(manifest, w), ...software(manifest, clusters, w), ...owners(manifest, places, w), ...makeRoom(manifest, clusters, places, w), ...extraction(manifest, places, w),
-    ...containersAgain(manifest, w), ...checks(manifest, clusters, w), ...start(manifest, clusters, w), ...goingBack(places, w), ...onlyAPart(manifest, clusters, places, w)];
+    ...containersAgain(manifest, w), ...checks(manifest, clusters, w), ...start(manifest, clusters, w), ...partners(manifest, w), ...goingBack(places, w), ...onlyAPart(manifest, clusters, places, w)];
   let number = 0; // of those chapters that this archive needs
   return parts.map((one) => one.replace(/^## \d+/, () => `## ${++number}`)).join('\n\n') + '\n';
 }
@@ -179,9 +182,9 @@ function collations({ postgres, host }: Manifest, clusters: HostCluster[], w: Re
         const used = (one.collations ?? []).filter((collation) => collation.provider === provider && !/^(C|POSIX|C\.utf-?8)$/i.test(collation.locale ?? ''));
         const isOwn = one.provider === provider && Number(cluster.version) >= 15 && one.recorded !== null;
         const statements = [...used.flatMap((collation) => collation.indexes.map((index) => `REINDEX INDEX ${index};`)),
-          ...used.filter((collation) => collation.name !== 'default' && collation.recorded !== null).map((collation) => `ALTER COLLATION ${[collation.schema, collation.name].map(identifier).join('.')} REFRESH VERSION;`),
+          ...used.filter((collation) => collation.name !== 'default' && collation.recorded !== null).map((collation) => `ALTER COLLATION ${[collation.schema, collation.name].map(quotedName).join('.')} REFRESH VERSION;`),
           ...used.flatMap((collation) => collation.partitionedTables.map((table) => `-- ${w.partitions(table)}`)),
-          ...(isOwn ? [`ALTER DATABASE ${identifier(one.name)} REFRESH COLLATION VERSION;`] : [])];
+          ...(isOwn ? [`ALTER DATABASE ${quotedName(one.name)} REFRESH COLLATION VERSION;`] : [])];
         return statements.length === 0 ? [] : [`${q(...psqlOf(cluster))} -v ON_ERROR_STOP=1 -d ${q(one.name)} <<'END'`, ...statements.map((text) => text.replaceAll('\n', ' ')), 'END'];
       });
       if (sql.length === 0) return [];
@@ -193,7 +196,6 @@ function collations({ postgres, host }: Manifest, clusters: HostCluster[], w: Re
   return lines.length === 0 ? [] : [w.sorted([host.libc, ...new Set(postgres.map((one) => one.icu).filter((one) => one))]), block(lines)];
 }
 
-const identifier = (name: string) => `"${name.replaceAll('"', '""')}"`;
 
 function start(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
   const { plan } = manifest;
@@ -207,6 +209,13 @@ function start(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): st
     ...(inContainers.length > 0 ? [w.inContainers, counting(Object.fromEntries(inContainers.map((one) => [one.name, psqlIn(one)])), w,
       inContainers.map((one) => `for i in $(seq 60); do ${q(...psqlIn(one))} -d template1 -c 'select' </dev/null >/dev/null 2>&1 && break; sleep 1; done`))] : []),
     w.twoOfIt, w.stays];
+}
+
+// Who holds the same data went on while these clusters go back in time: nobody would notice.
+function partners({ postgres }: Manifest, w: RestoreWords): string[] {
+  const inText = (name: string) => oneLine(name).replaceAll('`', "'"); // nobody's name opens a block in this file
+  const lines = postgres.flatMap((one) => partnersOf(one).map(({ kind, name, database }) => `- PostgreSQL ${inText(one.name)}, ${w.partner[kind](inText(name), inText(database), inText(quotedName(name)))}`));
+  return lines.length === 0 ? [] : [`## ${w.others}`, w.partners, lines.join('\n')];
 }
 
 function goingBack({ byName, byNumber }: Places, w: RestoreWords): string[] {

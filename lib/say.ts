@@ -1,4 +1,4 @@
-// What people read: messages on the terminal or in cron's mail, the transcript of a run, errors with a hint.
+// What people read: messages on a terminal or in cron's mail, errors with a hint, the transcript.
 // May change: its own log file in the state folder. Never touches anything else.
 // Everything that comes from outside (file names, what programs said) is made printable first.
 import fs from 'node:fs';
@@ -184,7 +184,7 @@ export function span(seconds: number): string {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
-/** 'all 4 parts', 'part', '3 archives': a count with its word. */
+/** A count with its word: '1 part', '3 archives'. */
 export function count(number: number, word: string): string {
   return `${number} ${word}${number === 1 ? '' : 's'}`;
 }

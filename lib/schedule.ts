@@ -1,5 +1,6 @@
-// The schedule: what starts this script at night, and when next; and, only when somebody says so, its installation as lines of cron or timers of
-// systemd. Changes /etc/cron.d/cold-backup or the files cold-backup* in /etc/systemd/system, nothing else.
+// The schedule: what starts this script at night, and when next.
+// And, only when somebody says so, its installation as lines of cron or timers of systemd. Changes /etc/cron.d/cold-backup or
+// the files cold-backup* in /etc/systemd/system, nothing else.
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, pasteable, say } from './say.ts';

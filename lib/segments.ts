@@ -1,8 +1,9 @@
-// The files of a borg 1 repository, read from outside: which transactions there are, what each put and deleted, and when the storage
-// itself says it was. No key is needed and borg is not asked. A repository is a list of segment files that only grows; each entry is
-// crc32, size, tag and, for PUT and DELETE, the id of a chunk; a COMMIT ends a transaction, whose number is that of its segment file
-// (borg: docs/internals/data-structures.rst, "Segments"; repository.py). The storage's server writes a DELETE before it PUTs an id again, whatever a client
-// asks: a client cannot hide that. The reader below is Python, which is there wherever borg is. It only reads, one entry at a time.
+// The files of a borg 1 repository, read from outside: its transactions, and what each changed.
+// And when the storage itself says it was. No key is needed and borg is not asked. A repository is a list of segment files that
+// only grows; each entry is crc32, size, tag and, for PUT and DELETE, the id of a chunk; a COMMIT ends a transaction, whose
+// number is that of its segment file (borg: docs/internals/data-structures.rst, "Segments"; repository.py). The storage's server
+// writes a DELETE before it PUTs an id again, whatever a client asks: a client cannot hide that. The reader below is Python,
+// which is there wherever borg is. It only reads, one entry at a time.
 import { Problem } from './say.ts';
 import { misfit } from './form.ts';
 import type { Form } from './form.ts';

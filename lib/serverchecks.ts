@@ -1,5 +1,6 @@
-// What a drill asks of the copy once it runs: whether every database opens, libraries load, strings sort as they did, tables and indexes are sound
-// and have the rows that they must have; and the questions of the settings. Runs on the copy, inside the sandbox, and may write there.
+// What a drill asks of the copy once it runs: databases, libraries, indexes, rows.
+// Whether every database opens, libraries load, strings sort as they did, tables and indexes are sound and have the rows that
+// they must have; and the questions of the settings. Runs on the copy, inside the sandbox, and may write there.
 import fs from 'node:fs';
 import path from 'node:path';
 import { answerOf } from './form.ts';

@@ -1,6 +1,7 @@
-// Setup: make what is missing (ssh key, passphrase, known host, repository with its key, recovery sheet), keep what is there, say
-// what the storage needs. It may be run again and again. Changes: files beside `sshKey`, `keyFile`, `passphraseFile`, `knownHostsFile`,
-// the new repository, and a schedule only when told. Never touches a service, never changes what exists.
+// Setup: make what is missing, keep what is there, say what the storage needs.
+// An ssh key, a passphrase, the known host, the repository with its key, the recovery sheet. It may be run again and again.
+// Changes: files beside `sshKey`, `keyFile`, `passphraseFile`, `knownHostsFile`, the new repository, and a schedule only when
+// told. Never touches a service, never changes what exists.
 import fs from 'node:fs';
 import path from 'node:path';
 import { homedir } from 'node:os';

@@ -1,7 +1,8 @@
-// Running other programs through zx, safely under root's cron: no standard input (zx would leave a socket there, and bash
-// reads ~/.bashrc when it finds one), an own process group, bounded memory, an own time limit, C locale.
-// Two verbs: look() never changes anything on the machine; change() does, is always printed, and never happens in a dry run.
-// Signals, and the hour by which everything must run again, end the programs that may be ended, never this script itself.
+// Running other programs through zx, safely under root's cron.
+// No standard input (zx would leave a socket there, and bash reads ~/.bashrc when it finds one), an own process group, bounded
+// memory, an own time limit, C locale. Two verbs: look() never changes anything on the machine; change() does, is always
+// printed, and never happens in a dry run. Signals, and the hour by which everything must run again, end the programs that
+// may be ended, never this script itself.
 import fs from 'node:fs';
 import type { ChildProcess } from 'node:child_process';
 import { constants } from 'node:os';
@@ -203,7 +204,7 @@ export async function lookFor(what: string, argv: string[], hint = '', options: 
   return done.out;
 }
 
-/** Change something: printed, then done. Returns how it ended. The only place that reads dryRun: a dry run never comes here. */
+/** Change something: printed, then done. Returns how it ended. A dry run never comes here; if one does, it is a fault of ours, and nothing is changed. */
 export async function change(argv: string[], options: RunOptions = {}): Promise<Done> {
   if (mode.dryRun) throw new Error(`a dry run was about to change something: ${pasteable(argv)}`);
   say(`  $ ${pasteable(argv)}`);

@@ -1,13 +1,14 @@
-// Copy-on-write copies, for `snapshot: 'yes'`: made in an instant while everything is stopped, read by borg while everything runs again.
-// A btrfs subvolume is snapshotted; other folders on btrfs and xfs are copied by reflink; small ones are simply copied; what
-// allows none of these is read while everything is stopped, as without a snapshot.
-// Changes: folders of its own, named .cold-backup-snapshot-…, beside what they are copies of, or above. They are on a list in the state folder
-// before they are made, and whoever finds that list without its run (the guard, `recover`, the next run) removes them.
+// Copy-on-write copies, for `snapshot: 'yes'`: made in an instant while everything is stopped.
+// borg reads them while everything runs again. A btrfs subvolume is snapshotted; other folders on btrfs and xfs are copied by
+// reflink; small ones are simply copied; what allows none of these is read while everything is stopped, as without a snapshot.
+// Changes: folders of its own, named .cold-backup-snapshot-…, beside what they are copies of, or above. They are on a list in
+// the state folder before they are made, and whoever finds that list without its run (the guard, `recover`, the next run)
+// removes them.
 import fs from 'node:fs';
 import path from 'node:path';
 import { lastLines, named, size, warn } from './say.ts';
 import { change, failure, goOn, look } from './shell.ts';
-import { writeDurably } from './files.ts';
+import { isBelow, writeDurably } from './files.ts';
 import { deviceAndInode, markOfRun } from './processes.ts';
 import { isOursAlone } from './check.ts';
 
@@ -25,7 +26,7 @@ const LONGEST_COPY_SECONDS = 86_400;
 type Mount = { folder: string; type: string };
 
 /** Where file systems are mounted (proc(5), mountinfo); the last one of a folder is the one that is seen. */
-function mounts(): Mount[] {
+export function mounts(): Mount[] {
   const plain = (word: string) => word.replace(/\\(\d{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)));
   return fs.readFileSync('/proc/self/mountinfo', 'latin1').trimEnd().split('\n').map((line) => {
     const [left = '', right = ''] = line.split(' - ');
@@ -33,7 +34,7 @@ function mounts(): Mount[] {
   });
 }
 
-const liesIn = (file: string, folder: string) => file !== folder && file.startsWith(folder === '/' ? '/' : `${folder}/`);
+const liesIn = (file: string, folder: string) => file !== folder && isBelow(file, folder);
 
 /** Given the paths to save, returns them with the way of each, and why. Looks only. `run` names the copies. */
 export async function chooseWays(roots: Root[], stateFolder: string, run: string): Promise<Root[]> {
@@ -54,7 +55,7 @@ type Around = { roots: Root[]; all: Mount[]; hasBtrfs: boolean; stateFolder: str
 
 async function wayOf(folder: string, name: string, { roots, all, hasBtrfs, stateFolder }: Around): Promise<Pick<Root, 'way' | 'because' | 'copy'>> {
   const cold = (because: string) => ({ way: 'cold' as const, because, copy: '' });
-  const facts = fs.lstatSync(folder), mountOf = (file: string) => all.filter((one) => one.folder === file || liesIn(file, one.folder)).sort((one, other) => one.folder.length - other.folder.length).pop()!;
+  const facts = fs.lstatSync(folder), mountOf = (file: string) => all.filter((one) => isBelow(file, one.folder)).sort((one, other) => one.folder.length - other.folder.length).pop()!;
   if (!facts.isDirectory() && !facts.isFile()) return { way: 'link', because: 'it holds nothing itself', copy: '' };
   if (process.getuid?.() !== 0) return cold('a snapshot needs root');
   if (stateFolder === folder || liesIn(stateFolder, folder)) return cold('the state folder lies in it');

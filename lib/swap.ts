@@ -1,17 +1,19 @@
-// The swap: what was restored takes its place and the old contents go aside, by rename(2) alone, which is done or not done, whatever happens.
-// Everything is in the ledger before the first rename. Whoever comes later decides by what lies on the disk. Of one swap:
+// The swap: what was restored takes its place, and the old contents go aside, by rename(2) alone.
+// Each rename is done or not done, whatever happens. Everything is in the ledger before the first of them. Whoever comes later
+// decides by what lies on the disk. Of one swap:
 //   staged is there, aside is not      not begun: the place is as it was
 //   staged is there, and so is aside   half: the old contents are aside, the place is free
 //   staged has gone, the place is there   done
 //   neither of them is there           nobody knows (a disk is not mounted): nothing is started
-// (When the archive has nothing for a place, staged is '': done when the place is free.) All swaps done is the new state; anything else is
-// rolled back to the old one. Renames only what the ledger names, removes only stagings; nothing old is ever deleted.
+// (When the archive has nothing for a place, staged is '': done when the place is free.) All swaps done is the new state;
+// anything else is rolled back to the old one. Renames only what the ledger names, removes only stagings; nothing old is ever
+// deleted.
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, lastLines, named, pasteable, say, warn } from './say.ts';
 import { change, hasSystemd } from './shell.ts';
-import { writeDurably } from './files.ts';
-import { isBelow } from './plan.ts';
+import { isBelow, writeDurably } from './files.ts';
+import { mounts } from './snapshot.ts';
 import { STAGING, ledgerFile } from './ledger.ts';
 import type { FolderFacts, Ledger, Restore, Swap } from './ledger.ts';
 
@@ -187,8 +189,7 @@ export async function settleRestore(ledger: Ledger): Promise<void> {
 
 /** Every mount point of this machine, read anew. */
 export function mountPoints(): string[] {
-  const lines = fs.readFileSync('/proc/self/mountinfo', 'utf8').split('\n').filter((line) => line !== ''); // proc(5)
-  return [...new Set(lines.map((line) => line.split(' ')[4]!.replace(/\\(\d{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)))))];
+  return [...new Set(mounts().map((mount) => mount.folder))];
 }
 
 const mountOf = (file: string, mounts: string[]) => mounts.filter((one) => isBelow(file, one)).reduce((best, one) => (one.length > best.length ? one : best), '/');

@@ -7,7 +7,7 @@ import path from 'node:path';
 import { failure, look } from './shell.ts';
 import { answerOf } from './form.ts';
 import { SANDBOX_MARK } from './processes.ts';
-import { orderFingerprint, queryCluster } from './questions.ts';
+import { orderFingerprint, queryCluster, quotedName } from './questions.ts';
 import type { AnyFacts, Texts } from './questions.ts';
 import type { Cluster } from './postgres.ts';
 import { openSandbox, startInside } from './sandbox.ts';
@@ -26,7 +26,6 @@ export type Abilities = {
 
 const WRITABLE = { default_transaction_read_only: 'off' }; // it is ours, and empty
 export const sqlText = (text: string) => `'${text.replaceAll("'", "''")}'`;
-export const sqlName = (name: string) => `"${name.replaceAll('"', '""')}"`;
 const sqlData = (data: unknown) => `${sqlText(JSON.stringify(data))}::jsonb`;
 
 /** Make an empty cluster below FOLDER and start it, locked in. Returns null when there is no such program. Throws Problem when it, or this machine, does not let us. */
@@ -108,7 +107,7 @@ export async function askOrders(trial: Trial, name: string, database: Sorting, c
 
 function createDatabase(version: number, name: string, { provider, encoding, collate, ctype, locale, rules }: Sorting): string {
   const words = { i: 'icu', b: 'builtin' }[provider];
-  return [`create database ${sqlName(name)} template template0 encoding ${sqlText(encoding)} lc_collate ${sqlText(collate)} lc_ctype ${sqlText(ctype)}`,
+  return [`create database ${quotedName(name)} template template0 encoding ${sqlText(encoding)} lc_collate ${sqlText(collate)} lc_ctype ${sqlText(ctype)}`,
     ...(version >= 15 ? [`locale_provider ${words ?? 'libc'}`] : []), ...(words && locale ? [`${words}_locale ${sqlText(locale)}`] : []),
     ...(rules ? [`icu_rules ${sqlText(rules)}`] : [])].join(' ');
 }

@@ -68,7 +68,7 @@ export async function unitState(unit: string): Promise<State> {
   return stateOf({ ActiveState: out.trim().replace('ActiveState=', '') });
 }
 
-/** Everything active on this host: services, sockets, timers, paths and targets that were not made on the fly. */
+/** Everything active on this host: services, sockets, timers and paths that were not made on the fly. */
 export async function activeUnits(): Promise<string[]> {
   if (!hasSystemd()) return [];
   const { out } = await look(['systemctl', 'list-units', '--state=active', '--type=service,socket,timer,path', '--plain', '--no-legend', '--full']);

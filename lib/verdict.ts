@@ -1,4 +1,5 @@
-// What is to be said of each server, and the one next step: rules in the order in which they matter, the first that holds names the command. Only judges.
+// What is to be said of each server, and the one next step.
+// Rules in the order in which they matter; the first that holds names the command. Only judges.
 import type { ServerFacts, ShownArchive } from './fleet.ts';
 import { canDecrypt } from './operator.ts';
 import type { ReportWords } from './reportwords.ts';

@@ -1,5 +1,6 @@
-// What is written for people in their own language: RESTORE.md, the recovery sheet, the subjects of messages. One table a language, with the same keys (a test
-// compares them). What the terminal says, settings, commands and code stay English. Texts within a python block hold no quotes.
+// What is written for people in their own language: RESTORE.md, the recovery sheet, messages.
+// One table a language, with the same keys (a test compares them). What the terminal says, settings, commands and code stay
+// English. Texts within a python block hold no quotes.
 
 const ENGLISH = {
   restore: {
@@ -23,6 +24,14 @@ const ENGLISH = {
     recorded: 'recorded', here: 'here', tooLarge: 'None: too large to be counted then', result: '%d tables are as recorded, %d errors', good: 'Good? Then the clusters are stopped again, to be started as usual:',
     partitions: (table: string) => `rows of ${table} may lie in the wrong partition: look at its bounds`, sorted: (libraries: string[]) => `Texts were sorted by ${libraries.join(' and ')}. If these are others here, the indexes that depend on them are built anew (else this does nothing):`,
     programs: (names: string) => `Programs and units of ${names} are in this archive only if their files are among the paths above: else install them first.`, inContainers: 'PostgreSQL in containers, as soon as it answers:',
+    others: 'Others hold the same data', partners: 'They went on after this backup. PostgreSQL does not notice that this side went back in time: rows are passed over without an error. So, before applications come back:',
+    partner: {
+      subscription: (name: string, database: string, quoted: string) => `subscription \`${name}\` of database \`${database}\`: what was sent here after this backup is not sent again. Note its row of \`pg_subscription\` (\`subconninfo\`, \`subpublications\`, \`subslotname\`); then, in that database: \`ALTER SUBSCRIPTION ${quoted} DISABLE; ALTER SUBSCRIPTION ${quoted} SET (slot_name = NONE); DROP SUBSCRIPTION ${quoted};\`, on the publisher \`SELECT pg_drop_replication_slot('...');\`, here \`TRUNCATE\` its tables and \`CREATE SUBSCRIPTION\` as it was: it copies all rows anew.`,
+      slot: (name: string, database: string, _quoted: string) => `slot \`${name}\`${database && ` of database \`${database}\``}: its reader is ahead of these files, and gets nothing until as much is written here as was lost. Save what it has more than this side; then make its subscription anew over there, as above for a subscription, with this slot dropped here.`,
+      standby: (name: string, _database: string, _quoted: string) => `standby \`${name}\`: it is ahead of these files and cannot follow them. Make it anew with \`pg_basebackup\`.`,
+      primary: (_name: string, _database: string, _quoted: string) => 'which is a standby: it follows its primary only while that has all WAL since this backup. Does its log say `requested WAL segment ... has already been removed`? Then make it anew with `pg_basebackup`.',
+      bucardo: (_name: string, database: string, _quoted: string) => `Bucardo in database \`${database}\`: what was exchanged after this backup is not exchanged again. On the other side: \`UPDATE table SET column = column;\` of every row that may be newer, and Bucardo sends it anew; what was deleted there since is deleted here by hand.`,
+    },
     twoOfIt: 'Before applications and users come back: archiving, replication slots and subscriptions now work as on the old machine. If that one still runs, there are two of it.',
     stays: 'Is this machine to stay? `mkdir /opt/cold-backup`, `backup.js` and `backup.settings.js` from `/root/restore/record` into it, key and passphrase where those settings say, and `node backup.js setup`.',
     toGoBack: 'To what was here before: stop as above, then for each path that had old contents (a mount point has them inside, in `.$AWAY`):', remove: 'When all is good for some days, remove the old contents: everything whose name ends with `$AWAY`.',
@@ -61,6 +70,14 @@ const SPANISH: typeof ENGLISH = {
     recorded: 'anotadas', here: 'aquí', tooLarge: 'None: era demasiado grande para contarla', result: '%d tablas tal como se anotaron, %d errores', good: '¿Todo bien? Entonces los clústeres se vuelven a detener, para arrancarlos de la forma habitual:',
     partitions: (table) => `puede haber filas de ${table} en una partición equivocada: revise sus límites`, sorted: (libraries) => `Los textos se ordenaban con ${libraries.join(' y ')}. Si aquí son otras versiones, se reconstruyen los índices que dependen de ellas (si no, esto no hace nada):`,
     programs: (names) => `Los programas y unidades de ${names} están en esta copia solo si sus archivos figuran entre las rutas anteriores; si no, instálelos antes.`, inContainers: 'PostgreSQL en contenedores, en cuanto responda:',
+    others: 'Otros tienen los mismos datos', partners: 'Siguieron adelante después de esta copia. PostgreSQL no nota que este lado ha vuelto atrás en el tiempo: se saltan filas sin ningún error. Por eso, antes de que vuelvan las aplicaciones:',
+    partner: {
+      subscription: (name, database, quoted) => `suscripción \`${name}\` de la base \`${database}\`: lo que llegó aquí después de esta copia no se envía otra vez. Anote su fila de \`pg_subscription\` (\`subconninfo\`, \`subpublications\`, \`subslotname\`); después, en esa base: \`ALTER SUBSCRIPTION ${quoted} DISABLE; ALTER SUBSCRIPTION ${quoted} SET (slot_name = NONE); DROP SUBSCRIPTION ${quoted};\`, en el publicador \`SELECT pg_drop_replication_slot('...');\`, aquí \`TRUNCATE\` de sus tablas y \`CREATE SUBSCRIPTION\` como era: copia todas las filas de nuevo.`,
+      slot: (name, database) => `slot \`${name}\`${database && ` de la base \`${database}\``}: quien lo lee está por delante de estos archivos, y no recibe nada hasta que aquí se escriba tanto como se perdió. Guarde lo que tenga de más; después, rehaga allí su suscripción, como se dice arriba de una suscripción, y borre este slot aquí.`,
+      standby: (name) => `réplica \`${name}\`: está por delante de estos archivos y no puede seguirlos. Rehágala con \`pg_basebackup\`.`,
+      primary: () => 'que es una réplica: solo sigue a su primario mientras este tenga todo el WAL desde esta copia. ¿Dice su registro `requested WAL segment ... has already been removed`? Entonces, rehágala con `pg_basebackup`.',
+      bucardo: (_name, database) => `Bucardo en la base \`${database}\`: lo que se intercambió después de esta copia no se intercambia otra vez. En el otro lado: \`UPDATE tabla SET columna = columna;\` de todas las filas que puedan ser más nuevas, y Bucardo las envía de nuevo; lo que allí se haya borrado desde entonces se borra aquí a mano.`,
+    },
     twoOfIt: 'Antes de que vuelvan las aplicaciones y los usuarios: el archivado, los slots de replicación y las suscripciones funcionan ahora como en la máquina antigua. Si aquella sigue en marcha, habrá dos iguales.',
     stays: '¿Esta máquina va a sustituir a la antigua? `mkdir /opt/cold-backup`, copie allí `backup.js` y `backup.settings.js` desde `/root/restore/record`, ponga la clave y la frase de paso donde dice esa configuración y ejecute `node backup.js setup`.',
     toGoBack: 'A lo que había antes: detenga todo como arriba y, después, para cada ruta que tuviera contenido anterior (un punto de montaje lo tiene dentro, en `.$AWAY`):', remove: 'Cuando todo lleve unos días funcionando bien, elimine el contenido anterior: todo aquello cuyo nombre termina en `$AWAY`.',

@@ -55,6 +55,8 @@ describe('servers that hold the same data', { skip: cannotRunHere() || (isRoot ?
     assert.deepEqual(one.fingerprint()['shop.public.orders'], two.fingerprint()['shop.public.orders']);
   }
 
+  const runbook = (one: Server, archive: string) => one.borg('extract', '--stdout', `::${archive}`, 'record/RESTORE.md');
+
   before(async () => { storage = await startStorage(path.join(folder, 'storage')); });
   after(() => {
     for (const one of daemons) one.stopNow();
@@ -89,6 +91,7 @@ describe('servers that hold the same data', { skip: cannotRunHere() || (isRoot ?
     assert.deepEqual(line.parts.map(({ name }: any) => name), ['writer-one', 'bucardo', `postgres ${a1.dataDirectory}`]);
     assert.ok(written('two') > past, 'a2 was written to meanwhile');
     assert.ok(running() && one.running());
+    assert.match(runbook(first, line.archive), /^- PostgreSQL .*a1.*, Bucardo in database `shop`: what was exchanged after this backup is not exchanged again/m);
 
     const sent = written('one');
     await waitFor('Bucardo works again', () => Number(/^one (\d+)/m.exec(orders(a2))?.[1]) > sent, 30); // while it comes up it bears no loss of a database (it ends): the windows of a pair must not meet
@@ -123,6 +126,7 @@ describe('servers that hold the same data', { skip: cannotRunHere() || (isRoot ?
 
     const first = await server('publisher', [app.entry, `postgres ${publisher.dataDirectory}`]);
     const line = isGood(await first.run(), first);
+    assert.match(runbook(first, line.archive), /^- PostgreSQL .*publisher.*, slot `s` of database `shop`: its reader is ahead of these files/m);
     await waitFor('the subscriber is back', () => slot() === 's true reserved', 30);
     assert.equal(JSON.parse(first.borg('extract', '--stdout', `::${line.archive}`, 'record/manifest.json')).postgres[0].slots[0].slot_name, 's');
 
@@ -152,6 +156,40 @@ describe('servers that hold the same data', { skip: cannotRunHere() || (isRoot ?
     publisher.stop();
   });
 
+  test('a subscriber that comes back from an archive lacks rows without an error: the restore says so, and what it says mends it', async () => {
+    const publisher = await cluster('ahead', 5507, { wal_level: 'logical' }), subscriber = await cluster('behind', 5508, { wal_retrieve_retry_interval: '500' });
+    for (const one of [publisher, subscriber]) {
+      one.sql('postgres', 'create database shop');
+      one.sql('shop', 'create table orders (place text, n int, primary key (place, n))');
+    }
+    const numbers = (one: TestCluster) => one.sql('shop', 'select string_agg(n::text, \' \' order by n) from orders'), write = (n: number) => publisher.sql('shop', `insert into orders values ('here', ${n})`);
+    const connection = `connection 'host=${publisher.socketFolder} port=5507 dbname=shop user=postgres' publication p with (slot_name = ours)`;
+    publisher.sql('shop', 'create publication p for all tables');
+    subscriber.sql('shop', `create subscription "our shop" ${connection}`);
+    write(1);
+    await waitFor('it arrives', () => numbers(subscriber) === '1', 30);
+    const saved = await server('behind', [`postgres ${subscriber.dataDirectory}`]), { archive } = isGood(await saved.run(), saved);
+    assert.match(runbook(saved, archive), /^- PostgreSQL .*behind.*, subscription `our shop` of database `shop`: .*`ALTER SUBSCRIPTION "our shop" DISABLE;/m);
+    write(2);
+    await waitFor('it arrives', () => numbers(subscriber) === '1 2', 30);
+
+    const { findings } = JSON.parse((await saved.run(['restore', 'latest', '--in-place', '--dry-run', '--json'])).out), told = findings.find(({ about }: any) => about === 'subscription our shop of shop');
+    assert.equal(told?.verdict, 'after', JSON.stringify(findings));
+    const ended = await saved.run(['restore', 'latest', '--in-place']);
+    assert.equal(ended.code, 1, ended.out + ended.err);
+    assert.match(ended.err, /warning: .*, subscription our shop of shop: what was sent here after this backup is not sent again, and no error says so\. To be mended now: /);
+    write(3);
+    await waitFor('it goes on', () => numbers(subscriber) === '1 3', 30); // 2 never comes
+    const answer = execFileSync('bash', ['-ec', told.mend[0]], { encoding: 'utf8', cwd: '/' });
+    assert.match(answer, /^host=\S+ port=5507 dbname=shop user=postgres\|\{p\}\|ours$/m);
+    execFileSync('bash', ['-ec', told.mend[1]], { cwd: '/', stdio: 'ignore' });
+    publisher.sql('shop', `select pg_drop_replication_slot('ours')`);
+    subscriber.sql('shop', 'truncate orders');
+    subscriber.sql('shop', `create subscription "our shop" ${connection}`);
+    await waitFor('all rows are there', () => numbers(subscriber) === '1 2 3', 30);
+    for (const one of [subscriber, publisher]) one.stop();
+  });
+
   test('a standby is a source: it is shut down in recovery, follows its primary again, and its archive comes up with its rows', async () => {
     const primary = await cluster('primary', 5505), standby = path.join(folder, 'standby', 'data');
     primary.sql('postgres', 'create database shop');
@@ -172,6 +210,9 @@ describe('servers that hold the same data', { skip: cannotRunHere() || (isRoot ?
     const { proof, postgres: [passport] } = JSON.parse(source.borg('extract', '--stdout', `::${line.archive}`, 'record/manifest.json'));
     assert.deepEqual(proof.clusters.map(({ state }: any) => state), ['shut down in recovery']);
     assert.equal(passport.recovery.inRecovery, true);
+    assert.match(runbook(source, line.archive), /^- PostgreSQL .*standby.*, which is a standby: it follows its primary only while that has all WAL since this backup/m);
+    const origin = await server('primary', [`postgres ${primary.dataDirectory}`]);
+    assert.match(runbook(origin, isGood(await origin.run(), origin).archive), /^- PostgreSQL .*primary.*, standby `walreceiver`: it is ahead of these files/m);
     await waitFor('the primary is written to meanwhile, and it follows', () => written('primary') > before && copy.sql('postgres', "select count(*) from pg_stat_wal_receiver where status = 'streaming'") === '1', 30);
     stop(app);
     fs.writeFileSync(path.join(folder, 'written-first'), '1\n'.repeat(500));

@@ -90,7 +90,9 @@ const SCENARIOS: Record<string, (world: World) => Promise<void>> = {
       assert.equal(ended.code, code, all(ended));
       assert.match(ended.err, /others than root could change .*state.*mode 0777[^]*hint: chmod go-w /);
     }
-    const doctor = await server.run(['doctor']);
+    fs.chmodSync(server.stateFolder, 0o1777); // as /var/tmp: whoever comes first makes the names of a run
+    const doctor = await server.run(['doctor']), sticky = await server.run();
+    assert.deepEqual([sticky.code, /others than root could change `stateFolder`: .*mode 1777/.test(sticky.err)], [64, true], all(sticky));
     assert.deepEqual([doctor.code, /FAILS +key and passphrase files: others than root could change `stateFolder`/.test(doctor.out)], [2, true], all(doctor));
     assert.ok(fs.existsSync(precious));
     fs.rmSync(precious, { recursive: true });

@@ -129,10 +129,13 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
     };
     await answer(/name of this server/, 'web5');
     await answer(/Where do the archives go/, storage.url('web5'));
-    await answer(/What is stopped/, '');
-    await answer(/Which folders/, files);
+    await answer(/What is stopped/, 'container nosuch');
+    await answer(/container nosuch: there is no such container here\. Write it anew, or the same once more to keep it\s+What is stopped/, '');
+    await answer(/Which folders/, `${files}/gone`);
+    await answer(/not here: \S+\/gone\. Write it anew[^]*Which folders/, files);
     await answer(/Which container volumes/, '');
-    await answer(/Between which hours/, 'any');
+    await answer(/Between which hours/, '01:00-05:30 Afrika/Maputo');
+    await answer(/Afrika\/Maputo is no time zone that is known here[^]*Between which hours/, 'any');
     await answer(/Language/, 'en');
     await answer(/Is this the storage\?/, 'yes');
     await answer(/How much may this server store/, '20G');
