@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 0ffdac0ad106e62f0c47090224d2cabf64eedb64eb672071bef654df90f5e214
+// Checksum of all but the settings: 13e39eb4208f3fbb472b6aa65960ae674fe164229357ffc46cf5d32f2579d6e3
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3740,6 +3740,9 @@ function rename(from, to) {
   };
   try {
     fs.renameSync(inItsFolder(from), inItsFolder(to));
+  } catch (error) {
+    if (error.code !== 'EXDEV') throw error;
+    throw new Problem(`${named(from)} cannot be moved to ${named(to)}: they do not lie on one file system`, { hint: `is this an overlay (a container, a live system)? What its lower layer brought cannot be renamed there: make the folder its own first, with cp -a beside it, rm -r, mv` });
   } finally {
     opened.forEach((fd) => fs.closeSync(fd));
   }

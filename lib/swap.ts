@@ -47,6 +47,9 @@ function rename(from: string, to: string): void {
   };
   try {
     fs.renameSync(inItsFolder(from), inItsFolder(to));
+  } catch (error: any) {
+    if (error.code !== 'EXDEV') throw error;
+    throw new Problem(`${named(from)} cannot be moved to ${named(to)}: they do not lie on one file system`, { hint: `is this an overlay (a container, a live system)? What its lower layer brought cannot be renamed there: make the folder its own first, with cp -a beside it, rm -r, mv` });
   } finally {
     opened.forEach((fd) => fs.closeSync(fd));
   }

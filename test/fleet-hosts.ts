@@ -10,8 +10,7 @@ import { distFile, waitFor } from './script.ts';
 import { daemon } from './systemd-host.ts';
 
 const SCRIPT = '/opt/cold-backup/backup.js', STATE = '/var/lib/cold-backup', SETTINGS = '/opt/cold-backup/backup.settings.js';
-const ADDRESSES: Record<string, string> = Object.fromEntries(['storage', 'operator', 'web1', 'dock1', 'a1', 'a2', 'l1', 'l2', 'web1b'].map((name, at) => [name, `192.0.2.${at + 10}`]));
-const hasPostgis = fs.existsSync('/usr/share/postgresql/15/extension/postgis.control');
+const ADDRESSES: Record<string, string> = Object.fromEntries(['storage', 'operator', 'web1', 'dock1', 'a1', 'a2', 'l1', 'l2', 'web1b', 'dock1b', 'a1b', 'l2b'].map((name, at) => [name, `192.0.2.${at + 10}`]));
 
 export type Fleet = {
   hosts: Record<string, Host>;
@@ -74,35 +73,46 @@ export async function makeFleet(): Promise<Fleet> {
 // An application as its owners write it: it holds a connection, answers over HTTP, and ends on TERM.
 const APP = `const http = require('node:http'), { execFile } = require('node:child_process');
 const server = http.createServer((_, answer) => execFile('psql', ['-U', 'postgres', '-Atc', 'select count(*) from orders', 'shop'], (error, rows) => answer.writeHead(error ? 500 : 200).end(error ? String(error) : rows)));
-server.listen(8080);
+server.listen(8080, '127.0.0.1');
 process.on('SIGTERM', () => server.close(() => process.exit(0)));
 `;
 
-/** web1: a web server, an application, PostgreSQL (with PostGIS where the package is), attachments. */
+const SITE = `server { listen 80 default_server; root /var/www; location /orders { proxy_pass http://127.0.0.1:8080/; } }\n`;
+
+/** web1: nginx, an application behind it, PostgreSQL with PostGIS, attachments. */
 export async function addWeb(fleet: Fleet): Promise<Host> {
   const host = await fleet.add('web1', {
-    units: { 'web.service': daemon('', 'ExecStart=/bin/busybox httpd -f -p 80 -h /var/www'), 'app.service': daemon('After=postgresql@15-main.service', 'User=postgres\nExecStart=/usr/bin/node /opt/app/server.js') },
+    units: { 'app.service': daemon('After=postgresql@15-main.service', 'User=postgres\nExecStart=/usr/bin/node /opt/app/server.js') },
     clusters: [{ name: 'main', initdb: ['--data-checksums'], sql: 'create database shop' }],
   });
   await host.psql('15/main', `create table orders as select n, md5(n::text) as word from generate_series(1, 3000) n; alter table orders add primary key (n)`, 'shop');
-  if (hasPostgis) await host.psql('15/main', `create extension postgis; create table places as select n, ST_SetSRID(ST_MakePoint(n % 180, n % 90), 4326) as at from generate_series(1, 500) n; create index on places using gist (at)`, 'shop');
+  await host.psql('15/main', `create extension postgis; create table places as select n, ST_SetSRID(ST_MakePoint(n % 180, n % 90), 4326) as at from generate_series(1, 500) n; create index on places using gist (at)`, 'shop');
   await host.write('/opt/app/server.js', APP);
   await host.must(`mkdir -p /var/www/uploads && for n in $(seq 200); do echo "invoice $n" > "/var/www/uploads/invoice $n.txt"; done; chown -R www-data: /var/www/uploads`);
-  await host.must('systemctl enable --now --quiet web app');
-  await fleet.setUp('web1', ['--stop', 'service web,service app,postgres *', '--folders', '/var/www,/opt/app,/etc/systemd/system']);
+  await host.write('/etc/nginx/conf.d/shop.conf', SITE);
+  await host.must('rm -f /etc/nginx/sites-enabled/default; mkdir -p /var/log/nginx; systemctl enable --now --quiet nginx app');
+  await fleet.setUp('web1', ['--stop', 'service nginx,service app,postgres *', '--folders', '/var/www,/opt/app,/etc/nginx,/etc/systemd/system']);
   return host;
 }
 
 const container = (name: string, more: string) => `docker run --detach --name ${name} --hostname ${name} --label com.docker.compose.project=shop --label com.docker.compose.service=${name} ${more}`;
 
-/** dock1: a compose project: PostgreSQL, a cache, an application with a health check, one container that was stopped on purpose. */
-export async function addDock(fleet: Fleet): Promise<Host> {
-  const host = await fleet.add('dock1');
-  await host.startDocker({ images: ['app', 'postgres', 'redis-like'] });
-  await host.must('mkdir -p /srv/uploads && echo picture > /srv/uploads/one');
+/** What `docker compose up` would do for the project shop. */
+export async function composeUp(host: Host): Promise<void> {
   await host.must(container('db', '--restart unless-stopped --volume db:/var/lib/postgresql/data postgres'));
   await host.must(container('cache', '--restart always --volume cache:/data redis-like'));
   await host.must(container('app', `--restart unless-stopped --volume files:/data --volume /srv/uploads:/uploads --health-cmd 'wget -qO- http://127.0.0.1:8080/' --health-interval 1s app`));
+}
+
+/** A host with Docker and the images of the project. */
+export const withDocker = (host: Host): Promise<void> => host.startDocker({ images: ['app', 'postgres', 'redis-like'] });
+
+/** dock1: a compose project: PostgreSQL, a cache, an application with a health check, one container that was stopped on purpose. */
+export async function addDock(fleet: Fleet): Promise<Host> {
+  const host = await fleet.add('dock1');
+  await withDocker(host);
+  await host.must('mkdir -p /srv/uploads && echo picture > /srv/uploads/one');
+  await composeUp(host);
   await host.must(`${container('batch', '--restart unless-stopped app')} && docker stop --time 1 batch`);
   await host.waitFor('PostgreSQL in its container', 'docker exec db psql -U postgres -c "create table orders as select generate_series(1, 700) n"');
   await host.waitFor('the health check', `docker inspect --format '{{.State.Health.Status}}' app | grep -x healthy`);
@@ -130,7 +140,7 @@ export async function addBucardoPair(fleet: Fleet): Promise<void> {
   await a1.must(`export DBUSER=bucardo; b="bucardo --dbuser=bucardo"; $b add db a1 dbname=shop dbhost=/var/run/postgresql dbuser=postgres; $b add db a2 dbname=shop dbhost=a2 dbuser=postgres
     $b add sync shop tables=orders dbs=a1:source,a2:source conflict_strategy=bucardo_latest; $b start`);
   await a1.waitFor('Bucardo', `pgrep --full '^Bucardo Controller'`);
-  await fleet.setUp('a1', ['--stop', 'postgres *'], (text) => text.replace(/stop: \[/, `stop: [\n    { name: 'bucardo', running: ['pgrep', '--full', '^Bucardo '], stop: ['bucardo', '--dbuser=bucardo', 'stop'], start: ['bucardo', '--dbuser=bucardo', 'start'] },\n    `));
+  await fleet.setUp('a1', ['--stop', 'postgres *', '--folders', '/etc/bucardorc'], (text) => text.replace(/stop: \[/, `stop: [\n    { name: 'bucardo', running: ['pgrep', '--full', '^Bucardo '], stop: ['bucardo', '--dbuser=bucardo', 'stop'], start: ['bucardo', '--dbuser=bucardo', 'start'] },\n    `));
   await fleet.setUp('a2', ['--stop', 'postgres *'], undefined, 3.5); // while Bucardo comes up it ends when a database is missing: the windows of a pair must not meet
 }
 
@@ -162,9 +172,13 @@ export async function addToOperator(fleet: Fleet, names: string[]): Promise<void
   await operator.write('/root/operator/backup.settings.js', `const settings = ${JSON.stringify({ ledgerFolder: 'ledger', servers }, null, 2)};\n`, 0o600);
 }
 
-/** A new, empty host takes the place of a server, by the runbook "The server is gone". Returns it. */
-export async function comeBack(fleet: Fleet, name: string, as: string, options: HostOptions = {}): Promise<Host> {
+/** A host's file tree lies over this machine's, and what came from below cannot be renamed (overlayfs, "redirect_dir"): these folders become its own, as on any other machine. */
+export const ownFolders = (host: Host, folders: string[]): Promise<string> => host.must(['sh', '-ec', 'for one; do [ ! -e "$one" ] || { cp -a "$one" "$one.own"; rm -rf "$one"; mv "$one.own" "$one"; }; done', 'sh', ...folders]);
+
+/** A new, empty host takes the place of a server, by the runbook "The server is gone". prepare: what its administrator does first. Returns the host, and what the restore said. */
+export async function comeBack(fleet: Fleet, name: string, as: string, options: HostOptions = {}, prepare: (host: Host) => Promise<unknown> = async () => {}): Promise<{ host: Host; said: string }> {
   const host = await fleet.add(as, options), storage = fleet.hosts.storage!;
+  await prepare(host);
   await host.write(SCRIPT, fs.readFileSync(distFile, 'utf8'), 0o755);
   await host.must(`install -d -m 700 /root/.ssh && ssh-keygen -q -t ed25519 -N '' -f /root/.ssh/id_ed25519`);
   await storage.must(['sh', '-c', 'echo "command=\\"borg serve --append-only --restrict-to-repository ./repository\\",restrict $1" >> "$0"', `/srv/${name}/.ssh/authorized_keys`, await host.must('cat /root/.ssh/id_ed25519.pub')]);
@@ -176,5 +190,5 @@ export async function comeBack(fleet: Fleet, name: string, as: string, options: 
   const ended = await host.run(['node', SCRIPT, 'restore', 'latest', '--in-place', ...words]);
   assert.ok(ended.code <= 1, ended.stdout + ended.stderr);
   assert.match(ended.stdout, /is in place/);
-  return host;
+  return { host, said: ended.stdout + ended.stderr };
 }
