@@ -78,6 +78,8 @@ describe('a fleet', { skip: cannotRun }, () => {
     const { l1, l2 } = fleet.hosts, rows = (host: Host) => host.psql('15/main', 'select string_agg(n::text, \' \' order by n) from orders', 'shop');
     for (const n of [1, 2]) await l1!.psql('15/main', `insert into orders (place, n) values ('here', ${n})`, 'shop');
     await l2!.waitFor('they arrive', async () => await rows(l2!) === '1 2', 30);
+    const written = await l1!.psql('15/main', 'select pg_current_wal_lsn()', 'shop'); // what the publisher does not know to have arrived it would send again
+    await l1!.waitFor('the publisher knows', async () => await l1!.psql('15/main', `select confirmed_flush_lsn >= '${written}' from pg_replication_slots where slot_name = 's'`, 'shop') === 't', 60);
     await l2!.powerOff();
     const { host, said } = await comeBack(fleet, 'l2', 'l2b', { clusters: [{ name: 'main' }] });
     assert.match(said, /warning: .*, subscription s of shop: what was sent here after this backup is not sent again/);
