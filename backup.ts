@@ -41,7 +41,8 @@ function refuseSlips(argv: string[]): void {
   for (const [index, word] of own.entries()) {
     const name = word.replace(/^--/, '').split('=')[0]!;
     const isSlip = /^--no-/.test(word) ? word !== '--no-color' : word.startsWith('--') && FLAGS.includes(name) && (word.includes('=') || /^(true|false)$/.test(own[index + 1] ?? ''));
-    if (isSlip) throw new Problem(`${word} is not understood: an option without a value is given, or it is not`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
+    if (isSlip) throw new Problem(`${word} is not understood: an option without a value is given, or it is not`,
+      { exitCode: 64, hint: '`node backup.js --help` lists all' });
   }
 }
 
@@ -56,22 +57,29 @@ function readOptions(argv: string[]): Options {
   });
   if (unknown.length > 0) {
     const known = [...FLAGS, ...VALUES];
-    throw new Problem(`unknown option ${unknown[0]}${meant(unknown[0]!.replace(/^-+/, '').split('=')[0]!, known).replace(/"(.+)"/, '"--$1"')}`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
+    throw new Problem(`unknown option ${unknown[0]}${meant(unknown[0]!.replace(/^-+/, '').split('=')[0]!, known).replace(/"(.+)"/, '"--$1"')}`,
+      { exitCode: 64, hint: '`node backup.js --help` lists all' });
   }
   const [command = '', ...words] = found._;
-  if (command !== '' && command !== 'guard' && !COMMANDS.includes(command)) throw new Problem(`unknown command ${command}${meant(command, COMMANDS)}`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
+  if (command !== '' && command !== 'guard' && !COMMANDS.includes(command)) throw new Problem(`unknown command ${command}${meant(command, COMMANDS)}`,
+    { exitCode: 64, hint: '`node backup.js --help` lists all' });
   for (const [option, { commands }] of Object.entries(OPTION_TABLE)) {
-    if (found[option] && commands.length > 0 && !commands.includes(command) && !found.help) throw new Problem(`--${option} does not go with ${command || 'taking the backup'}`, { exitCode: 64, hint: `it belongs to ${commands[0] || 'the backup itself'}` });
+    if (found[option] && commands.length > 0 && !commands.includes(command) && !found.help) throw new Problem(`--${option} does not go with ${command || 'taking the backup'}`,
+      { exitCode: 64, hint: `it belongs to ${commands[0] || 'the backup itself'}` });
   }
   for (const option of VALUES) {
     if (Array.isArray(found[option]) || found[option] === '') throw new Problem(`--${option} needs one value`, { exitCode: 64 });
   }
-  if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
-  for (const option of ['lang', 'language']) if (found[option] && !['en', 'es'].includes(found[option])) throw new Problem(`--${option} ${found[option]}: it is 'en' or 'es'`, { exitCode: 64 });
+  if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`,
+    { exitCode: 64 });
+  for (const option of ['lang', 'language']) if (found[option] && !['en', 'es'].includes(found[option])) throw new Problem(`--${option} ${found[option]}: it is 'en' or 'es'`,
+    { exitCode: 64 });
   if (command === 'restore' && !found.help) refuseRestore(words, found.to ?? '', found);
-  if (command === 'find' && !words[0] && !found.help) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
+  if (command === 'find' && !words[0] && !found.help) throw new Problem('find needs a part of a path',
+    { exitCode: 64, hint: 'node backup.js find plan.pdf' });
   const most: Record<string, number> = { help: 1, list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity, audit: Infinity, prune: Infinity, report: Infinity, status: found.all ? Infinity : 0 };
-  if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
+  if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`,
+    { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
     color: found.colour && !process.env.NO_COLOR && Boolean(process.stderr.isTTY) });
   return { command, words, values: Object.fromEntries(VALUES.map((option) => [option, found[option] ?? ''])), flags: Object.fromEntries(FLAGS.map((flag) => [flag, Boolean(found[flag])])) };

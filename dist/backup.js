@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 13e39eb4208f3fbb472b6aa65960ae674fe164229357ffc46cf5d32f2579d6e3
+// Checksum of all but the settings: 6305add506ac8e00122d6294bfaa3e80e3035ed5c5a7ec4b053ed16cc81366ff
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -196,7 +196,8 @@ async function takeBackup(loaded, script) {
   await dropCopies(settings.stateFolder); // so may a killed run
   if (!mode.now && !isInWindow(settings.window, new Date())) {
     const { from, until, timeZone } = settings.window;
-    throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
+    throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`,
+      { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
   }
   const night = beginNight(loaded, script);
   await tell(settings, messageOf(night.line, [], 'start', '', settings.language));
@@ -208,10 +209,14 @@ async function takeBackup(loaded, script) {
   return endNight(night, null);
 }
 
-/** Take the lock of a run, kept until this process ends. Throws Problem when it is taken: 3 when what an earlier run stopped is down, and its guard is at work, else 75. */
+/**
+ * Take the lock of a run, kept until this process ends. Throws Problem when it is taken: 3 when what an earlier run stopped
+ * is down, and its guard is at work, else 75.
+ */
 function takeRunLock(stateFolder) {
   if (takeLock(stateFolder, 2) !== null) return;
-  if (readLedgerQuietly(stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now', { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
+  if (readLedgerQuietly(stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now',
+    { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
   throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
 }
 
@@ -253,7 +258,8 @@ async function runTheNight(night) {
   if (trouble && !wasAsked) throw trouble;
   goOn(); // what went wrong because we were asked to end is not the reason to tell
   if (trouble) throw trouble;
-  if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
+  if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`,
+    { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
   if (plan.snapshot !== '') copied = await copyTheSnapshot(night, plan, manifest, copied);
   await proveTheArchive(night, plan, await finishColdPass(night, plan), copied);
 }
@@ -261,7 +267,8 @@ async function runTheNight(night) {
 /** When everything must run again, and when to begin with that. Throws Problem when the window is over, or leaves no time for a copy. */
 function tonightsDeadline(settings, windowEndsAt) {
   const { deadlineAt, beginStartAt, isTooLate } = deadlines(settings.maxDowntimeMinutes, new Date(), windowEndsAt, lastGoodRun(settings.stateFolder)?.startSeconds ?? 0);
-  if (isTooLate) throw new Problem('the window is over, or all but over: nothing was stopped', { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
+  if (isTooLate) throw new Problem('the window is over, or all but over: nothing was stopped',
+    { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
   return { deadlineAt, beginStartAt };
 }
 
@@ -286,7 +293,8 @@ async function tryThisMachine(settings, plan) {
   if (before !== plan.server) warn(`this server was called ${before} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
   const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
-  if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });
+  if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`,
+    { hint: 'make room: services are not stopped without a place for the ledger' });
   if (plan.snapshot !== '') {
     noteCopies(settings.stateFolder, plan.roots);
     await tryReflinks(plan.roots, plan.run);
@@ -327,7 +335,8 @@ async function proveTheArchive(night, plan, cold, { first, second, manifestText 
   try {
     const readBack = () => readFromArchive(settings, plan.archive, 'record/manifest.json', ownCache, WITHOUT_LOCK);
     const back = await readBack().catch(() => proof.isWaiting.then(readBack)); // until the waiting borg has the lock, a prune may be in the way
-    if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
+    if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`,
+      { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
   } catch (error) {
     await proof.callOff();
     throw error;
@@ -343,7 +352,8 @@ async function bringBackLeftovers(settings) {
   const left = readLedger(settings.stateFolder);
   if (!left) return;
   const down = await bringBack(settings.stateFolder, left, 'this run', settings);
-  if (down.length > 0) throw new Problem(`left stopped by the run of ${left.startedAt} and still not running: ${down.join(', ')}`, { exitCode: 3, hint: 'mend it first; then run `node backup.js recover`' });
+  if (down.length > 0) throw new Problem(`left stopped by the run of ${left.startedAt} and still not running: ${down.join(', ')}`,
+    { exitCode: 3, hint: 'mend it first; then run `node backup.js recover`' });
 }
 
 function beginNight(loaded, script) {
@@ -484,7 +494,10 @@ function named(name) {
   return /^[\w@%+=:,./*-]+$/.test(name) ? name : printable(JSON.stringify(name));
 }
 
-/** A command as a person may paste it into any shell. A word with line ends or unseen signs is written as bash reads it ($'...'): no line of it stands alone. */
+/**
+ * A command as a person may paste it into any shell. A word with line ends or unseen signs is written as bash reads it
+ * ($'...'): no line of it stands alone.
+ */
 function pasteable(argv) {
   const forBash = (word) => `$'${word.replace(/[\\']/g, '\\$&').replaceAll('\n', '\\n').replace(UNSEEN, asCode)}'`;
   return argv.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : word.includes('\n') || printable(word) !== word ? forBash(word) : `'${word.replaceAll("'", `'\\''`)}'`)).join(' ');
@@ -662,7 +675,10 @@ function listenToSignals() {
 /** Now, by a clock that nobody sets while this process runs: so that times of one run can be compared. */
 const steadyNow = () => new Date(performance.timeOrigin + performance.now());
 
-/** Wait in short steps until `condition` says yes, and look at once when `news` comes. Returns false when `seconds` are over. Throws when asked to stop. */
+/**
+ * Wait in short steps until `condition` says yes, and look at once when `news` comes. Returns false when `seconds` are over.
+ * Throws when asked to stop.
+ */
 async function waitUntil(seconds, condition, stepMs = 100, news = null) {
   const end = performance.now() + seconds * 1000; // no clock: that one may be set meanwhile
   for (;;) {
@@ -778,7 +794,10 @@ async function lookFor(what, argv, hint = '', options = {}) {
   return done.out;
 }
 
-/** Change something: printed, then done. Returns how it ended. A dry run never comes here; if one does, it is a fault of ours, and nothing is changed. */
+/**
+ * Change something: printed, then done. Returns how it ended. A dry run never comes here; if one does, it is a fault of
+ * ours, and nothing is changed.
+ */
 async function change(argv, options = {}) {
   if (mode.dryRun) throw new Error(`a dry run was about to change something: ${pasteable(argv)}`);
   say(`  $ ${pasteable(argv)}`);
@@ -846,7 +865,8 @@ function heldFolder(folder) {
     const { uid, mode } = fs.fstatSync(fd);
     if (uid === process.getuid?.() && (mode & 0o022) === 0 && fs.readdirSync(held).length === 0) return held;
   } catch { /* a link, or gone */ }
-  throw new Problem(`${named(folder)} is not the folder that was made just now: somebody else can write there`, { hint: 'restore into a folder that only root can change' });
+  throw new Problem(`${named(folder)} is not the folder that was made just now: somebody else can write there`,
+    { hint: 'restore into a folder that only root can change' });
 }
 
 /** Bytes that are free for us on the disk of a folder. */
@@ -900,7 +920,10 @@ const KINDS_OF_VALUE = {
   anything: () => true,
 };
 
-/** Given a value and the form it should have, returns the place of the first thing that is otherwise ('plan.roots[0].path', or `at` itself); '' when all is right. */
+/**
+ * Given a value and the form it should have, returns the place of the first thing that is otherwise ('plan.roots[0].path',
+ * or `at` itself); '' when all is right.
+ */
 function misfit(value, form, at = 'it') {
   if (typeof form === 'string') return KINDS_OF_VALUE[form](value) ? '' : at;
   if (Array.isArray(form)) return Array.isArray(value) ? firstOf(value.map((one, index) => () => misfit(one, form[0], `${at}[${index}]`))) : at;
@@ -920,7 +943,10 @@ function firstOf(looks) {
   return '';
 }
 
-/** What a program answered as JSON. Given what was asked, in words, how the program ended, and the form, returns the answer. Throws Problem when it is not understood. */
+/**
+ * What a program answered as JSON. Given what was asked, in words, how the program ended, and the form, returns the answer.
+ * Throws Problem when it is not understood.
+ */
 function answerOf(what, done, form, text = done.out) {
   let answer, odd = 'it is no JSON';
   try {
@@ -1398,7 +1424,8 @@ function readAsData(text, file, { lines, openLine }) {
     const line = Number(/^.*:(\d+)\n/.exec(said)?.[1] ?? 0), isOurs = line > text.split('\n').length; // in what we added
     const what = lines.size === 0 ? 'there is no `const settings = { ... };` in it' : isOurs ? 'it ends too early' : 'it is not valid JavaScript';
     const hint = openLine ? `the bracket opened in line ${openLine} is never closed, or by one of another kind` : /[\u2018-\u201f\u00b4]/.test(said) ? "write plain quotes: '" : '';
-    throw new Problem(`${file}${line && !isOurs ? `, line ${line}` : ''}: ${what}`, { exitCode: 64, ...(isOurs ? {} : { said }), ...(hint ? { hint } : {}) });
+    throw new Problem(`${file}${line && !isOurs ? `, line ${line}` : ''}: ${what}`,
+      { exitCode: 64, ...(isOurs ? {} : { said }), ...(hint ? { hint } : {}) });
   }
 }
 
@@ -1712,7 +1739,8 @@ async function unitPart(unit) {
   }
   const [facts = {}] = await describeUnits([unit]);
   if (facts.LoadState !== 'loaded') {
-    throw new Problem(`service ${unit}: no such unit here (${facts.LoadState})`, { hint: `look at \`systemctl list-units --all '*${unit.slice(0, 5)}*'\`` });
+    throw new Problem(`service ${unit}: no such unit here (${facts.LoadState})`,
+      { hint: `look at \`systemctl list-units --all '*${unit.slice(0, 5)}*'\`` });
   }
   // A socket, timer or path that starts the unit goes down with it, or the first request of the night would bring it back.
   const triggers = (await describeUnits(facts.TriggeredBy.split(' ').filter((one) => one !== ''))).filter((one) => stateOf(one) === 'running').map((one) => one.Id);
@@ -1772,7 +1800,10 @@ const DOCKER_GRACE_SECONDS = 10; // what `docker stop` waits when a container do
 
 const notOfARehearsal = (field) => `{{if not (.Label "${SANDBOX_MARK}")}}{{.${field}}}{{end}}`;
 
-/** Every container of this host, running or not, but for those of rehearsals. [] when Docker is not installed or does not answer and nobody asked for it. */
+/**
+ * Every container of this host, running or not, but for those of rehearsals. [] when Docker is not installed or does not
+ * answer and nobody asked for it.
+ */
 async function findContainers(needed) {
   const list = await look(['docker', 'ps', '--all', '--no-trunc', `--format=${notOfARehearsal('ID')}`]);
   if (list.code !== 0) {
@@ -1840,7 +1871,8 @@ function containerParts(what, all) {
 
 function containerPart(one) {
   if (one.paused) throw new Problem(`container ${one.name} is paused`, { hint: `\`docker unpause ${one.name}\`, or take it out of \`stop\`` });
-  if (one.removedOnStop && one.running) throw new Problem(`container ${one.name} was made with --rm: Docker removes it when it stops, and nobody could start it again`, { hint: `make it anew without --rm, or take it out of \`stop\`` });
+  if (one.removedOnStop && one.running) throw new Problem(`container ${one.name} was made with --rm: Docker removes it when it stops, and nobody could start it again`,
+    { hint: `make it anew without --rm, or take it out of \`stop\`` });
   return {
     name: `container ${one.name}`,
     kind: 'container',
@@ -2521,7 +2553,10 @@ function parseLine(line) {
   }
 }
 
-/** Ask borg something that changes nothing in the repository, with so much patience for its locks. Returns how it ended. It need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it. */
+/**
+ * Ask borg something that changes nothing in the repository, with so much patience for its locks. Returns how it ended. It
+ * need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it.
+ */
 async function askBorg(settings, words, options = {}, lockWait = PATIENT_LOCK_WAIT) {
   const [command, ...rest] = words;
   const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', lockWait]), command, ...rest],
@@ -2539,7 +2574,8 @@ async function borgVersion() {
   if (done.code !== 0) throw failure('borg does not run', done, 'install it: `apt-get install borgbackup`');
   const found = /\d+\.\d+\S*/.exec(done.out)?.[0] ?? '';
   const [major, minor] = found.split('.').map(Number);
-  if (major !== 1) throw new Problem(`borg ${found} is installed, but this script speaks to borg 1.2 and 1.4`, { hint: 'install borg 1.4 beside it; borg 2 repositories are a format of their own' });
+  if (major !== 1) throw new Problem(`borg ${found} is installed, but this script speaks to borg 1.2 and 1.4`,
+    { hint: 'install borg 1.4 beside it; borg 2 repositories are a format of their own' });
   if (minor < 2) throw new Problem(`borg ${found} is too old`, { hint: 'version 1.2.5 or newer is needed' });
   return version = found;
 }
@@ -2547,14 +2583,16 @@ async function borgVersion() {
 /** What the repository says of itself; brings borg's cache in step, which would otherwise cost time while services are down. */
 async function tryRepository(settings) {
   for (const [key, file] of Object.entries({ keyFile: settings.keyFile, passphraseFile: settings.passphraseFile, ...(isRemote(settings) ? { sshKey: settings.sshKey } : {}) })) {
-    if (!fs.existsSync(file)) throw new Problem(`${key} ${named(file)} is not there`, { hint: 'run `node backup.js setup`, or bring it back from the recovery sheet' });
+    if (!fs.existsSync(file)) throw new Problem(`${key} ${named(file)} is not there`,
+      { hint: 'run `node backup.js setup`, or bring it back from the recovery sheet' });
   }
   let done = await askBorg(settings, ['info', '--json'], {}, SHORT_LOCK_WAIT);
   if (/"msgid": "LockTimeout"/.test(done.said)) done = await askBorg(settings, ['info', '--json']);
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure('the repository cannot be used', done);
   const facts = answerOf('the repository cannot be used', done, { encryption: { mode: 'text' }, repository: { id: 'text' } });
   const encryption = String(facts.encryption.mode);
-  if (/^(none|authenticated)/.test(encryption)) throw new Problem(`the repository is not encrypted (${encryption}): the storage could read everything`, { hint: 'make a new one with `node backup.js setup`' });
+  if (/^(none|authenticated)/.test(encryption)) throw new Problem(`the repository is not encrypted (${encryption}): the storage could read everything`,
+    { hint: 'make a new one with `node backup.js setup`' });
   return { id: facts.repository.id, encryption };
 }
 
@@ -2616,7 +2654,8 @@ function beginPass(settings, command, options) {
     });
     program = null;
     goOn(); // borg may have ended because we asked it to
-    if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${listener.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
+    if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${listener.reached()}`,
+      { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
     if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
     const { id: archiveId, stats } = answerOf(options.title, done, { archive: { id: 'text', stats: { nfiles: 'number', original_size: 'number', compressed_size: 'number', deduplicated_size: 'number' } } }).archive;
     return { archiveId, files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size, seconds: (Date.now() - began) / 1000, ...listener.found };
@@ -2697,7 +2736,10 @@ function progressTeller(title, expectedBytes) {
 
 const WITHOUT_LOCK = ['--bypass-lock']; // a run that is under way is not in the way
 
-/** Given the server ('' = any) and an archive's name, what kind it is. 'other': neither this script nor an interrupted pass of it writes such a name there. */
+/**
+ * Given the server ('' = any) and an archive's name, what kind it is. 'other': neither this script nor an interrupted pass
+ * of it writes such a name there.
+ */
 function kindOf(server, name) {
   const own = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(-warm\\.checkpoint)?((?:\\.checkpoint(?:\\.\\d+)?)?)$`).exec(name);
   if (!own) return 'other';
@@ -2801,14 +2843,20 @@ async function tryConnection(settings) {
   throw failure('no ssh connection to the storage', done, hint);
 }
 
-/** What the server on the storage says of itself: its command line as Python lists it, and borg's version; null when it does not say. Nothing is opened or written. */
+/**
+ * What the server on the storage says of itself: its command line as Python lists it, and borg's version; null when it does
+ * not say. Nothing is opened or written.
+ */
 async function serverCommandLine(ssh) {
   const report = await look(['sh', '-c', 'bytes=$1; shift; printf %s "$bytes" | base64 -d | exec "$@"', 'sh', ASK_SERVER, ...ssh, 'borg serve']);
   const text = `${report.out}\n${report.said}`;
   return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
 }
 
-/** Whether a repository beside ours is refused, as one below the same folder would not be with `--restrict-to-path`. Returns null when it cannot be seen. It asks for a list, and makes nothing. */
+/**
+ * Whether a repository beside ours is refused, as one below the same folder would not be with `--restrict-to-path`. Returns
+ * null when it cannot be seen. It asks for a list, and makes nothing.
+ */
 async function refusesOthers(settings) {
   const done = await askBorg({ ...settings, repository: `${settings.repository.replace(/\/+$/, '')}-other` }, ['list', '--short']);
   if (/PathNotAllowed|Repository path not allowed/.test(done.said)) return true;
@@ -3204,7 +3252,10 @@ function noteCopies(stateFolder, roots) {
   writeDurably(listFile(stateFolder), `${JSON.stringify({ copies: roots.filter(hasCopy).map(({ way, copy }) => ({ way, copy })) }, null, 1)}\n`);
 }
 
-/** Try one file of each path that is to be copied by reflink, while everything runs: xfs may have been made without it. What cannot be is told, and read while everything is stopped. */
+/**
+ * Try one file of each path that is to be copied by reflink, while everything runs: xfs may have been made without it. What
+ * cannot be is told, and read while everything is stopped.
+ */
 async function tryReflinks(roots, run) {
   for (const root of roots.filter((one) => one.way === 'reflink')) {
     const sample = (await look(['find', root.path, '-type', 'f', '-size', '+16k', '-print', '-quit'])).out.replace(/\n$/, '') || root.path;
@@ -3227,7 +3278,10 @@ async function flushDisks(roots) {
   await look(['sync', '--file-system', ...roots.filter(isOnWrite).map((root) => root.path)], { seconds: 600 });
 }
 
-/** Make the copies; everything is stopped. `run` marks what makes them: whoever finds the run dead ends it before it removes them. Throws Problem when one cannot be made. */
+/**
+ * Make the copies; everything is stopped. `run` marks what makes them: whoever finds the run dead ends it before it removes
+ * them. Throws Problem when one cannot be made.
+ */
 async function makeCopies(roots, run) {
   const ends = await Promise.allSettled(copyCommands(roots).map((argv) => change(argv, { seconds: LONGEST_COPY_SECONDS, env: markOfRun(run) }))); // all have ended before any is removed
   goOn(); // one may have ended because we were asked to
@@ -3277,7 +3331,10 @@ function copyOf(file, roots) {
   return root ? `${root.copy}${file.slice(root.path.length)}` : file;
 }
 
-/** What every original is, to be compared when borg has read its copy: one that was moved away takes the mount on it along, and borg reads what runs. */
+/**
+ * What every original is, to be compared when borg has read its copy: one that was moved away takes the mount on it along,
+ * and borg reads what runs.
+ */
 function whatLies(roots) {
   return roots.filter(hasCopy).map((root) => `${root.path} ${deviceAndInode(root.path)}`).join('\n');
 }
@@ -3297,7 +3354,8 @@ function howRead({ way, because }) {
 function serverName(settings) {
   const name = settings.server || os.hostname().split('.')[0];
   if (/^[A-Za-z0-9][\w.-]*$/.test(name) && !name.startsWith('proven-')) return name;
-  throw new Problem(`the host name ${named(name)} cannot start an archive's name`, { exitCode: 64, hint: 'set `server` to letters, digits, dots and dashes' });
+  throw new Problem(`the host name ${named(name)} cannot start an archive's name`,
+    { exitCode: 64, hint: 'set `server` to letters, digits, dots and dashes' });
 }
 
 /**
@@ -3322,7 +3380,8 @@ async function makePlan(settings, now) {
   for (const part of parts) part.dataDirectory ??= allClusters.find((one) => one.container !== '' && one.container === part.container)?.dataDirectory;
   const run = randomUUID(), { roots: found, cold } = await findRoots(settings, clusters, containers, stopped);
   const roots = settings.snapshot === 'yes' ? await chooseWays(found, settings.stateFolder, run) : found;
-  if (roots.length === 0) throw new Problem('there is nothing to save: no folder, no volume, and no cluster', { hint: 'fill in `folders`, `volumes`, or name a cluster in `stop`' });
+  if (roots.length === 0) throw new Problem('there is nothing to save: no folder, no volume, and no cluster',
+    { hint: 'fill in `folders`, `volumes`, or name a cluster in `stop`' });
   const isSaved = (file) => roots.some((root) => isBelow(file, root.path));
   for (const cluster of allClusters.filter((one) => isSaved(one.dataDirectory) && !clusters.includes(one))) {
     refuseRunningCluster(cluster, parts);
@@ -3360,7 +3419,8 @@ async function findPart(one, settings, containers, clusters) {
 async function ownPart(one) {
   const { code, timedOut, argv, said } = await look(one.running);
   if (code === 127 || code === 126 || timedOut) {
-    throw new Problem(`${one.name}: its \`running\` command does not work`, { ran: argv, said, hint: 'it must exit 0 while the part runs, and something else while it does not' });
+    throw new Problem(`${one.name}: its \`running\` command does not work`,
+      { ran: argv, said, hint: 'it must exit 0 while the part runs, and something else while it does not' });
   }
   return { name: one.name, kind: 'command', wasRunning: code === 0, running: one.running, stop: one.stop, start: outlivingUs(one.start) };
 }
@@ -3382,7 +3442,8 @@ async function findRoots(settings, clusters, containers, stopped) {
     if (fs.existsSync(plain) && fs.realpathSync(plain) !== plain) roots.push({ path: fs.realpathSync(plain), why: `folder ${plain} leads here`, strict: false, ...asItLies });
   }
   for (const { path: file, why } of roots) {
-    if (!fs.existsSync(file)) throw new Problem(`${named(file)} (${why}) does not exist`, { hint: 'nothing was stopped; mend the settings, or mount what is missing' });
+    if (!fs.existsSync(file)) throw new Problem(`${named(file)} (${why}) does not exist`,
+      { hint: 'nothing was stopped; mend the settings, or mount what is missing' });
   }
   const seen = new Set();
   const unique = roots.filter((root) => !seen.has(root.path) && seen.add(root.path));
@@ -3397,13 +3458,15 @@ function refuseRunningCluster(cluster, parts) {
   const isStopped = parts.some((part) => part.dataDirectory === cluster.dataDirectory || (cluster.container !== '' && part.container === cluster.container));
   if (cluster.pid === 0 || isStopped) return;
   const what = cluster.container ? `container ${cluster.container}` : `postgres ${cluster.name}`;
-  throw new Problem(`${named(cluster.dataDirectory)} would be saved, but PostgreSQL runs in it and nothing stops it: the copy would be worthless`, { hint: `name '${what}' in \`stop\`` });
+  throw new Problem(`${named(cluster.dataDirectory)} would be saved, but PostgreSQL runs in it and nothing stops it: the copy would be worthless`,
+    { hint: `name '${what}' in \`stop\`` });
 }
 
 // One that does not run stays as it is all night: what is wrong with it now would only be found once everything is stopped.
 function refuseCrashedCluster({ name, dataDirectory, pid }) {
   const why = pid === 0 ? whyNotCold(dataDirectory) : [];
-  if (why.length > 0) throw new Problem(`cluster ${named(name)} does not run and is not proven cold: ${why.join(', ')}`, { hint: 'start it and let it recover; then stop it cleanly, or let it run' });
+  if (why.length > 0) throw new Problem(`cluster ${named(name)} does not run and is not proven cold: ${why.join(', ')}`,
+    { hint: 'start it and let it recover; then stop it cleanly, or let it run' });
 }
 
 // What is found here and saved by nothing is told every night: the database that was added last year and never backed up.
@@ -3415,7 +3478,8 @@ function warnOfUnsaved(clusters, containers, isSaved) {
       if (!location || !isSaved(location)) warn(`tablespace ${oid} of ${named(cluster.name)} in ${named(location || link)} is not saved: ${how}`);
     }
     const wal = cluster.container ? hostPathOf(cluster.walFolder, containers.find((one) => one.name === cluster.container)?.mounts ?? []) || cluster.walFolder : cluster.walFolder;
-    if (isSaved(cluster.dataDirectory) && !isSaved(wal)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved, and without it the copy does not start`, { hint: how });
+    if (isSaved(cluster.dataDirectory) && !isSaved(wal)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved, and without it the copy does not start`,
+      { hint: how });
   }
   warnOfUnsavedVolumes(containers, isSaved);
 }
@@ -3438,24 +3502,31 @@ const LONGEST_RECORD = 1 << 20;
  */
 async function prove(plan, file) {
   const gone = plan.roots.find((root) => !fs.existsSync(root.path)); // borg passes over it with a warning that names no file
-  if (gone) throw new Problem(`${named(gone.path)} (${gone.why}) is gone: it was there when the run began`, { hint: 'is something unmounted, or moved? This archive does not count as a backup' });
+  if (gone) throw new Problem(`${named(gone.path)} (${gone.why}) is gone: it was there when the run began`,
+    { hint: 'is something unmounted, or moved? This archive does not count as a backup' });
   for (const { name, container, database, wasRunning } of plan.parts) {
     if (!container || !wasRunning) continue;
     const { exitCode, state } = await containerState(container);
-    if (state !== 'stopped') throw new Problem(`${name} runs: something started it while it should be stopped`, { hint: `look at \`docker logs ${container}\` for who did` });
+    if (state !== 'stopped') throw new Problem(`${name} runs: something started it while it should be stopped`,
+      { hint: `look at \`docker logs ${container}\` for who did` });
     if (exitCode !== KILLED) continue;
-    if (database) throw new Problem(`${name} (${database}) was killed, it did not stop by itself: its files are not cold`, { hint: `look at \`docker logs ${container}\`; give it more time with \`stopTimeoutSeconds\`` });
+    if (database) throw new Problem(`${name} (${database}) was killed, it did not stop by itself: its files are not cold`,
+      { hint: `look at \`docker logs ${container}\`; give it more time with \`stopTimeoutSeconds\`` });
     warn(`${name} had to be killed: it did not stop by itself in its time`);
   }
   const clusters = plan.clusters.map(({ name, dataDirectory }) => {
     const why = whyNotCold(dataDirectory);
-    if (why.length > 0) throw new Problem(`cluster ${named(name)} is not proven cold: ${why.join(', ')}`, { hint: 'start it, let it recover, stop it by hand and look at its log' });
+    if (why.length > 0) throw new Problem(`cluster ${named(name)} is not proven cold: ${why.join(', ')}`,
+      { hint: 'start it, let it recover, stop it by hand and look at its log' });
     return { name, dataDirectory, ...controlState(dataDirectory) };
   });
   return { provenAt: new Date().toISOString(), clusters, ...await writeListing(plan, file, plan.roots.filter((root) => root.way !== 'subvolume')) };
 }
 
-/** Write size and times of every file below some roots to `file`; returns how many they are and the sum of the listing. fromCopies: read in their snapshot, and added to what is there. */
+/**
+ * Write size and times of every file below some roots to `file`; returns how many they are and the sum of the listing.
+ * fromCopies: read in their snapshot, and added to what is there.
+ */
 async function writeListing(plan, file, roots, fromCopies = false) {
   const fd = fs.openSync(file, fromCopies ? 'a' : 'w', 0o600);
   try {
@@ -3476,7 +3547,8 @@ async function writeListing(plan, file, roots, fromCopies = false) {
     files++;
     if (!record.endsWith(CONTROL_FILE)) return;
     const control = pathIn(record), folder = control.slice(0, -CONTROL_FILE.length); // a cluster that the plan does not know
-    if (!known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`, { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
+    if (!known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`,
+      { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
   }, (piece) => sum.update(piece));
   return { files, listingSha256: sum.digest('hex') };
 }
@@ -3533,7 +3605,8 @@ async function proveCopies(plan, first, file) {
   try {
     await writeListing(plan, again, copied, true);
     const [was, is] = [await sumOfListing(file, copied), await sumOfListing(again, copied)];
-    if (was !== is) throw new Problem(`the copies on ${copied.map((root) => named(root.path)).join(', ')} are not what was stopped: ${was.split(' ')[0]} files then, ${is.split(' ')[0]} there`, { hint: 'did something change there while it was copied? This archive does not count as a backup' });
+    if (was !== is) throw new Problem(`the copies on ${copied.map((root) => named(root.path)).join(', ')} are not what was stopped: ${was.split(' ')[0]} files then, ${is.split(' ')[0]} there`,
+      { hint: 'did something change there while it was copied? This archive does not count as a backup' });
   } finally {
     fs.rmSync(again, { force: true });
   }
@@ -3591,7 +3664,10 @@ const ELSEWHERE = '/var/lib/cold-backup/elsewhere'; // links to ledgers in other
 
 const ledgerFile = (stateFolder) => path.join(stateFolder, 'ledger.json');
 
-/** Take a lock of a state folder: that of runs, or another one by its name. Returns the open file that holds it (the kernel lets go when this process ends, however it ends), or null. */
+/**
+ * Take a lock of a state folder: that of runs, or another one by its name. Returns the open file that holds it (the kernel
+ * lets go when this process ends, however it ends), or null.
+ */
 function takeLock(stateFolder, waitSeconds, name = 'lock') {
   const file = path.join(stateFolder, name);
   let fd;
@@ -3604,7 +3680,8 @@ function takeLock(stateFolder, waitSeconds, name = 'lock') {
   const { status } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd], env: { PATH: programPath() } });
   if (status === 0) return fd;
   fs.closeSync(fd);
-  if (status !== 1) throw new Problem('flock(1) does not work: without it two runs could go on at the same time', { hint: 'install util-linux; is it on the PATH?' });
+  if (status !== 1) throw new Problem('flock(1) does not work: without it two runs could go on at the same time',
+    { hint: 'install util-linux; is it on the PATH?' });
   return null;
 }
 
@@ -3626,7 +3703,8 @@ function readLedger(stateFolder) {
     if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return null;
     throw new Problem(`${file} cannot be read: ${error.message}`, { exitCode: 3 });
   }
-  const bad = (why) => new Problem(`${file} is damaged: ${why}`, { exitCode: 3, hint: `read it: it tells what was stopped and how to start it; start that by hand, then remove the file` });
+  const bad = (why) => new Problem(`${file} is damaged: ${why}`,
+    { exitCode: 3, hint: `read it: it tells what was stopped and how to start it; start that by hand, then remove the file` });
   if (![0, process.getuid?.()].includes(facts.uid) || (facts.mode & 0o022) !== 0) throw bad('others could have written it'); // what stands in it is run as root
   let ledger;
   try {
@@ -3742,7 +3820,8 @@ function rename(from, to) {
     fs.renameSync(inItsFolder(from), inItsFolder(to));
   } catch (error) {
     if (error.code !== 'EXDEV') throw error;
-    throw new Problem(`${named(from)} cannot be moved to ${named(to)}: they do not lie on one file system`, { hint: `is this an overlay (a container, a live system)? What its lower layer brought cannot be renamed there: make the folder its own first, with cp -a beside it, rm -r, mv` });
+    throw new Problem(`${named(from)} cannot be moved to ${named(to)}: they do not lie on one file system`,
+      { hint: `is this an overlay (a container, a live system)? What its lower layer brought cannot be renamed there: make the folder its own first, with cp -a beside it, rm -r, mv` });
   } finally {
     opened.forEach((fd) => fs.closeSync(fd));
   }
@@ -3765,7 +3844,8 @@ function undoSwap(swap, stamp) {
  */
 function settleSwaps(restore) {
   const states = restore.swaps.map(stateOfSwap), lost = restore.swaps[states.indexOf('unknown')];
-  if (lost) throw new Problem(`neither the old nor the new contents of ${named(lost.place)} can be seen`, { exitCode: 3, hint: 'is its disk mounted? Mount it, then run `node backup.js recover`' });
+  if (lost) throw new Problem(`neither the old nor the new contents of ${named(lost.place)} can be seen`,
+    { exitCode: 3, hint: 'is its disk mounted? Mount it, then run `node backup.js recover`' });
   const isNew = states.length > 0 && states.every((state) => state === 'done');
   if (!isNew) for (const swap of [...restore.swaps].reverse()) undoSwap(swap, restore.stamp);
   for (const { path: folder, before, after } of restore.folders) giveFolder(folder, isNew ? after : before);
@@ -3868,7 +3948,10 @@ function tops(asides) {
   return [...new Set(asides.map((one) => /^(.*?\bbefore-restore-[^/]*)\//.exec(one)?.[1] ?? one))];
 }
 
-/** Given the ledger of a restore, settles its swaps, notes what runs in the new state, and shows systemd new units. The stagings stay until things have been started. */
+/**
+ * Given the ledger of a restore, settles its swaps, notes what runs in the new state, and shows systemd new units. The
+ * stagings stay until things have been started.
+ */
 async function settleRestore(ledger) {
   const restore = ledger.restore;
   if (restore.state !== '') return;
@@ -4518,7 +4601,10 @@ function parentsOf(roots) {
   return [...parents.values()].sort((one, other) => (one.path < other.path ? -1 : 1));
 }
 
-/** Write manifest.json with the proof, and RESTORE.md in this language. Given the manifest, returns its text: what borg is fed, and what will be read back. */
+/**
+ * Write manifest.json with the proof, and RESTORE.md in this language. Given the manifest, returns its text: what borg is
+ * fed, and what will be read back.
+ */
 function finishRecord({ stateFolder, language }, manifest) {
   const folder = recordFolder(stateFolder);
   fs.writeFileSync(path.join(folder, 'RESTORE.md'), restoreText(manifest, language), { mode: 0o600 });
@@ -4553,9 +4639,13 @@ const MANIFEST_FORM = {
   plan: { roots: [{ path: 'path', why: 'text' }], clusters: [{ ...SAVED_CLUSTER, pid: 'id' }], parts: [{ name: 'text', kind: 'text', group: 'number' }], exclude: ['text'] },
 };
 
-/** Given the text of an archive's manifest and the archive's name, returns it. Throws Problem when it is not what this script writes: then nothing in it is used. */
+/**
+ * Given the text of an archive's manifest and the archive's name, returns it. Throws Problem when it is not what this script
+ * writes: then nothing in it is used.
+ */
 function soundManifest(text, archive) {
-  const bad = (what) => new Problem(`the record of ${archive} cannot be trusted: ${what}`, { hint: `look at it: node backup.js borg extract --stdout ::${archive} record/manifest.json` });
+  const bad = (what) => new Problem(`the record of ${archive} cannot be trusted: ${what}`,
+    { hint: `look at it: node backup.js borg extract --stdout ::${archive} record/manifest.json` });
   let manifest;
   try {
     manifest = JSON.parse(text);
@@ -4718,7 +4808,10 @@ async function copyOnWrite(night, plan) {
   return { first, second: await stillCold(night, plan, first), manifestText: '' };
 }
 
-/** Services run again: prove of the copies that they are what was stopped, and let borg read them. Throws Problem when they are not, or when space runs short. */
+/**
+ * Services run again: prove of the copies that they are what was stopped, and let borg read them. Throws Problem when they
+ * are not, or when space runs short.
+ */
 async function copyTheSnapshot(night, plan, manifest, { first, second }) {
   const { stateFolder } = night.loaded.settings, was = whatLies(plan.roots);
   const endWatch = watchSpace(plan.roots, (why) => askToStop(why, 2, 'make room, or set `snapshot: \'no\'`'));
@@ -4746,7 +4839,10 @@ async function stillCold(night, plan, first) {
   return second;
 }
 
-/** Services run again, and borg has read everything: let it finish the archive, and judge what it says. Throws Problem when the archive is no backup. */
+/**
+ * Services run again, and borg has read everything: let it finish the archive, and judge what it says. Throws Problem when
+ * the archive is no backup.
+ */
 async function finishColdPass(night, plan) {
   const late = setTimeout(() => askToStop('the storage did not take the end of the copy within an hour', 2), 3_600_000);
   const cold = await night.cold.end.finally(() => clearTimeout(late));
@@ -4760,8 +4856,10 @@ function judgePass(plan, { changed, unread, complaints }) {
   const isCold = (file) => plan.cold.some((root) => isBelow(file, root));
   const broken = [...changed, ...unread].filter(isCold);
   const lost = plan.roots.find((root) => unread.includes(root.path));
-  if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`, { said: complaints.slice(-5).join('\n') });
-  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`, { said: complaints.slice(-5).join('\n') });
+  if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`,
+    { said: complaints.slice(-5).join('\n') });
+  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`,
+    { said: complaints.slice(-5).join('\n') });
   for (const file of unread) warn(`not in the archive, borg could not read it: ${named(file)}`);
   for (const file of changed) warn(`changed while it was copied: ${named(file)}`);
 }
@@ -4792,7 +4890,10 @@ function summary(line, services) {
   ].join('\n');
 }
 
-/** The message of a run. Given its history line, what is down, the outcome, the state of services and a language: outcome and server come first. The body is the summary, in the terminal's words. */
+/**
+ * The message of a run. Given its history line, what is down, the outcome, the state of services and a language: outcome and
+ * server come first. The body is the summary, in the terminal's words.
+ */
 function messageOf(line, down, outcome, services, language) {
   const words = WORDS[language].message, time = span(line.downSeconds);
   const text = { start: words.start, good: words.good(time), warning: words.warning(line.warnings.length, time), failed: words.failed(line.error), down: words.down(down.join(', ')) }[outcome];
@@ -4811,7 +4912,10 @@ function messageOf(line, down, outcome, services, language) {
 const guardFile = (stateFolder) => path.join(stateFolder, 'guard.json');
 const RETRY_SECONDS = 15;
 
-/** Given the script, its state folder and settings file, starts the guard and waits until it watches. night: of a backup, its archive and when it began. Returns its pid. Throws Problem: nothing may be stopped without it. */
+/**
+ * Given the script, its state folder and settings file, starts the guard and waits until it watches. night: of a backup, its
+ * archive and when it began. Returns its pid. Throws Problem: nothing may be stopped without it.
+ */
 async function armGuard(script, stateFolder, settingsFile, run, night = []) {
   fs.rmSync(guardFile(stateFolder), { force: true });
   const command = [process.execPath, script, 'guard', stateFolder, run, String(process.pid), startOfProcess(process.pid), ...night, '--settings', settingsFile];
@@ -5031,7 +5135,8 @@ async function recoverIn(stateFolder, settings) {
     if (!ledger) return 0;
     keepTranscript(stateFolder, 'recover');
     const down = await bringBack(stateFolder, ledger, 'recover', settings);
-    if (down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover` again' }), servicesNow(ledger, down));
+    if (down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`,
+      { hint: 'look at its own log, mend it, then run `node backup.js recover` again' }), servicesNow(ledger, down));
     return down.length > 0 ? 3 : 0;
   } finally {
     fs.closeSync(lock);
@@ -5045,7 +5150,10 @@ async function recoverIn(stateFolder, settings) {
 
 const MOST_VERSIONS = 30_000; // of files that `find` keeps in mind, about 1 kB each
 
-/** What was asked of borg. When it failed, a borg that is missing or too old is the better story; asking that first would cost every look a start of it. */
+/**
+ * What was asked of borg. When it failed, a borg that is missing or too old is the better story; asking that first would
+ * cost every look a start of it.
+ */
 async function orWrongBorg(asked) {
   try {
     return await asked;
@@ -5055,7 +5163,10 @@ async function orWrongBorg(asked) {
   }
 }
 
-/** `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of one. Returns 0, or 1 with warnings. */
+/**
+ * `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of
+ * one. Returns 0, or 1 with warnings.
+ */
 async function list(settings, server, words) {
   const archives = await orWrongBorg(listArchives(settings, server));
   if (words.length > 0) return listFiles(settings, archiveMeant(archives, words[0], 'look'), words[1]);
@@ -5077,7 +5188,8 @@ function archiveLine(one) {
 function archiveMeant(archives, name, use = 'restore') {
   if (name === 'latest') {
     const proven = archives.filter((one) => one.kind === 'proven'), come = proven.filter((one) => Date.parse(one.madeAt) < Date.now() + 3_600_000), ahead = proven.length - come.length, newest = [...(come.length > 0 ? come : proven)].pop();
-    if (proven.length === 0) throw new Problem('there is no proven archive yet', { hint: '`node backup.js list` shows what there is; an unproven one has to be named in full' });
+    if (proven.length === 0) throw new Problem('there is no proven archive yet',
+      { hint: '`node backup.js list` shows what there is; an unproven one has to be named in full' });
     if (ahead > 0) warn(`${count(ahead, 'archive')} bear${ahead === 1 ? 's' : ''} a time that is still to come, as ${proven[proven.length - 1].archive}: a clock was wrong, there or here. ${come.length > 0 ? 'Not counting these,' : 'All do, so'} the latest is ${newest.archive}`);
     return newest.archive;
   }
@@ -5092,13 +5204,19 @@ function archiveMeant(archives, name, use = 'restore') {
   return found.archive;
 }
 
-/** The archives of this name that no run here remembers, though they are newer than its last good one: another server writes under the same name. Given the history, too. */
+/**
+ * The archives of this name that no run here remembers, though they are newer than its last good one: another server writes
+ * under the same name. Given the history, too.
+ */
 function strangersAmong(archives, history) {
   const own = new Set(history.map((line) => line.archive)), last = history.filter((line) => line.kind === 'run' && line.exitCode < 2).pop();
   return !last ? [] : archives.filter((one) => one.kind === 'proven' && !own.has(one.archive) && one.madeAt > stampOf(last.archive)).map((one) => one.archive);
 }
 
-/** Given what `latest` came to, warns when it is not what the last good run here wrote: another server's, or a clock was wrong, or somebody deleted. */
+/**
+ * Given what `latest` came to, warns when it is not what the last good run here wrote: another server's, or a clock was
+ * wrong, or somebody deleted.
+ */
 function warnUnlessOurs(stateFolder, archives, latest) {
   const last = lastGoodRun(stateFolder)?.archive ?? latest;
   if (last === latest) return;
@@ -5116,7 +5234,8 @@ function entryIn(line) {
     const one = JSON.parse(line);
     if (misfit(one, { path: 'text', type: 'text', 'source?': 'text', 'size?': 'number' }) === '') return one;
   } catch { /* cut off */ }
-  throw new Problem('a line of the listing of an archive cannot be read', { said: line.slice(0, 200), hint: 'call it again; when it stays so: node backup.js borg check' });
+  throw new Problem('a line of the listing of an archive cannot be read',
+    { said: line.slice(0, 200), hint: 'call it again; when it stays so: node backup.js borg check' });
 }
 
 // borg's own lines are not shown: a line end in a file's name would look like another file.
@@ -5137,7 +5256,8 @@ async function listFiles(settings, archive, file) {
 }
 
 function notInArchive(archive, missing) {
-  return new Problem(`not in ${archive}: ${missing.map(named).join(', ')}`, { hint: `node backup.js find ${pasteable([path.basename(missing[0])])}` });
+  return new Problem(`not in ${archive}: ${missing.map(named).join(', ')}`,
+    { hint: `node backup.js find ${pasteable([path.basename(missing[0])])}` });
 }
 
 /** `find PATTERN`: which archives hold the files whose path contains the text (or matches the glob), newest first. Returns 0, or 1 when none does. */
@@ -5264,7 +5384,10 @@ function isOurs(program) {
   });
 }
 
-/** Open a sandbox in FOLDER (new, empty): PLACES are seen inside where they say. Throws Problem when this machine does not let us lock anything in. */
+/**
+ * Open a sandbox in FOLDER (new, empty): PLACES are seen inside where they say. Throws Problem when this machine does not
+ * let us lock anything in.
+ */
 async function openSandbox(folder, places, programs) {
   const own = path.join(folder, 'own'), isRoot = process.getuid?.() === 0, user = isRoot ? OWN_USER : process.getuid();
   fs.mkdirSync(own, { recursive: true, mode: 0o700 });
@@ -5307,7 +5430,8 @@ async function readyOrNot(child, argv) {
     child.once('error', (error) => { said += error.message; resolve(false); });
     child.once('exit', () => resolve(false));
   });
-  if (!isReady) throw new Problem('a copy of PostgreSQL cannot be locked in here, so it is not started', { ran: argv.slice(0, 12), said: lastLines(said, 3), hint: 'rehearse it on another machine, where root may make namespaces: `node backup.js drill` runs on the operator\'s computer, too' });
+  if (!isReady) throw new Problem('a copy of PostgreSQL cannot be locked in here, so it is not started',
+    { ran: argv.slice(0, 12), said: lastLines(said, 3), hint: 'rehearse it on another machine, where root may make namespaces: `node backup.js drill` runs on the operator\'s computer, too' });
 }
 
 // What a copy may not have: every one of these could reach out, or needs what is not here. On the command line nothing overrules them.
@@ -5343,7 +5467,8 @@ async function startInside(sandbox, programs, dataDirectory, onHost, roles) {
   const control = (...words) => look([...sandbox.words, path.join(programs.binaries, 'pg_ctl'), ...words, '-D', dataDirectory, '-w', '-t', '3600', '-s'], { seconds: 3700 });
   const begin = async () => {
     const done = await control('start', '-l', '/own/log', '-o', options.map((word) => `'${word.replaceAll("'", `'\\''`)}'`).join(' ')); // pg_ctl gives them to a shell
-    if (done.code !== 0) throw new Problem('PostgreSQL does not start on the copy', { ran: ['pg_ctl', 'start', '-D', dataDirectory], said: said() || done.said });
+    if (done.code !== 0) throw new Problem('PostgreSQL does not start on the copy',
+      { ran: ['pg_ctl', 'start', '-D', dataDirectory], said: said() || done.said });
   };
   const asSuperuser = async (role) => {
     useRole(cluster, role);
@@ -5359,7 +5484,8 @@ async function startInside(sandbox, programs, dataDirectory, onHost, roles) {
     path.join(programs.binaries, 'postgres'), '--single', '-D', dataDirectory, ...options, 'template1'], { seconds: 3600 });
   await begin();
   const found = await asSuperuser(/rolname = "(.*)"\t\(typeid/.exec(alone.out)?.[1] ?? '');
-  if (!found) throw new Problem('PostgreSQL runs on the copy, but no superuser of it may log in', { said: said(), hint: `tried: ${roles.map(named).join(', ')}` });
+  if (!found) throw new Problem('PostgreSQL runs on the copy, but no superuser of it may log in',
+    { said: said(), hint: `tried: ${roles.map(named).join(', ')}` });
   return found;
 }
 
@@ -5374,7 +5500,10 @@ const WRITABLE = { default_transaction_read_only: 'off' }; // it is ours, and em
 const sqlText = (text) => `'${text.replaceAll("'", "''")}'`;
 const sqlData = (data) => `${sqlText(JSON.stringify(data))}::jsonb`;
 
-/** Make an empty cluster below FOLDER and start it, locked in. Returns null when there is no such program. Throws Problem when it, or this machine, does not let us. */
+/**
+ * Make an empty cluster below FOLDER and start it, locked in. Returns null when there is no such program. Throws Problem
+ * when it, or this machine, does not let us.
+ */
 async function startTrial(programs, folder) {
   const sandbox = await openSandbox(fs.mkdtempSync(path.join(folder, 'cold-backup-judge-')), programs.image || !fs.existsSync('/opt') ? [] : [{ from: '/opt', at: '/opt' }], programs); // libraries may need others from there
   const end = async () => {
@@ -5879,7 +6008,10 @@ function isNewer(one, other) {
   return at >= 0 && mine[at] > (theirs[at] ?? 0);
 }
 
-/** An extension's objects are in the database; from here come its library (judged on its own) and its scripts, which tell what version the library is of. */
+/**
+ * An extension's objects are in the database; from here come its library (judged on its own) and its scripts, which tell
+ * what version the library is of.
+ */
 function extensionFindings(told, abilities) {
   return extensionsOf(told).flatMap(({ name, version, databases }) => {
     const { control, known } = abilities.extensions[name] ?? {};
@@ -5982,7 +6114,10 @@ function psqlWords(cluster, told) {
 // borg must not write outside the folder it is given. Only looks: at borg's listing of an archive, or at the listing in the
 // state folder when it is the same archive's.
 
-/** Given an archive and paths (none: all of it), returns what they are. Throws Problem when a path is not there, or when extracting them is not safe. */
+/**
+ * Given an archive and paths (none: all of it), returns what they are. Throws Problem when a path is not there, or when
+ * extracting them is not safe.
+ */
 async function measure(settings, archive, wanted, more = [], options = {}) {
   const listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set(), parents = new Set(foldersAbove(wanted));
   const why = watchEntries(listed.links);
@@ -6003,7 +6138,8 @@ async function measure(settings, archive, wanted, more = [], options = {}) {
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
   if (trouble) throw unsafe(archive, trouble);
   const missing = wanted.filter((root) => !seen.has(root)), link = listed.above.find((one) => listed.links.has(one));
-  if (missing.length > 0 && link) throw new Problem(`not in ${archive}: ${named(missing[0])}`, { hint: `${named(link)} is a link to ${named(listed.links.get(link))}: name the path below that` });
+  if (missing.length > 0 && link) throw new Problem(`not in ${archive}: ${named(missing[0])}`,
+    { hint: `${named(link)} is a link to ${named(listed.links.get(link))}: name the path below that` });
   if (missing.length > 0) throw notInArchive(archive, missing);
   return listed;
 }
@@ -6151,9 +6287,11 @@ async function readManifest(settings, archive) {
 function refuseUsedFolder(target) {
   const facts = fs.lstatSync(target, { throwIfNoEntry: false });
   if (facts && (!facts.isDirectory() || fs.readdirSync(target).length > 0)) {
-    throw new Problem(`${named(target)} is not an empty folder: nothing is ever extracted over something`, { exitCode: 64, hint: 'name a new folder; it is made' });
+    throw new Problem(`${named(target)} is not an empty folder: nothing is ever extracted over something`,
+      { exitCode: 64, hint: 'name a new folder; it is made' });
   }
-  if (facts && (facts.uid !== process.getuid?.() || (facts.mode & 0o022) !== 0)) throw new Problem(`others can write to ${named(target)}, and could lay links there while it is filled`, { exitCode: 64, hint: 'name a new folder; it is made' });
+  if (facts && (facts.uid !== process.getuid?.() || (facts.mode & 0o022) !== 0)) throw new Problem(`others can write to ${named(target)}, and could lay links there while it is filled`,
+    { exitCode: 64, hint: 'name a new folder; it is made' });
 }
 
 // A link comes back as a link: who names one usually wants what it leads to.
@@ -6169,7 +6307,8 @@ async function refuseWithoutRoom(target, listed, again) {
   let place = target;
   while (!fs.existsSync(place)) place = path.dirname(place);
   const free = freeBytes(place), room = ({ bytes, entries }) => bytes + entries * 4096 + 64e6, needed = free < room(listed) ? room(await again()) : 0;
-  if (free < needed) throw new Problem(`${named(place)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'restore to another disk, or only the paths you need' });
+  if (free < needed) throw new Problem(`${named(place)} has ${size(free)} free, ${size(needed)} are needed`,
+    { hint: 'restore to another disk, or only the paths you need' });
 }
 
 // borg makes missing folders above a saved path as root, mode 0700, and PostgreSQL could not pass: they are made as they were.
@@ -6210,7 +6349,10 @@ async function extract(settings, argv, target, title, mark = {}, cwd = target) {
   if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
 }
 
-/** Given a title, returns what is given each line of borg's progress, and says which file is under way: a live line on a terminal, a plain one every five minutes elsewhere. */
+/**
+ * Given a title, returns what is given each line of borg's progress, and says which file is under way: a live line on a
+ * terminal, a plain one every five minutes elsewhere.
+ */
 function showProgress(title) {
   const began = Date.now();
   let shownAt = 0, toldAt = began, file = '';
@@ -6328,7 +6470,8 @@ async function countPieces(settings, archive, pieces) {
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
   const below = pieces.find((piece) => [...links.keys()].some((link) => link !== piece.recorded && isBelow(piece.recorded, link))); // some come in a pass of their own
   if (trouble || below) throw unsafe(archive, trouble || `${named(below.recorded)} lies below a link`);
-  if (damaged) throw new Problem(`${named(`/${damaged}`)} in ${archive} is damaged: nothing of it is extracted`, { hint: 'restore an older archive, and let the operator audit the repository' });
+  if (damaged) throw new Problem(`${named(`/${damaged}`)} in ${archive} is damaged: nothing of it is extracted`,
+    { hint: 'restore an older archive, and let the operator audit the repository' });
   const missing = pieces.find((piece) => piece.files === 0 && !mountPoints().includes(piece.place));
   if (missing) throw new Problem(`${named(missing.recorded)} is not in ${archive}`, { hint: 'node backup.js list shows what is' });
   for (const piece of pieces.filter((one) => one.files === 0)) warn(`${named(piece.place)} is a mount point, and the archive has nothing for it: it stays as it is`);
@@ -6343,7 +6486,10 @@ function whyNoRoom(pieces) {
   });
 }
 
-/** The commands that extract every piece beside its place, and the folder each runs in: one for each file system and kind of owners. The first brings the listing, too. */
+/**
+ * The commands that extract every piece beside its place, and the folder each runs in: one for each file system and kind of
+ * owners. The first brings the listing, too.
+ */
 function extractions(archive, pieces) {
   const ownOf = (cwd, byNumber) => pieces.filter((piece) => piece.staging === cwd && piece.byNumber === byNumber && piece.files > 0);
   const kinds = [...new Set(pieces.map((piece) => piece.staging))].flatMap((cwd) => [false, true].map((byNumber) => ({ cwd, byNumber, own: ownOf(cwd, byNumber) })));
@@ -6378,7 +6524,8 @@ async function compareWithListing(manifest, pieces, folder) {
   const isWhole = (piece) => piece.files > 0 && piece.strict && (manifest.plan.exclude.length === 0 || piece.why.startsWith('cluster '));
   const roots = pieces.filter(isWhole).map((piece) => ({ recorded: latin(piece.recorded), staged: latin(staged(piece)) }));
   const [listing, told, seen, found] = [path.join(folder, LISTING), path.join(folder, '.told'), path.join(folder, '.seen'), path.join(folder, '.found')];
-  if (!fs.lstatSync(listing, { throwIfNoEntry: false })?.isFile()) throw new Problem('this archive has no record/listing to compare with', { hint: 'restore an older one' });
+  if (!fs.lstatSync(listing, { throwIfNoEntry: false })?.isFile()) throw new Problem('this archive has no record/listing to compare with',
+    { hint: 'restore an older one' });
   await reduce(listing, told, (file) => (roots.some((root) => isBelow(file, root.recorded)) ? file : null));
   const all = fs.openSync(found, 'wx', 0o600);
   const listed = roots.length === 0 ? null : await look(['find', ...pieces.filter(isWhole).map(staged), '-printf', '%y\\t\\t\\t\\t%s\\t%T@\\t\\t%p\\0'], { stdout: all, seconds: 24 * 3600 });
@@ -6390,7 +6537,8 @@ async function compareWithListing(manifest, pieces, folder) {
   const { out } = await lookOrThrow(['comm', '--zero-terminated', '-3', told, seen]);
   const differing = [...new Set(out.split('\0').filter((one) => one !== '').map((one) => one.replace(/^\t/, '').split('\t').slice(3).join('\t')))];
   if (differing.length === 0) return;
-  throw new Problem(`not as they were saved: ${count(differing.length, 'file')}: ${differing.slice(0, 10).map(named).join(', ')}`, { hint: 'this archive is damaged, or its record is: restore an older one' });
+  throw new Problem(`not as they were saved: ${count(differing.length, 'file')}: ${differing.slice(0, 10).map(named).join(', ')}`,
+    { hint: 'this archive is damaged, or its record is: restore an older one' });
 }
 
 const latin = (file) => Buffer.from(file).toString('latin1');
@@ -6419,7 +6567,8 @@ async function reduce(from, to, pathOf) {
 function refuseBadCluster({ plan, proof, containers }, cluster, pieces) {
   const folder = whereIs(pieces, cluster.dataDirectory, staged);
   if (!folder) return;
-  const bad = (why) => new Problem(`cluster ${named(cluster.name)} of this archive would not start: ${why}`, { hint: 'restore an older archive' });
+  const bad = (why) => new Problem(`cluster ${named(cluster.name)} of this archive would not start: ${why}`,
+    { hint: 'restore an older archive' });
   if (!fs.lstatSync(folder, { throwIfNoEntry: false })?.isDirectory() || !fs.lstatSync(path.join(folder, 'global', 'pg_control'), { throwIfNoEntry: false })?.isFile()) throw bad('it has no control file');
   const { state, systemIdentifier } = controlState(folder), told = proof?.clusters.find((one) => one.dataDirectory === cluster.dataDirectory);
   if (!state.startsWith('shut down')) throw bad(`its state is "${state}"`);
@@ -6469,7 +6618,10 @@ async function workOut(settings, [name = '', ...words], how, startedAt) {
   return { ...comeback, ...await partsOf(comeback) };
 }
 
-/** Given the words after --in-place, returns the roots that are meant: when there are none, all but the system's folders and those with our own files. Throws Problem (64) for a part that is not in the archive. */
+/**
+ * Given the words after --in-place, returns the roots that are meant: when there are none, all but the system's folders and
+ * those with our own files. Throws Problem (64) for a part that is not in the archive.
+ */
 function rootsMeant(manifest, words, own) {
   const kinds = ['postgres', 'cluster', 'container', 'volume', 'folder'], names = [];
   for (const word of words) {
@@ -6654,9 +6806,11 @@ async function restoreInPlace(loaded, script, words, how) {
 
 /** What speaks against it, before anything is touched: a finding of the judge, or no room. */
 function whyNot(comeback) {
-  if (comeback.findings.some((one) => one.verdict === 'refused')) return new Problem('this archive cannot work on this machine: see the findings marked "refused"', { hint: 'mend them with the commands above, then begin again; nothing was touched' });
+  if (comeback.findings.some((one) => one.verdict === 'refused')) return new Problem('this archive cannot work on this machine: see the findings marked "refused"',
+    { hint: 'mend them with the commands above, then begin again; nothing was touched' });
   const noRoom = whyNoRoom(comeback.pieces);
-  return noRoom.length === 0 ? null : new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`, { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
+  return noRoom.length === 0 ? null : new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`,
+    { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
 }
 
 async function begin(settings, { stateFolder }) {
@@ -6706,7 +6860,8 @@ async function makeVolumes(pieces) {
   for (const { volume, place } of pieces.filter((piece) => piece.volume !== '')) {
     const done = await change(['docker', 'volume', 'create', volume]);
     if (done.code !== 0) throw failure(`volume ${volume} cannot be made`, done);
-    if (!fs.existsSync(place)) throw new Problem(`Docker made the volume ${volume} elsewhere than in ${named(place)}`, { hint: 'begin again: now it is there' });
+    if (!fs.existsSync(place)) throw new Problem(`Docker made the volume ${volume} elsewhere than in ${named(place)}`,
+      { hint: 'begin again: now it is there' });
   }
 }
 
@@ -6753,8 +6908,10 @@ async function finish(comeback, ledger, guardPid, down, trouble) {
   if (trouble) sayError(trouble, services);
   if (!trouble && restore.state === 'new' && down.length === 0) wrong.push(...await checkWhatCameBack(comeback).catch((error) => [`the check did not get through: ${error.message}`]));
   const text = restore.swaps.length > 0 ? tellRestore(stateFolder, ledger, isOpen) : '';
-  if (!trouble && down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`, { hint: 'look at its own log; mend it, and the guard starts it. Or go back with the commands below' }), services);
-  if (wrong.length > 0) sayError(new Problem(`${archive} is in place and runs, but ${wrong.join('; ')}`, { hint: 'go back with the commands below, or restore another archive' }), services);
+  if (!trouble && down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`,
+    { hint: 'look at its own log; mend it, and the guard starts it. Or go back with the commands below' }), services);
+  if (wrong.length > 0) sayError(new Problem(`${archive} is in place and runs, but ${wrong.join('; ')}`,
+    { hint: 'go back with the commands below, or restore another archive' }), services);
   const asked = trouble instanceof Problem ? trouble.facts.exitCode ?? 2 : 2, isBad = trouble !== null || wrong.length > 0;
   const exitCode = down.length > 0 ? 3 : isBad ? asked : warnings.length > 0 ? 1 : 0, seconds = downSecondsOf(ledger);
   const head = trouble || wrong.length > 0 || down.length > 0 ? 'NOT GOOD' : 'restored';
@@ -7118,7 +7275,11 @@ class Superseded extends Error {
   archive = '';
 }
 
-/** Given the drill's settings, those of its own borg, the archive's name or 'latest', and its folder, rehearses. Returns the certificate. Throws Problem when there is nothing to rehearse, Superseded when it began with an older archive than is meant. */
+/**
+ * Given the drill's settings, those of its own borg, the archive's name or 'latest', and its folder, rehearses. Returns the
+ * certificate. Throws Problem when there is nothing to rehearse, Superseded when it began with an older archive than is
+ * meant.
+ */
 async function rehearse(settings, borg, server, name, id, folder, full, startedAt) {
   const record = path.join(folder, 'files/record'), extracted = { bytes: 0, seconds: 0 };
   const marked = { env: markOfRun(id) }; // who removes the scratch folder of a killed drill ends its borgs first: they would make it anew
@@ -7144,7 +7305,8 @@ async function rehearse(settings, borg, server, name, id, folder, full, startedA
     await version;
     if (await listed !== archive) throw Object.assign(new Superseded(), { archive: await listed });
   };
-  for (const name of own ? [] : ['manifest.json', 'listing']) if (!fs.lstatSync(path.join(record, name), { throwIfNoEntry: false })?.isFile()) throw new Problem(`${archive} has no record/${name}, so it cannot be rehearsed`, { hint: 'was it written by this script? `node backup.js list` tells' });
+  for (const name of own ? [] : ['manifest.json', 'listing']) if (!fs.lstatSync(path.join(record, name), { throwIfNoEntry: false })?.isFile()) throw new Problem(`${archive} has no record/${name}, so it cannot be rehearsed`,
+    { hint: 'was it written by this script? `node backup.js list` tells' });
   const manifest = soundManifest(own || plainText(path.join(record, 'manifest.json'), 1 << 28), archive);
   const one = { settings, borg, id, folder, archive, manifest, own, full, checks: [], extracted, confirm };
   const all = await bytesBelow(path.join(folder, 'files/record/listing'), ['/']);
@@ -7208,7 +7370,8 @@ async function rehearseCluster(one, passport) {
     inside: passport.insideDataDirectory || passport.dataDirectory, listing: path.join(files, 'record/listing'), queries: one.settings.drill.queries.filter((query) => isNamed(passport, query.cluster)), full: one.full, server: null, databases: [], counted: new Map() };
   const begun = await step('extract', async () => {
     const programs = await findPrograms(passport, one.manifest);
-    if (!programs) throw new Problem(`no PostgreSQL ${named(passport.version)} here to start it with`, { hint: packagesMissing(passport, one.manifest) });
+    if (!programs) throw new Problem(`no PostgreSQL ${named(passport.version)} here to start it with`,
+      { hint: packagesMissing(passport, one.manifest) });
     copy.programs = programs;
     return extractCluster(one, copy);
   });
@@ -7258,7 +7421,8 @@ async function extractCluster(one, { passport, listing }) {
   if (roots.length === 0 || !roots.some((root) => isBelow(passport.dataDirectory, root))) throw new Problem('the record of this archive does not name its files');
   const { bytes, files } = await bytesBelow(listing, roots);
   const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
-  if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`, { hint: '`drill.folder` may name a larger disk' });
+  if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`,
+    { hint: '`drill.folder` may name a larger disk' });
   const seconds = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? ['record'] : [])], `extracting ${passport.name}`);
   await one.confirm();
   if (one.own && fs.readFileSync(path.join(one.folder, 'files/record/manifest.json'), 'utf8') !== one.own) throw new Problem('the record in the archive is not the one that this server wrote with it');
@@ -7362,7 +7526,8 @@ async function drill(settings, server, [name = 'latest'], full) {
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   await sweepDrills(settings);
   const lock = takeLock(settings.stateFolder, 1, LOCK);
-  if (lock === null) throw new Problem('another drill is under way', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
+  if (lock === null) throw new Problem('another drill is under way',
+    { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
   const startedAt = new Date(), id = randomUUID(), scratch = scratchOf(settings);
   openTranscript(path.join(settings.stateFolder, 'log'), `${startedAt.toISOString().slice(0, 19)}-drill`);
   fs.mkdirSync(scratch, { recursive: true, mode: 0o711 });
@@ -7421,7 +7586,8 @@ const commandLine = (script, file, words) => `${pasteable([process.execPath, scr
  * its own day and hour. cron knows only the machine's own time: the window's start is turned into it, as it is tonight. */
 function installCron(settings, script, file) {
   if (fs.existsSync('/etc/systemd/system/cold-backup.timer')) {
-    throw new Problem('systemd starts it already: there would be two runs a night', { exitCode: 64, hint: 'first: systemctl disable --now cold-backup.timer cold-backup-recover.timer cold-backup-drill.timer; rm /etc/systemd/system/cold-backup*; systemctl daemon-reload' });
+    throw new Problem('systemd starts it already: there would be two runs a night',
+      { exitCode: 64, hint: 'first: systemctl disable --now cold-backup.timer cold-backup-recover.timer cold-backup-drill.timer; rm /etc/systemd/system/cold-backup*; systemctl daemon-reload' });
   }
   const begin = startOfWindow(settings);
   const line = (when, words) => `${when} root ${commandLine(script, file, words).replaceAll('%', '\\%')}`;
@@ -7490,7 +7656,10 @@ function textIfAny(file) {
 
 const textsIn = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder) : []).map((name) => ({ name, text: textIfAny(path.join(folder, name)) }));
 
-/** Given the script, returns what starts its nightly run ('' = nothing that is known here) and when next (null: not within eight days, or it cannot be told). */
+/**
+ * Given the script, returns what starts its nightly run ('' = nothing that is known here) and when next (null: not within
+ * eight days, or it cannot be told).
+ */
 async function scheduleOf(script) {
   const isNight = (line) => line.includes(script) && !/^\s*#/.test(line) && !/\s(recover|drill|status|doctor|audit|prune|report)\b/.test(line.slice(line.indexOf(script)));
   const crontabs = [...textsIn('/etc/cron.d').filter(({ name }) => !/[.~]/.test(name)).map(({ text }) => text), textIfAny('/etc/crontab'), (await look(['crontab', '-l'])).out];
@@ -7503,7 +7672,10 @@ async function scheduleOf(script) {
   return { by: 'systemd', at: day ? new Date(`${day}T${hour}Z`) : null };
 }
 
-/** Given a line of a crontab, returns when cron starts it next (crontab(5): of day and weekday one is enough when both are given); null when it does not within eight days, or its form is not known here. */
+/**
+ * Given a line of a crontab, returns when cron starts it next (crontab(5): of day and weekday one is enough when both are
+ * given); null when it does not within eight days, or its form is not known here.
+ */
 function nextOf(line, now) {
   const short = { '@daily': '0 0 * * *', '@midnight': '0 0 * * *', '@hourly': '0 * * * *', '@weekly': '0 0 * * 0' };
   const [minute = '', hour = '', day = '', month = '', weekday = ''] = line.trim().replace(/^@\w+/, (word) => short[word] ?? '').split(/\s+/);
@@ -7527,7 +7699,10 @@ const localTime = (at) => `${at.toLocaleDateString('sv-SE')} ${at.toTimeString()
 // Answers from the state folder alone, so it works without the network; the first line is that of a monitoring plugin, the rest
 // is one screen for a person. With --remote it asks the repository, too. Only reads.
 
-/** `status [--remote]`: prints one line and one screen (or JSON). Returns 0 good, 1 with a warning, 2 nothing recent enough or something is left stopped. With --quiet it says nothing when all is well. */
+/**
+ * `status [--remote]`: prints one line and one screen (or JSON). Returns 0 good, 1 with a warning, 2 nothing recent enough
+ * or something is left stopped. With --quiet it says nothing when all is well.
+ */
 async function status(settings, script, remote) {
   const known = await whatIsKnown(settings, remote), { server, good, last, ageHours, left, disorder, trend, asked, trouble, isRecent, drills: { last: drill, ageDays, warning: aboutDrills } } = known;
   const nextRun = await scheduleOf(script), warnings = statusWarnings(known), next = whatToDo(known);
@@ -7753,7 +7928,11 @@ async function clockIsRight() {
 /** Whether somebody sits at a terminal and can answer. */
 const canAsk = () => Boolean(process.stdin.isTTY);
 
-/** Ask one question. Given what an empty answer means and what an answer must look like, returns the answer; asks again until it fits. doubt: what may be wrong with it ('' = nothing); the same answer once more is believed. Throws Problem (64) without a terminal. */
+/**
+ * Ask one question. Given what an empty answer means and what an answer must look like, returns the answer; asks again until
+ * it fits. doubt: what may be wrong with it ('' = nothing); the same answer once more is believed. Throws Problem (64)
+ * without a terminal.
+ */
 async function ask(question, usual, form, how = 'shown', doubt = async (_answer) => '') {
   if (!canAsk()) throw new Problem(`${question} There is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const lines = createInterface({ input: process.stdin, output: process.stderr, terminal: true });
@@ -7823,7 +8002,8 @@ function whyNoTimeZone(window) {
 async function firstSettings(script, usual, given, yes) {
   const isAsked = !yes && canAsk();
   const answerTo = async (key, question, otherwise, form, doubt = async (_answer) => '') => given[key] || (isAsked ? ask(question, otherwise, form, 'shown', doubt) : otherwise);
-  if (!isAsked && !given.repository) throw new Problem('there are no settings yet', { exitCode: 64, hint: 'run setup on a terminal, which asks; or fill in the block at the top of backup.js; or say all here: setup --repository ssh://borg@storage.example.org/./web1 --stop \'postgres *\' --folders /srv/files' });
+  if (!isAsked && !given.repository) throw new Problem('there are no settings yet',
+    { exitCode: 64, hint: 'run setup on a terminal, which asks; or fill in the block at the top of backup.js; or say all here: setup --repository ssh://borg@storage.example.org/./web1 --stop \'postgres *\' --folders /srv/files' });
   const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname(), /^(?!proven-)[A-Za-z0-9][\w.-]*$/);
   const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', /^(?!\S*\/NAME$)(ssh:\/\/\S+|\/\S+|[^\s:]+:\S+)$/);
   const stop = wordsIn(await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?', isAsked ? (await proposal()).join(', ') : '', /^( *(service|compose|container|postgres) [^,]+(,|$))*$/, (answer) => partsNotHere(wordsIn(answer), usual)));
@@ -7876,12 +8056,16 @@ async function setup(loaded, script, options) {
 /** A key or passphrase of a repository that is there already, put where the settings say. Throws Problem (64) rather than overwrite another one. */
 function takeOver(given, place) {
   const text = fs.readFileSync(given, 'utf8');
-  if (fs.existsSync(place) && fs.readFileSync(place, 'utf8') !== text) throw new Problem(`${named(place)} is there already, and is another one than ${named(given)}`, { exitCode: 64, hint: 'move it away first, when you are sure that nothing is encrypted with it' });
+  if (fs.existsSync(place) && fs.readFileSync(place, 'utf8') !== text) throw new Problem(`${named(place)} is there already, and is another one than ${named(given)}`,
+    { exitCode: 64, hint: 'move it away first, when you are sure that nothing is encrypted with it' });
   writeDurably(place, text);
   say(`${named(given)} is now ${named(place)}, too`);
 }
 
-/** Show what the storage's keeper has to do, and wait until it is done, when somebody is here to say so. Throws Problem while the storage does not let us in. */
+/**
+ * Show what the storage's keeper has to do, and wait until it is done, when somebody is here to say so. Throws Problem while
+ * the storage does not let us in.
+ */
 async function reachStorage(settings, quota, isAsked) {
   sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota, /^\d+(\.\d+)?[KMGTP]?$/i) : quota));
   for (;;) {
@@ -7907,7 +8091,8 @@ async function makeKnownHost(settings, yes) {
   if (fs.existsSync(settings.knownHostsFile)) return;
   const { host, port } = repositoryAddress(settings.repository);
   const keys = await lookFor(`the storage ${host} does not show its host key`, ['ssh-keyscan', '-T', '10', ...(port ? ['-p', port] : []), '--', host], 'is it reachable from here (VPN, firewall, name)?');
-  if (keys.trim() === '') throw new Problem(`the storage ${host} does not show its host key`, { hint: 'is it reachable from here (VPN, firewall, name)?' });
+  if (keys.trim() === '') throw new Problem(`the storage ${host} does not show its host key`,
+    { hint: 'is it reachable from here (VPN, firewall, name)?' });
   const draft = `${settings.knownHostsFile}.new`;
   fs.writeFileSync(draft, keys, { mode: 0o600 });
   const prints = await look(['ssh-keygen', '-l', '-f', draft]);
@@ -7994,7 +8179,10 @@ async function findKey(settings) {
   return false;
 }
 
-/** The recovery sheet: what a restore needs when this server is gone, as text and as a page to print with the key in QR codes. Both lie beside the key, readable by root only. */
+/**
+ * The recovery sheet: what a restore needs when this server is gone, as text and as a page to print with the key in QR
+ * codes. Both lie beside the key, readable by root only.
+ */
 async function writeSheet(settings) {
   const sheet = sheetFile(settings), page = sheet.replace(/txt$/, 'html');
   if (fs.existsSync(sheet) || fs.existsSync(sheetMark(settings))) return; // printed and removed: it is not written to disk again
@@ -8128,7 +8316,8 @@ function refuseSlips(argv) {
   for (const [index, word] of own.entries()) {
     const name = word.replace(/^--/, '').split('=')[0];
     const isSlip = /^--no-/.test(word) ? word !== '--no-color' : word.startsWith('--') && FLAGS.includes(name) && (word.includes('=') || /^(true|false)$/.test(own[index + 1] ?? ''));
-    if (isSlip) throw new Problem(`${word} is not understood: an option without a value is given, or it is not`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
+    if (isSlip) throw new Problem(`${word} is not understood: an option without a value is given, or it is not`,
+      { exitCode: 64, hint: '`node backup.js --help` lists all' });
   }
 }
 
@@ -8143,22 +8332,29 @@ function readOptions(argv) {
   });
   if (unknown.length > 0) {
     const known = [...FLAGS, ...VALUES];
-    throw new Problem(`unknown option ${unknown[0]}${meant(unknown[0].replace(/^-+/, '').split('=')[0], known).replace(/"(.+)"/, '"--$1"')}`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
+    throw new Problem(`unknown option ${unknown[0]}${meant(unknown[0].replace(/^-+/, '').split('=')[0], known).replace(/"(.+)"/, '"--$1"')}`,
+      { exitCode: 64, hint: '`node backup.js --help` lists all' });
   }
   const [command = '', ...words] = found._;
-  if (command !== '' && command !== 'guard' && !COMMANDS.includes(command)) throw new Problem(`unknown command ${command}${meant(command, COMMANDS)}`, { exitCode: 64, hint: '`node backup.js --help` lists all' });
+  if (command !== '' && command !== 'guard' && !COMMANDS.includes(command)) throw new Problem(`unknown command ${command}${meant(command, COMMANDS)}`,
+    { exitCode: 64, hint: '`node backup.js --help` lists all' });
   for (const [option, { commands }] of Object.entries(OPTION_TABLE)) {
-    if (found[option] && commands.length > 0 && !commands.includes(command) && !found.help) throw new Problem(`--${option} does not go with ${command || 'taking the backup'}`, { exitCode: 64, hint: `it belongs to ${commands[0] || 'the backup itself'}` });
+    if (found[option] && commands.length > 0 && !commands.includes(command) && !found.help) throw new Problem(`--${option} does not go with ${command || 'taking the backup'}`,
+      { exitCode: 64, hint: `it belongs to ${commands[0] || 'the backup itself'}` });
   }
   for (const option of VALUES) {
     if (Array.isArray(found[option]) || found[option] === '') throw new Problem(`--${option} needs one value`, { exitCode: 64 });
   }
-  if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`, { exitCode: 64 });
-  for (const option of ['lang', 'language']) if (found[option] && !['en', 'es'].includes(found[option])) throw new Problem(`--${option} ${found[option]}: it is 'en' or 'es'`, { exitCode: 64 });
+  if (found.schedule && !['cron', 'systemd'].includes(found.schedule)) throw new Problem(`--schedule ${found.schedule}: it is 'cron' or 'systemd'`,
+    { exitCode: 64 });
+  for (const option of ['lang', 'language']) if (found[option] && !['en', 'es'].includes(found[option])) throw new Problem(`--${option} ${found[option]}: it is 'en' or 'es'`,
+    { exitCode: 64 });
   if (command === 'restore' && !found.help) refuseRestore(words, found.to ?? '', found);
-  if (command === 'find' && !words[0] && !found.help) throw new Problem('find needs a part of a path', { exitCode: 64, hint: 'node backup.js find plan.pdf' });
+  if (command === 'find' && !words[0] && !found.help) throw new Problem('find needs a part of a path',
+    { exitCode: 64, hint: 'node backup.js find plan.pdf' });
   const most = { help: 1, list: 2, find: 1, drill: 1, restore: Infinity, borg: Infinity, guard: Infinity, audit: Infinity, prune: Infinity, report: Infinity, status: found.all ? Infinity : 0 };
-  if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`, { exitCode: 64, hint: '`node backup.js --help`' });
+  if (words.length > (most[command] ?? 0)) throw new Problem(`too many words: ${words.slice(most[command] ?? 0).join(' ')}`,
+    { exitCode: 64, hint: '`node backup.js --help`' });
   Object.assign(mode, { dryRun: found['dry-run'], json: found.json, quiet: found.quiet, verbose: found.verbose, now: found.now,
     color: found.colour && !process.env.NO_COLOR && Boolean(process.stderr.isTTY) });
   return { command, words, values: Object.fromEntries(VALUES.map((option) => [option, found[option] ?? ''])), flags: Object.fromEntries(FLAGS.map((flag) => [flag, Boolean(found[flag])])) };
@@ -8280,13 +8476,18 @@ const NO_SERVER = { server: '', repository: '', sshKey: '', knownHostsFile: '', 
 const KEEP = { last: 3, daily: 7, weekly: 4, monthly: 12, yearly: 3 };
 const RULES_OF_SERVER = { server: aServer, repository: aRepository, sshKey: aPath, knownHostsFile: aPath, keyFile: aSecretFile, passphraseFile: aSecretFile, storage: aCommand, cutAccess: aCommand, giveAccess: aCommand, timeZone: aTimeZone, maxAgeHours: aNumber(0.01, 100_000, 'any'), drillMaxAgeDays: aNumber(0, 10_000, 'any') };
 
-/** Given the block of this script (for its names), the script and FILE of --settings, returns the operator's settings. Throws Problem (64) when there is no such file, or with every mistake in it. */
+/**
+ * Given the block of this script (for its names), the script and FILE of --settings, returns the operator's settings. Throws
+ * Problem (64) when there is no such file, or with every mistake in it.
+ */
 function loadOperator(script, file) {
   const source = settingsSource(script, file), hint = 'on the operator\'s computer: write `const settings = { ledgerFolder, servers: [ ... ] };` (see README) into backup.settings.js beside backup.js, or name it with --settings FILE';
-  if (source === script) throw new Problem('there is no operator\'s file here: audit, prune and report are not for a production server', { exitCode: 64, hint });
+  if (source === script) throw new Problem('there is no operator\'s file here: audit, prune and report are not for a production server',
+    { exitCode: 64, hint });
   const { settings } = loadWith(null, script, source, (found, wrong) => {
     if (isGroup(found) && !('servers' in found) && ('stop' in found || 'folders' in found || 'repository' in found)) {
-      throw new Problem(`${named(source)} is the file of a production server, not the operator's: audit, prune and report are not for a production server`, { exitCode: 64, hint });
+      throw new Problem(`${named(source)} is the file of a production server, not the operator's: audit, prune and report are not for a production server`,
+        { exitCode: 64, hint });
     }
     return filledOperator(found, wrong);
   });
@@ -8324,7 +8525,8 @@ function filledServer(one, at, wrong) {
 /** The servers named, or all. Throws Problem (64) for a name that is not in the file. */
 function serversMeant({ servers, file }, names) {
   const unknown = names.filter((name) => !servers.some(({ server }) => server === name));
-  if (unknown.length > 0) throw new Problem(`no such server in ${named(file)}: ${unknown.join(', ')}`, { exitCode: 64, hint: `it names ${servers.map(({ server }) => server).join(', ') || 'none'}` });
+  if (unknown.length > 0) throw new Problem(`no such server in ${named(file)}: ${unknown.join(', ')}`,
+    { exitCode: 64, hint: `it names ${servers.map(({ server }) => server).join(', ') || 'none'}` });
   if (servers.length === 0) throw new Problem(`${named(file)} names no server`, { exitCode: 64 });
   return servers.filter(({ server }) => names.length === 0 || names.includes(server));
 }
@@ -8335,13 +8537,17 @@ function borgSettings(builtIn, { ledgerFolder }, one) {
   const settings = { ...builtIn, server, repository, sshKey, knownHostsFile, keyFile, passphraseFile, stateFolder: path.join(ledgerFolder, '.cache', server) };
   checkSecretFiles(settings);
   for (const file of [sshKey, keyFile, passphraseFile]) {
-    if (file && !fs.existsSync(file)) throw new Problem(`${named(file)} is not there`, { exitCode: 64, hint: 'the escrowed key and passphrase stand on the recovery sheet of this server' });
+    if (file && !fs.existsSync(file)) throw new Problem(`${named(file)} is not there`,
+      { exitCode: 64, hint: 'the escrowed key and passphrase stand on the recovery sheet of this server' });
   }
   fs.mkdirSync(path.join(settings.stateFolder, 'borg'), { recursive: true, mode: 0o700 });
   return settings;
 }
 
-/** From here a repository may be somewhere else than yesterday: its pruned copy, a storage that moved. That it is the same one, its id in the ledger tells. */
+/**
+ * From here a repository may be somewhere else than yesterday: its pruned copy, a storage that moved. That it is the same
+ * one, its id in the ledger tells.
+ */
 const ANYWHERE = { env: { BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' } };
 
 /** Whether archives can be named: with key and passphrase. Without, the audit reads the repository's files alone. */
@@ -8359,7 +8565,10 @@ function folderThere({ repository }) {
 let scratch = ''; // made once
 const IS_GONE = 'is not there any more'; // what an audit of a known repository makes an alarm of
 
-/** Run a script (of sh or python3) on the storage: it goes there on standard input, so that no shell in between reads its words. looks: it changes nothing. */
+/**
+ * Run a script (of sh or python3) on the storage: it goes there on standard input, so that no shell in between reads its
+ * words. looks: it changes nothing.
+ */
 async function onStorage(one, what, interpreter, script, options = {}) {
   const file = path.join(scratch ||= temporaryFolder(), 'script');
   fs.writeFileSync(file, script, { mode: 0o600 });
@@ -8368,7 +8577,8 @@ async function onStorage(one, what, interpreter, script, options = {}) {
   try {
     const done = await (looks ? look : change)([...one.storage, ...interpreter], { seconds: 3600, ...more, stdin: fd });
     if (done.code === 0) return done;
-    if (/^NOT THERE: /m.test(done.said)) throw new Problem(`the repository of ${one.server} ${IS_GONE}`, { said: done.said, hint: 'was a prune interrupted? `node backup.js prune` puts it in order. Else ask the storage\'s keeper' });
+    if (/^NOT THERE: /m.test(done.said)) throw new Problem(`the repository of ${one.server} ${IS_GONE}`,
+      { said: done.said, hint: 'was a prune interrupted? `node backup.js prune` puts it in order. Else ask the storage\'s keeper' });
     const hint = done.code === 127 ? `${interpreter[0]} is not there: borg is a Python program, so install python3 on the storage` : `does this open a shell there: ${one.storage.join(' ')}`;
     throw failure(what, done, one.storage.length > 0 ? hint : '');
   } finally {
@@ -8473,7 +8683,10 @@ say(config=dict(config['repository']), nonce=open('nonce').read().strip() if os.
     state=hashlib.sha256(repr((digest(sizes), log, open('nonce').read() if os.path.exists('nonce') else '')).encode()).hexdigest(), serving=serving, locked=os.path.exists('lock.exclusive') and bool(os.listdir('lock.exclusive')))
 `;
 
-/** The reader as a text for python3. served: where the repository is when `borg serve` opens it; folder: where it is now. Its last line is a JSON object. */
+/**
+ * The reader as a text for python3. served: where the repository is when `borg serve` opens it; folder: where it is now. Its
+ * last line is a JSON object.
+ */
 function readerText(folder, served, { after, until, logBytes, ids, data }) {
   const values = { REPO: folder, SERVED: served, AFTER: after, UNTIL: until, LOG: logBytes, IDS: ids };
   return `${Object.entries(values).map(([name, value]) => `${name} = ${JSON.stringify(value)}\n`).join('')}DATA = ${data ? 'True' : 'False'}\n${READER}`;
@@ -8492,11 +8705,15 @@ function readerLine(line, server) {
     what = JSON.parse(line);
   } catch { /* told below */ }
   const odd = misfit(what, what?.config === undefined ? PART_OF_FILES : WHOLE_OF_FILES);
-  if (odd) throw new Problem(`what the storage of ${server} says of the repository's files is not understood (${odd})`, { said: line.slice(0, 200), hint: 'is that a plain shell over there, which says nothing of its own? Else ask the storage\'s keeper' });
+  if (odd) throw new Problem(`what the storage of ${server} says of the repository's files is not understood (${odd})`,
+    { said: line.slice(0, 200), hint: 'is that a plain shell over there, which says nothing of its own? Else ask the storage\'s keeper' });
   return what;
 }
 
-/** Given a server, what is wanted and (when it is not the settings') the folder, reads the repository's files where they lie, and returns what they say. Throws Problem when they cannot be read. */
+/**
+ * Given a server, what is wanted and (when it is not the settings') the folder, reads the repository's files where they lie,
+ * and returns what they say. Throws Problem when they cannot be read.
+ */
 async function readRepository(one, wanted, folder = folderThere(one)) {
   const transactions = [], found = [], deletes = [];
   let rest = null;
@@ -8531,7 +8748,10 @@ const BOOK_FORM = { server: 'text', firstAuditAt: 'time', lastAuditAt: 'time', '
   archives: [{ id: 'text', name: 'text', kind: 'text', seenAt: 'time', seenBy: 'text', transaction: 'id', claimedAt: 'time', endedAt: 'time', 'originalBytes?': 'number', 'files?': 'number', 'newBytes?': 'number', 'goneAt?': 'time' }],
   'pruning?': { startedAt: 'time', stage: 'text', deleting: ['text'], accessCut: 'yes or no', 'mark?': MARK_FORM, 'bytes?': ['number'] } };
 
-/** The ledger of a server; null before its first audit. Throws Problem (64) when the file is there and is none: a ledger is never begun anew by itself. */
+/**
+ * The ledger of a server; null before its first audit. Throws Problem (64) when the file is there and is none: a ledger is
+ * never begun anew by itself.
+ */
 function readBook(operator, { server, repository }) {
   const file = bookFile(operator, server);
   let text;
@@ -8548,7 +8768,8 @@ function readBook(operator, { server, repository }) {
     return { ...book, repository };
   } catch (error) {
     if (error instanceof Problem) throw error;
-    throw new Problem(`the ledger ${named(file)} is damaged`, { exitCode: 64, hint: 'bring it back from your own backup. If there is none, move it away: the next audit begins a new one, and trusts what it finds' });
+    throw new Problem(`the ledger ${named(file)} is damaged`,
+      { exitCode: 64, hint: 'bring it back from your own backup. If there is none, move it away: the next audit begins a new one, and trusts what it finds' });
   }
 }
 
@@ -8560,7 +8781,8 @@ function newBook({ server, repository }, now) {
 function lockBook({ ledgerFolder }, server) {
   fs.mkdirSync(ledgerFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(ledgerFolder, '`ledgerFolder`');
-  if (takeLock(ledgerFolder, 1, `.${server}.lock`) === null) throw new Problem(`${server}: another audit or prune of it is going on`, { exitCode: 75, hint: 'wait for its end' });
+  if (takeLock(ledgerFolder, 1, `.${server}.lock`) === null) throw new Problem(`${server}: another audit or prune of it is going on`,
+    { exitCode: 75, hint: 'wait for its end' });
 }
 
 /** Write the ledger, on disk when this returns. */
@@ -8736,7 +8958,10 @@ function proofs({ book, fresh }, listed) {
   });
 }
 
-/** R6. Given archives that are new and proven, how they compare with those before: a night that holds half or less, or thrice and more, or sends more than ever. */
+/**
+ * R6. Given archives that are new and proven, how they compare with those before: a night that holds half or less, or thrice
+ * and more, or sends more than ever.
+ */
 function sizes({ book, fresh, reading, listed }) {
   const proven = provenOnes(present(book)), found = [];
   for (const one of provenOnes(fresh)) {
@@ -8789,7 +9014,10 @@ const listedBriefly = (texts, most = 10) => texts.slice(0, most).join(', ') + (t
 // the files of later transactions are taken away, and with them what borg derived from them (borg: docs/usage/notes.rst, "Append-only
 // mode"). Nothing is thrown away before a copy is made; what honest nights wrote after the attack is named, because it goes, too.
 
-/** Given a server, its ledger and what the audit found, returns the plan as text: one block of shell for the storage, one for the operator's computer, one for the server. */
+/**
+ * Given a server, its ledger and what the audit found, returns the plan as text: one block of shell for the storage, one for
+ * the operator's computer, one for the server.
+ */
 function undoPlan({ ledgerFolder }, one, book, { reading, fresh, listed }, findings) {
   const { server } = one, folder = pasteable([folderThere(one)]), first = Math.min(...findings.map(({ transaction }) => transaction ?? Infinity));
   const head = [`# ${server}: the way back. Nothing of it has been done.`, ...findings.map(({ rule, what }) => asComment(`${rule} ${what}`))];
@@ -8846,7 +9074,10 @@ function rollBack(good, files) {
 
 const SETTLED = 90; // seconds after which a new archive without its proof counts as unproven: until then its run is starting services again
 
-/** `audit [SERVER...]`: given the operator's file, audits each server. Returns 0 when all are clean, 2 after an alarm or when one could not be audited. */
+/**
+ * `audit [SERVER...]`: given the operator's file, audits each server. Returns 0 when all are clean, 2 after an alarm or when
+ * one could not be audited.
+ */
 async function audit(builtIn, operator, names, options) {
   const results = [];
   let code = 0;
@@ -8874,8 +9105,10 @@ async function audit(builtIn, operator, names, options) {
 /** Audit one server and write its ledger. Throws Problem when the repository cannot be read. */
 async function auditServer(builtIn, operator, one, options) {
   const now = new Date().toISOString(), was = readBook(operator, one), book = was ?? newBook(one, now);
-  if (!hasShell(one) && !canDecrypt(one)) throw new Problem(`${one.server}: without a shell on the storage and without the passphrase there is nothing to audit by`, { exitCode: 64, hint: 'give `storage`, or `keyFile` and `passphraseFile`' });
-  if (book.pruning) throw new Problem(`${one.server}: the prune of ${book.pruning.startedAt} was interrupted`, { hint: `node backup.js prune ${one.server} puts it in order, and audits` });
+  if (!hasShell(one) && !canDecrypt(one)) throw new Problem(`${one.server}: without a shell on the storage and without the passphrase there is nothing to audit by`,
+    { exitCode: 64, hint: 'give `storage`, or `keyFile` and `passphraseFile`' });
+  if (book.pruning) throw new Problem(`${one.server}: the prune of ${book.pruning.startedAt} was interrupted`,
+    { hint: `node backup.js prune ${one.server} puts it in order, and audits` });
   const evidence = await gather(builtIn, operator, one, { book, isFirst: was === null, now }, options.full).catch((error) => nothingLeft(error, was, now));
   const findings = findingsOf(evidence).map((found) => ({ ...found, undo: undoOf(one, found) }));
   if (evidence.listTrouble && findings.length === 0) throw evidence.listTrouble;
@@ -9103,7 +9336,8 @@ const NAMES_AT_A_TIME = 200;
 /** Throws Problem (75) while somebody is connected to the repository. */
 function refuseIfWriting(one, { serving, locked }) {
   if (!locked && serving.length === 0) return;
-  throw new Problem(`${one.server}: somebody is connected to this repository, and could write to it meanwhile: nothing is pruned`, { exitCode: 75, said: serving.join('\n') || 'the repository is locked',
+  throw new Problem(`${one.server}: somebody is connected to this repository, and could write to it meanwhile: nothing is pruned`,
+    { exitCode: 75, said: serving.join('\n') || 'the repository is locked',
     hint: one.cutAccess.length > 0 ? 'does `cutAccess` end its `borg serve`, too?' : 'call again when its run is over, or give `cutAccess` and `giveAccess` in the operator\'s file' });
 }
 
@@ -9147,7 +9381,10 @@ async function pruneInCopy(job, going) {
   return finishPrune(job);
 }
 
-/** In the copy: delete by name, and be sure that these and no others are gone (borg 1.2 deletes what it finds, and is content); compact; read all of it. Throws Problem when anything is not as it should be. */
+/**
+ * In the copy: delete by name, and be sure that these and no others are gone (borg 1.2 deletes what it finds, and is
+ * content); compact; read all of it. Throws Problem when anything is not as it should be.
+ */
 async function deleteAndCheck(there, book, going) {
   const relocated = { ...ANYWHERE, seconds: 7 * 24 * 3600 }, goingIds = new Set(going.map(({ archive }) => archive.id));
   for (let from = 0; from < going.length; from += NAMES_AT_A_TIME) {
@@ -9173,10 +9410,12 @@ async function borgMust(settings, what, words, options) {
 async function refuseWithoutSpace(one, { bytes, segments, config }) {
   const done = await shell(one, 'its free space cannot be seen', 'df -Pk "$folder" | tail -n 1\n');
   const free = Number(done.out.trim().split(/\s+/)[3]) * 1024, needed = Math.min(bytes, Number(config.max_segment_size ?? 5e8)) + bytes / 20 + 16e6;
-  if (free < needed) throw new Problem(`${one.server}: the storage has ${size(free)} free; compacting ${size(bytes)} in ${count(segments, 'file')} needs ${size(needed)} besides what is there: nothing was pruned`, { hint: 'make room on the storage. Nothing is freed before the result has been checked' });
+  if (free < needed) throw new Problem(`${one.server}: the storage has ${size(free)} free; compacting ${size(bytes)} in ${count(segments, 'file')} needs ${size(needed)} besides what is there: nothing was pruned`,
+    { hint: 'make room on the storage. Nothing is freed before the result has been checked' });
 }
 
-const written = (one) => new Problem(`${one.server}: somebody wrote to the repository since it was audited: nothing was pruned, and nothing is lost`, { exitCode: 75, hint: 'call again when its run is over' });
+const written = (one) => new Problem(`${one.server}: somebody wrote to the repository since it was audited: nothing was pruned, and nothing is lost`,
+  { exitCode: 75, hint: 'call again when its run is over' });
 
 /**
  * The pruned copy takes the repository's place: two renames, and between them, while no server can open it, a last look whether anybody wrote until
@@ -9221,7 +9460,10 @@ async function finishPrune({ operator, one, settings, book }) {
 // The question, and the servers' access around it, which is always given back. What is deleted is deleted in a copy (the chapter
 // before), or, where the storage gives no shell, in the repository itself.
 // Changes: the repository, the ledger, and access by the operator's own commands.
-/** `prune [SERVER...]`: given the operator's file, prunes each server after a clean audit. Returns 0, 2 when one was refused or failed, 75 when somebody is writing just now. */
+/**
+ * `prune [SERVER...]`: given the operator's file, prunes each server after a clean audit. Returns 0, 2 when one was refused
+ * or failed, 75 when somebody is writing just now.
+ */
 async function prune(builtIn, operator, names, yes) {
   const results = [];
   let code = 0;
@@ -9243,15 +9485,19 @@ async function prune(builtIn, operator, names, yes) {
 
 /** Prune one server. Throws Problem when it is refused, or when it failed: then the repository is what it was. */
 async function pruneServer(builtIn, operator, one, yes) {
-  if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`, { exitCode: 64 });
-  if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
+  if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`,
+    { exitCode: 64 });
+  if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`,
+    { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const settings = borgSettings(builtIn, operator, one), before = readBook(operator, one);
   if (before?.pruning && !mode.dryRun) await finishInterrupted({ operator, one, settings, book: before, audited: '' });
   await refuseAppendOnly(one, settings);
   const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
-  if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0].what}): nothing is pruned`, { hint: `node backup.js audit ${one.server}` });
+  if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0].what}): nothing is pruned`,
+    { hint: `node backup.js audit ${one.server}` });
   const odd = before ? [] : oddAtFirst(evidence);
-  if (odd.length > 0) throw new Problem(`${one.server}: this was its first audit, and there is something to look at first: nothing is pruned`, { said: odd.join('\n'), hint: 'look at the archives; when all is well, call prune again' });
+  if (odd.length > 0) throw new Problem(`${one.server}: this was its first audit, and there is something to look at first: nothing is pruned`,
+    { said: odd.join('\n'), hint: 'look at the archives; when all is well, call prune again' });
   const job = { operator, one, settings, book, audited: evidence.reading?.state ?? '' };
   await refuseUnsure(job);
   const fates = fatesOf(book, one.keep, one.timeZone, await drilledLast(job), new Date()), going = fates.filter(({ stays }) => !stays);
@@ -9280,11 +9526,15 @@ async function refuseAppendOnly(one, settings) {
 /** Nothing is pruned on the strength of a newest archive that may be worthless, or while somebody writes. */
 async function refuseUnsure({ one, book }) {
   const cold = present(book).filter(({ kind }) => kind === 'cold').sort((a, b) => (a.seenAt < b.seenAt ? -1 : 1)), newest = cold[cold.length - 1];
-  if (newest && !provenOnes(present(book)).includes(newest)) throw new Problem(`${one.server}: the newest archive, ${newest.name}, is not proven: nothing is pruned`, { hint: `look at that night first (\`node backup.js status\` on ${one.server}); prune after the next good one` });
+  if (newest && !provenOnes(present(book)).includes(newest)) throw new Problem(`${one.server}: the newest archive, ${newest.name}, is not proven: nothing is pruned`,
+    { hint: `look at that night first (\`node backup.js status\` on ${one.server}); prune after the next good one` });
   if (hasShell(one)) refuseIfWriting(one, await readRepository(one, STATE_ALONE));
 }
 
-/** The archive that the last drill on the server proved, as the history in the newest proof tells; '' when there is none. What it claims can only keep more. */
+/**
+ * The archive that the last drill on the server proved, as the history in the newest proof tells; '' when there is none.
+ * What it claims can only keep more.
+ */
 async function drilledLast({ settings, book, one }) {
   const newest = provenOnes(present(book)).pop();
   if (!newest) return '';
@@ -9292,7 +9542,10 @@ async function drilledLast({ settings, book, one }) {
   return lines.map((line) => answerOf(`${one.server}: the history in the newest proof`, { argv: [], code: 0, out: line, said: '', timedOut: false }, { 'certificate?': { archive: 'text', proven: 'yes or no' } })).filter(({ certificate }) => certificate?.proven).pop()?.certificate.archive ?? '';
 }
 
-/** Cut the server's access by the operator's command, do the work, and give it back, whatever happened. That it is cut stands in the ledger first: a later call gives it back when this one is killed. */
+/**
+ * Cut the server's access by the operator's command, do the work, and give it back, whatever happened. That it is cut stands
+ * in the ledger first: a later call gives it back when this one is killed.
+ */
 async function withAccessCut(job, work) {
   const { operator, one, book } = job;
   book.pruning = { startedAt: new Date().toISOString(), stage: hasShell(one) ? 'copy' : 'hosted', deleting: [], accessCut: one.cutAccess.length > 0 };
@@ -9325,7 +9578,10 @@ async function giveBack({ operator, one, book, settings }, failed) {
   writeBook(operator, book);
 }
 
-/** What an interrupted prune left: not yet swapped, or in the middle of it, it is undone; swapped, it is finished. Access is given back in any case. */
+/**
+ * What an interrupted prune left: not yet swapped, or in the middle of it, it is undone; swapped, it is finished. Access is
+ * given back in any case.
+ */
 async function finishInterrupted(job) {
   const { one, book } = job;
   say(`${one.server}: the prune of ${book.pruning.startedAt} was interrupted: what it left is put in order first`);
@@ -9372,7 +9628,10 @@ function noteDeleted(book, left) {
 
 const UNAUDITED_DAYS = 8; // for so long it is enough that a server wrote as it does on a proven night
 
-/** `status --all [SERVER...]`: given the operator's settings, prints a line for each server. Returns 0, 1 or 2, as the worst of them. With --quiet only those of which something is to be said. */
+/**
+ * `status --all [SERVER...]`: given the operator's settings, prints a line for each server. Returns 0, 1 or 2, as the worst
+ * of them. With --quiet only those of which something is to be said.
+ */
 async function statusOfAll(operator, names) {
   const all = [];
   for (const one of serversMeant(operator, names)) all.push(await overdueOf(operator, one));
@@ -9478,7 +9737,10 @@ function archivesOf(server, listed, book, kept) {
   }).sort((one, other) => (one.seenAt < other.seenAt ? 1 : -1));
 }
 
-/** Read what is new: the history in the newest proof, and the record of each archive that was never read. A record that cannot be had is told, and no reason for no report. */
+/**
+ * Read what is new: the history in the newest proof, and the record of each archive that was never read. A record that
+ * cannot be had is told, and no reason for no report.
+ */
 async function readNew(settings, server, listed, kept) {
   const cold = listed.filter(({ name }) => kindOf(server, name) === 'cold'), read = (archive, file) => readFromArchive(settings, archive, file, { ...ANYWHERE, ...LONGEST }, WITHOUT_LOCK);
   const newest = listed.filter(({ name, endedAt }) => kindOf(server, name) === 'proof' && !isFuture(endedAt)).pop();
@@ -9743,7 +10005,10 @@ function judged(facts, words, shownTime, now) {
   return { ...facts, light, why: holding.map(([, , say]) => say()), next: first?.[3] ?? null, newest, ageHours };
 }
 
-/** What became of each of the last days, as the clock of the server's time zone shows them: the best of a day's runs counts. Before the first night there is nothing to say. */
+/**
+ * What became of each of the last days, as the clock of the server's time zone shows them: the best of a day's runs counts.
+ * Before the first night there is nothing to say.
+ */
 function daysOf({ one, nights, archives }, count, now) {
   const day = new Intl.DateTimeFormat('sv-SE', { timeZone: one.timeZone, year: 'numeric', month: '2-digit', day: '2-digit' }), states = new Map(); // 2026-11-23
   const note = (time, state) => {
@@ -9901,8 +10166,10 @@ function holdings({ words, bytes }, { passport }, isSame) {
 async function report(builtIn, operator, names, to, language) {
   if (to === '') throw new Problem('report needs --to FILE', { exitCode: 64, hint: 'node backup.js report --to backups.html' });
   const file = path.resolve(to), there = fs.statSync(file, { throwIfNoEntry: false });
-  if (there && !there.isFile()) throw new Problem(`${named(file)} is there, and is no file`, { exitCode: 64, hint: 'name a file: it is written anew each time' });
-  if (!fs.statSync(path.dirname(file), { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`there is no folder ${named(path.dirname(file))}`, { exitCode: 64, hint: 'name a file in a folder that is there' });
+  if (there && !there.isFile()) throw new Problem(`${named(file)} is there, and is no file`,
+    { exitCode: 64, hint: 'name a file: it is written anew each time' });
+  if (!fs.statSync(path.dirname(file), { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`there is no folder ${named(path.dirname(file))}`,
+    { exitCode: 64, hint: 'name a file in a folder that is there' });
   const facts = await factsOfAll(builtIn, operator, serversMeant(operator, names)), now = Date.now(), page = pageIn((language || operator.language), now);
   const judge = ({ words, dateIn }) => facts.map((each) => judged(each, words, dateIn(each.one.timeZone, { dateStyle: 'medium', timeStyle: 'short' }), now)).sort((one, other) => LIGHTS.indexOf(one.light) - LIGHTS.indexOf(other.light));
   writeDurably(file, textOf(wholePage(page, judge(page))));

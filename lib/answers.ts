@@ -16,7 +16,11 @@ import { findPart } from './plan.ts';
 /** Whether somebody sits at a terminal and can answer. */
 export const canAsk = () => Boolean(process.stdin.isTTY);
 
-/** Ask one question. Given what an empty answer means and what an answer must look like, returns the answer; asks again until it fits. doubt: what may be wrong with it ('' = nothing); the same answer once more is believed. Throws Problem (64) without a terminal. */
+/**
+ * Ask one question. Given what an empty answer means and what an answer must look like, returns the answer; asks again until
+ * it fits. doubt: what may be wrong with it ('' = nothing); the same answer once more is believed. Throws Problem (64)
+ * without a terminal.
+ */
 export async function ask(question: string, usual: string, form: RegExp, how: 'shown' | 'hidden' = 'shown', doubt = async (_answer: string) => ''): Promise<string> {
   if (!canAsk()) throw new Problem(`${question} There is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const lines = createInterface({ input: process.stdin, output: process.stderr, terminal: true });
@@ -86,7 +90,8 @@ function whyNoTimeZone(window: string): string {
 export async function firstSettings(script: string, usual: Settings, given: Record<string, string>, yes: boolean): Promise<void> {
   const isAsked = !yes && canAsk();
   const answerTo = async (key: string, question: string, otherwise: string, form: RegExp, doubt = async (_answer: string) => '') => given[key] || (isAsked ? ask(question, otherwise, form, 'shown', doubt) : otherwise);
-  if (!isAsked && !given.repository) throw new Problem('there are no settings yet', { exitCode: 64, hint: 'run setup on a terminal, which asks; or fill in the block at the top of backup.js; or say all here: setup --repository ssh://borg@storage.example.org/./web1 --stop \'postgres *\' --folders /srv/files' });
+  if (!isAsked && !given.repository) throw new Problem('there are no settings yet',
+    { exitCode: 64, hint: 'run setup on a terminal, which asks; or fill in the block at the top of backup.js; or say all here: setup --repository ssh://borg@storage.example.org/./web1 --stop \'postgres *\' --folders /srv/files' });
   const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname(), /^(?!proven-)[A-Za-z0-9][\w.-]*$/);
   const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', /^(?!\S*\/NAME$)(ssh:\/\/\S+|\/\S+|[^\s:]+:\S+)$/);
   const stop = wordsIn(await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?', isAsked ? (await proposal()).join(', ') : '', /^( *(service|compose|container|postgres) [^,]+(,|$))*$/, (answer) => partsNotHere(wordsIn(answer), usual)));

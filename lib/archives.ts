@@ -10,7 +10,10 @@ export type ArchiveKind = 'cold' | 'proof' | 'warm' | 'checkpoint' | 'other';
 
 export const WITHOUT_LOCK = ['--bypass-lock']; // a run that is under way is not in the way
 
-/** Given the server ('' = any) and an archive's name, what kind it is. 'other': neither this script nor an interrupted pass of it writes such a name there. */
+/**
+ * Given the server ('' = any) and an archive's name, what kind it is. 'other': neither this script nor an interrupted pass
+ * of it writes such a name there.
+ */
 export function kindOf(server: string, name: string): ArchiveKind {
   const own = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(-warm\\.checkpoint)?((?:\\.checkpoint(?:\\.\\d+)?)?)$`).exec(name);
   if (!own) return 'other';
@@ -26,7 +29,10 @@ export function stampOf(name: string): string {
 /** The server in the name of a cold archive. */
 export const serverIn = (archive: string) => archive.slice(0, -'-2026-11-23T02:00:00'.length);
 
-/** An archive as borg lists it, whoever wrote it. startedAt and endedAt: what the client says, ISO 8601 UTC. facts: its comment, {} when that is no JSON of ours. */
+/**
+ * An archive as borg lists it, whoever wrote it. startedAt and endedAt: what the client says, ISO 8601 UTC. facts: its
+ * comment, {} when that is no JSON of ours.
+ */
 export type ListedArchive = { id: string; name: string; startedAt: string; endedAt: string; facts: Record<string, any> };
 
 /** Every archive of the repository, checkpoints too, oldest first. more: words for borg, as WITHOUT_LOCK. */

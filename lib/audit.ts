@@ -27,7 +27,10 @@ type AuditOptions = { full: boolean; accept: boolean; yes: boolean; undoPlan: bo
 
 const SETTLED = 90; // seconds after which a new archive without its proof counts as unproven: until then its run is starting services again
 
-/** `audit [SERVER...]`: given the operator's file, audits each server. Returns 0 when all are clean, 2 after an alarm or when one could not be audited. */
+/**
+ * `audit [SERVER...]`: given the operator's file, audits each server. Returns 0 when all are clean, 2 after an alarm or when
+ * one could not be audited.
+ */
 export async function audit(builtIn: Settings, operator: Operator, names: string[], options: AuditOptions): Promise<number> {
   const results: object[] = [];
   let code = 0;
@@ -55,8 +58,10 @@ export async function audit(builtIn: Settings, operator: Operator, names: string
 /** Audit one server and write its ledger. Throws Problem when the repository cannot be read. */
 export async function auditServer(builtIn: Settings, operator: Operator, one: OperatedServer, options: AuditOptions): Promise<Audited> {
   const now = new Date().toISOString(), was = readBook(operator, one), book = was ?? newBook(one, now);
-  if (!hasShell(one) && !canDecrypt(one)) throw new Problem(`${one.server}: without a shell on the storage and without the passphrase there is nothing to audit by`, { exitCode: 64, hint: 'give `storage`, or `keyFile` and `passphraseFile`' });
-  if (book.pruning) throw new Problem(`${one.server}: the prune of ${book.pruning.startedAt} was interrupted`, { hint: `node backup.js prune ${one.server} puts it in order, and audits` });
+  if (!hasShell(one) && !canDecrypt(one)) throw new Problem(`${one.server}: without a shell on the storage and without the passphrase there is nothing to audit by`,
+    { exitCode: 64, hint: 'give `storage`, or `keyFile` and `passphraseFile`' });
+  if (book.pruning) throw new Problem(`${one.server}: the prune of ${book.pruning.startedAt} was interrupted`,
+    { hint: `node backup.js prune ${one.server} puts it in order, and audits` });
   const evidence = await gather(builtIn, operator, one, { book, isFirst: was === null, now }, options.full).catch((error) => nothingLeft(error, was, now));
   const findings = findingsOf(evidence).map((found) => ({ ...found, undo: undoOf(one, found) }));
   if (evidence.listTrouble && findings.length === 0) throw evidence.listTrouble;

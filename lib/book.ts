@@ -12,13 +12,19 @@ import { refuseIfOthersCanChange } from './check.ts';
 import { takeLock } from './ledger.ts';
 import type { Operator, OperatedServer } from './operator.ts';
 
-/** An archive as the ledger knows it. seenAt: when the storage says that it was written; seenBy tells how that is known. goneAt: pruned by us, or accepted as gone. */
+/**
+ * An archive as the ledger knows it. seenAt: when the storage says that it was written; seenBy tells how that is known.
+ * goneAt: pruned by us, or accepted as gone.
+ */
 export type KnownArchive = { id: string; name: string; kind: ArchiveKind; seenAt: string; seenBy: 'storage' | 'first audit' | 'audit'; transaction: number; claimedAt: string; endedAt: string;
   originalBytes: number | null; files: number | null; newBytes: number | null; unproven?: true; goneAt?: string; goneBy?: string };
 
 export type Finding = { rule: string; at: string; archives: string[]; what: string; undo: string; transaction: number | null };
 
-/** Up to where the repository is known: its last transaction, the one before, what the files up to there were, and the log of the append-only server. manifestBytes: 0 after a prune, which compresses the list of archives in its own way. */
+/**
+ * Up to where the repository is known: its last transaction, the one before, what the files up to there were, and the log of
+ * the append-only server. manifestBytes: 0 after a prune, which compresses the list of archives in its own way.
+ */
 export type Mark = { transaction: number; previous: number; time: string; files: { count: number; sha256: string }; log: { bytes: number; sha256: string }; manifestBytes: number; nonce: string };
 
 export type Book = {
@@ -40,7 +46,10 @@ const BOOK_FORM: Form = { server: 'text', firstAuditAt: 'time', lastAuditAt: 'ti
   archives: [{ id: 'text', name: 'text', kind: 'text', seenAt: 'time', seenBy: 'text', transaction: 'id', claimedAt: 'time', endedAt: 'time', 'originalBytes?': 'number', 'files?': 'number', 'newBytes?': 'number', 'goneAt?': 'time' }],
   'pruning?': { startedAt: 'time', stage: 'text', deleting: ['text'], accessCut: 'yes or no', 'mark?': MARK_FORM, 'bytes?': ['number'] } };
 
-/** The ledger of a server; null before its first audit. Throws Problem (64) when the file is there and is none: a ledger is never begun anew by itself. */
+/**
+ * The ledger of a server; null before its first audit. Throws Problem (64) when the file is there and is none: a ledger is
+ * never begun anew by itself.
+ */
 export function readBook(operator: Operator, { server, repository }: OperatedServer): Book | null {
   const file = bookFile(operator, server);
   let text: string;
@@ -57,7 +66,8 @@ export function readBook(operator: Operator, { server, repository }: OperatedSer
     return { ...book, repository };
   } catch (error) {
     if (error instanceof Problem) throw error;
-    throw new Problem(`the ledger ${named(file)} is damaged`, { exitCode: 64, hint: 'bring it back from your own backup. If there is none, move it away: the next audit begins a new one, and trusts what it finds' });
+    throw new Problem(`the ledger ${named(file)} is damaged`,
+      { exitCode: 64, hint: 'bring it back from your own backup. If there is none, move it away: the next audit begins a new one, and trusts what it finds' });
   }
 }
 
@@ -69,7 +79,8 @@ export function newBook({ server, repository }: OperatedServer, now: string): Bo
 export function lockBook({ ledgerFolder }: Operator, server: string): void {
   fs.mkdirSync(ledgerFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(ledgerFolder, '`ledgerFolder`');
-  if (takeLock(ledgerFolder, 1, `.${server}.lock`) === null) throw new Problem(`${server}: another audit or prune of it is going on`, { exitCode: 75, hint: 'wait for its end' });
+  if (takeLock(ledgerFolder, 1, `.${server}.lock`) === null) throw new Problem(`${server}: another audit or prune of it is going on`,
+    { exitCode: 75, hint: 'wait for its end' });
 }
 
 /** Write the ledger, on disk when this returns. */

@@ -102,7 +102,10 @@ export function parseLine(line: string): BorgNote | null {
   }
 }
 
-/** Ask borg something that changes nothing in the repository, with so much patience for its locks. Returns how it ended. It need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it. */
+/**
+ * Ask borg something that changes nothing in the repository, with so much patience for its locks. Returns how it ended. It
+ * need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it.
+ */
 export async function askBorg(settings: Settings, words: string[], options: RunOptions = {}, lockWait = PATIENT_LOCK_WAIT): Promise<Done> {
   const [command, ...rest] = words;
   const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', lockWait]), command!, ...rest],
@@ -120,7 +123,8 @@ export async function borgVersion(): Promise<string> {
   if (done.code !== 0) throw failure('borg does not run', done, 'install it: `apt-get install borgbackup`');
   const found = /\d+\.\d+\S*/.exec(done.out)?.[0] ?? '';
   const [major, minor] = found.split('.').map(Number);
-  if (major !== 1) throw new Problem(`borg ${found} is installed, but this script speaks to borg 1.2 and 1.4`, { hint: 'install borg 1.4 beside it; borg 2 repositories are a format of their own' });
+  if (major !== 1) throw new Problem(`borg ${found} is installed, but this script speaks to borg 1.2 and 1.4`,
+    { hint: 'install borg 1.4 beside it; borg 2 repositories are a format of their own' });
   if (minor! < 2) throw new Problem(`borg ${found} is too old`, { hint: 'version 1.2.5 or newer is needed' });
   return version = found;
 }
@@ -128,14 +132,16 @@ export async function borgVersion(): Promise<string> {
 /** What the repository says of itself; brings borg's cache in step, which would otherwise cost time while services are down. */
 export async function tryRepository(settings: Settings): Promise<{ id: string; encryption: string }> {
   for (const [key, file] of Object.entries({ keyFile: settings.keyFile, passphraseFile: settings.passphraseFile, ...(isRemote(settings) ? { sshKey: settings.sshKey } : {}) })) {
-    if (!fs.existsSync(file)) throw new Problem(`${key} ${named(file)} is not there`, { hint: 'run `node backup.js setup`, or bring it back from the recovery sheet' });
+    if (!fs.existsSync(file)) throw new Problem(`${key} ${named(file)} is not there`,
+      { hint: 'run `node backup.js setup`, or bring it back from the recovery sheet' });
   }
   let done = await askBorg(settings, ['info', '--json'], {}, SHORT_LOCK_WAIT);
   if (/"msgid": "LockTimeout"/.test(done.said)) done = await askBorg(settings, ['info', '--json']);
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure('the repository cannot be used', done);
   const facts = answerOf('the repository cannot be used', done, { encryption: { mode: 'text' }, repository: { id: 'text' } });
   const encryption = String(facts.encryption.mode);
-  if (/^(none|authenticated)/.test(encryption)) throw new Problem(`the repository is not encrypted (${encryption}): the storage could read everything`, { hint: 'make a new one with `node backup.js setup`' });
+  if (/^(none|authenticated)/.test(encryption)) throw new Problem(`the repository is not encrypted (${encryption}): the storage could read everything`,
+    { hint: 'make a new one with `node backup.js setup`' });
   return { id: facts.repository.id, encryption };
 }
 

@@ -6,7 +6,10 @@ import type { HistoryLine } from './history.ts';
 
 /** One thing that a drill looked at. ok: null = it cannot be known here, or there is nothing to look at. */
 export type DrillCheck = { cluster: string; check: string; ok: boolean | null; seconds: number; detail: string };
-/** What a drill found out about an archive. proven: nothing that was looked at is wrong. restoreSeconds: what a restore of the whole archive would take here. */
+/**
+ * What a drill found out about an archive. proven: nothing that was looked at is wrong. restoreSeconds: what a restore of
+ * the whole archive would take here.
+ */
 export type Certificate = {
   archive: string; server: string; proven: boolean; madeAt: string; where: string; full: boolean; checks: DrillCheck[];
   extractSeconds: number; extractedBytes: number; restoreSeconds: number; drillSeconds: number;

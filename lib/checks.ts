@@ -14,7 +14,10 @@ import { isBelow } from './files.ts';
 import { LISTING_FORMAT, eachRecord } from './proof.ts';
 import type { Programs, Sandbox } from './sandbox.ts';
 
-/** A cluster out of an archive: `files` holds what was extracted, at full paths below it; `inside` is its data directory as the sandbox sees it. server: once it runs. */
+/**
+ * A cluster out of an archive: `files` holds what was extracted, at full paths below it; `inside` is its data directory as
+ * the sandbox sees it. server: once it runs.
+ */
 export type Copy = { passport: ClusterPassport; sandbox: Sandbox; programs: Programs; files: string; onHost: string; inside: string; listing: string; queries: DrillQuery[]; full: boolean;
   server: Cluster | null; databases: string[]; counted: Map<string, Counted> }; // once it runs: what it is, its databases, rows by database
 export type Counted = { rows: Record<string, number>; broken: string[] };

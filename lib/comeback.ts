@@ -55,7 +55,10 @@ export async function workOut(settings: Settings, [name = '', ...words]: string[
   return { ...comeback, ...await partsOf(comeback) };
 }
 
-/** Given the words after --in-place, returns the roots that are meant: when there are none, all but the system's folders and those with our own files. Throws Problem (64) for a part that is not in the archive. */
+/**
+ * Given the words after --in-place, returns the roots that are meant: when there are none, all but the system's folders and
+ * those with our own files. Throws Problem (64) for a part that is not in the archive.
+ */
 function rootsMeant(manifest: Manifest, words: string[], own: string[]): Root[] {
   const kinds = ['postgres', 'cluster', 'container', 'volume', 'folder'], names: string[] = [];
   for (const word of words) {

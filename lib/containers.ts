@@ -34,7 +34,10 @@ const DOCKER_GRACE_SECONDS = 10; // what `docker stop` waits when a container do
 
 const notOfARehearsal = (field: string) => `{{if not (.Label "${SANDBOX_MARK}")}}{{.${field}}}{{end}}`;
 
-/** Every container of this host, running or not, but for those of rehearsals. [] when Docker is not installed or does not answer and nobody asked for it. */
+/**
+ * Every container of this host, running or not, but for those of rehearsals. [] when Docker is not installed or does not
+ * answer and nobody asked for it.
+ */
 export async function findContainers(needed: boolean): Promise<Container[]> {
   const list = await look(['docker', 'ps', '--all', '--no-trunc', `--format=${notOfARehearsal('ID')}`]);
   if (list.code !== 0) {
@@ -102,7 +105,8 @@ export function containerParts(what: string, all: Container[]): (Omit<Part, 'gro
 
 function containerPart(one: Container): Omit<Part, 'group'> {
   if (one.paused) throw new Problem(`container ${one.name} is paused`, { hint: `\`docker unpause ${one.name}\`, or take it out of \`stop\`` });
-  if (one.removedOnStop && one.running) throw new Problem(`container ${one.name} was made with --rm: Docker removes it when it stops, and nobody could start it again`, { hint: `make it anew without --rm, or take it out of \`stop\`` });
+  if (one.removedOnStop && one.running) throw new Problem(`container ${one.name} was made with --rm: Docker removes it when it stops, and nobody could start it again`,
+    { hint: `make it anew without --rm, or take it out of \`stop\`` });
   return {
     name: `container ${one.name}`,
     kind: 'container',

@@ -92,7 +92,10 @@ export async function copyOnWrite(night: Night, plan: Plan): Promise<Copied> {
   return { first, second: await stillCold(night, plan, first), manifestText: '' };
 }
 
-/** Services run again: prove of the copies that they are what was stopped, and let borg read them. Throws Problem when they are not, or when space runs short. */
+/**
+ * Services run again: prove of the copies that they are what was stopped, and let borg read them. Throws Problem when they
+ * are not, or when space runs short.
+ */
 export async function copyTheSnapshot(night: Night, plan: Plan, manifest: Manifest, { first, second }: Copied): Promise<Copied> {
   const { stateFolder } = night.loaded.settings, was = whatLies(plan.roots);
   const endWatch = watchSpace(plan.roots, (why) => askToStop(why, 2, 'make room, or set `snapshot: \'no\'`'));
@@ -120,7 +123,10 @@ async function stillCold(night: Night, plan: Plan, first: Proof): Promise<Proof>
   return second;
 }
 
-/** Services run again, and borg has read everything: let it finish the archive, and judge what it says. Throws Problem when the archive is no backup. */
+/**
+ * Services run again, and borg has read everything: let it finish the archive, and judge what it says. Throws Problem when
+ * the archive is no backup.
+ */
 export async function finishColdPass(night: Night, plan: Plan): Promise<PassResult> {
   const late = setTimeout(() => askToStop('the storage did not take the end of the copy within an hour', 2), 3_600_000);
   const cold = await night.cold!.end.finally(() => clearTimeout(late));
@@ -134,8 +140,10 @@ function judgePass(plan: Plan, { changed, unread, complaints }: PassResult): voi
   const isCold = (file: string) => plan.cold.some((root) => isBelow(file, root));
   const broken = [...changed, ...unread].filter(isCold);
   const lost = plan.roots.find((root) => unread.includes(root.path));
-  if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`, { said: complaints.slice(-5).join('\n') });
-  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`, { said: complaints.slice(-5).join('\n') });
+  if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`,
+    { said: complaints.slice(-5).join('\n') });
+  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`,
+    { said: complaints.slice(-5).join('\n') });
   for (const file of unread) warn(`not in the archive, borg could not read it: ${named(file)}`);
   for (const file of changed) warn(`changed while it was copied: ${named(file)}`);
 }

@@ -49,7 +49,8 @@ export async function drill(settings: Settings, server: string, [name = 'latest'
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   await sweepDrills(settings);
   const lock = takeLock(settings.stateFolder, 1, LOCK);
-  if (lock === null) throw new Problem('another drill is under way', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
+  if (lock === null) throw new Problem('another drill is under way',
+    { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
   const startedAt = new Date(), id = randomUUID(), scratch = scratchOf(settings);
   openTranscript(path.join(settings.stateFolder, 'log'), `${startedAt.toISOString().slice(0, 19)}-drill`);
   fs.mkdirSync(scratch, { recursive: true, mode: 0o711 });

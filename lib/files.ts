@@ -45,7 +45,8 @@ export function heldFolder(folder: string): string {
     const { uid, mode } = fs.fstatSync(fd);
     if (uid === process.getuid?.() && (mode & 0o022) === 0 && fs.readdirSync(held).length === 0) return held;
   } catch { /* a link, or gone */ }
-  throw new Problem(`${named(folder)} is not the folder that was made just now: somebody else can write there`, { hint: 'restore into a folder that only root can change' });
+  throw new Problem(`${named(folder)} is not the folder that was made just now: somebody else can write there`,
+    { hint: 'restore into a folder that only root can change' });
 }
 
 /** Bytes that are free for us on the disk of a folder. */

@@ -12,7 +12,10 @@ import type { Book, Finding, KnownArchive } from './book.ts';
 import { timeOf } from './segments.ts';
 import type { Reading, Transaction } from './segments.ts';
 
-/** What an audit has in hand. puts: where the ids that matter were PUT: [transaction, place]. listed: null without the key, or when it cannot be had (listTrouble). */
+/**
+ * What an audit has in hand. puts: where the ids that matter were PUT: [transaction, place]. listed: null without the key,
+ * or when it cannot be had (listTrouble).
+ */
 export type Evidence = { book: Book; isFirst: boolean; reading: Reading | null; puts: Map<string, [number, number][]>; listed: ListedArchive[] | null; listTrouble: Problem | null; fresh: KnownArchive[]; now: string };
 
 const HOUR = 3_600_000;
@@ -173,7 +176,10 @@ function proofs({ book, fresh }: Evidence, listed: ListedArchive[]): Finding[] {
   });
 }
 
-/** R6. Given archives that are new and proven, how they compare with those before: a night that holds half or less, or thrice and more, or sends more than ever. */
+/**
+ * R6. Given archives that are new and proven, how they compare with those before: a night that holds half or less, or thrice
+ * and more, or sends more than ever.
+ */
 function sizes({ book, fresh, reading, listed }: Evidence): Finding[] {
   const proven = provenOnes(present(book)), found: Finding[] = [];
   for (const one of provenOnes(fresh)) {

@@ -25,7 +25,10 @@ export type Night = { startedAt: string; outcome: 'good' | 'warning' | 'failed';
 export type Drilled = { archive: string; proven: boolean; madeAt: string; restoreSeconds: number };
 /** What is needed to use an archive, in short. */
 export type ShortPassport = { system: string; architecture: string; paths: string[]; containers: string[]; clusters: { name: string; version: string; databases: { name: string; bytes: number; extensions: string[] }[] }[] };
-/** A cold archive. seenAt: by the storage's clock when the ledger has it (isSeen), else as its server claims. passport: a text says why there is none. */
+/**
+ * A cold archive. seenAt: by the storage's clock when the ledger has it (isSeen), else as its server claims. passport: a
+ * text says why there is none.
+ */
 export type ShownArchive = { name: string; seenAt: string; isSeen: boolean; isProven: boolean; passport: ShortPassport | string };
 export type Space = { usedBytes: number; freeBytes: number; quotaBytes: number; perDay: number | null; disk: string; daysLeft: number | null };
 /** All about a server. trouble: why it could not be looked at now; archives: newest first; nights: oldest first. */
@@ -81,7 +84,10 @@ function archivesOf(server: string, listed: ListedArchive[] | null, book: Book |
   }).sort((one, other) => (one.seenAt < other.seenAt ? 1 : -1));
 }
 
-/** Read what is new: the history in the newest proof, and the record of each archive that was never read. A record that cannot be had is told, and no reason for no report. */
+/**
+ * Read what is new: the history in the newest proof, and the record of each archive that was never read. A record that
+ * cannot be had is told, and no reason for no report.
+ */
 async function readNew(settings: Settings, server: string, listed: ListedArchive[], kept: Kept): Promise<void> {
   const cold = listed.filter(({ name }) => kindOf(server, name) === 'cold'), read = (archive: string, file: string) => readFromArchive(settings, archive, file, { ...ANYWHERE, ...LONGEST }, WITHOUT_LOCK);
   const newest = listed.filter(({ name, endedAt }) => kindOf(server, name) === 'proof' && !isFuture(endedAt)).pop();

@@ -22,7 +22,10 @@ const KINDS_OF_VALUE = {
   anything: () => true,
 };
 
-/** Given a value and the form it should have, returns the place of the first thing that is otherwise ('plan.roots[0].path', or `at` itself); '' when all is right. */
+/**
+ * Given a value and the form it should have, returns the place of the first thing that is otherwise ('plan.roots[0].path',
+ * or `at` itself); '' when all is right.
+ */
 export function misfit(value: any, form: Form, at = 'it'): string {
   if (typeof form === 'string') return KINDS_OF_VALUE[form](value) ? '' : at;
   if (Array.isArray(form)) return Array.isArray(value) ? firstOf(value.map((one, index) => () => misfit(one, form[0], `${at}[${index}]`))) : at;
@@ -42,7 +45,10 @@ function firstOf(looks: (() => string)[]): string {
   return '';
 }
 
-/** What a program answered as JSON. Given what was asked, in words, how the program ended, and the form, returns the answer. Throws Problem when it is not understood. */
+/**
+ * What a program answered as JSON. Given what was asked, in words, how the program ended, and the form, returns the answer.
+ * Throws Problem when it is not understood.
+ */
 export function answerOf(what: string, done: Done, form: Form, text = done.out): any {
   let answer, odd = 'it is no JSON';
   try {

@@ -28,7 +28,10 @@ import type { Ledger } from './ledger.ts';
 const guardFile = (stateFolder: string) => path.join(stateFolder, 'guard.json');
 const RETRY_SECONDS = 15;
 
-/** Given the script, its state folder and settings file, starts the guard and waits until it watches. night: of a backup, its archive and when it began. Returns its pid. Throws Problem: nothing may be stopped without it. */
+/**
+ * Given the script, its state folder and settings file, starts the guard and waits until it watches. night: of a backup, its
+ * archive and when it began. Returns its pid. Throws Problem: nothing may be stopped without it.
+ */
 export async function armGuard(script: string, stateFolder: string, settingsFile: string, run: string, night: [archive: string, startedAt: string] | [] = []): Promise<number> {
   fs.rmSync(guardFile(stateFolder), { force: true });
   const command = [process.execPath, script, 'guard', stateFolder, run, String(process.pid), startOfProcess(process.pid), ...night, '--settings', settingsFile];
@@ -248,7 +251,8 @@ async function recoverIn(stateFolder: string, settings: Settings | null): Promis
     if (!ledger) return 0;
     keepTranscript(stateFolder, 'recover');
     const down = await bringBack(stateFolder, ledger, 'recover', settings);
-    if (down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover` again' }), servicesNow(ledger, down));
+    if (down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`,
+      { hint: 'look at its own log, mend it, then run `node backup.js recover` again' }), servicesNow(ledger, down));
     return down.length > 0 ? 3 : 0;
   } finally {
     fs.closeSync(lock);

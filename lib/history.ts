@@ -69,7 +69,10 @@ export function remember(stateFolder: string, line: HistoryLine): void {
   }
 }
 
-/** What the last good nights were like, at most seven: medians, their range, and how much more a night the whole becomes. Times in seconds, the rest in bytes. */
+/**
+ * What the last good nights were like, at most seven: medians, their range, and how much more a night the whole becomes.
+ * Times in seconds, the rest in bytes.
+ */
 export type Trend = { nights: number; downSeconds: number; leastDownSeconds: number; mostDownSeconds: number; newBytes: number; originalBytes: number; growthBytes: number };
 
 /** Given the history, returns the trend, or null when no night was good yet. */

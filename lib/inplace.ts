@@ -51,9 +51,11 @@ export async function restoreInPlace(loaded: Loaded, script: string, words: stri
 
 /** What speaks against it, before anything is touched: a finding of the judge, or no room. */
 function whyNot(comeback: Comeback): Problem | null {
-  if (comeback.findings.some((one) => one.verdict === 'refused')) return new Problem('this archive cannot work on this machine: see the findings marked "refused"', { hint: 'mend them with the commands above, then begin again; nothing was touched' });
+  if (comeback.findings.some((one) => one.verdict === 'refused')) return new Problem('this archive cannot work on this machine: see the findings marked "refused"',
+    { hint: 'mend them with the commands above, then begin again; nothing was touched' });
   const noRoom = whyNoRoom(comeback.pieces);
-  return noRoom.length === 0 ? null : new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`, { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
+  return noRoom.length === 0 ? null : new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`,
+    { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
 }
 
 async function begin(settings: Settings, { stateFolder }: InPlace): Promise<void> {
@@ -103,7 +105,8 @@ async function makeVolumes(pieces: Piece[]): Promise<void> {
   for (const { volume, place } of pieces.filter((piece) => piece.volume !== '')) {
     const done = await change(['docker', 'volume', 'create', volume]);
     if (done.code !== 0) throw failure(`volume ${volume} cannot be made`, done);
-    if (!fs.existsSync(place)) throw new Problem(`Docker made the volume ${volume} elsewhere than in ${named(place)}`, { hint: 'begin again: now it is there' });
+    if (!fs.existsSync(place)) throw new Problem(`Docker made the volume ${volume} elsewhere than in ${named(place)}`,
+      { hint: 'begin again: now it is there' });
   }
 }
 
@@ -150,8 +153,10 @@ async function finish(comeback: Comeback, ledger: Ledger, guardPid: number, down
   if (trouble) sayError(trouble, services);
   if (!trouble && restore.state === 'new' && down.length === 0) wrong.push(...await checkWhatCameBack(comeback).catch((error) => [`the check did not get through: ${error.message}`]));
   const text = restore.swaps.length > 0 ? tellRestore(stateFolder, ledger, isOpen) : '';
-  if (!trouble && down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`, { hint: 'look at its own log; mend it, and the guard starts it. Or go back with the commands below' }), services);
-  if (wrong.length > 0) sayError(new Problem(`${archive} is in place and runs, but ${wrong.join('; ')}`, { hint: 'go back with the commands below, or restore another archive' }), services);
+  if (!trouble && down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`,
+    { hint: 'look at its own log; mend it, and the guard starts it. Or go back with the commands below' }), services);
+  if (wrong.length > 0) sayError(new Problem(`${archive} is in place and runs, but ${wrong.join('; ')}`,
+    { hint: 'go back with the commands below, or restore another archive' }), services);
   const asked = trouble instanceof Problem ? trouble.facts.exitCode ?? 2 : 2, isBad = trouble !== null || wrong.length > 0;
   const exitCode = down.length > 0 ? 3 : isBad ? asked : warnings.length > 0 ? 1 : 0, seconds = downSecondsOf(ledger);
   const head = trouble || wrong.length > 0 || down.length > 0 ? 'NOT GOOD' : 'restored';

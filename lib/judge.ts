@@ -188,7 +188,10 @@ function isNewer(one: string, other: string): boolean {
   return at >= 0 && mine[at]! > (theirs[at] ?? 0);
 }
 
-/** An extension's objects are in the database; from here come its library (judged on its own) and its scripts, which tell what version the library is of. */
+/**
+ * An extension's objects are in the database; from here come its library (judged on its own) and its scripts, which tell
+ * what version the library is of.
+ */
 function extensionFindings(told: ClusterPassport, abilities: Abilities): Finding[] {
   return extensionsOf(told).flatMap(({ name, version, databases }): Finding[] => {
     const { control, known } = abilities.extensions[name] ?? {};

@@ -53,7 +53,10 @@ const ELSEWHERE = '/var/lib/cold-backup/elsewhere'; // links to ledgers in other
 
 export const ledgerFile = (stateFolder: string) => path.join(stateFolder, 'ledger.json');
 
-/** Take a lock of a state folder: that of runs, or another one by its name. Returns the open file that holds it (the kernel lets go when this process ends, however it ends), or null. */
+/**
+ * Take a lock of a state folder: that of runs, or another one by its name. Returns the open file that holds it (the kernel
+ * lets go when this process ends, however it ends), or null.
+ */
 export function takeLock(stateFolder: string, waitSeconds: number, name = 'lock'): number | null {
   const file = path.join(stateFolder, name);
   let fd: number;
@@ -66,7 +69,8 @@ export function takeLock(stateFolder: string, waitSeconds: number, name = 'lock'
   const { status } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd], env: { PATH: programPath() } });
   if (status === 0) return fd;
   fs.closeSync(fd);
-  if (status !== 1) throw new Problem('flock(1) does not work: without it two runs could go on at the same time', { hint: 'install util-linux; is it on the PATH?' });
+  if (status !== 1) throw new Problem('flock(1) does not work: without it two runs could go on at the same time',
+    { hint: 'install util-linux; is it on the PATH?' });
   return null;
 }
 
@@ -88,7 +92,8 @@ export function readLedger(stateFolder: string): Ledger | null {
     if (error.code === 'ENOENT' || error.code === 'ENOTDIR') return null;
     throw new Problem(`${file} cannot be read: ${error.message}`, { exitCode: 3 });
   }
-  const bad = (why: string) => new Problem(`${file} is damaged: ${why}`, { exitCode: 3, hint: `read it: it tells what was stopped and how to start it; start that by hand, then remove the file` });
+  const bad = (why: string) => new Problem(`${file} is damaged: ${why}`,
+    { exitCode: 3, hint: `read it: it tells what was stopped and how to start it; start that by hand, then remove the file` });
   if (![0, process.getuid?.()].includes(facts.uid) || (facts.mode & 0o022) !== 0) throw bad('others could have written it'); // what stands in it is run as root
   let ledger: any;
   try {

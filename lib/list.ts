@@ -14,7 +14,10 @@ import type { ArchiveFacts } from './archives.ts';
 
 const MOST_VERSIONS = 30_000; // of files that `find` keeps in mind, about 1 kB each
 
-/** What was asked of borg. When it failed, a borg that is missing or too old is the better story; asking that first would cost every look a start of it. */
+/**
+ * What was asked of borg. When it failed, a borg that is missing or too old is the better story; asking that first would
+ * cost every look a start of it.
+ */
 export async function orWrongBorg<T>(asked: Promise<T>): Promise<T> {
   try {
     return await asked;
@@ -24,7 +27,10 @@ export async function orWrongBorg<T>(asked: Promise<T>): Promise<T> {
   }
 }
 
-/** `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of one. Returns 0, or 1 with warnings. */
+/**
+ * `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of
+ * one. Returns 0, or 1 with warnings.
+ */
 export async function list(settings: Settings, server: string, words: string[]): Promise<number> {
   const archives = await orWrongBorg(listArchives(settings, server));
   if (words.length > 0) return listFiles(settings, archiveMeant(archives, words[0]!, 'look'), words[1]);
@@ -46,7 +52,8 @@ function archiveLine(one: ArchiveFacts): string {
 export function archiveMeant(archives: ArchiveFacts[], name: string, use: 'look' | 'restore' = 'restore'): string {
   if (name === 'latest') {
     const proven = archives.filter((one) => one.kind === 'proven'), come = proven.filter((one) => Date.parse(one.madeAt) < Date.now() + 3_600_000), ahead = proven.length - come.length, newest = [...(come.length > 0 ? come : proven)].pop();
-    if (proven.length === 0) throw new Problem('there is no proven archive yet', { hint: '`node backup.js list` shows what there is; an unproven one has to be named in full' });
+    if (proven.length === 0) throw new Problem('there is no proven archive yet',
+      { hint: '`node backup.js list` shows what there is; an unproven one has to be named in full' });
     if (ahead > 0) warn(`${count(ahead, 'archive')} bear${ahead === 1 ? 's' : ''} a time that is still to come, as ${proven[proven.length - 1]!.archive}: a clock was wrong, there or here. ${come.length > 0 ? 'Not counting these,' : 'All do, so'} the latest is ${newest!.archive}`);
     return newest!.archive;
   }
@@ -61,13 +68,19 @@ export function archiveMeant(archives: ArchiveFacts[], name: string, use: 'look'
   return found.archive;
 }
 
-/** The archives of this name that no run here remembers, though they are newer than its last good one: another server writes under the same name. Given the history, too. */
+/**
+ * The archives of this name that no run here remembers, though they are newer than its last good one: another server writes
+ * under the same name. Given the history, too.
+ */
 export function strangersAmong(archives: ArchiveFacts[], history: HistoryLine[]): string[] {
   const own = new Set(history.map((line) => line.archive)), last = history.filter((line) => line.kind === 'run' && line.exitCode < 2).pop();
   return !last ? [] : archives.filter((one) => one.kind === 'proven' && !own.has(one.archive) && one.madeAt > stampOf(last.archive)).map((one) => one.archive);
 }
 
-/** Given what `latest` came to, warns when it is not what the last good run here wrote: another server's, or a clock was wrong, or somebody deleted. */
+/**
+ * Given what `latest` came to, warns when it is not what the last good run here wrote: another server's, or a clock was
+ * wrong, or somebody deleted.
+ */
 export function warnUnlessOurs(stateFolder: string, archives: ArchiveFacts[], latest: string): void {
   const last = lastGoodRun(stateFolder)?.archive ?? latest;
   if (last === latest) return;
@@ -85,7 +98,8 @@ export function entryIn(line: string): any {
     const one = JSON.parse(line);
     if (misfit(one, { path: 'text', type: 'text', 'source?': 'text', 'size?': 'number' }) === '') return one;
   } catch { /* cut off */ }
-  throw new Problem('a line of the listing of an archive cannot be read', { said: line.slice(0, 200), hint: 'call it again; when it stays so: node backup.js borg check' });
+  throw new Problem('a line of the listing of an archive cannot be read',
+    { said: line.slice(0, 200), hint: 'call it again; when it stays so: node backup.js borg check' });
 }
 
 // borg's own lines are not shown: a line end in a file's name would look like another file.
@@ -106,7 +120,8 @@ async function listFiles(settings: Settings, archive: string, file: string | und
 }
 
 export function notInArchive(archive: string, missing: string[]): Problem {
-  return new Problem(`not in ${archive}: ${missing.map(named).join(', ')}`, { hint: `node backup.js find ${pasteable([path.basename(missing[0]!)])}` });
+  return new Problem(`not in ${archive}: ${missing.map(named).join(', ')}`,
+    { hint: `node backup.js find ${pasteable([path.basename(missing[0]!)])}` });
 }
 
 type Version = { modifiedAt: string; bytes: number; runs: [number, number][] }; // runs: in the archives from the one number to the other, 0 is the newest

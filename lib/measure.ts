@@ -12,10 +12,16 @@ import { eachRecord, pathIn } from './proof.ts';
 import { listingFile, ownManifest, recordFolder } from './record.ts';
 import { asPattern, notInArchive } from './list.ts';
 
-/** What paths of an archive are: files (folders do not count) and bytes; the folders of the archive above those paths; links, with what they lead to. */
+/**
+ * What paths of an archive are: files (folders do not count) and bytes; the folders of the archive above those paths; links,
+ * with what they lead to.
+ */
 export type Listed = { files: number; entries: number; bytes: number; above: string[]; links: Map<string, string> };
 
-/** Given an archive and paths (none: all of it), returns what they are. Throws Problem when a path is not there, or when extracting them is not safe. */
+/**
+ * Given an archive and paths (none: all of it), returns what they are. Throws Problem when a path is not there, or when
+ * extracting them is not safe.
+ */
 export async function measure(settings: Settings, archive: string, wanted: string[], more: string[] = [], options: RunOptions = {}): Promise<Listed> {
   const listed: Listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set<string>(), parents = new Set(foldersAbove(wanted));
   const why = watchEntries(listed.links);
@@ -36,7 +42,8 @@ export async function measure(settings: Settings, archive: string, wanted: strin
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
   if (trouble) throw unsafe(archive, trouble);
   const missing = wanted.filter((root) => !seen.has(root)), link = listed.above.find((one) => listed.links.has(one));
-  if (missing.length > 0 && link) throw new Problem(`not in ${archive}: ${named(missing[0]!)}`, { hint: `${named(link)} is a link to ${named(listed.links.get(link)!)}: name the path below that` });
+  if (missing.length > 0 && link) throw new Problem(`not in ${archive}: ${named(missing[0]!)}`,
+    { hint: `${named(link)} is a link to ${named(listed.links.get(link)!)}: name the path below that` });
   if (missing.length > 0) throw notInArchive(archive, missing);
   return listed;
 }

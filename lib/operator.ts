@@ -27,13 +27,18 @@ const NO_SERVER = { server: '', repository: '', sshKey: '', knownHostsFile: '', 
 const KEEP: Keep = { last: 3, daily: 7, weekly: 4, monthly: 12, yearly: 3 };
 const RULES_OF_SERVER = { server: aServer, repository: aRepository, sshKey: aPath, knownHostsFile: aPath, keyFile: aSecretFile, passphraseFile: aSecretFile, storage: aCommand, cutAccess: aCommand, giveAccess: aCommand, timeZone: aTimeZone, maxAgeHours: aNumber(0.01, 100_000, 'any'), drillMaxAgeDays: aNumber(0, 10_000, 'any') };
 
-/** Given the block of this script (for its names), the script and FILE of --settings, returns the operator's settings. Throws Problem (64) when there is no such file, or with every mistake in it. */
+/**
+ * Given the block of this script (for its names), the script and FILE of --settings, returns the operator's settings. Throws
+ * Problem (64) when there is no such file, or with every mistake in it.
+ */
 export function loadOperator(script: string, file: string): Operator {
   const source = settingsSource(script, file), hint = 'on the operator\'s computer: write `const settings = { ledgerFolder, servers: [ ... ] };` (see README) into backup.settings.js beside backup.js, or name it with --settings FILE';
-  if (source === script) throw new Problem('there is no operator\'s file here: audit, prune and report are not for a production server', { exitCode: 64, hint });
+  if (source === script) throw new Problem('there is no operator\'s file here: audit, prune and report are not for a production server',
+    { exitCode: 64, hint });
   const { settings } = loadWith<Omit<Operator, 'file'>>(null, script, source, (found, wrong) => {
     if (isGroup(found) && !('servers' in found) && ('stop' in found || 'folders' in found || 'repository' in found)) {
-      throw new Problem(`${named(source)} is the file of a production server, not the operator's: audit, prune and report are not for a production server`, { exitCode: 64, hint });
+      throw new Problem(`${named(source)} is the file of a production server, not the operator's: audit, prune and report are not for a production server`,
+        { exitCode: 64, hint });
     }
     return filledOperator(found, wrong);
   });
@@ -71,7 +76,8 @@ function filledServer(one: unknown, at: string, wrong: Wrong): Record<string, an
 /** The servers named, or all. Throws Problem (64) for a name that is not in the file. */
 export function serversMeant({ servers, file }: Operator, names: string[]): OperatedServer[] {
   const unknown = names.filter((name) => !servers.some(({ server }) => server === name));
-  if (unknown.length > 0) throw new Problem(`no such server in ${named(file)}: ${unknown.join(', ')}`, { exitCode: 64, hint: `it names ${servers.map(({ server }) => server).join(', ') || 'none'}` });
+  if (unknown.length > 0) throw new Problem(`no such server in ${named(file)}: ${unknown.join(', ')}`,
+    { exitCode: 64, hint: `it names ${servers.map(({ server }) => server).join(', ') || 'none'}` });
   if (servers.length === 0) throw new Problem(`${named(file)} names no server`, { exitCode: 64 });
   return servers.filter(({ server }) => names.length === 0 || names.includes(server));
 }
@@ -82,13 +88,17 @@ export function borgSettings(builtIn: Settings, { ledgerFolder }: Operator, one:
   const settings = { ...builtIn, server, repository, sshKey, knownHostsFile, keyFile, passphraseFile, stateFolder: path.join(ledgerFolder, '.cache', server) };
   checkSecretFiles(settings);
   for (const file of [sshKey, keyFile, passphraseFile]) {
-    if (file && !fs.existsSync(file)) throw new Problem(`${named(file)} is not there`, { exitCode: 64, hint: 'the escrowed key and passphrase stand on the recovery sheet of this server' });
+    if (file && !fs.existsSync(file)) throw new Problem(`${named(file)} is not there`,
+      { exitCode: 64, hint: 'the escrowed key and passphrase stand on the recovery sheet of this server' });
   }
   fs.mkdirSync(path.join(settings.stateFolder, 'borg'), { recursive: true, mode: 0o700 });
   return settings;
 }
 
-/** From here a repository may be somewhere else than yesterday: its pruned copy, a storage that moved. That it is the same one, its id in the ledger tells. */
+/**
+ * From here a repository may be somewhere else than yesterday: its pruned copy, a storage that moved. That it is the same
+ * one, its id in the ledger tells.
+ */
 export const ANYWHERE = { env: { BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' } };
 
 /** Whether archives can be named: with key and passphrase. Without, the audit reads the repository's files alone. */
@@ -106,7 +116,10 @@ export function folderThere({ repository }: OperatedServer): string {
 let scratch = ''; // made once
 export const IS_GONE = 'is not there any more'; // what an audit of a known repository makes an alarm of
 
-/** Run a script (of sh or python3) on the storage: it goes there on standard input, so that no shell in between reads its words. looks: it changes nothing. */
+/**
+ * Run a script (of sh or python3) on the storage: it goes there on standard input, so that no shell in between reads its
+ * words. looks: it changes nothing.
+ */
 export async function onStorage(one: OperatedServer, what: string, interpreter: string[], script: string, options: RunOptions & { looks?: boolean } = {}): Promise<Done> {
   const file = path.join(scratch ||= temporaryFolder(), 'script');
   fs.writeFileSync(file, script, { mode: 0o600 });
@@ -115,7 +128,8 @@ export async function onStorage(one: OperatedServer, what: string, interpreter: 
   try {
     const done = await (looks ? look : change)([...one.storage, ...interpreter], { seconds: 3600, ...more, stdin: fd });
     if (done.code === 0) return done;
-    if (/^NOT THERE: /m.test(done.said)) throw new Problem(`the repository of ${one.server} ${IS_GONE}`, { said: done.said, hint: 'was a prune interrupted? `node backup.js prune` puts it in order. Else ask the storage\'s keeper' });
+    if (/^NOT THERE: /m.test(done.said)) throw new Problem(`the repository of ${one.server} ${IS_GONE}`,
+      { said: done.said, hint: 'was a prune interrupted? `node backup.js prune` puts it in order. Else ask the storage\'s keeper' });
     const hint = done.code === 127 ? `${interpreter[0]} is not there: borg is a Python program, so install python3 on the storage` : `does this open a shell there: ${one.storage.join(' ')}`;
     throw failure(what, done, one.storage.length > 0 ? hint : '');
   } finally {

@@ -22,7 +22,10 @@ export function summary(line: HistoryLine, services: string): string {
   ].join('\n');
 }
 
-/** The message of a run. Given its history line, what is down, the outcome, the state of services and a language: outcome and server come first. The body is the summary, in the terminal's words. */
+/**
+ * The message of a run. Given its history line, what is down, the outcome, the state of services and a language: outcome and
+ * server come first. The body is the summary, in the terminal's words.
+ */
 export function messageOf(line: HistoryLine, down: string[], outcome: Outcome['outcome'], services: string, language: 'en' | 'es'): Outcome {
   const words = WORDS[language].message, time = span(line.downSeconds);
   const text = { start: words.start, good: words.good(time), warning: words.warning(line.warnings.length, time), failed: words.failed(line.error), down: words.down(down.join(', ')) }[outcome];

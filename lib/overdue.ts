@@ -11,12 +11,18 @@ import { present, readBook } from './book.ts';
 import type { Book } from './book.ts';
 import { provenOnes } from './findings.ts';
 
-/** archive: the newest proven one that an audit saw; seenAt: when the storage says; writtenAt: the last transaction there; since: transactions after the last audit. */
+/**
+ * archive: the newest proven one that an audit saw; seenAt: when the storage says; writtenAt: the last transaction there;
+ * since: transactions after the last audit.
+ */
 type Overdue = { server: string; outcome: 'good' | 'warning' | 'failed'; ageHours: number | null; archive: string; seenAt: string; writtenAt: string; since: number | null; lastAuditAt: string; why: string; next: string };
 
 const UNAUDITED_DAYS = 8; // for so long it is enough that a server wrote as it does on a proven night
 
-/** `status --all [SERVER...]`: given the operator's settings, prints a line for each server. Returns 0, 1 or 2, as the worst of them. With --quiet only those of which something is to be said. */
+/**
+ * `status --all [SERVER...]`: given the operator's settings, prints a line for each server. Returns 0, 1 or 2, as the worst
+ * of them. With --quiet only those of which something is to be said.
+ */
 export async function statusOfAll(operator: Operator, names: string[]): Promise<number> {
   const all: Overdue[] = [];
   for (const one of serversMeant(operator, names)) all.push(await overdueOf(operator, one));

@@ -65,7 +65,8 @@ export function beginPass(settings: Settings, command: string[], options: PassOp
     });
     program = null;
     goOn(); // borg may have ended because we asked it to
-    if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${listener.reached()}`, { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
+    if (done.timedOut) throw new Problem(`${options.title} did not get through in time: ${listener.reached()}`,
+      { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
     if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
     const { id: archiveId, stats } = answerOf(options.title, done, { archive: { id: 'text', stats: { nfiles: 'number', original_size: 'number', compressed_size: 'number', deduplicated_size: 'number' } } }).archive;
     return { archiveId, files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size, seconds: (Date.now() - began) / 1000, ...listener.found };

@@ -108,7 +108,8 @@ export async function countPieces(settings: Settings, archive: string, pieces: P
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
   const below = pieces.find((piece) => [...links.keys()].some((link) => link !== piece.recorded && isBelow(piece.recorded, link))); // some come in a pass of their own
   if (trouble || below) throw unsafe(archive, trouble || `${named(below!.recorded)} lies below a link`);
-  if (damaged) throw new Problem(`${named(`/${damaged}`)} in ${archive} is damaged: nothing of it is extracted`, { hint: 'restore an older archive, and let the operator audit the repository' });
+  if (damaged) throw new Problem(`${named(`/${damaged}`)} in ${archive} is damaged: nothing of it is extracted`,
+    { hint: 'restore an older archive, and let the operator audit the repository' });
   const missing = pieces.find((piece) => piece.files === 0 && !mountPoints().includes(piece.place));
   if (missing) throw new Problem(`${named(missing.recorded)} is not in ${archive}`, { hint: 'node backup.js list shows what is' });
   for (const piece of pieces.filter((one) => one.files === 0)) warn(`${named(piece.place)} is a mount point, and the archive has nothing for it: it stays as it is`);
@@ -123,7 +124,10 @@ export function whyNoRoom(pieces: Piece[]): string[] {
   });
 }
 
-/** The commands that extract every piece beside its place, and the folder each runs in: one for each file system and kind of owners. The first brings the listing, too. */
+/**
+ * The commands that extract every piece beside its place, and the folder each runs in: one for each file system and kind of
+ * owners. The first brings the listing, too.
+ */
 export function extractions(archive: string, pieces: Piece[]): { argv: string[]; cwd: string; bytes: number }[] {
   const ownOf = (cwd: string, byNumber: boolean) => pieces.filter((piece) => piece.staging === cwd && piece.byNumber === byNumber && piece.files > 0);
   const kinds = [...new Set(pieces.map((piece) => piece.staging))].flatMap((cwd) => [false, true].map((byNumber) => ({ cwd, byNumber, own: ownOf(cwd, byNumber) })));
@@ -158,7 +162,8 @@ async function compareWithListing(manifest: Manifest, pieces: Piece[], folder: s
   const isWhole = (piece: Piece) => piece.files > 0 && piece.strict && (manifest.plan.exclude.length === 0 || piece.why.startsWith('cluster '));
   const roots = pieces.filter(isWhole).map((piece) => ({ recorded: latin(piece.recorded), staged: latin(staged(piece)) }));
   const [listing, told, seen, found] = [path.join(folder, LISTING), path.join(folder, '.told'), path.join(folder, '.seen'), path.join(folder, '.found')];
-  if (!fs.lstatSync(listing, { throwIfNoEntry: false })?.isFile()) throw new Problem('this archive has no record/listing to compare with', { hint: 'restore an older one' });
+  if (!fs.lstatSync(listing, { throwIfNoEntry: false })?.isFile()) throw new Problem('this archive has no record/listing to compare with',
+    { hint: 'restore an older one' });
   await reduce(listing, told, (file) => (roots.some((root) => isBelow(file, root.recorded)) ? file : null));
   const all = fs.openSync(found, 'wx', 0o600);
   const listed = roots.length === 0 ? null : await look(['find', ...pieces.filter(isWhole).map(staged), '-printf', '%y\\t\\t\\t\\t%s\\t%T@\\t\\t%p\\0'], { stdout: all, seconds: 24 * 3600 });
@@ -170,7 +175,8 @@ async function compareWithListing(manifest: Manifest, pieces: Piece[], folder: s
   const { out } = await lookOrThrow(['comm', '--zero-terminated', '-3', told, seen]);
   const differing = [...new Set(out.split('\0').filter((one) => one !== '').map((one) => one.replace(/^\t/, '').split('\t').slice(3).join('\t')))];
   if (differing.length === 0) return;
-  throw new Problem(`not as they were saved: ${count(differing.length, 'file')}: ${differing.slice(0, 10).map(named).join(', ')}`, { hint: 'this archive is damaged, or its record is: restore an older one' });
+  throw new Problem(`not as they were saved: ${count(differing.length, 'file')}: ${differing.slice(0, 10).map(named).join(', ')}`,
+    { hint: 'this archive is damaged, or its record is: restore an older one' });
 }
 
 const latin = (file: string) => Buffer.from(file).toString('latin1');
@@ -199,7 +205,8 @@ async function reduce(from: string, to: string, pathOf: (file: string) => string
 function refuseBadCluster({ plan, proof, containers }: Manifest, cluster: Manifest['plan']['clusters'][number], pieces: Piece[]): void {
   const folder = whereIs(pieces, cluster.dataDirectory, staged);
   if (!folder) return;
-  const bad = (why: string) => new Problem(`cluster ${named(cluster.name)} of this archive would not start: ${why}`, { hint: 'restore an older archive' });
+  const bad = (why: string) => new Problem(`cluster ${named(cluster.name)} of this archive would not start: ${why}`,
+    { hint: 'restore an older archive' });
   if (!fs.lstatSync(folder, { throwIfNoEntry: false })?.isDirectory() || !fs.lstatSync(path.join(folder, 'global', 'pg_control'), { throwIfNoEntry: false })?.isFile()) throw bad('it has no control file');
   const { state, systemIdentifier } = controlState(folder), told = proof?.clusters.find((one) => one.dataDirectory === cluster.dataDirectory);
   if (!state.startsWith('shut down')) throw bad(`its state is "${state}"`);

@@ -44,7 +44,8 @@ type Finding = { parts: (Omit<Part, 'group'> & { stage?: number })[]; clusters: 
 export function serverName(settings: Settings): string {
   const name = settings.server || os.hostname().split('.')[0]!;
   if (/^[A-Za-z0-9][\w.-]*$/.test(name) && !name.startsWith('proven-')) return name;
-  throw new Problem(`the host name ${named(name)} cannot start an archive's name`, { exitCode: 64, hint: 'set `server` to letters, digits, dots and dashes' });
+  throw new Problem(`the host name ${named(name)} cannot start an archive's name`,
+    { exitCode: 64, hint: 'set `server` to letters, digits, dots and dashes' });
 }
 
 /**
@@ -69,7 +70,8 @@ export async function makePlan(settings: Settings, now: Date): Promise<Plan> {
   for (const part of parts) part.dataDirectory ??= allClusters.find((one) => one.container !== '' && one.container === part.container)?.dataDirectory;
   const run = randomUUID(), { roots: found, cold } = await findRoots(settings, clusters, containers, stopped);
   const roots = settings.snapshot === 'yes' ? await chooseWays(found, settings.stateFolder, run) : found;
-  if (roots.length === 0) throw new Problem('there is nothing to save: no folder, no volume, and no cluster', { hint: 'fill in `folders`, `volumes`, or name a cluster in `stop`' });
+  if (roots.length === 0) throw new Problem('there is nothing to save: no folder, no volume, and no cluster',
+    { hint: 'fill in `folders`, `volumes`, or name a cluster in `stop`' });
   const isSaved = (file: string) => roots.some((root) => isBelow(file, root.path));
   for (const cluster of allClusters.filter((one) => isSaved(one.dataDirectory) && !clusters.includes(one))) {
     refuseRunningCluster(cluster, parts);
@@ -107,7 +109,8 @@ export async function findPart(one: string | CustomPart, settings: Settings, con
 async function ownPart(one: CustomPart): Promise<Omit<Part, 'group'>> {
   const { code, timedOut, argv, said } = await look(one.running);
   if (code === 127 || code === 126 || timedOut) {
-    throw new Problem(`${one.name}: its \`running\` command does not work`, { ran: argv, said, hint: 'it must exit 0 while the part runs, and something else while it does not' });
+    throw new Problem(`${one.name}: its \`running\` command does not work`,
+      { ran: argv, said, hint: 'it must exit 0 while the part runs, and something else while it does not' });
   }
   return { name: one.name, kind: 'command', wasRunning: code === 0, running: one.running, stop: one.stop, start: outlivingUs(one.start) };
 }
@@ -129,7 +132,8 @@ async function findRoots(settings: Settings, clusters: Cluster[], containers: Co
     if (fs.existsSync(plain) && fs.realpathSync(plain) !== plain) roots.push({ path: fs.realpathSync(plain), why: `folder ${plain} leads here`, strict: false, ...asItLies });
   }
   for (const { path: file, why } of roots) {
-    if (!fs.existsSync(file)) throw new Problem(`${named(file)} (${why}) does not exist`, { hint: 'nothing was stopped; mend the settings, or mount what is missing' });
+    if (!fs.existsSync(file)) throw new Problem(`${named(file)} (${why}) does not exist`,
+      { hint: 'nothing was stopped; mend the settings, or mount what is missing' });
   }
   const seen = new Set<string>();
   const unique = roots.filter((root) => !seen.has(root.path) && seen.add(root.path));
@@ -144,13 +148,15 @@ function refuseRunningCluster(cluster: Cluster, parts: Part[]): void {
   const isStopped = parts.some((part) => part.dataDirectory === cluster.dataDirectory || (cluster.container !== '' && part.container === cluster.container));
   if (cluster.pid === 0 || isStopped) return;
   const what = cluster.container ? `container ${cluster.container}` : `postgres ${cluster.name}`;
-  throw new Problem(`${named(cluster.dataDirectory)} would be saved, but PostgreSQL runs in it and nothing stops it: the copy would be worthless`, { hint: `name '${what}' in \`stop\`` });
+  throw new Problem(`${named(cluster.dataDirectory)} would be saved, but PostgreSQL runs in it and nothing stops it: the copy would be worthless`,
+    { hint: `name '${what}' in \`stop\`` });
 }
 
 // One that does not run stays as it is all night: what is wrong with it now would only be found once everything is stopped.
 function refuseCrashedCluster({ name, dataDirectory, pid }: Cluster): void {
   const why = pid === 0 ? whyNotCold(dataDirectory) : [];
-  if (why.length > 0) throw new Problem(`cluster ${named(name)} does not run and is not proven cold: ${why.join(', ')}`, { hint: 'start it and let it recover; then stop it cleanly, or let it run' });
+  if (why.length > 0) throw new Problem(`cluster ${named(name)} does not run and is not proven cold: ${why.join(', ')}`,
+    { hint: 'start it and let it recover; then stop it cleanly, or let it run' });
 }
 
 // What is found here and saved by nothing is told every night: the database that was added last year and never backed up.
@@ -162,7 +168,8 @@ function warnOfUnsaved(clusters: Cluster[], containers: Container[], isSaved: (f
       if (!location || !isSaved(location)) warn(`tablespace ${oid} of ${named(cluster.name)} in ${named(location || link)} is not saved: ${how}`);
     }
     const wal = cluster.container ? hostPathOf(cluster.walFolder, containers.find((one) => one.name === cluster.container)?.mounts ?? []) || cluster.walFolder : cluster.walFolder;
-    if (isSaved(cluster.dataDirectory) && !isSaved(wal)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved, and without it the copy does not start`, { hint: how });
+    if (isSaved(cluster.dataDirectory) && !isSaved(wal)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved, and without it the copy does not start`,
+      { hint: how });
   }
   warnOfUnsavedVolumes(containers, isSaved);
 }

@@ -33,24 +33,31 @@ const LONGEST_RECORD = 1 << 20;
  */
 export async function prove(plan: Plan, file: string): Promise<Proof> {
   const gone = plan.roots.find((root) => !fs.existsSync(root.path)); // borg passes over it with a warning that names no file
-  if (gone) throw new Problem(`${named(gone.path)} (${gone.why}) is gone: it was there when the run began`, { hint: 'is something unmounted, or moved? This archive does not count as a backup' });
+  if (gone) throw new Problem(`${named(gone.path)} (${gone.why}) is gone: it was there when the run began`,
+    { hint: 'is something unmounted, or moved? This archive does not count as a backup' });
   for (const { name, container, database, wasRunning } of plan.parts) {
     if (!container || !wasRunning) continue;
     const { exitCode, state } = await containerState(container);
-    if (state !== 'stopped') throw new Problem(`${name} runs: something started it while it should be stopped`, { hint: `look at \`docker logs ${container}\` for who did` });
+    if (state !== 'stopped') throw new Problem(`${name} runs: something started it while it should be stopped`,
+      { hint: `look at \`docker logs ${container}\` for who did` });
     if (exitCode !== KILLED) continue;
-    if (database) throw new Problem(`${name} (${database}) was killed, it did not stop by itself: its files are not cold`, { hint: `look at \`docker logs ${container}\`; give it more time with \`stopTimeoutSeconds\`` });
+    if (database) throw new Problem(`${name} (${database}) was killed, it did not stop by itself: its files are not cold`,
+      { hint: `look at \`docker logs ${container}\`; give it more time with \`stopTimeoutSeconds\`` });
     warn(`${name} had to be killed: it did not stop by itself in its time`);
   }
   const clusters = plan.clusters.map(({ name, dataDirectory }) => {
     const why = whyNotCold(dataDirectory);
-    if (why.length > 0) throw new Problem(`cluster ${named(name)} is not proven cold: ${why.join(', ')}`, { hint: 'start it, let it recover, stop it by hand and look at its log' });
+    if (why.length > 0) throw new Problem(`cluster ${named(name)} is not proven cold: ${why.join(', ')}`,
+      { hint: 'start it, let it recover, stop it by hand and look at its log' });
     return { name, dataDirectory, ...controlState(dataDirectory) };
   });
   return { provenAt: new Date().toISOString(), clusters, ...await writeListing(plan, file, plan.roots.filter((root) => root.way !== 'subvolume')) };
 }
 
-/** Write size and times of every file below some roots to `file`; returns how many they are and the sum of the listing. fromCopies: read in their snapshot, and added to what is there. */
+/**
+ * Write size and times of every file below some roots to `file`; returns how many they are and the sum of the listing.
+ * fromCopies: read in their snapshot, and added to what is there.
+ */
 async function writeListing(plan: Plan, file: string, roots: Root[], fromCopies = false): Promise<{ files: number; listingSha256: string }> {
   const fd = fs.openSync(file, fromCopies ? 'a' : 'w', 0o600);
   try {
@@ -71,7 +78,8 @@ async function writeListing(plan: Plan, file: string, roots: Root[], fromCopies 
     files++;
     if (!record.endsWith(CONTROL_FILE)) return;
     const control = pathIn(record), folder = control.slice(0, -CONTROL_FILE.length); // a cluster that the plan does not know
-    if (!known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`, { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
+    if (!known.has(control) && isUsed(folder)) throw new Problem(`PostgreSQL runs in ${named(folder)}, which is saved and which nothing stopped`,
+      { hint: 'was it started in the meantime, or does it run in a container that Docker does not show?' });
   }, (piece) => sum.update(piece));
   return { files, listingSha256: sum.digest('hex') };
 }
@@ -128,7 +136,8 @@ export async function proveCopies(plan: Plan, first: Proof, file: string): Promi
   try {
     await writeListing(plan, again, copied, true);
     const [was, is] = [await sumOfListing(file, copied), await sumOfListing(again, copied)];
-    if (was !== is) throw new Problem(`the copies on ${copied.map((root) => named(root.path)).join(', ')} are not what was stopped: ${was.split(' ')[0]} files then, ${is.split(' ')[0]} there`, { hint: 'did something change there while it was copied? This archive does not count as a backup' });
+    if (was !== is) throw new Problem(`the copies on ${copied.map((root) => named(root.path)).join(', ')} are not what was stopped: ${was.split(' ')[0]} files then, ${is.split(' ')[0]} there`,
+      { hint: 'did something change there while it was copied? This archive does not count as a backup' });
   } finally {
     fs.rmSync(again, { force: true });
   }

@@ -24,7 +24,10 @@ import { deleteAndCheck, finishPrune, memoryOfCopy, pruneInCopy, refuseIfWriting
 import type { Job } from './pruning.ts';
 
 type Pruned = { server: string; outcome: 'pruned' | 'nothing to prune' | 'dry run' | 'refused'; deleted: string[]; kept: { archive: string; why: string }[]; freedBytes: number; error?: string };
-/** `prune [SERVER...]`: given the operator's file, prunes each server after a clean audit. Returns 0, 2 when one was refused or failed, 75 when somebody is writing just now. */
+/**
+ * `prune [SERVER...]`: given the operator's file, prunes each server after a clean audit. Returns 0, 2 when one was refused
+ * or failed, 75 when somebody is writing just now.
+ */
 export async function prune(builtIn: Settings, operator: Operator, names: string[], yes: boolean): Promise<number> {
   const results: Pruned[] = [];
   let code = 0;
@@ -46,15 +49,19 @@ export async function prune(builtIn: Settings, operator: Operator, names: string
 
 /** Prune one server. Throws Problem when it is refused, or when it failed: then the repository is what it was. */
 async function pruneServer(builtIn: Settings, operator: Operator, one: OperatedServer, yes: boolean): Promise<Pruned> {
-  if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`, { exitCode: 64 });
-  if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
+  if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`,
+    { exitCode: 64 });
+  if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`,
+    { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const settings = borgSettings(builtIn, operator, one), before = readBook(operator, one);
   if (before?.pruning && !mode.dryRun) await finishInterrupted({ operator, one, settings, book: before, audited: '' });
   await refuseAppendOnly(one, settings);
   const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
-  if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0]!.what}): nothing is pruned`, { hint: `node backup.js audit ${one.server}` });
+  if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0]!.what}): nothing is pruned`,
+    { hint: `node backup.js audit ${one.server}` });
   const odd = before ? [] : oddAtFirst(evidence);
-  if (odd.length > 0) throw new Problem(`${one.server}: this was its first audit, and there is something to look at first: nothing is pruned`, { said: odd.join('\n'), hint: 'look at the archives; when all is well, call prune again' });
+  if (odd.length > 0) throw new Problem(`${one.server}: this was its first audit, and there is something to look at first: nothing is pruned`,
+    { said: odd.join('\n'), hint: 'look at the archives; when all is well, call prune again' });
   const job: Job = { operator, one, settings, book, audited: evidence.reading?.state ?? '' };
   await refuseUnsure(job);
   const fates = fatesOf(book, one.keep, one.timeZone, await drilledLast(job), new Date()), going = fates.filter(({ stays }) => !stays);
@@ -83,11 +90,15 @@ async function refuseAppendOnly(one: OperatedServer, settings: Settings): Promis
 /** Nothing is pruned on the strength of a newest archive that may be worthless, or while somebody writes. */
 async function refuseUnsure({ one, book }: Job): Promise<void> {
   const cold = present(book).filter(({ kind }) => kind === 'cold').sort((a, b) => (a.seenAt < b.seenAt ? -1 : 1)), newest = cold[cold.length - 1];
-  if (newest && !provenOnes(present(book)).includes(newest)) throw new Problem(`${one.server}: the newest archive, ${newest.name}, is not proven: nothing is pruned`, { hint: `look at that night first (\`node backup.js status\` on ${one.server}); prune after the next good one` });
+  if (newest && !provenOnes(present(book)).includes(newest)) throw new Problem(`${one.server}: the newest archive, ${newest.name}, is not proven: nothing is pruned`,
+    { hint: `look at that night first (\`node backup.js status\` on ${one.server}); prune after the next good one` });
   if (hasShell(one)) refuseIfWriting(one, await readRepository(one, STATE_ALONE));
 }
 
-/** The archive that the last drill on the server proved, as the history in the newest proof tells; '' when there is none. What it claims can only keep more. */
+/**
+ * The archive that the last drill on the server proved, as the history in the newest proof tells; '' when there is none.
+ * What it claims can only keep more.
+ */
 async function drilledLast({ settings, book, one }: Job): Promise<string> {
   const newest = provenOnes(present(book)).pop();
   if (!newest) return '';
@@ -95,7 +106,10 @@ async function drilledLast({ settings, book, one }: Job): Promise<string> {
   return lines.map((line) => answerOf(`${one.server}: the history in the newest proof`, { argv: [], code: 0, out: line, said: '', timedOut: false }, { 'certificate?': { archive: 'text', proven: 'yes or no' } })).filter(({ certificate }) => certificate?.proven).pop()?.certificate.archive ?? '';
 }
 
-/** Cut the server's access by the operator's command, do the work, and give it back, whatever happened. That it is cut stands in the ledger first: a later call gives it back when this one is killed. */
+/**
+ * Cut the server's access by the operator's command, do the work, and give it back, whatever happened. That it is cut stands
+ * in the ledger first: a later call gives it back when this one is killed.
+ */
 async function withAccessCut<T>(job: Job, work: () => Promise<T>): Promise<T> {
   const { operator, one, book } = job;
   book.pruning = { startedAt: new Date().toISOString(), stage: hasShell(one) ? 'copy' : 'hosted', deleting: [], accessCut: one.cutAccess.length > 0 };
@@ -128,7 +142,10 @@ async function giveBack({ operator, one, book, settings }: Job, failed: unknown)
   writeBook(operator, book);
 }
 
-/** What an interrupted prune left: not yet swapped, or in the middle of it, it is undone; swapped, it is finished. Access is given back in any case. */
+/**
+ * What an interrupted prune left: not yet swapped, or in the middle of it, it is undone; swapped, it is finished. Access is
+ * given back in any case.
+ */
 async function finishInterrupted(job: Job): Promise<void> {
   const { one, book } = job;
   say(`${one.server}: the prune of ${book.pruning!.startedAt} was interrupted: what it left is put in order first`);

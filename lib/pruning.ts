@@ -24,7 +24,8 @@ const NAMES_AT_A_TIME = 200;
 /** Throws Problem (75) while somebody is connected to the repository. */
 export function refuseIfWriting(one: OperatedServer, { serving, locked }: Reading): void {
   if (!locked && serving.length === 0) return;
-  throw new Problem(`${one.server}: somebody is connected to this repository, and could write to it meanwhile: nothing is pruned`, { exitCode: 75, said: serving.join('\n') || 'the repository is locked',
+  throw new Problem(`${one.server}: somebody is connected to this repository, and could write to it meanwhile: nothing is pruned`,
+    { exitCode: 75, said: serving.join('\n') || 'the repository is locked',
     hint: one.cutAccess.length > 0 ? 'does `cutAccess` end its `borg serve`, too?' : 'call again when its run is over, or give `cutAccess` and `giveAccess` in the operator\'s file' });
 }
 
@@ -68,7 +69,10 @@ export async function pruneInCopy(job: Job, going: Fate[]): Promise<number> {
   return finishPrune(job);
 }
 
-/** In the copy: delete by name, and be sure that these and no others are gone (borg 1.2 deletes what it finds, and is content); compact; read all of it. Throws Problem when anything is not as it should be. */
+/**
+ * In the copy: delete by name, and be sure that these and no others are gone (borg 1.2 deletes what it finds, and is
+ * content); compact; read all of it. Throws Problem when anything is not as it should be.
+ */
 export async function deleteAndCheck(there: Settings, book: Book, going: Fate[]): Promise<void> {
   const relocated = { ...ANYWHERE, seconds: 7 * 24 * 3600 }, goingIds = new Set(going.map(({ archive }) => archive.id));
   for (let from = 0; from < going.length; from += NAMES_AT_A_TIME) {
@@ -94,10 +98,12 @@ async function borgMust(settings: Settings, what: string, words: string[], optio
 async function refuseWithoutSpace(one: OperatedServer, { bytes, segments, config }: Reading): Promise<void> {
   const done = await shell(one, 'its free space cannot be seen', 'df -Pk "$folder" | tail -n 1\n');
   const free = Number(done.out.trim().split(/\s+/)[3]) * 1024, needed = Math.min(bytes, Number(config.max_segment_size ?? 5e8)) + bytes / 20 + 16e6;
-  if (free < needed) throw new Problem(`${one.server}: the storage has ${size(free)} free; compacting ${size(bytes)} in ${count(segments, 'file')} needs ${size(needed)} besides what is there: nothing was pruned`, { hint: 'make room on the storage. Nothing is freed before the result has been checked' });
+  if (free < needed) throw new Problem(`${one.server}: the storage has ${size(free)} free; compacting ${size(bytes)} in ${count(segments, 'file')} needs ${size(needed)} besides what is there: nothing was pruned`,
+    { hint: 'make room on the storage. Nothing is freed before the result has been checked' });
 }
 
-const written = (one: OperatedServer) => new Problem(`${one.server}: somebody wrote to the repository since it was audited: nothing was pruned, and nothing is lost`, { exitCode: 75, hint: 'call again when its run is over' });
+const written = (one: OperatedServer) => new Problem(`${one.server}: somebody wrote to the repository since it was audited: nothing was pruned, and nothing is lost`,
+  { exitCode: 75, hint: 'call again when its run is over' });
 
 /**
  * The pruned copy takes the repository's place: two renames, and between them, while no server can open it, a last look whether anybody wrote until

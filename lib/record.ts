@@ -70,7 +70,10 @@ function parentsOf(roots: string[]): Parent[] {
   return [...parents.values()].sort((one, other) => (one.path < other.path ? -1 : 1));
 }
 
-/** Write manifest.json with the proof, and RESTORE.md in this language. Given the manifest, returns its text: what borg is fed, and what will be read back. */
+/**
+ * Write manifest.json with the proof, and RESTORE.md in this language. Given the manifest, returns its text: what borg is
+ * fed, and what will be read back.
+ */
 export function finishRecord({ stateFolder, language }: Settings, manifest: Manifest): string {
   const folder = recordFolder(stateFolder);
   fs.writeFileSync(path.join(folder, 'RESTORE.md'), restoreText(manifest, language), { mode: 0o600 });
@@ -105,9 +108,13 @@ const MANIFEST_FORM: Form = {
   plan: { roots: [{ path: 'path', why: 'text' }], clusters: [{ ...SAVED_CLUSTER, pid: 'id' }], parts: [{ name: 'text', kind: 'text', group: 'number' }], exclude: ['text'] },
 };
 
-/** Given the text of an archive's manifest and the archive's name, returns it. Throws Problem when it is not what this script writes: then nothing in it is used. */
+/**
+ * Given the text of an archive's manifest and the archive's name, returns it. Throws Problem when it is not what this script
+ * writes: then nothing in it is used.
+ */
 export function soundManifest(text: string, archive: string): Manifest {
-  const bad = (what: string) => new Problem(`the record of ${archive} cannot be trusted: ${what}`, { hint: `look at it: node backup.js borg extract --stdout ::${archive} record/manifest.json` });
+  const bad = (what: string) => new Problem(`the record of ${archive} cannot be trusted: ${what}`,
+    { hint: `look at it: node backup.js borg extract --stdout ::${archive} record/manifest.json` });
   let manifest: any;
   try {
     manifest = JSON.parse(text);

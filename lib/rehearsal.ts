@@ -36,7 +36,11 @@ export class Superseded extends Error {
   archive = '';
 }
 
-/** Given the drill's settings, those of its own borg, the archive's name or 'latest', and its folder, rehearses. Returns the certificate. Throws Problem when there is nothing to rehearse, Superseded when it began with an older archive than is meant. */
+/**
+ * Given the drill's settings, those of its own borg, the archive's name or 'latest', and its folder, rehearses. Returns the
+ * certificate. Throws Problem when there is nothing to rehearse, Superseded when it began with an older archive than is
+ * meant.
+ */
 export async function rehearse(settings: Settings, borg: Settings, server: string, name: string, id: string, folder: string, full: boolean, startedAt: Date): Promise<Certificate> {
   const record = path.join(folder, 'files/record'), extracted = { bytes: 0, seconds: 0 };
   const marked = { env: markOfRun(id) }; // who removes the scratch folder of a killed drill ends its borgs first: they would make it anew
@@ -62,7 +66,8 @@ export async function rehearse(settings: Settings, borg: Settings, server: strin
     await version;
     if (await listed !== archive) throw Object.assign(new Superseded(), { archive: await listed });
   };
-  for (const name of own ? [] : ['manifest.json', 'listing']) if (!fs.lstatSync(path.join(record, name), { throwIfNoEntry: false })?.isFile()) throw new Problem(`${archive} has no record/${name}, so it cannot be rehearsed`, { hint: 'was it written by this script? `node backup.js list` tells' });
+  for (const name of own ? [] : ['manifest.json', 'listing']) if (!fs.lstatSync(path.join(record, name), { throwIfNoEntry: false })?.isFile()) throw new Problem(`${archive} has no record/${name}, so it cannot be rehearsed`,
+    { hint: 'was it written by this script? `node backup.js list` tells' });
   const manifest = soundManifest(own || plainText(path.join(record, 'manifest.json'), 1 << 28), archive);
   const one: Drill = { settings, borg, id, folder, archive, manifest, own, full, checks: [], extracted, confirm };
   const all = await bytesBelow(path.join(folder, 'files/record/listing'), ['/']);
@@ -126,7 +131,8 @@ async function rehearseCluster(one: Drill, passport: ClusterPassport): Promise<v
     inside: passport.insideDataDirectory || passport.dataDirectory, listing: path.join(files, 'record/listing'), queries: one.settings.drill.queries.filter((query) => isNamed(passport, query.cluster)), full: one.full, server: null, databases: [], counted: new Map() };
   const begun = await step('extract', async () => {
     const programs = await findPrograms(passport, one.manifest);
-    if (!programs) throw new Problem(`no PostgreSQL ${named(passport.version)} here to start it with`, { hint: packagesMissing(passport, one.manifest) });
+    if (!programs) throw new Problem(`no PostgreSQL ${named(passport.version)} here to start it with`,
+      { hint: packagesMissing(passport, one.manifest) });
     copy.programs = programs;
     return extractCluster(one, copy);
   });
@@ -176,7 +182,8 @@ async function extractCluster(one: Drill, { passport, listing }: Copy): Promise<
   if (roots.length === 0 || !roots.some((root) => isBelow(passport.dataDirectory, root))) throw new Problem('the record of this archive does not name its files');
   const { bytes, files } = await bytesBelow(listing, roots);
   const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
-  if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`, { hint: '`drill.folder` may name a larger disk' });
+  if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`,
+    { hint: '`drill.folder` may name a larger disk' });
   const seconds = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? ['record'] : [])], `extracting ${passport.name}`);
   await one.confirm();
   if (one.own && fs.readFileSync(path.join(one.folder, 'files/record/manifest.json'), 'utf8') !== one.own) throw new Problem('the record in the archive is not the one that this server wrote with it');

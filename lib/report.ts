@@ -22,8 +22,10 @@ import { STYLE } from './style.ts';
 export async function report(builtIn: Settings, operator: Operator, names: string[], to: string, language: string): Promise<number> {
   if (to === '') throw new Problem('report needs --to FILE', { exitCode: 64, hint: 'node backup.js report --to backups.html' });
   const file = path.resolve(to), there = fs.statSync(file, { throwIfNoEntry: false });
-  if (there && !there.isFile()) throw new Problem(`${named(file)} is there, and is no file`, { exitCode: 64, hint: 'name a file: it is written anew each time' });
-  if (!fs.statSync(path.dirname(file), { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`there is no folder ${named(path.dirname(file))}`, { exitCode: 64, hint: 'name a file in a folder that is there' });
+  if (there && !there.isFile()) throw new Problem(`${named(file)} is there, and is no file`,
+    { exitCode: 64, hint: 'name a file: it is written anew each time' });
+  if (!fs.statSync(path.dirname(file), { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`there is no folder ${named(path.dirname(file))}`,
+    { exitCode: 64, hint: 'name a file in a folder that is there' });
   const facts = await factsOfAll(builtIn, operator, serversMeant(operator, names)), now = Date.now(), page = pageIn((language || operator.language) as 'en' | 'es', now);
   const judge = ({ words, dateIn }: Page) => facts.map((each) => judged(each, words, dateIn(each.one.timeZone, { dateStyle: 'medium', timeStyle: 'short' }), now)).sort((one, other) => LIGHTS.indexOf(one.light) - LIGHTS.indexOf(other.light));
   writeDurably(file, textOf(wholePage(page, judge(page))));

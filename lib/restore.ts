@@ -86,9 +86,11 @@ async function readManifest(settings: Settings, archive: string): Promise<Manife
 function refuseUsedFolder(target: string): void {
   const facts = fs.lstatSync(target, { throwIfNoEntry: false });
   if (facts && (!facts.isDirectory() || fs.readdirSync(target).length > 0)) {
-    throw new Problem(`${named(target)} is not an empty folder: nothing is ever extracted over something`, { exitCode: 64, hint: 'name a new folder; it is made' });
+    throw new Problem(`${named(target)} is not an empty folder: nothing is ever extracted over something`,
+      { exitCode: 64, hint: 'name a new folder; it is made' });
   }
-  if (facts && (facts.uid !== process.getuid?.() || (facts.mode & 0o022) !== 0)) throw new Problem(`others can write to ${named(target)}, and could lay links there while it is filled`, { exitCode: 64, hint: 'name a new folder; it is made' });
+  if (facts && (facts.uid !== process.getuid?.() || (facts.mode & 0o022) !== 0)) throw new Problem(`others can write to ${named(target)}, and could lay links there while it is filled`,
+    { exitCode: 64, hint: 'name a new folder; it is made' });
 }
 
 // A link comes back as a link: who names one usually wants what it leads to.
@@ -104,7 +106,8 @@ async function refuseWithoutRoom(target: string, listed: Listed, again: () => Pr
   let place = target;
   while (!fs.existsSync(place)) place = path.dirname(place);
   const free = freeBytes(place), room = ({ bytes, entries }: Listed) => bytes + entries * 4096 + 64e6, needed = free < room(listed) ? room(await again()) : 0;
-  if (free < needed) throw new Problem(`${named(place)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'restore to another disk, or only the paths you need' });
+  if (free < needed) throw new Problem(`${named(place)} has ${size(free)} free, ${size(needed)} are needed`,
+    { hint: 'restore to another disk, or only the paths you need' });
 }
 
 // borg makes missing folders above a saved path as root, mode 0700, and PostgreSQL could not pass: they are made as they were.
@@ -145,7 +148,10 @@ export async function extract(settings: Settings, argv: string[], target: string
   if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
 }
 
-/** Given a title, returns what is given each line of borg's progress, and says which file is under way: a live line on a terminal, a plain one every five minutes elsewhere. */
+/**
+ * Given a title, returns what is given each line of borg's progress, and says which file is under way: a live line on a
+ * terminal, a plain one every five minutes elsewhere.
+ */
 export function showProgress(title: string): { onLine: (line: string) => void; underWay: () => string } {
   const began = Date.now();
   let shownAt = 0, toldAt = began, file = '';

@@ -47,7 +47,8 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
   await dropCopies(settings.stateFolder); // so may a killed run
   if (!mode.now && !isInWindow(settings.window, new Date())) {
     const { from, until, timeZone } = settings.window!;
-    throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`, { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
+    throw new Problem(`it is outside the window ${from} to ${until} (${timeZone})`,
+      { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
   }
   const night = beginNight(loaded, script);
   await tell(settings, messageOf(night.line, [], 'start', '', settings.language));
@@ -59,10 +60,14 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
   return endNight(night, null);
 }
 
-/** Take the lock of a run, kept until this process ends. Throws Problem when it is taken: 3 when what an earlier run stopped is down, and its guard is at work, else 75. */
+/**
+ * Take the lock of a run, kept until this process ends. Throws Problem when it is taken: 3 when what an earlier run stopped
+ * is down, and its guard is at work, else 75.
+ */
 export function takeRunLock(stateFolder: string): void {
   if (takeLock(stateFolder, 2) !== null) return;
-  if (readLedgerQuietly(stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now', { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
+  if (readLedgerQuietly(stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now',
+    { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
   throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
 }
 
@@ -104,7 +109,8 @@ async function runTheNight(night: Night): Promise<void> {
   if (trouble && !wasAsked) throw trouble;
   goOn(); // what went wrong because we were asked to end is not the reason to tell
   if (trouble) throw trouble;
-  if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`, { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
+  if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`,
+    { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
   if (plan.snapshot !== '') copied = await copyTheSnapshot(night, plan, manifest, copied!);
   await proveTheArchive(night, plan, await finishColdPass(night, plan), copied!);
 }
@@ -112,7 +118,8 @@ async function runTheNight(night: Night): Promise<void> {
 /** When everything must run again, and when to begin with that. Throws Problem when the window is over, or leaves no time for a copy. */
 function tonightsDeadline(settings: Settings, windowEndsAt: Date | null): { deadlineAt: Date; beginStartAt: Date } {
   const { deadlineAt, beginStartAt, isTooLate } = deadlines(settings.maxDowntimeMinutes, new Date(), windowEndsAt, lastGoodRun(settings.stateFolder)?.startSeconds ?? 0);
-  if (isTooLate) throw new Problem('the window is over, or all but over: nothing was stopped', { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
+  if (isTooLate) throw new Problem('the window is over, or all but over: nothing was stopped',
+    { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
   return { deadlineAt, beginStartAt };
 }
 
@@ -137,7 +144,8 @@ async function tryThisMachine(settings: Settings, plan: Plan): Promise<void> {
   if (before !== plan.server) warn(`this server was called ${before} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
   const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
-  if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`, { hint: 'make room: services are not stopped without a place for the ledger' });
+  if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`,
+    { hint: 'make room: services are not stopped without a place for the ledger' });
   if (plan.snapshot !== '') {
     noteCopies(settings.stateFolder, plan.roots);
     await tryReflinks(plan.roots, plan.run);
@@ -178,7 +186,8 @@ async function proveTheArchive(night: Night, plan: Plan, cold: PassResult, { fir
   try {
     const readBack = () => readFromArchive(settings, plan.archive, 'record/manifest.json', ownCache, WITHOUT_LOCK);
     const back = await readBack().catch(() => proof.isWaiting.then(readBack)); // until the waiting borg has the lock, a prune may be in the way
-    if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`, { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
+    if (back !== manifestText) throw new Problem(`record/manifest.json came back from ${plan.archive} other than it was written`,
+      { hint: 'the storage or the line damages data: run `node backup.js borg check --verify-data`' });
   } catch (error) {
     await proof.callOff();
     throw error;
@@ -194,7 +203,8 @@ export async function bringBackLeftovers(settings: Settings): Promise<void> {
   const left = readLedger(settings.stateFolder);
   if (!left) return;
   const down = await bringBack(settings.stateFolder, left, 'this run', settings);
-  if (down.length > 0) throw new Problem(`left stopped by the run of ${left.startedAt} and still not running: ${down.join(', ')}`, { exitCode: 3, hint: 'mend it first; then run `node backup.js recover`' });
+  if (down.length > 0) throw new Problem(`left stopped by the run of ${left.startedAt} and still not running: ${down.join(', ')}`,
+    { exitCode: 3, hint: 'mend it first; then run `node backup.js recover`' });
 }
 
 function beginNight(loaded: Loaded, script: string): Night {

@@ -72,7 +72,10 @@ function isOurs(program: string): boolean {
   });
 }
 
-/** Open a sandbox in FOLDER (new, empty): PLACES are seen inside where they say. Throws Problem when this machine does not let us lock anything in. */
+/**
+ * Open a sandbox in FOLDER (new, empty): PLACES are seen inside where they say. Throws Problem when this machine does not
+ * let us lock anything in.
+ */
 export async function openSandbox(folder: string, places: Place[], programs: Programs): Promise<Sandbox> {
   const own = path.join(folder, 'own'), isRoot = process.getuid?.() === 0, user = isRoot ? OWN_USER : process.getuid!();
   fs.mkdirSync(own, { recursive: true, mode: 0o700 });
@@ -115,7 +118,8 @@ async function readyOrNot(child: ChildProcess, argv: string[]): Promise<void> {
     child.once('error', (error) => { said += error.message; resolve(false); });
     child.once('exit', () => resolve(false));
   });
-  if (!isReady) throw new Problem('a copy of PostgreSQL cannot be locked in here, so it is not started', { ran: argv.slice(0, 12), said: lastLines(said, 3), hint: 'rehearse it on another machine, where root may make namespaces: `node backup.js drill` runs on the operator\'s computer, too' });
+  if (!isReady) throw new Problem('a copy of PostgreSQL cannot be locked in here, so it is not started',
+    { ran: argv.slice(0, 12), said: lastLines(said, 3), hint: 'rehearse it on another machine, where root may make namespaces: `node backup.js drill` runs on the operator\'s computer, too' });
 }
 
 // What a copy may not have: every one of these could reach out, or needs what is not here. On the command line nothing overrules them.
@@ -151,7 +155,8 @@ export async function startInside(sandbox: Sandbox, programs: Programs, dataDire
   const control = (...words: string[]) => look([...sandbox.words, path.join(programs.binaries, 'pg_ctl'), ...words, '-D', dataDirectory, '-w', '-t', '3600', '-s'], { seconds: 3700 });
   const begin = async () => {
     const done = await control('start', '-l', '/own/log', '-o', options.map((word) => `'${word.replaceAll("'", `'\\''`)}'`).join(' ')); // pg_ctl gives them to a shell
-    if (done.code !== 0) throw new Problem('PostgreSQL does not start on the copy', { ran: ['pg_ctl', 'start', '-D', dataDirectory], said: said() || done.said });
+    if (done.code !== 0) throw new Problem('PostgreSQL does not start on the copy',
+      { ran: ['pg_ctl', 'start', '-D', dataDirectory], said: said() || done.said });
   };
   const asSuperuser = async (role: string): Promise<Cluster | null> => {
     useRole(cluster, role);
@@ -167,6 +172,7 @@ export async function startInside(sandbox: Sandbox, programs: Programs, dataDire
     path.join(programs.binaries, 'postgres'), '--single', '-D', dataDirectory, ...options, 'template1'], { seconds: 3600 });
   await begin();
   const found = await asSuperuser(/rolname = "(.*)"\t\(typeid/.exec(alone.out)?.[1] ?? '');
-  if (!found) throw new Problem('PostgreSQL runs on the copy, but no superuser of it may log in', { said: said(), hint: `tried: ${roles.map(named).join(', ')}` });
+  if (!found) throw new Problem('PostgreSQL runs on the copy, but no superuser of it may log in',
+    { said: said(), hint: `tried: ${roles.map(named).join(', ')}` });
   return found;
 }

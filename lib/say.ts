@@ -76,7 +76,10 @@ export function named(name: string): string {
   return /^[\w@%+=:,./*-]+$/.test(name) ? name : printable(JSON.stringify(name));
 }
 
-/** A command as a person may paste it into any shell. A word with line ends or unseen signs is written as bash reads it ($'...'): no line of it stands alone. */
+/**
+ * A command as a person may paste it into any shell. A word with line ends or unseen signs is written as bash reads it
+ * ($'...'): no line of it stands alone.
+ */
 export function pasteable(argv: string[]): string {
   const forBash = (word: string) => `$'${word.replace(/[\\']/g, '\\$&').replaceAll('\n', '\\n').replace(UNSEEN, asCode)}'`;
   return argv.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : word.includes('\n') || printable(word) !== word ? forBash(word) : `'${word.replaceAll("'", `'\\''`)}'`)).join(' ');

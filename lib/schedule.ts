@@ -13,7 +13,8 @@ const commandLine = (script: string, file: string, words: string) => `${pasteabl
  * its own day and hour. cron knows only the machine's own time: the window's start is turned into it, as it is tonight. */
 export function installCron(settings: Settings, script: string, file: string): void {
   if (fs.existsSync('/etc/systemd/system/cold-backup.timer')) {
-    throw new Problem('systemd starts it already: there would be two runs a night', { exitCode: 64, hint: 'first: systemctl disable --now cold-backup.timer cold-backup-recover.timer cold-backup-drill.timer; rm /etc/systemd/system/cold-backup*; systemctl daemon-reload' });
+    throw new Problem('systemd starts it already: there would be two runs a night',
+      { exitCode: 64, hint: 'first: systemctl disable --now cold-backup.timer cold-backup-recover.timer cold-backup-drill.timer; rm /etc/systemd/system/cold-backup*; systemctl daemon-reload' });
   }
   const begin = startOfWindow(settings);
   const line = (when: string, words: string) => `${when} root ${commandLine(script, file, words).replaceAll('%', '\\%')}`;
@@ -82,7 +83,10 @@ function textIfAny(file: string): string {
 
 const textsIn = (folder: string) => (fs.existsSync(folder) ? fs.readdirSync(folder) : []).map((name) => ({ name, text: textIfAny(path.join(folder, name)) }));
 
-/** Given the script, returns what starts its nightly run ('' = nothing that is known here) and when next (null: not within eight days, or it cannot be told). */
+/**
+ * Given the script, returns what starts its nightly run ('' = nothing that is known here) and when next (null: not within
+ * eight days, or it cannot be told).
+ */
 export async function scheduleOf(script: string): Promise<{ by: '' | 'cron' | 'systemd'; at: Date | null }> {
   const isNight = (line: string) => line.includes(script) && !/^\s*#/.test(line) && !/\s(recover|drill|status|doctor|audit|prune|report)\b/.test(line.slice(line.indexOf(script)));
   const crontabs = [...textsIn('/etc/cron.d').filter(({ name }) => !/[.~]/.test(name)).map(({ text }) => text), textIfAny('/etc/crontab'), (await look(['crontab', '-l'])).out];
@@ -95,7 +99,10 @@ export async function scheduleOf(script: string): Promise<{ by: '' | 'cron' | 's
   return { by: 'systemd', at: day ? new Date(`${day}T${hour}Z`) : null };
 }
 
-/** Given a line of a crontab, returns when cron starts it next (crontab(5): of day and weekday one is enough when both are given); null when it does not within eight days, or its form is not known here. */
+/**
+ * Given a line of a crontab, returns when cron starts it next (crontab(5): of day and weekday one is enough when both are
+ * given); null when it does not within eight days, or its form is not known here.
+ */
 export function nextOf(line: string, now: Date): Date | null {
   const short: Record<string, string> = { '@daily': '0 0 * * *', '@midnight': '0 0 * * *', '@hourly': '0 * * * *', '@weekly': '0 0 * * 0' };
   const [minute = '', hour = '', day = '', month = '', weekday = ''] = line.trim().replace(/^@\w+/, (word) => short[word] ?? '').split(/\s+/);

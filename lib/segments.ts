@@ -10,7 +10,10 @@ import type { Form } from './form.ts';
 import { folderThere, onStorage } from './operator.ts';
 import type { OperatedServer } from './operator.ts';
 
-/** One transaction. deletes and found: [id, its place in the transaction]; found: PUTs of the ids that were asked for. manifest: size of the last one, null: none was written. */
+/**
+ * One transaction. deletes and found: [id, its place in the transaction]; found: PUTs of the ids that were asked for.
+ * manifest: size of the last one, null: none was written.
+ */
 export type Transaction = { number: number; time: string | null; fileTime: string; puts: number; bytes: number; manifest: number | null; deletes: [string, number][]; deleted: number; found: [string, number][] };
 
 /** The repository as it was read. oldFiles: the segment files up to `after`; oldLog: the file `transactions` up to its first `logBytes` bytes. state: changes when anybody writes anything, committed or not.
@@ -19,7 +22,10 @@ export type Reading = { transactions: Transaction[]; config: Record<string, stri
   oldFiles: { count: number; sha256: string }; log: { bytes: number; sha256: string }; oldLog: string; appendOnlyLines: number; state: string; serving: string[]; locked: boolean;
   now: string; newest: string; quotas: string[]; disk: { free: number; total: number; id: number } };
 
-/** What to read: transactions after that one, up to this one (0: all); the ids whose PUTs are wanted; whether data is read, too, and its checksum compared. */
+/**
+ * What to read: transactions after that one, up to this one (0: all); the ids whose PUTs are wanted; whether data is read,
+ * too, and its checksum compared.
+ */
 export type Wanted = { after: number; until: number; logBytes: number; ids: string[]; data: boolean };
 
 const READER = String.raw`
@@ -110,7 +116,10 @@ say(config=dict(config['repository']), nonce=open('nonce').read().strip() if os.
     state=hashlib.sha256(repr((digest(sizes), log, open('nonce').read() if os.path.exists('nonce') else '')).encode()).hexdigest(), serving=serving, locked=os.path.exists('lock.exclusive') and bool(os.listdir('lock.exclusive')))
 `;
 
-/** The reader as a text for python3. served: where the repository is when `borg serve` opens it; folder: where it is now. Its last line is a JSON object. */
+/**
+ * The reader as a text for python3. served: where the repository is when `borg serve` opens it; folder: where it is now. Its
+ * last line is a JSON object.
+ */
 export function readerText(folder: string, served: string, { after, until, logBytes, ids, data }: Wanted): string {
   const values = { REPO: folder, SERVED: served, AFTER: after, UNTIL: until, LOG: logBytes, IDS: ids };
   return `${Object.entries(values).map(([name, value]) => `${name} = ${JSON.stringify(value)}\n`).join('')}DATA = ${data ? 'True' : 'False'}\n${READER}`;
@@ -129,11 +138,15 @@ function readerLine(line: string, server: string): any {
     what = JSON.parse(line);
   } catch { /* told below */ }
   const odd = misfit(what, what?.config === undefined ? PART_OF_FILES : WHOLE_OF_FILES);
-  if (odd) throw new Problem(`what the storage of ${server} says of the repository's files is not understood (${odd})`, { said: line.slice(0, 200), hint: 'is that a plain shell over there, which says nothing of its own? Else ask the storage\'s keeper' });
+  if (odd) throw new Problem(`what the storage of ${server} says of the repository's files is not understood (${odd})`,
+    { said: line.slice(0, 200), hint: 'is that a plain shell over there, which says nothing of its own? Else ask the storage\'s keeper' });
   return what;
 }
 
-/** Given a server, what is wanted and (when it is not the settings') the folder, reads the repository's files where they lie, and returns what they say. Throws Problem when they cannot be read. */
+/**
+ * Given a server, what is wanted and (when it is not the settings') the folder, reads the repository's files where they lie,
+ * and returns what they say. Throws Problem when they cannot be read.
+ */
 export async function readRepository(one: OperatedServer, wanted: Wanted, folder = folderThere(one)): Promise<Reading> {
   const transactions: Transaction[] = [], found: [string, number][] = [], deletes: [string, number][] = [];
   let rest: Omit<Reading, 'transactions'> | null = null;

@@ -51,12 +51,16 @@ export async function setup(loaded: Loaded, script: string, options: SetupOption
 /** A key or passphrase of a repository that is there already, put where the settings say. Throws Problem (64) rather than overwrite another one. */
 function takeOver(given: string, place: string): void {
   const text = fs.readFileSync(given, 'utf8');
-  if (fs.existsSync(place) && fs.readFileSync(place, 'utf8') !== text) throw new Problem(`${named(place)} is there already, and is another one than ${named(given)}`, { exitCode: 64, hint: 'move it away first, when you are sure that nothing is encrypted with it' });
+  if (fs.existsSync(place) && fs.readFileSync(place, 'utf8') !== text) throw new Problem(`${named(place)} is there already, and is another one than ${named(given)}`,
+    { exitCode: 64, hint: 'move it away first, when you are sure that nothing is encrypted with it' });
   writeDurably(place, text);
   say(`${named(given)} is now ${named(place)}, too`);
 }
 
-/** Show what the storage's keeper has to do, and wait until it is done, when somebody is here to say so. Throws Problem while the storage does not let us in. */
+/**
+ * Show what the storage's keeper has to do, and wait until it is done, when somebody is here to say so. Throws Problem while
+ * the storage does not let us in.
+ */
 async function reachStorage(settings: Settings, quota: string, isAsked: boolean): Promise<void> {
   sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota, /^\d+(\.\d+)?[KMGTP]?$/i) : quota));
   for (;;) {
@@ -82,7 +86,8 @@ async function makeKnownHost(settings: Settings, yes: boolean): Promise<void> {
   if (fs.existsSync(settings.knownHostsFile)) return;
   const { host, port } = repositoryAddress(settings.repository);
   const keys = await lookFor(`the storage ${host} does not show its host key`, ['ssh-keyscan', '-T', '10', ...(port ? ['-p', port] : []), '--', host], 'is it reachable from here (VPN, firewall, name)?');
-  if (keys.trim() === '') throw new Problem(`the storage ${host} does not show its host key`, { hint: 'is it reachable from here (VPN, firewall, name)?' });
+  if (keys.trim() === '') throw new Problem(`the storage ${host} does not show its host key`,
+    { hint: 'is it reachable from here (VPN, firewall, name)?' });
   const draft = `${settings.knownHostsFile}.new`;
   fs.writeFileSync(draft, keys, { mode: 0o600 });
   const prints = await look(['ssh-keygen', '-l', '-f', draft]);
@@ -169,7 +174,10 @@ async function findKey(settings: Settings): Promise<boolean> {
   return false;
 }
 
-/** The recovery sheet: what a restore needs when this server is gone, as text and as a page to print with the key in QR codes. Both lie beside the key, readable by root only. */
+/**
+ * The recovery sheet: what a restore needs when this server is gone, as text and as a page to print with the key in QR
+ * codes. Both lie beside the key, readable by root only.
+ */
 async function writeSheet(settings: Settings): Promise<void> {
   const sheet = sheetFile(settings), page = sheet.replace(/txt$/, 'html');
   if (fs.existsSync(sheet) || fs.existsSync(sheetMark(settings))) return; // printed and removed: it is not written to disk again

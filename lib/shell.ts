@@ -88,7 +88,10 @@ export function listenToSignals(): void {
 /** Now, by a clock that nobody sets while this process runs: so that times of one run can be compared. */
 export const steadyNow = () => new Date(performance.timeOrigin + performance.now());
 
-/** Wait in short steps until `condition` says yes, and look at once when `news` comes. Returns false when `seconds` are over. Throws when asked to stop. */
+/**
+ * Wait in short steps until `condition` says yes, and look at once when `news` comes. Returns false when `seconds` are over.
+ * Throws when asked to stop.
+ */
 export async function waitUntil(seconds: number, condition: () => Promise<boolean> | boolean, stepMs = 100, news: Promise<unknown> | null = null): Promise<boolean> {
   const end = performance.now() + seconds * 1000; // no clock: that one may be set meanwhile
   for (;;) {
@@ -204,7 +207,10 @@ export async function lookFor(what: string, argv: string[], hint = '', options: 
   return done.out;
 }
 
-/** Change something: printed, then done. Returns how it ended. A dry run never comes here; if one does, it is a fault of ours, and nothing is changed. */
+/**
+ * Change something: printed, then done. Returns how it ended. A dry run never comes here; if one does, it is a fault of
+ * ours, and nothing is changed.
+ */
 export async function change(argv: string[], options: RunOptions = {}): Promise<Done> {
   if (mode.dryRun) throw new Error(`a dry run was about to change something: ${pasteable(argv)}`);
   say(`  $ ${pasteable(argv)}`);

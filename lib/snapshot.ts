@@ -158,7 +158,10 @@ export function noteCopies(stateFolder: string, roots: Root[]): void {
   writeDurably(listFile(stateFolder), `${JSON.stringify({ copies: roots.filter(hasCopy).map(({ way, copy }) => ({ way, copy })) }, null, 1)}\n`);
 }
 
-/** Try one file of each path that is to be copied by reflink, while everything runs: xfs may have been made without it. What cannot be is told, and read while everything is stopped. */
+/**
+ * Try one file of each path that is to be copied by reflink, while everything runs: xfs may have been made without it. What
+ * cannot be is told, and read while everything is stopped.
+ */
 export async function tryReflinks(roots: Root[], run: string): Promise<void> {
   for (const root of roots.filter((one) => one.way === 'reflink')) {
     const sample = (await look(['find', root.path, '-type', 'f', '-size', '+16k', '-print', '-quit'])).out.replace(/\n$/, '') || root.path;
@@ -181,7 +184,10 @@ export async function flushDisks(roots: Root[]): Promise<void> {
   await look(['sync', '--file-system', ...roots.filter(isOnWrite).map((root) => root.path)], { seconds: 600 });
 }
 
-/** Make the copies; everything is stopped. `run` marks what makes them: whoever finds the run dead ends it before it removes them. Throws Problem when one cannot be made. */
+/**
+ * Make the copies; everything is stopped. `run` marks what makes them: whoever finds the run dead ends it before it removes
+ * them. Throws Problem when one cannot be made.
+ */
 export async function makeCopies(roots: Root[], run: string): Promise<void> {
   const ends = await Promise.allSettled(copyCommands(roots).map((argv) => change(argv, { seconds: LONGEST_COPY_SECONDS, env: markOfRun(run) }))); // all have ended before any is removed
   goOn(); // one may have ended because we were asked to
@@ -231,7 +237,10 @@ export function copyOf(file: string, roots: Root[]): string {
   return root ? `${root.copy}${file.slice(root.path.length)}` : file;
 }
 
-/** What every original is, to be compared when borg has read its copy: one that was moved away takes the mount on it along, and borg reads what runs. */
+/**
+ * What every original is, to be compared when borg has read its copy: one that was moved away takes the mount on it along,
+ * and borg reads what runs.
+ */
 export function whatLies(roots: Root[]): string {
   return roots.filter(hasCopy).map((root) => `${root.path} ${deviceAndInode(root.path)}`).join('\n');
 }

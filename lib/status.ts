@@ -33,7 +33,10 @@ type Known = {
   isRecent: boolean;
 };
 
-/** `status [--remote]`: prints one line and one screen (or JSON). Returns 0 good, 1 with a warning, 2 nothing recent enough or something is left stopped. With --quiet it says nothing when all is well. */
+/**
+ * `status [--remote]`: prints one line and one screen (or JSON). Returns 0 good, 1 with a warning, 2 nothing recent enough
+ * or something is left stopped. With --quiet it says nothing when all is well.
+ */
 export async function status(settings: Settings, script: string, remote: boolean): Promise<number> {
   const known = await whatIsKnown(settings, remote), { server, good, last, ageHours, left, disorder, trend, asked, trouble, isRecent, drills: { last: drill, ageDays, warning: aboutDrills } } = known;
   const nextRun = await scheduleOf(script), warnings = statusWarnings(known), next = whatToDo(known);

@@ -36,14 +36,20 @@ export async function tryConnection(settings: Settings): Promise<string> {
   throw failure('no ssh connection to the storage', done, hint);
 }
 
-/** What the server on the storage says of itself: its command line as Python lists it, and borg's version; null when it does not say. Nothing is opened or written. */
+/**
+ * What the server on the storage says of itself: its command line as Python lists it, and borg's version; null when it does
+ * not say. Nothing is opened or written.
+ */
 export async function serverCommandLine(ssh: string[]): Promise<{ words: string | null; version: string | null }> {
   const report = await look(['sh', '-c', 'bytes=$1; shift; printf %s "$bytes" | base64 -d | exec "$@"', 'sh', ASK_SERVER, ...ssh, 'borg serve']);
   const text = `${report.out}\n${report.said}`;
   return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
 }
 
-/** Whether a repository beside ours is refused, as one below the same folder would not be with `--restrict-to-path`. Returns null when it cannot be seen. It asks for a list, and makes nothing. */
+/**
+ * Whether a repository beside ours is refused, as one below the same folder would not be with `--restrict-to-path`. Returns
+ * null when it cannot be seen. It asks for a list, and makes nothing.
+ */
 export async function refusesOthers(settings: Settings): Promise<boolean | null> {
   const done = await askBorg({ ...settings, repository: `${settings.repository.replace(/\/+$/, '')}-other` }, ['list', '--short']);
   if (/PathNotAllowed|Repository path not allowed/.test(done.said)) return true;

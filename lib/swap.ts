@@ -49,7 +49,8 @@ function rename(from: string, to: string): void {
     fs.renameSync(inItsFolder(from), inItsFolder(to));
   } catch (error: any) {
     if (error.code !== 'EXDEV') throw error;
-    throw new Problem(`${named(from)} cannot be moved to ${named(to)}: they do not lie on one file system`, { hint: `is this an overlay (a container, a live system)? What its lower layer brought cannot be renamed there: make the folder its own first, with cp -a beside it, rm -r, mv` });
+    throw new Problem(`${named(from)} cannot be moved to ${named(to)}: they do not lie on one file system`,
+      { hint: `is this an overlay (a container, a live system)? What its lower layer brought cannot be renamed there: make the folder its own first, with cp -a beside it, rm -r, mv` });
   } finally {
     opened.forEach((fd) => fs.closeSync(fd));
   }
@@ -72,7 +73,8 @@ function undoSwap(swap: Swap, stamp: string): void {
  */
 export function settleSwaps(restore: Restore): 'new' | 'old' {
   const states = restore.swaps.map(stateOfSwap), lost = restore.swaps[states.indexOf('unknown')];
-  if (lost) throw new Problem(`neither the old nor the new contents of ${named(lost.place)} can be seen`, { exitCode: 3, hint: 'is its disk mounted? Mount it, then run `node backup.js recover`' });
+  if (lost) throw new Problem(`neither the old nor the new contents of ${named(lost.place)} can be seen`,
+    { exitCode: 3, hint: 'is its disk mounted? Mount it, then run `node backup.js recover`' });
   const isNew = states.length > 0 && states.every((state) => state === 'done');
   if (!isNew) for (const swap of [...restore.swaps].reverse()) undoSwap(swap, restore.stamp);
   for (const { path: folder, before, after } of restore.folders) giveFolder(folder, isNew ? after : before);
@@ -175,7 +177,10 @@ function tops(asides: string[]): string[] {
   return [...new Set(asides.map((one) => /^(.*?\bbefore-restore-[^/]*)\//.exec(one)?.[1] ?? one))];
 }
 
-/** Given the ledger of a restore, settles its swaps, notes what runs in the new state, and shows systemd new units. The stagings stay until things have been started. */
+/**
+ * Given the ledger of a restore, settles its swaps, notes what runs in the new state, and shows systemd new units. The
+ * stagings stay until things have been started.
+ */
 export async function settleRestore(ledger: Ledger): Promise<void> {
   const restore = ledger.restore!;
   if (restore.state !== '') return;

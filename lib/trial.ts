@@ -28,7 +28,10 @@ const WRITABLE = { default_transaction_read_only: 'off' }; // it is ours, and em
 export const sqlText = (text: string) => `'${text.replaceAll("'", "''")}'`;
 const sqlData = (data: unknown) => `${sqlText(JSON.stringify(data))}::jsonb`;
 
-/** Make an empty cluster below FOLDER and start it, locked in. Returns null when there is no such program. Throws Problem when it, or this machine, does not let us. */
+/**
+ * Make an empty cluster below FOLDER and start it, locked in. Returns null when there is no such program. Throws Problem
+ * when it, or this machine, does not let us.
+ */
 export async function startTrial(programs: Programs, folder: string): Promise<Trial | null> {
   const sandbox = await openSandbox(fs.mkdtempSync(path.join(folder, 'cold-backup-judge-')), programs.image || !fs.existsSync('/opt') ? [] : [{ from: '/opt', at: '/opt' }], programs); // libraries may need others from there
   const end = async () => {

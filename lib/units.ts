@@ -42,7 +42,8 @@ export async function unitPart(unit: string): Promise<Omit<Part, 'group'>> {
   }
   const [facts = {}] = await describeUnits([unit]);
   if (facts.LoadState !== 'loaded') {
-    throw new Problem(`service ${unit}: no such unit here (${facts.LoadState})`, { hint: `look at \`systemctl list-units --all '*${unit.slice(0, 5)}*'\`` });
+    throw new Problem(`service ${unit}: no such unit here (${facts.LoadState})`,
+      { hint: `look at \`systemctl list-units --all '*${unit.slice(0, 5)}*'\`` });
   }
   // A socket, timer or path that starts the unit goes down with it, or the first request of the night would bring it back.
   const triggers = (await describeUnits(facts.TriggeredBy!.split(' ').filter((one) => one !== ''))).filter((one) => stateOf(one) === 'running').map((one) => one.Id!);
