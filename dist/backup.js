@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 6305add506ac8e00122d6294bfaa3e80e3035ed5c5a7ec4b053ed16cc81366ff
+// Checksum of all but the settings: 46a7ab755a93d23d461bbd01b6383f583da77fda327188f5a29b3d58bec77886
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -230,18 +230,22 @@ async function runTheNight(night) {
   night.line.snapshot = plan.snapshot;
   say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (${storage})`);
   beginRecord(night.loaded, night.script);
-  const [passport] = await sideBySide(passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path)), settings.warmPass ? warmPass(night, plan) : Promise.resolve());
+  const looking = passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path));
+  const [passport] = await sideBySide(looking, settings.warmPass ? warmPass(night, plan) : Promise.resolve());
   const manifest = manifestOf(settings.stateFolder, night.script, plan, passport);
 
   if (plan.snapshot === '') night.cold = beginColdPass(night, plan);
-  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run, [plan.archive, night.line.startedAt]);
+  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) {
+    night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run, [plan.archive, night.line.startedAt]);
+  }
   await untilBorgWaits(night); // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
   if (plan.snapshot !== '') await flushDisks(plan.roots);
   const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
     deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds });
-  const alarm = setTimeout(() => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2), beginStartAt.getTime() - Date.now());
+  const callOff = () => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2);
+  const alarm = setTimeout(callOff, beginStartAt.getTime() - Date.now());
   let trouble = null, wasAsked = false, copied = null;
   try {
     // From here services are down.
@@ -266,7 +270,8 @@ async function runTheNight(night) {
 
 /** When everything must run again, and when to begin with that. Throws Problem when the window is over, or leaves no time for a copy. */
 function tonightsDeadline(settings, windowEndsAt) {
-  const { deadlineAt, beginStartAt, isTooLate } = deadlines(settings.maxDowntimeMinutes, new Date(), windowEndsAt, lastGoodRun(settings.stateFolder)?.startSeconds ?? 0);
+  const lastStart = lastGoodRun(settings.stateFolder)?.startSeconds ?? 0;
+  const { deadlineAt, beginStartAt, isTooLate } = deadlines(settings.maxDowntimeMinutes, new Date(), windowEndsAt, lastStart);
   if (isTooLate) throw new Problem('the window is over, or all but over: nothing was stopped',
     { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
   return { deadlineAt, beginStartAt };
@@ -290,7 +295,9 @@ async function tryStorage(settings) {
 /** So are the free space, and whether the file systems can copy on write. Throws Problem: nothing was stopped. */
 async function tryThisMachine(settings, plan) {
   const before = lastGoodRun(settings.stateFolder)?.server ?? plan.server;
-  if (before !== plan.server) warn(`this server was called ${before} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
+  if (before !== plan.server) {
+    warn(`this server was called ${before} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
+  }
   const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
   if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`,
@@ -317,7 +324,7 @@ async function startEverything(night) {
   const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? steadyNow().toISOString()));
   night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
   night.line.startSeconds = (performance.now() - began) / 1000;
-  night.line.parts = ledger.parts.map((part, index) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt, downSeconds: (running[index] - asked[index]) / 1000 }));
+  night.line.parts = ledger.parts.map(({ name, stoppedAt, runningAt }, index) => ({ name, stoppedAt, runningAt, downSeconds: (running[index] - asked[index]) / 1000 }));
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
   else {
     ledger.reported = down.length > 0 ? 'down' : 'failed'; // by us, at the end; the guard goes on from the ledger
@@ -329,9 +336,12 @@ async function startEverything(night) {
 /** Read the record back out of the archive, compare, and only then write the archive that says it is good: its borg waits for the proof meanwhile. */
 async function proveTheArchive(night, plan, cold, { first, second, manifestText }) {
   const { settings } = night.loaded, line = finishedLine(night, null);
-  const facts = { archive: plan.archive, id: cold.archiveId, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
-  const folder = writeHistory(settings.stateFolder, line), ownCache = { env: { BORG_CACHE_DIR: join(folder, 'cache') } }; // the usual one is locked by the proof's borg
-  const proof = beginPass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
+  const { archiveId: id, originalBytes, deduplicatedBytes, files } = cold;
+  const facts = { archive: plan.archive, id, originalBytes, deduplicatedBytes, files, downSeconds: line.downSeconds, outcome: line.outcome };
+  const folder = writeHistory(settings.stateFolder, line);
+  const ownCache = { env: { BORG_CACHE_DIR: join(folder, 'cache') } }; // the usual one is locked by the proof's borg
+  const proof = beginPass(settings, proofCommand(settings, plan, facts),
+    { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
   try {
     const readBack = () => readFromArchive(settings, plan.archive, 'record/manifest.json', ownCache, WITHOUT_LOCK);
     const back = await readBack().catch(() => proof.isWaiting.then(readBack)); // until the waiting borg has the lock, a prune may be in the way
@@ -3473,11 +3483,15 @@ function refuseCrashedCluster({ name, dataDirectory, pid }) {
 function warnOfUnsaved(clusters, containers, isSaved) {
   for (const cluster of clusters) {
     const how = cluster.container ? 'name its volume in `volumes`' : `name 'postgres ${cluster.name}' in \`stop\``;
-    if (!isSaved(cluster.dataDirectory)) (cluster.pid === 0 ? say : warn)(`PostgreSQL cluster ${named(cluster.name)} in ${named(cluster.dataDirectory)}${cluster.pid === 0 ? ', which does not run,' : ''} is not saved: ${how}`);
+    if (!isSaved(cluster.dataDirectory)) {
+      const tell = cluster.pid === 0 ? say : warn, still = cluster.pid === 0 ? ', which does not run,' : '';
+      tell(`PostgreSQL cluster ${named(cluster.name)} in ${named(cluster.dataDirectory)}${still} is not saved: ${how}`);
+    }
     else for (const { oid, location, link } of cluster.tablespaces) {
       if (!location || !isSaved(location)) warn(`tablespace ${oid} of ${named(cluster.name)} in ${named(location || link)} is not saved: ${how}`);
     }
-    const wal = cluster.container ? hostPathOf(cluster.walFolder, containers.find((one) => one.name === cluster.container)?.mounts ?? []) || cluster.walFolder : cluster.walFolder;
+    const mounts = containers.find((one) => one.name === cluster.container)?.mounts ?? [];
+    const wal = (cluster.container && hostPathOf(cluster.walFolder, mounts)) || cluster.walFolder;
     if (isSaved(cluster.dataDirectory) && !isSaved(wal)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved, and without it the copy does not start`,
       { hint: how });
   }
@@ -3686,9 +3700,19 @@ function takeLock(stateFolder, waitSeconds, name = 'lock') {
 }
 
 const GIVEN = { mode: 'id', uid: 'id', gid: 'id' };
-const LEDGER_FORM = { run: 'text', server: 'text', archive: 'text', startedAt: 'time', deadlineAt: 'time', stopTimeoutSeconds: 'number', before: { units: ['text'], containers: ['text'] },
-  parts: [{ name: 'text', kind: 'text', group: 'number', start: ['text'], 'stop?': ['text'], 'running?': ['text'], 'unit?': 'text', 'container?': 'text', 'database?': 'text', 'dataDirectory?': 'path', 'stopSeconds?': 'number', askedAt: 'time', 'stoppedAt?': 'time', 'runningAt?': 'time' }],
-  'restore?': { archive: 'text', stamp: 'text', state: 'text', stagings: ['path'], made: ['path'], swaps: [{ place: 'path', staged: 'text', aside: 'path' }], folders: [{ path: 'path', before: GIVEN, after: GIVEN }], later: [{ name: 'text', group: 'number', start: ['text'], 'stop?': ['text'] }] } };
+const LEDGER_FORM = {
+  run: 'text', server: 'text', archive: 'text', startedAt: 'time', deadlineAt: 'time', stopTimeoutSeconds: 'number',
+  before: { units: ['text'], containers: ['text'] },
+  parts: [{
+    name: 'text', kind: 'text', group: 'number', start: ['text'], 'stop?': ['text'], 'running?': ['text'], 'stopSeconds?': 'number',
+    'unit?': 'text', 'container?': 'text', 'database?': 'text', 'dataDirectory?': 'path', askedAt: 'time', 'stoppedAt?': 'time', 'runningAt?': 'time',
+  }],
+  'restore?': {
+    archive: 'text', stamp: 'text', state: 'text', stagings: ['path'], made: ['path'],
+    swaps: [{ place: 'path', staged: 'text', aside: 'path' }], folders: [{ path: 'path', before: GIVEN, after: GIVEN }],
+    later: [{ name: 'text', group: 'number', start: ['text'], 'stop?': ['text'] }],
+  },
+};
 
 /** The ledger in a state folder; null when nothing is stopped. Throws Problem when it is there and cannot be understood. */
 function readLedger(stateFolder) {
@@ -3760,7 +3784,8 @@ function stateFoldersElsewhere() {
 
 /** Open the ledger of a run: nothing stopped yet, what is active on this host noted. */
 async function openLedger(stateFolder, facts) {
-  const ledger = { format: 1, howTo: [], ...facts, starting: false, reported: '', boot: bootName(), parts: [], before: { units: await activeUnits(), containers: await runningContainers() } };
+  const before = { units: await activeUnits(), containers: await runningContainers() };
+  const ledger = { format: 1, howTo: [], ...facts, starting: false, reported: '', boot: bootName(), parts: [], before };
   if (process.getuid?.() === 0 && path.dirname(ELSEWHERE) !== stateFolder) {
     fs.mkdirSync(ELSEWHERE, { recursive: true, mode: 0o700 });
     fs.rmSync(linkElsewhere(stateFolder), { force: true });
@@ -4062,7 +4087,8 @@ async function doesItsWork(part) {
  */
 async function stopParts(parts, ledger, stateFolder) {
   for (const group of new Set(parts.map((part) => part.group))) {
-    const together = parts.filter((part) => part.group === group && part.wasRunning).map((part) => ({ ...part, askedAt: steadyNow().toISOString(), stoppedAt: null, runningAt: null }));
+    const together = parts.filter((part) => part.group === group && part.wasRunning)
+      .map((part) => ({ ...part, askedAt: steadyNow().toISOString(), stoppedAt: null, runningAt: null }));
     if (together.length === 0) continue;
     goOn(); // asked to end before this group went down: then it need not
     ledger.parts.push(...together);
@@ -4761,8 +4787,9 @@ async function oneWarmPass(night, plan, paths) {
   const { settings } = night.loaded, last = night.line.warm;
   await checkpointAll(plan); // or the changes are still in memory and all of them are left for the cold pass
   touchRecord(settings.stateFolder);
-  const warm = await takePass(settings, warmCommand(settings, plan, paths, last ? new Date().toISOString() : plan.madeAt), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
-    expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: night.windowEnd ? Math.max(1, (night.windowEnd.getTime() - Date.now()) / 1000) : undefined });
+  const command = warmCommand(settings, plan, paths, last ? new Date().toISOString() : plan.madeAt), expectedBytes = lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0;
+  const untilEnd = night.windowEnd ? Math.max(1, (night.windowEnd.getTime() - Date.now()) / 1000) : undefined;
+  const warm = await takePass(settings, command, { cwd: settings.stateFolder, run: plan.run, title: 'warm pass', expectedBytes, seconds: untilEnd });
   const { files, originalBytes, compressedBytes, deduplicatedBytes, seconds } = warm;
   night.line.warm = { files, originalBytes, compressedBytes, deduplicatedBytes: deduplicatedBytes + (last?.deduplicatedBytes ?? 0), seconds: seconds + (last?.seconds ?? 0) }; // files that changed or went are no matter here: the cold pass decides
   say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
@@ -4780,7 +4807,8 @@ async function checkpointAll(plan) {
 /** Begin the cold pass while everything still runs. It waits. */
 function beginColdPass(night, plan) {
   const { settings } = night.loaded;
-  return beginPass(settings, coldCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: night.line.warm !== null, expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
+  const expectedBytes = lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0;
+  return beginPass(settings, coldCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: night.line.warm !== null, expectedBytes });
 }
 
 /** Wait until borg asks for the manifest. It has an hour: should that it waits never be heard, both would wait for ever. */
@@ -4921,7 +4949,8 @@ async function armGuard(script, stateFolder, settingsFile, run, night = []) {
   const command = [process.execPath, script, 'guard', stateFolder, run, String(process.pid), startOfProcess(process.pid), ...night, '--settings', settingsFile];
   if (hasSystemd() && process.getuid?.() === 0) {
     const kept = ['PATH', 'HOME', 'DOCKER_HOST'].flatMap((name) => (process.env[name] ? [`--setenv=${name}=${process.env[name]}`] : []));
-    const done = await change(['systemd-run', '--quiet', '--collect', `--unit=cold-backup-guard-${run}`, '--property=OOMScoreAdjust=-900', ...kept, '--', ...command]);
+    const unit = ['systemd-run', '--quiet', '--collect', `--unit=cold-backup-guard-${run}`, '--property=OOMScoreAdjust=-900'];
+    const done = await change([...unit, ...kept, '--', ...command]);
     if (done.code !== 0) throw failure('the guard cannot be started', done);
   } else {
     say(`  $ ${pasteable(command)}`);
@@ -5097,7 +5126,9 @@ async function reportDeadRun(stateFolder, ledger, error, down, settings) {
   } catch (error) {
     warn(`the history cannot be written: ${error.message}`);
   }
-  const words = WORDS[settings?.language ?? 'en'].message, subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${(ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, ledger.parts.length > 0 ? servicesNow(ledger, down) : '')}`;
+  const words = WORDS[settings?.language ?? 'en'].message, services = ledger.parts.length > 0 ? servicesNow(ledger, down) : '';
+  const what = (ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, services);
+  const subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${what}`;
   if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 

@@ -23,7 +23,9 @@ import type { Manifest } from './record.ts';
 import { coldCommand, warmCommand, warmPaths } from './commands.ts';
 
 /** What a night has come to so far: filled in step by step, and told at the end whatever happened. */
-export type Night = { loaded: Loaded; script: string; line: HistoryLine; ledger: Ledger | null; cold: PassUnderWay | null; down: string[]; guardPid: number; windowEnd: Date | null };
+export type Night = {
+  loaded: Loaded; script: string; line: HistoryLine; ledger: Ledger | null; cold: PassUnderWay | null; down: string[]; guardPid: number; windowEnd: Date | null;
+};
 
 /** The warm pass puts the bulk on storage while everything runs. Throws Problem when it fails, or is not through when the window ends. */
 export async function warmPass(night: Night, plan: Plan): Promise<void> {
@@ -43,8 +45,9 @@ async function oneWarmPass(night: Night, plan: Plan, paths: string[]): Promise<P
   const { settings } = night.loaded, last = night.line.warm;
   await checkpointAll(plan); // or the changes are still in memory and all of them are left for the cold pass
   touchRecord(settings.stateFolder);
-  const warm = await takePass(settings, warmCommand(settings, plan, paths, last ? new Date().toISOString() : plan.madeAt), { cwd: settings.stateFolder, run: plan.run, title: 'warm pass',
-    expectedBytes: lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0, seconds: night.windowEnd ? Math.max(1, (night.windowEnd.getTime() - Date.now()) / 1000) : undefined });
+  const command = warmCommand(settings, plan, paths, last ? new Date().toISOString() : plan.madeAt), expectedBytes = lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0;
+  const untilEnd = night.windowEnd ? Math.max(1, (night.windowEnd.getTime() - Date.now()) / 1000) : undefined;
+  const warm = await takePass(settings, command, { cwd: settings.stateFolder, run: plan.run, title: 'warm pass', expectedBytes, seconds: untilEnd });
   const { files, originalBytes, compressedBytes, deduplicatedBytes, seconds } = warm;
   night.line.warm = { files, originalBytes, compressedBytes, deduplicatedBytes: deduplicatedBytes + (last?.deduplicatedBytes ?? 0), seconds: seconds + (last?.seconds ?? 0) }; // files that changed or went are no matter here: the cold pass decides
   say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
@@ -64,7 +67,8 @@ export type Copied = { first: Proof; second: Proof; manifestText: string };
 /** Begin the cold pass while everything still runs. It waits. */
 export function beginColdPass(night: Night, plan: Plan): PassUnderWay {
   const { settings } = night.loaded;
-  return beginPass(settings, coldCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: night.line.warm !== null, expectedBytes: lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0 });
+  const expectedBytes = lastGoodRun(settings.stateFolder)?.cold?.originalBytes ?? 0;
+  return beginPass(settings, coldCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: night.line.warm !== null, expectedBytes });
 }
 
 /** Wait until borg asks for the manifest. It has an hour: should that it waits never be heard, both would wait for ever. */

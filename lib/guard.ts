@@ -37,7 +37,8 @@ export async function armGuard(script: string, stateFolder: string, settingsFile
   const command = [process.execPath, script, 'guard', stateFolder, run, String(process.pid), startOfProcess(process.pid), ...night, '--settings', settingsFile];
   if (hasSystemd() && process.getuid?.() === 0) {
     const kept = ['PATH', 'HOME', 'DOCKER_HOST'].flatMap((name) => (process.env[name] ? [`--setenv=${name}=${process.env[name]}`] : []));
-    const done = await change(['systemd-run', '--quiet', '--collect', `--unit=cold-backup-guard-${run}`, '--property=OOMScoreAdjust=-900', ...kept, '--', ...command]);
+    const unit = ['systemd-run', '--quiet', '--collect', `--unit=cold-backup-guard-${run}`, '--property=OOMScoreAdjust=-900'];
+    const done = await change([...unit, ...kept, '--', ...command]);
     if (done.code !== 0) throw failure('the guard cannot be started', done);
   } else {
     say(`  $ ${pasteable(command)}`);
@@ -213,7 +214,9 @@ async function reportDeadRun(stateFolder: string, ledger: Pick<Ledger, 'startedA
   } catch (error: any) {
     warn(`the history cannot be written: ${error.message}`);
   }
-  const words = WORDS[settings?.language ?? 'en'].message, subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${(ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, ledger.parts.length > 0 ? servicesNow(ledger, down) : '')}`;
+  const words = WORDS[settings?.language ?? 'en'].message, services = ledger.parts.length > 0 ? servicesNow(ledger, down) : '';
+  const what = (ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, services);
+  const subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${what}`;
   if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 

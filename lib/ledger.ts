@@ -75,9 +75,19 @@ export function takeLock(stateFolder: string, waitSeconds: number, name = 'lock'
 }
 
 const GIVEN: Form = { mode: 'id', uid: 'id', gid: 'id' };
-const LEDGER_FORM: Form = { run: 'text', server: 'text', archive: 'text', startedAt: 'time', deadlineAt: 'time', stopTimeoutSeconds: 'number', before: { units: ['text'], containers: ['text'] },
-  parts: [{ name: 'text', kind: 'text', group: 'number', start: ['text'], 'stop?': ['text'], 'running?': ['text'], 'unit?': 'text', 'container?': 'text', 'database?': 'text', 'dataDirectory?': 'path', 'stopSeconds?': 'number', askedAt: 'time', 'stoppedAt?': 'time', 'runningAt?': 'time' }],
-  'restore?': { archive: 'text', stamp: 'text', state: 'text', stagings: ['path'], made: ['path'], swaps: [{ place: 'path', staged: 'text', aside: 'path' }], folders: [{ path: 'path', before: GIVEN, after: GIVEN }], later: [{ name: 'text', group: 'number', start: ['text'], 'stop?': ['text'] }] } };
+const LEDGER_FORM: Form = {
+  run: 'text', server: 'text', archive: 'text', startedAt: 'time', deadlineAt: 'time', stopTimeoutSeconds: 'number',
+  before: { units: ['text'], containers: ['text'] },
+  parts: [{
+    name: 'text', kind: 'text', group: 'number', start: ['text'], 'stop?': ['text'], 'running?': ['text'], 'stopSeconds?': 'number',
+    'unit?': 'text', 'container?': 'text', 'database?': 'text', 'dataDirectory?': 'path', askedAt: 'time', 'stoppedAt?': 'time', 'runningAt?': 'time',
+  }],
+  'restore?': {
+    archive: 'text', stamp: 'text', state: 'text', stagings: ['path'], made: ['path'],
+    swaps: [{ place: 'path', staged: 'text', aside: 'path' }], folders: [{ path: 'path', before: GIVEN, after: GIVEN }],
+    later: [{ name: 'text', group: 'number', start: ['text'], 'stop?': ['text'] }],
+  },
+};
 
 /** The ledger in a state folder; null when nothing is stopped. Throws Problem when it is there and cannot be understood. */
 export function readLedger(stateFolder: string): Ledger | null {
@@ -149,7 +159,8 @@ export function stateFoldersElsewhere(): string[] {
 
 /** Open the ledger of a run: nothing stopped yet, what is active on this host noted. */
 export async function openLedger(stateFolder: string, facts: Pick<Ledger, 'run' | 'server' | 'archive' | 'startedAt' | 'deadlineAt' | 'stopTimeoutSeconds'>): Promise<Ledger> {
-  const ledger: Ledger = { format: 1, howTo: [], ...facts, starting: false, reported: '', boot: bootName(), parts: [], before: { units: await activeUnits(), containers: await runningContainers() } };
+  const before = { units: await activeUnits(), containers: await runningContainers() };
+  const ledger: Ledger = { format: 1, howTo: [], ...facts, starting: false, reported: '', boot: bootName(), parts: [], before };
   if (process.getuid?.() === 0 && path.dirname(ELSEWHERE) !== stateFolder) {
     fs.mkdirSync(ELSEWHERE, { recursive: true, mode: 0o700 });
     fs.rmSync(linkElsewhere(stateFolder), { force: true });

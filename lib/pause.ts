@@ -53,7 +53,8 @@ async function doesItsWork(part: Part): Promise<boolean> {
  */
 export async function stopParts(parts: Part[], ledger: Ledger, stateFolder: string): Promise<void> {
   for (const group of new Set(parts.map((part) => part.group))) {
-    const together = parts.filter((part) => part.group === group && part.wasRunning).map((part): StoppedPart => ({ ...part, askedAt: steadyNow().toISOString(), stoppedAt: null, runningAt: null }));
+    const together = parts.filter((part) => part.group === group && part.wasRunning)
+      .map((part): StoppedPart => ({ ...part, askedAt: steadyNow().toISOString(), stoppedAt: null, runningAt: null }));
     if (together.length === 0) continue;
     goOn(); // asked to end before this group went down: then it need not
     ledger.parts.push(...together);

@@ -163,11 +163,15 @@ function refuseCrashedCluster({ name, dataDirectory, pid }: Cluster): void {
 function warnOfUnsaved(clusters: Cluster[], containers: Container[], isSaved: (file: string) => boolean): void {
   for (const cluster of clusters) {
     const how = cluster.container ? 'name its volume in `volumes`' : `name 'postgres ${cluster.name}' in \`stop\``;
-    if (!isSaved(cluster.dataDirectory)) (cluster.pid === 0 ? say : warn)(`PostgreSQL cluster ${named(cluster.name)} in ${named(cluster.dataDirectory)}${cluster.pid === 0 ? ', which does not run,' : ''} is not saved: ${how}`);
+    if (!isSaved(cluster.dataDirectory)) {
+      const tell = cluster.pid === 0 ? say : warn, still = cluster.pid === 0 ? ', which does not run,' : '';
+      tell(`PostgreSQL cluster ${named(cluster.name)} in ${named(cluster.dataDirectory)}${still} is not saved: ${how}`);
+    }
     else for (const { oid, location, link } of cluster.tablespaces) {
       if (!location || !isSaved(location)) warn(`tablespace ${oid} of ${named(cluster.name)} in ${named(location || link)} is not saved: ${how}`);
     }
-    const wal = cluster.container ? hostPathOf(cluster.walFolder, containers.find((one) => one.name === cluster.container)?.mounts ?? []) || cluster.walFolder : cluster.walFolder;
+    const mounts = containers.find((one) => one.name === cluster.container)?.mounts ?? [];
+    const wal = (cluster.container && hostPathOf(cluster.walFolder, mounts)) || cluster.walFolder;
     if (isSaved(cluster.dataDirectory) && !isSaved(wal)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved, and without it the copy does not start`,
       { hint: how });
   }

@@ -81,18 +81,22 @@ async function runTheNight(night: Night): Promise<void> {
   night.line.snapshot = plan.snapshot;
   say(`plan: stop ${count(plan.parts.filter((part) => part.wasRunning).length, 'part')}, save ${count(plan.roots.length, 'path')} to ${plan.archive} (${storage})`);
   beginRecord(night.loaded, night.script);
-  const [passport] = await sideBySide(passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path)), settings.warmPass ? warmPass(night, plan) : Promise.resolve());
+  const looking = passportOf(plan.clusters, plan.containers, plan.roots.map((root) => root.path));
+  const [passport] = await sideBySide(looking, settings.warmPass ? warmPass(night, plan) : Promise.resolve());
   const manifest = manifestOf(settings.stateFolder, night.script, plan, passport);
 
   if (plan.snapshot === '') night.cold = beginColdPass(night, plan);
-  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run, [plan.archive, night.line.startedAt]);
+  if (plan.snapshot !== '' || plan.parts.some((part) => part.wasRunning)) {
+    night.guardPid = await armGuard(night.script, settings.stateFolder, night.loaded.file, plan.run, [plan.archive, night.line.startedAt]);
+  }
   await untilBorgWaits(night); // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
   if (plan.snapshot !== '') await flushDisks(plan.roots);
   const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
     deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds });
-  const alarm = setTimeout(() => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2), beginStartAt.getTime() - Date.now());
+  const callOff = () => askToStop(`the deadline (everything runs again by ${deadlineAt.toTimeString().slice(0, 5)})`, 2);
+  const alarm = setTimeout(callOff, beginStartAt.getTime() - Date.now());
   let trouble: unknown = null, wasAsked = false, copied: Copied | null = null;
   try {
     // From here services are down.
@@ -117,7 +121,8 @@ async function runTheNight(night: Night): Promise<void> {
 
 /** When everything must run again, and when to begin with that. Throws Problem when the window is over, or leaves no time for a copy. */
 function tonightsDeadline(settings: Settings, windowEndsAt: Date | null): { deadlineAt: Date; beginStartAt: Date } {
-  const { deadlineAt, beginStartAt, isTooLate } = deadlines(settings.maxDowntimeMinutes, new Date(), windowEndsAt, lastGoodRun(settings.stateFolder)?.startSeconds ?? 0);
+  const lastStart = lastGoodRun(settings.stateFolder)?.startSeconds ?? 0;
+  const { deadlineAt, beginStartAt, isTooLate } = deadlines(settings.maxDowntimeMinutes, new Date(), windowEndsAt, lastStart);
   if (isTooLate) throw new Problem('the window is over, or all but over: nothing was stopped',
     { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
   return { deadlineAt, beginStartAt };
@@ -141,7 +146,9 @@ async function tryStorage(settings: Settings): Promise<string> {
 /** So are the free space, and whether the file systems can copy on write. Throws Problem: nothing was stopped. */
 async function tryThisMachine(settings: Settings, plan: Plan): Promise<void> {
   const before = lastGoodRun(settings.stateFolder)?.server ?? plan.server;
-  if (before !== plan.server) warn(`this server was called ${before} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
+  if (before !== plan.server) {
+    warn(`this server was called ${before} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
+  }
   const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
   if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`,
@@ -168,7 +175,7 @@ async function startEverything(night: Night): Promise<string[]> {
   const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? steadyNow().toISOString()));
   night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
   night.line.startSeconds = (performance.now() - began) / 1000;
-  night.line.parts = ledger.parts.map((part, index) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt, downSeconds: (running[index]! - asked[index]!) / 1000 }));
+  night.line.parts = ledger.parts.map(({ name, stoppedAt, runningAt }, index) => ({ name, stoppedAt, runningAt, downSeconds: (running[index]! - asked[index]!) / 1000 }));
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
   else {
     ledger.reported = down.length > 0 ? 'down' : 'failed'; // by us, at the end; the guard goes on from the ledger
@@ -180,9 +187,12 @@ async function startEverything(night: Night): Promise<string[]> {
 /** Read the record back out of the archive, compare, and only then write the archive that says it is good: its borg waits for the proof meanwhile. */
 async function proveTheArchive(night: Night, plan: Plan, cold: PassResult, { first, second, manifestText }: Copied): Promise<void> {
   const { settings } = night.loaded, line = finishedLine(night, null);
-  const facts = { archive: plan.archive, id: cold.archiveId, originalBytes: cold.originalBytes, deduplicatedBytes: cold.deduplicatedBytes, files: cold.files, downSeconds: line.downSeconds, outcome: line.outcome };
-  const folder = writeHistory(settings.stateFolder, line), ownCache = { env: { BORG_CACHE_DIR: join(folder, 'cache') } }; // the usual one is locked by the proof's borg
-  const proof = beginPass(settings, proofCommand(settings, plan, facts), { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
+  const { archiveId: id, originalBytes, deduplicatedBytes, files } = cold;
+  const facts = { archive: plan.archive, id, originalBytes, deduplicatedBytes, files, downSeconds: line.downSeconds, outcome: line.outcome };
+  const folder = writeHistory(settings.stateFolder, line);
+  const ownCache = { env: { BORG_CACHE_DIR: join(folder, 'cache') } }; // the usual one is locked by the proof's borg
+  const proof = beginPass(settings, proofCommand(settings, plan, facts),
+    { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
   try {
     const readBack = () => readFromArchive(settings, plan.archive, 'record/manifest.json', ownCache, WITHOUT_LOCK);
     const back = await readBack().catch(() => proof.isWaiting.then(readBack)); // until the waiting borg has the lock, a prune may be in the way
