@@ -2,7 +2,7 @@
 // `borg extract` of one file); the seconds of our passes against that one `borg create`; CPU seconds and memory of the whole
 // process tree; and how long each program takes to start and do nothing.
 import { bareBorg, ours } from './bench-peers.ts';
-import type { Method } from './bench-peers.ts';
+import type { Method, World } from './bench-peers.ts';
 import { measure, measureAll } from './bench-measure.ts';
 import type { Row } from './bench-measure.ts';
 import { makePlace } from './bench-place.ts';
@@ -17,11 +17,12 @@ export async function benchCost(part: Part, sizesGB: number[], files: number): P
 
 async function benchNightsOf(part: Part, gigabytes: number, files: number, isFirst: boolean): Promise<void> {
   await inWorld(part, (folder) => makePlace(folder, gigabytes, files), async (world) => {
-    const bare = bareBorg(world), [stop, create, start] = bare.night(0) as [string[], string[], string[]];
+    const bare = bareBorg(world), [, create] = bare.night(0) as [string[], string[], string[]];
     const borg = create.slice(0, create.indexOf('create')), oneFile = `${world.place.dataDirectory.slice(1)}/PG_VERSION`;
     const byHand: Method = { name: 'by hand', storedAt: bare.storedAt, night: (number) => [[...borg, 'info'], ...bare.night(number), [...borg, 'extract', '--stdout', `::night-${number}`, oneFile]] };
-    const methods = [byHand, await ours(world, 'ours, warm pass', { warmPass: true }), await ours(world, 'ours, no warm pass', { warmPass: false })];
-    if (isFirst) await benchStarts(part, methods[1]!.server!.script);
+    const alone = bareBorg(world, 'one borg create', 'bare-borg-alone'); // a repository of its own, or it would find less that is new
+    const methods = [byHand, alone, await ours(world, 'ours, warm pass', { warmPass: true }), await ours(world, 'ours, no warm pass', { warmPass: false })];
+    if (isFirst) await benchStarts(part, methods[2]!.server!.script);
     const note = (night: string, row: Row) => {
       addRow(part, { gigabytes, files, night, ...row });
       console.error(`cost, ${gigabytes} GB, ${night}: ${row.method}: ${Number(row.seconds).toFixed(1)} s, CPU ${Number(row.cpuSeconds).toFixed(1)} s, ${Number(row.memoryMB).toFixed(0)} MB`);
@@ -30,15 +31,19 @@ async function benchNightsOf(part: Part, gigabytes: number, files: number, isFir
       const turn = run % methods.length, night = run === 0 ? 'first' : 'nightly';
       for (const method of [...methods.slice(turn), ...methods.slice(0, turn)]) {
         if (run > 0) world.place.dayPasses(run);
-        note(night, { run, ...await oneNight(world, method, run) });
+        note(night, { run, ...method === alone ? await onlyCreate(world, alone, run) : await oneNight(world, method, run) });
       }
-      if (run > 0) world.place.dayPasses(run); // borg create alone has a round of its own: the night by hand cannot be cut open
-      await measureAll([[...borg, 'info'], stop]);
-      const pass = await measure([...borg, ...create.slice(borg.length).map((word) => word.replace(/^::.*/, `::alone-${run}`))]);
-      await measureAll([start]);
-      if (run > 0) note(night, { run, method: 'one borg create', ...pass }); // of the first backup it found everything there
     }
   });
+}
+
+/** Its `borg create` alone is measured: the night by hand cannot be cut open. */
+async function onlyCreate(world: World, { name, night }: Method, number: number): Promise<Row> {
+  const [stop, create, start] = night(number) as [string[], string[], string[]], borg = create.slice(0, create.indexOf('create'));
+  await measureAll([[...borg, 'info'], stop]);
+  const pass = await measure(create);
+  await measureAll([start]);
+  return { method: name, ...pass };
 }
 
 async function benchStarts(part: Part, script: string): Promise<void> {

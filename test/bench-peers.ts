@@ -60,8 +60,8 @@ export async function ours(world: World, name: string, settings: Record<string, 
 export const onlyStopAndStart = ({ place }: World): Method => ({ name: 'only stop and start', storedAt: '', night: () => [place.stop, place.start] });
 
 /** borg by hand between stop and start, as the shortest script does it; without borg's half second of self-test at each start, which our script spares itself where it can. */
-export function bareBorg(world: World, name = 'stop, borg create, start'): Method {
-  const { place } = world, { borg: [env, ...words], storedAt } = borgWords(world, 'bare-borg'), borg = [env!, 'BORG_SELFTEST=disabled', ...words];
+export function bareBorg(world: World, name = 'stop, borg create, start', repository = 'bare-borg'): Method {
+  const { place } = world, { borg: [env, ...words], storedAt } = borgWords(world, repository), borg = [env!, 'BORG_SELFTEST=disabled', ...words];
   return { name, storedAt, night: (number) => [place.stop, [...borg, ...createWords, `::night-${number}`, ...savedPaths(place)], place.start] };
 }
 
