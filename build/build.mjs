@@ -57,6 +57,7 @@ const CHAPTERS = [
   { file: 'lib/trial.ts', title: 'EMPTY CLUSTER' },
   { file: 'lib/collations.ts', title: 'COLLATIONS' },
   { file: 'lib/machine.ts', title: 'MACHINE' },
+  { file: 'lib/ahead.ts', title: 'AHEAD' },
   { file: 'lib/judge.ts', title: 'JUDGE' },
   { file: 'lib/measure.ts', title: 'MEASURE' },
   { file: 'lib/restore.ts', title: 'COMING BACK' },

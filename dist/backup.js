@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 46a7ab755a93d23d461bbd01b6383f583da77fda327188f5a29b3d58bec77886
+// Checksum of all but the settings: 039eeb88eb82601c1ce25e4ed2afde3e0e8c2410084062f6dc1d16ec2e3ad429
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -57,6 +57,7 @@
 //   ==== EMPTY CLUSTER ====    The empty cluster: PostgreSQL itself is asked what it can do here.
 //   ==== COLLATIONS ====       Collations: does this machine sort texts as the saved one did?
 //   ==== MACHINE ====          This machine beside the saved one, as far as files and processes tell.
+//   ==== AHEAD ====            Ahead: what the judge says of partners when a cluster goes back in time (see PARTNERS).
 //   ==== JUDGE ====            The judge: would these files work on this machine?
 //   ==== MEASURE ====          What is about to be extracted: how many files and bytes, which links, and whether all stays inside.
 //   ==== COMING BACK ====      Coming back: `restore ... --to FOLDER` lays an archive, or part of it, into an empty folder.
@@ -3108,7 +3109,7 @@ function partnersOf({ slots = [], standbys = [], subscriptions = [], recovery = 
   const isText = (value) => typeof value === 'string', isReader = (pid) => slots.some((slot) => slot.plugin && slot.active_pid === pid);
   const found = [
     ...subscriptions.map(({ subname, database }) => ({ kind: 'subscription', name: subname, database })),
-    ...slots.filter((slot) => slot.plugin && slot.temporary !== true && !OF_A_COPY.test(slot.slot_name)).map(({ slot_name: name, database }) => ({ kind: 'slot', name, database: isText(database) ? database : '' })),
+    ...slots.filter((slot) => slot.plugin && isText(slot.slot_name) && slot.temporary !== true && !OF_A_COPY.test(slot.slot_name)).map(({ slot_name: name, database }) => ({ kind: 'slot', name, database: isText(database) ? database : '' })),
     ...standbys.filter(({ pid, application_name: name }) => isText(name) && !isReader(pid) && !OF_A_COPY.test(name) && name !== 'pg_basebackup').map(({ application_name: name }) => ({ kind: 'standby', name, database: '' })),
     ...(recovery.inRecovery === true ? [{ kind: 'primary', name: '', database: '' }] : []),
     ...databases.filter(({ rows = {} }) => Object.keys(rows).some((table) => /^"?bucardo"?\.delta_/.test(table))).map(({ name }) => ({ kind: 'bucardo', name: 'Bucardo', database: name })),
@@ -5880,6 +5881,34 @@ function canListen(port, host) {
 }
 
 // =========================================================================================================
+// ==== AHEAD ====
+// Ahead: what the judge says of partners when a cluster goes back in time (see PARTNERS).
+// What goes wrong in silence, and the commands against it; the last steps are a person's. Only makes text; names are quoted.
+
+// What is said of each kind of partner: what goes wrong in silence, and the commands against it, the last ones for a person.
+const PARTNERS = {
+  subscription: ({ name, database }, psql) => ({ about: `subscription ${name} of ${database}`, breaks: 'what was sent here after this backup is not sent again, and no error says so', mend: [
+    `${psql('-d', database, '-Atc', `select subconninfo, subpublications, subslotname from pg_subscription where subname = '${name.replaceAll("'", "''")}'`)}   # keep the answer`,
+    psql('-d', database, ...['disable', 'set (slot_name = none)'].flatMap((what) => ['-c', `alter subscription ${quotedName(name)} ${what}`]), '-c', `drop subscription ${quotedName(name)}`),
+    `# there: select pg_drop_replication_slot(...); here: truncate its tables, then create the subscription as it was: it copies all rows anew`] }),
+  slot: ({ name, database }) => ({ about: `slot ${name}${database && ` of ${database}`}`, breaks: 'its reader is ahead of these files: what is written here is not sent to it, without an error, until as much is written as was lost', mend: [
+    '# there: save what it has more than these files; then make its subscription anew (disable it, set slot_name = none, drop it), drop this slot here, truncate its tables, create it again'] }),
+  standby: ({ name }) => ({ about: `standby ${name}`, breaks: 'it is ahead of these files, and cannot follow them', mend: ['# there: make it anew with pg_basebackup'] }),
+  primary: () => ({ about: 'its primary', breaks: 'it follows only while its primary has all WAL since this backup', verdict: 'note', mend: ['# its log says "requested WAL segment ... has already been removed"? Then make it anew with pg_basebackup'] }),
+  bucardo: ({ database }) => ({ about: `Bucardo in ${database}`, breaks: 'what was exchanged after this backup is not exchanged again, and no error says so', mend: [
+    '# on the other side: UPDATE table SET column = column, of every row that may be newer, and Bucardo sends it anew; what was deleted there since is deleted here by hand'] }),
+};
+
+/** Given a cluster's passport and the words of its psql, returns what is to be done with each who holds the same data, and went on. */
+function partnerFindings(told, psqlWords) {
+  const psql = (...words) => pasteable([...psqlWords, ...words]);
+  return partnersOf(told).map((one) => {
+    const { about, ...facts } = PARTNERS[one.kind](one, psql);
+    return finding(told.name, about, { recorded: 'at work', here: 'may have gone on', verdict: 'after', ...facts });
+  });
+}
+
+// =========================================================================================================
 // ==== JUDGE ====
 // The judge: would these files work on this machine?
 // It compares an archive's passport with what is here, before anything is touched, and says of each difference what it would
@@ -5901,7 +5930,7 @@ async function judge(manifest, clusters, options) {
     const told = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory), box = await containerHere(cluster), programs = await programsFor(cluster, manifest, box);
     if (!programs) findings.push(await noPrograms(manifest, cluster));
     else if (cluster.container && !box) findings.push(noContainer(manifest, cluster));
-    if (told) findings.push(...partnerFindings(cluster, told));
+    if (told) findings.push(...partnerFindings(told, psqlWords(cluster, told)));
     if (programs && told) groups.set(JSON.stringify(programs), { programs, cases: [...groups.get(JSON.stringify(programs))?.cases ?? [], { cluster, told }] });
     if (!told?.answers) findings.push(notJudged(cluster.name, 'its databases', 'the cluster did not answer when it was saved: its extensions, locales and collations are not on record'));
   }
@@ -6087,29 +6116,6 @@ async function withMeans(manifest, cluster, told, findings) {
     return cluster.container ? [digest ? pasteable(['docker', 'pull', digest]) : '# make the container from the image it had'] : packages;
   };
   return findings.map((one) => ({ ...one, mend: one.mend.length > 0 ? one.mend : means(one) }));
-}
-
-// What is said of each kind of partner: what goes wrong in silence, and the commands against it, the last ones for a person.
-const PARTNERS = {
-  subscription: ({ name, database }, psql) => ({ about: `subscription ${name} of ${database}`, breaks: 'what was sent here after this backup is not sent again, and no error says so', mend: [
-    `${psql('-d', database, '-Atc', `select subconninfo, subpublications, subslotname from pg_subscription where subname = '${name.replaceAll("'", "''")}'`)}   # keep the answer`,
-    psql('-d', database, ...['disable', 'set (slot_name = none)'].flatMap((what) => ['-c', `alter subscription ${quotedName(name)} ${what}`]), '-c', `drop subscription ${quotedName(name)}`),
-    `# there: select pg_drop_replication_slot(...); here: truncate its tables, then create the subscription as it was: it copies all rows anew`] }),
-  slot: ({ name, database }) => ({ about: `slot ${name}${database && ` of ${database}`}`, breaks: 'its reader is ahead of these files: what is written here is not sent to it, without an error, until as much is written as was lost', mend: [
-    '# there: save what it has more than these files; then make its subscription anew (disable it, set slot_name = none, drop it), drop this slot here, truncate its tables, create it again'] }),
-  standby: ({ name }) => ({ about: `standby ${name}`, breaks: 'it is ahead of these files, and cannot follow them', mend: ['# there: make it anew with pg_basebackup'] }),
-  primary: () => ({ about: 'its primary', breaks: 'it follows only while its primary has all WAL since this backup', verdict: 'note', mend: ['# its log says "requested WAL segment ... has already been removed"? Then make it anew with pg_basebackup'] }),
-  bucardo: ({ database }) => ({ about: `Bucardo in ${database}`, breaks: 'what was exchanged after this backup is not exchanged again, and no error says so', mend: [
-    '# on the other side: UPDATE table SET column = column, of every row that may be newer, and Bucardo sends it anew; what was deleted there since is deleted here by hand'] }),
-};
-
-/** Who holds the same data went on while this cluster goes back in time. */
-function partnerFindings(cluster, told) {
-  const psql = (...words) => pasteable([...psqlWords(cluster, told), ...words]);
-  return partnersOf(told).map((one) => {
-    const { about, ...facts } = PARTNERS[one.kind](one, psql);
-    return finding(told.name, about, { recorded: 'at work', here: 'may have gone on', verdict: 'after', ...facts });
-  });
 }
 
 /** The settings whose values are names of something on the machine: PostgreSQL does not start with one it does not know. */
@@ -7999,7 +8005,7 @@ const wordsIn = (text) => text.split(',').map((one) => one.trim()).filter((one) 
 
 /** Which of these entries of `stop` are not on this machine, and why; '' = all are. A slip is seen at its question, not after the last one. */
 async function partsNotHere(entries, usual) {
-  const containers = await findContainers(false), clusters = await findClusters(containers), wrong = [];
+  const containers = await findContainers(false), clusters = await findClusters(containers), wrong = [], known = warnings.length;
   for (const one of entries) {
     try {
       await findPart(one, usual, containers, clusters);
@@ -8008,6 +8014,7 @@ async function partsNotHere(entries, usual) {
       wrong.push(error.message);
     }
   }
+  warnings.splice(known); // they are of an answer that may be another one yet: the doctor looks again
   return wrong.join('; ');
 }
 

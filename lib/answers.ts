@@ -5,7 +5,7 @@ import { hostname } from 'node:os';
 import fs from 'node:fs';
 import path from 'node:path';
 import { createInterface } from 'node:readline/promises';
-import { Problem, named, say, sayBlock } from './say.ts';
+import { Problem, named, say, sayBlock, warnings } from './say.ts';
 import { look } from './shell.ts';
 import { writeDurably } from './files.ts';
 import type { Settings } from './settings.ts';
@@ -56,7 +56,7 @@ const wordsIn = (text: string) => text.split(',').map((one) => one.trim()).filte
 
 /** Which of these entries of `stop` are not on this machine, and why; '' = all are. A slip is seen at its question, not after the last one. */
 async function partsNotHere(entries: string[], usual: Settings): Promise<string> {
-  const containers = await findContainers(false), clusters = await findClusters(containers), wrong: string[] = [];
+  const containers = await findContainers(false), clusters = await findClusters(containers), wrong: string[] = [], known = warnings.length;
   for (const one of entries) {
     try {
       await findPart(one, usual, containers, clusters);
@@ -65,6 +65,7 @@ async function partsNotHere(entries: string[], usual: Settings): Promise<string>
       wrong.push(error.message);
     }
   }
+  warnings.splice(known); // they are of an answer that may be another one yet: the doctor looks again
   return wrong.join('; ');
 }
 

@@ -8,16 +8,14 @@ import path from 'node:path';
 import { Problem, lastLines, pasteable } from './say.ts';
 import { askedToStop, look } from './shell.ts';
 import type { ClusterPassport } from './passport.ts';
-import { quotedName } from './questions.ts';
 import type { Texts } from './questions.ts';
-import { partnersOf } from './partners.ts';
-import type { Partner } from './partners.ts';
 import type { Manifest } from './record.ts';
 import { findPrograms } from './sandbox.ts';
 import type { Programs } from './sandbox.ts';
 import { LOADABLE, askAbilities, startTrial } from './trial.ts';
 import type { Abilities, Order, Trial } from './trial.ts';
 import { collationFindings, listed, ordersOf } from './collations.ts';
+import { partnerFindings } from './ahead.ts';
 import { finding, install, machineFindings, neededPackages, notJudged, portFindings } from './machine.ts';
 
 /** 'refused': it cannot work here. 'after': it works once it is mended afterwards (`sql`, by database). 'note': it works; somebody should know. */
@@ -48,7 +46,7 @@ export async function judge(manifest: Manifest, clusters: PlannedCluster[], opti
     const told = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory), box = await containerHere(cluster), programs = await programsFor(cluster, manifest, box);
     if (!programs) findings.push(await noPrograms(manifest, cluster));
     else if (cluster.container && !box) findings.push(noContainer(manifest, cluster));
-    if (told) findings.push(...partnerFindings(cluster, told));
+    if (told) findings.push(...partnerFindings(told, psqlWords(cluster, told)));
     if (programs && told) groups.set(JSON.stringify(programs), { programs, cases: [...groups.get(JSON.stringify(programs))?.cases ?? [], { cluster, told }] });
     if (!told?.answers) findings.push(notJudged(cluster.name, 'its databases', 'the cluster did not answer when it was saved: its extensions, locales and collations are not on record'));
   }
@@ -236,29 +234,6 @@ async function withMeans(manifest: Manifest, cluster: PlannedCluster, told: Clus
     return cluster.container ? [digest ? pasteable(['docker', 'pull', digest]) : '# make the container from the image it had'] : packages;
   };
   return findings.map((one) => ({ ...one, mend: one.mend.length > 0 ? one.mend : means(one) }));
-}
-
-// What is said of each kind of partner: what goes wrong in silence, and the commands against it, the last ones for a person.
-const PARTNERS: Record<Partner['kind'], (one: Partner, psql: (...words: string[]) => string) => Pick<Finding, 'about' | 'breaks' | 'mend'> & { verdict?: Finding['verdict'] }> = {
-  subscription: ({ name, database }, psql) => ({ about: `subscription ${name} of ${database}`, breaks: 'what was sent here after this backup is not sent again, and no error says so', mend: [
-    `${psql('-d', database, '-Atc', `select subconninfo, subpublications, subslotname from pg_subscription where subname = '${name.replaceAll("'", "''")}'`)}   # keep the answer`,
-    psql('-d', database, ...['disable', 'set (slot_name = none)'].flatMap((what) => ['-c', `alter subscription ${quotedName(name)} ${what}`]), '-c', `drop subscription ${quotedName(name)}`),
-    `# there: select pg_drop_replication_slot(...); here: truncate its tables, then create the subscription as it was: it copies all rows anew`] }),
-  slot: ({ name, database }) => ({ about: `slot ${name}${database && ` of ${database}`}`, breaks: 'its reader is ahead of these files: what is written here is not sent to it, without an error, until as much is written as was lost', mend: [
-    '# there: save what it has more than these files; then make its subscription anew (disable it, set slot_name = none, drop it), drop this slot here, truncate its tables, create it again'] }),
-  standby: ({ name }) => ({ about: `standby ${name}`, breaks: 'it is ahead of these files, and cannot follow them', mend: ['# there: make it anew with pg_basebackup'] }),
-  primary: () => ({ about: 'its primary', breaks: 'it follows only while its primary has all WAL since this backup', verdict: 'note', mend: ['# its log says "requested WAL segment ... has already been removed"? Then make it anew with pg_basebackup'] }),
-  bucardo: ({ database }) => ({ about: `Bucardo in ${database}`, breaks: 'what was exchanged after this backup is not exchanged again, and no error says so', mend: [
-    '# on the other side: UPDATE table SET column = column, of every row that may be newer, and Bucardo sends it anew; what was deleted there since is deleted here by hand'] }),
-};
-
-/** Who holds the same data went on while this cluster goes back in time. */
-function partnerFindings(cluster: PlannedCluster, told: ClusterPassport): Finding[] {
-  const psql = (...words: string[]) => pasteable([...psqlWords(cluster, told), ...words]);
-  return partnersOf(told).map((one) => {
-    const { about, ...facts } = PARTNERS[one.kind](one, psql);
-    return finding(told.name, about, { recorded: 'at work', here: 'may have gone on', verdict: 'after', ...facts });
-  });
 }
 
 /** The settings whose values are names of something on the machine: PostgreSQL does not start with one it does not know. */

@@ -16,7 +16,7 @@ export function partnersOf({ slots = [], standbys = [], subscriptions = [], reco
   const isText = (value: unknown): value is string => typeof value === 'string', isReader = (pid: unknown) => slots.some((slot) => slot.plugin && slot.active_pid === pid);
   const found: Partner[] = [
     ...subscriptions.map(({ subname, database }): Partner => ({ kind: 'subscription', name: subname, database })),
-    ...slots.filter((slot) => slot.plugin && slot.temporary !== true && !OF_A_COPY.test(slot.slot_name)).map(({ slot_name: name, database }): Partner => ({ kind: 'slot', name, database: isText(database) ? database : '' })),
+    ...slots.filter((slot) => slot.plugin && isText(slot.slot_name) && slot.temporary !== true && !OF_A_COPY.test(slot.slot_name)).map(({ slot_name: name, database }): Partner => ({ kind: 'slot', name, database: isText(database) ? database : '' })),
     ...standbys.filter(({ pid, application_name: name }) => isText(name) && !isReader(pid) && !OF_A_COPY.test(name) && name !== 'pg_basebackup').map(({ application_name: name }): Partner => ({ kind: 'standby', name, database: '' })),
     ...(recovery.inRecovery === true ? [{ kind: 'primary' as const, name: '', database: '' }] : []),
     ...databases.filter(({ rows = {} }) => Object.keys(rows).some((table) => /^"?bucardo"?\.delta_/.test(table))).map(({ name }): Partner => ({ kind: 'bucardo', name: 'Bucardo', database: name })),
