@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 039eeb88eb82601c1ce25e4ed2afde3e0e8c2410084062f6dc1d16ec2e3ad429
+// Checksum of all but the settings: 8938c6056a87f2313d6cf24bbc3197afc19faee426eed4e33eedf05bb7c8e53f
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4266,10 +4266,10 @@ const ENGLISH = {
     others: 'Others hold the same data', partners: 'They went on after this backup. PostgreSQL does not notice that this side went back in time: rows are passed over without an error. So, before applications come back:',
     partner: {
       subscription: (name, database, quoted) => `subscription \`${name}\` of database \`${database}\`: what was sent here after this backup is not sent again. Note its row of \`pg_subscription\` (\`subconninfo\`, \`subpublications\`, \`subslotname\`); then, in that database: \`ALTER SUBSCRIPTION ${quoted} DISABLE; ALTER SUBSCRIPTION ${quoted} SET (slot_name = NONE); DROP SUBSCRIPTION ${quoted};\`, on the publisher \`SELECT pg_drop_replication_slot('...');\`, here \`TRUNCATE\` its tables and \`CREATE SUBSCRIPTION\` as it was: it copies all rows anew.`,
-      slot: (name, database, _quoted) => `slot \`${name}\`${database && ` of database \`${database}\``}: its reader is ahead of these files, and gets nothing until as much is written here as was lost. Save what it has more than this side; then make its subscription anew over there, as above for a subscription, with this slot dropped here.`,
-      standby: (name, _database, _quoted) => `standby \`${name}\`: it is ahead of these files and cannot follow them. Make it anew with \`pg_basebackup\`.`,
-      primary: (_name, _database, _quoted) => 'which is a standby: it follows its primary only while that has all WAL since this backup. Does its log say `requested WAL segment ... has already been removed`? Then make it anew with `pg_basebackup`.',
-      bucardo: (_name, database, _quoted) => `Bucardo in database \`${database}\`: what was exchanged after this backup is not exchanged again. On the other side: \`UPDATE table SET column = column;\` of every row that may be newer, and Bucardo sends it anew; what was deleted there since is deleted here by hand.`,
+      slot: (name, database) => `slot \`${name}\`${database && ` of database \`${database}\``}: its reader is ahead of these files, and gets nothing until as much is written here as was lost. Save what it has more than this side; then make its subscription anew over there, as above for a subscription, with this slot dropped here.`,
+      standby: (name) => `standby \`${name}\`: it is ahead of these files and cannot follow them. Make it anew with \`pg_basebackup\`.`,
+      primary: () => 'which is a standby: it follows its primary only while that has all WAL since this backup. Does its log say `requested WAL segment ... has already been removed`? Then make it anew with `pg_basebackup`.',
+      bucardo: (_name, database) => `Bucardo in database \`${database}\`: what was exchanged after this backup is not exchanged again. On the other side: \`UPDATE table SET column = column;\` of every row that may be newer, and Bucardo sends it anew; what was deleted there since is deleted here by hand.`,
     },
     twoOfIt: 'Before applications and users come back: archiving, replication slots and subscriptions now work as on the old machine. If that one still runs, there are two of it.',
     stays: 'Is this machine to stay? `mkdir /opt/cold-backup`, `backup.js` and `backup.settings.js` from `/root/restore/record` into it, key and passphrase where those settings say, and `node backup.js setup`.',

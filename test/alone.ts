@@ -14,7 +14,7 @@ const OWN_LINKS = '/var/lib/cold-backup'; // where a run that is under way is no
  */
 export function aloneCommand(argv: string[], prepare = ':', namespaces: string[] = []): string[] {
   fs.mkdirSync(OWN_LINKS, { recursive: true, mode: 0o700 });
-  const script = `mount -t tmpfs tmpfs ${OWN_LINKS} && mount -t tmpfs -o mode=1777 tmpfs /dev/shm && { [ ! -d /run/systemd/system ] || mount -t tmpfs tmpfs /run/systemd; } && ${prepare} || exit 70; "$@" & wait $!`;
+  const script = `mount -t tmpfs -o mode=700 tmpfs ${OWN_LINKS} && mount -t tmpfs -o mode=1777 tmpfs /dev/shm && { [ ! -d /run/systemd/system ] || mount -t tmpfs tmpfs /run/systemd; } && ${prepare} || exit 70; "$@" & wait $!`;
   return ['unshare', '--pid', '--ipc', '--fork', '--mount', '--mount-proc', '--kill-child', ...namespaces, '--', 'bash', '-c', script, 'alone', ...argv];
 }
 
