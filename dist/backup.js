@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 8938c6056a87f2313d6cf24bbc3197afc19faee426eed4e33eedf05bb7c8e53f
+// Checksum of all but the settings: bab03530395b97fc6c6c7ca22e752ae75fdf8a2a8fe373575d32b9db0e7fa31e
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -183,6 +183,8 @@ const $ = (...given) => libraries().$(...given);
 // Between "from here services are down" and "from here services run again" nothing may be lost: whatever fails, hangs or
 // is asked of us there, everything that was stopped is started before anything else is judged.
 
+const PROOF_WHILE_DOWN_MS = 120_000; // the guard tries again only when the run has ended
+
 /** `node backup.js`: take the backup. Returns the exit code (contract: 0 good, 1 with warnings, 2 failed, 3 something is down, 75 not now, 128+n). */
 async function takeBackup(loaded, script) {
   const { settings } = loaded;
@@ -192,8 +194,14 @@ async function takeBackup(loaded, script) {
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   takeRunLock(settings.stateFolder);
-  await bringBackLeftovers(settings);
-  await sweepDrills(settings); // a killed one may have left a disk full of files
+  try {
+    await bringBackLeftovers(settings);
+  } catch (error) {
+    const ledger = readLedgerQuietly(settings.stateFolder);
+    if (!ledger) throw error;
+    return endNight({ ...beginNight(loaded, script), ledger, down: ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name) }, error);
+  }
+  await sweepDrills(settings).catch((error) => warn(`what a drill left behind cannot be removed: ${error.message}`)); // it may be a disk full of files
   await dropCopies(settings.stateFolder); // so may a killed run
   if (!mode.now && !isInWindow(settings.window, new Date())) {
     const { from, until, timeZone } = settings.window;
@@ -201,7 +209,6 @@ async function takeBackup(loaded, script) {
       { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
   }
   const night = beginNight(loaded, script);
-  await tell(settings, messageOf(night.line, [], 'start', '', settings.language));
   try {
     await runTheNight(night);
   } catch (error) {
@@ -225,6 +232,7 @@ function takeRunLock(stateFolder) {
 async function runTheNight(night) {
   const { settings } = night.loaded;
   if (settings.before.length > 0) await runBefore(settings);
+  await tell(settings, messageOf(night.line, [], 'start', '', settings.language)); // `before` may have brought up the line there
   const [plan, storage] = await sideBySide(makePlan(settings, new Date(night.line.startedAt)), tryStorage(settings));
   night.line.archive = plan.archive;
   await tryThisMachine(settings, plan);
@@ -242,6 +250,7 @@ async function runTheNight(night) {
   await untilBorgWaits(night); // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
   if (plan.snapshot !== '') await flushDisks(plan.roots);
+  await lookAgain(plan.parts);
   const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
     deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds });
@@ -259,14 +268,17 @@ async function runTheNight(night) {
   }
   clearTimeout(alarm);
   night.down = await startEverything(night);
-  // From here services run again.
+  // From here services run again. First an error of our own is told, then that we were asked to end, and only then what that broke.
   if (trouble && !wasAsked) throw trouble;
-  goOn(); // what went wrong because we were asked to end is not the reason to tell
+  goOn();
   if (trouble) throw trouble;
-  if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`,
-    { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
+  const isDown = night.down.length > 0 ? new Problem(`not running: ${night.down.join(', ')}`,
+    { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' }) : null;
+  if (isDown && plan.snapshot !== '') throw isDown; // the guard goes on when this run has ended, and a snapshot takes long to read
+  if (isDown) setTimeout(() => askToStop(isDown.message, 3, isDown.facts.hint), PROOF_WHILE_DOWN_MS).unref();
   if (plan.snapshot !== '') copied = await copyTheSnapshot(night, plan, manifest, copied);
   await proveTheArchive(night, plan, await finishColdPass(night, plan), copied);
+  if (isDown) throw isDown; // with a good archive: just then one may be needed
 }
 
 /** When everything must run again, and when to begin with that. Throws Problem when the window is over, or leaves no time for a copy. */
@@ -293,11 +305,11 @@ async function tryStorage(settings) {
   return `borg ${version}, ${encryption}`;
 }
 
-/** So are the free space, and whether the file systems can copy on write. Throws Problem: nothing was stopped. */
+/** The free space, and whether the file systems can copy on write, are tried while everything still runs, too. Throws Problem: nothing was stopped. */
 async function tryThisMachine(settings, plan) {
-  const before = lastGoodRun(settings.stateFolder)?.server ?? plan.server;
-  if (before !== plan.server) {
-    warn(`this server was called ${before} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
+  const lastName = lastGoodRun(settings.stateFolder)?.server ?? plan.server;
+  if (lastName !== plan.server) {
+    warn(`this server was called ${lastName} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
   }
   const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
@@ -326,7 +338,7 @@ async function startEverything(night) {
   night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
   night.line.startSeconds = (performance.now() - began) / 1000;
   night.line.parts = ledger.parts.map(({ name, stoppedAt, runningAt }, index) => ({ name, stoppedAt, runningAt, downSeconds: (running[index] - asked[index]) / 1000 }));
-  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
+  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedgerIfPossible(stateFolder);
   else {
     ledger.reported = down.length > 0 ? 'down' : 'failed'; // by us, at the end; the guard goes on from the ledger
     keepLedgerIfPossible(stateFolder, ledger);
@@ -387,7 +399,7 @@ async function endNight(night, error) {
   const { settings } = night.loaded;
   await night.cold?.callOff();
   await dropCopies(settings.stateFolder);
-  if (night.ledger?.parts.length === 0) closeLedger(settings.stateFolder);
+  if (night.ledger?.parts.length === 0) closeLedgerIfPossible(settings.stateFolder);
   const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
   if (error) sayError(error, services);
   const ended = finishedLine(night, error);
@@ -585,6 +597,8 @@ function sayError(error, services = '') {
     if (error.facts.hint) lines.push(`  hint: ${error.facts.hint}`);
   } else if (/^(ENOSPC|EDQUOT|EROFS|EIO)$/.test((error)?.code ?? '')) { // no bug: a disk
     lines.push(`backup: error: ${(error).message}`, '  hint: a disk here is full or broken, most likely that of `stateFolder`: look at `df -h` and `dmesg`');
+  } else if (/^(EACCES|EPERM)$/.test((error)?.code ?? '') && process.getuid?.() !== 0) {
+    lines.push(`backup: error: ${(error).message}`, '  hint: this user may not do that; run it as root');
   } else {
     lines.push(`backup: error: this is a bug in backup.js\n${error instanceof Error ? error.stack : String(error)}`);
   }
@@ -880,6 +894,11 @@ function heldFolder(folder) {
     { hint: 'restore into a folder that only root can change' });
 }
 
+/** Given a path that is there, returns the paths by which it is saved, over no link: what it leads to, and before that the link, when it is one itself. */
+function withItsLink(file) {
+  return [...new Set([path.join(fs.realpathSync(path.dirname(file)), path.basename(file)), fs.realpathSync(file)])];
+}
+
 /** Bytes that are free for us on the disk of a folder. */
 function freeBytes(folder) {
   if (!fs.statfsSync) return Infinity; // before Node 18.15
@@ -1112,7 +1131,7 @@ function remember(stateFolder, line) {
     const { size: length } = fs.fstatSync(fd);
     const last = Buffer.alloc(1);
     const torn = length > 0 && fs.readSync(fd, last, 0, 1, length - 1) === 1 && last[0] !== 10; // a power cut in mid line
-    fs.writeSync(fd, `${torn ? '\n' : ''}${JSON.stringify(line)}\n`);
+    fs.writeFileSync(fd, `${torn ? '\n' : ''}${JSON.stringify(line)}\n`); // all of it, or it throws
     fs.fsyncSync(fd);
   } finally {
     fs.closeSync(fd);
@@ -1573,9 +1592,12 @@ function originOf({ given, lines, file }, name) {
 // ==== WINDOW ====
 // The hours of the night: when a run may stop things, and by when everything runs again. Only reckons; changes nothing.
 
+let clockOf = null; // made once: to make it takes longer than to use it
+
 /** The clock of a time zone at an instant, in minutes since its midnight. */
 function minutesOfDay(at, timeZone) {
-  const parts = new Intl.DateTimeFormat('en-GB', { timeZone, hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }).formatToParts(at);
+  if (clockOf?.timeZone !== timeZone) clockOf = { timeZone, format: new Intl.DateTimeFormat('en-GB', { timeZone, hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }) };
+  const parts = clockOf.format.formatToParts(at);
   const number = (type) => Number(parts.find((part) => part.type === type)?.value);
   return number('hour') * 60 + number('minute');
 }
@@ -1589,13 +1611,12 @@ function isInWindow(window, now) {
   return from <= until ? clock >= from && clock < until : clock >= from || clock < until;
 }
 
-/** The instant the window ends next, or null without one. Right also on the night the clocks change. */
+/** The instant the window that we are in ends, or null without one: the first full minute that lies outside, also on the night the clocks change. */
 function windowEnd(window, now) {
   if (!window) return null;
-  const away = (at) => (minutesOf(window.until) - minutesOfDay(at, window.timeZone) + 1440) % 1440;
-  const guess = new Date(Math.floor(now.getTime() / 60_000) * 60_000 + (away(now) || 1440) * 60_000);
-  const off = away(guess); // an hour too early or too late when summer time began or ended in between
-  return new Date(guess.getTime() + (off > 720 ? off - 1440 : off) * 60_000);
+  let minute = Math.floor(now.getTime() / 60_000);
+  do minute++; while (isInWindow(window, new Date(minute * 60_000)));
+  return new Date(minute * 60_000);
 }
 
 /**
@@ -1731,7 +1752,8 @@ function metricsText({ server, outcome, line }, success) {
 // systemd units: find, describe, stop, start, and see what they really do.
 // systemctl's exit codes prove nothing (it answers 0 after a SIGKILL), so the state is read again and again.
 
-const FACTS = 'Id,LoadState,ActiveState,SubState,UnitFileState,Type,BusName,Result,MainPID,TriggeredBy,TimeoutStopUSec,FragmentPath';
+const SETTLE_SECONDS = 60; // for a unit that is on its way up or down when the plan is made
+const FACTS = 'Id,LoadState,ActiveState,SubState,UnitFileState,Type,BusName,Result,MainPID,CanStart,TriggeredBy,TimeoutStopUSec,FragmentPath';
 
 /** Given unit names, returns the facts systemd knows of each (systemctl(1) show, properties of org.freedesktop.systemd1(5)), in order. */
 async function describeUnits(units) {
@@ -1748,26 +1770,39 @@ async function unitPart(unit) {
   if (!hasSystemd()) {
     throw new Problem(`service ${unit}: this machine is not run by systemd`, { hint: 'use { name, running, stop, start } with your own commands' });
   }
-  const [facts = {}] = await describeUnits([unit]);
+  let facts = {};
+  await waitUntil(SETTLE_SECONDS, async () => { // one that is just being restarted runs
+    [facts = {}] = await describeUnits([unit]);
+    return stateOf(facts) !== 'moving';
+  });
   if (facts.LoadState !== 'loaded') {
     throw new Problem(`service ${unit}: no such unit here (${facts.LoadState})`,
       { hint: `look at \`systemctl list-units --all '*${unit.slice(0, 5)}*'\`` });
   }
   // A socket, timer or path that starts the unit goes down with it, or the first request of the night would bring it back.
-  const triggers = (await describeUnits(facts.TriggeredBy.split(' ').filter((one) => one !== ''))).filter((one) => stateOf(one) === 'running').map((one) => one.Id);
-  const units = [...(stateOf(facts) === 'running' ? [facts.Id] : []), ...triggers];
+  // It comes up before the unit: systemd starts no socket of a service that runs already.
+  const triggers = (await describeUnits(facts.TriggeredBy.split(' ').filter((one) => one !== ''))).filter((one) => stateOf(one) === 'running');
+  const isRunning = stateOf(facts) === 'running', ran = [...triggers, ...(isRunning ? [facts] : [])];
+  ran.forEach(refuseWithoutStart);
   return {
     name: `service ${unit}`,
     kind: 'service',
-    wasRunning: units.length > 0,
-    stop: ['systemctl', 'stop', '--', ...units],
-    start: ['systemctl', 'start', '--', ...units],
-    unit: units[0] ?? facts.Id,
+    wasRunning: ran.length > 0,
+    stop: ['systemctl', 'stop', '--', ...triggers.map((one) => one.Id), facts.Id], // the unit, too, when only its socket is open: a request may come until then
+    start: ['systemctl', 'start', '--', ...(ran.length > 0 ? ran : [facts]).map((one) => one.Id)],
+    unit: isRunning || ran.length === 0 ? facts.Id : ran[0].Id,
   };
 }
 
+/** Given the facts of a unit that runs, throws Problem when systemd would not start it again: then it is not stopped. */
+function refuseWithoutStart({ Id, LoadState, CanStart }) {
+  if (CanStart !== 'no' && LoadState === 'loaded') return;
+  throw new Problem(`${Id} runs, but systemd would not start it again (${LoadState === 'loaded' ? 'RefuseManualStart' : LoadState})`,
+    { hint: `nothing was stopped; look at \`systemctl cat ${Id}\` and mend that, or take it out of \`stop\`` });
+}
+
 function stateOf(facts) {
-  if (facts.ActiveState === 'active' || facts.ActiveState === 'reloading') return 'running';
+  if (/^(active|reloading|refreshing)$/.test(facts.ActiveState)) return 'running';
   return facts.ActiveState === 'inactive' || facts.ActiveState === 'failed' ? 'stopped' : 'moving';
 }
 
@@ -1777,12 +1812,21 @@ async function unitState(unit) {
   return stateOf({ ActiveState: out.trim().replace('ActiveState=', '') });
 }
 
-/** Everything active on this host: services, sockets, timers and paths that were not made on the fly. */
+/** Given units that were stopped, returns those that run all the same, and those that systemd had to kill for it. */
+async function judgeStopped(units) {
+  const facts = await describeUnits(units), ids = (of) => facts.filter(of).map((one) => one.Id);
+  return { running: ids((one) => stateOf(one) === 'running'), killed: ids((one) => stateOf(one) === 'stopped' && /^(timeout|signal|core-dump|watchdog|oom-kill)$/.test(one.Result)) };
+}
+
+/**
+ * Everything active on this host: services, sockets, timers and paths. Not sessions, what exists only as long as one command, or a unit that a socket
+ * makes for each connection (x@... of x.socket, systemd.socket(5) Accept=): nobody can start that again.
+ */
 async function activeUnits() {
   if (!hasSystemd()) return [];
   const { out } = await look(['systemctl', 'list-units', '--state=active', '--type=service,socket,timer,path', '--plain', '--no-legend', '--full']);
   const units = out.split('\n').map((line) => line.split(' ')[0]).filter((unit) => unit !== '');
-  return units.filter((unit) => !/^(user@|user-runtime-dir@|run-|session-|cold-backup-guard)/.test(unit));
+  return units.filter((unit) => !/^(user@|user-runtime-dir@|run-|session-|cold-backup-guard)/.test(unit) && !(unit.includes('@') && units.includes(`${unit.split('@')[0]}.socket`)));
 }
 
 /**
@@ -1806,7 +1850,7 @@ async function lostUnits(before, rebooted) {
 // still answer 0. Other containers are stopped as Docker does it. They are named, never numbered: a container that was
 // made anew in the meantime is found again.
 
-const DATABASES = new Set(['postgres', 'postmaster', 'mysqld', 'mariadbd', 'mongod', 'redis-server', 'valkey-server']);
+const DATABASES = new Set(['postgres', 'postmaster', 'edb-postgres', 'mysqld', 'mariadbd', 'mongod', 'redis-server', 'valkey-server']);
 const DOCKER_GRACE_SECONDS = 10; // what `docker stop` waits when a container does not say otherwise
 
 const notOfARehearsal = (field) => `{{if not (.Label "${SANDBOX_MARK}")}}{{.${field}}}{{end}}`;
@@ -1825,11 +1869,16 @@ async function findContainers(needed) {
   return ids.length === 0 ? [] : describeContainers(ids);
 }
 
+const CONTAINER_FORM = {
+  Id: 'text', Name: 'text', Config: { 'Labels?': { '*': 'text' } }, State: { Running: 'yes or no', Pid: 'id' },
+  'Mounts?': [{ Type: 'text', Destination: 'text' }],
+};
+
 async function describeContainers(ids) {
   const done = await look(['docker', 'inspect', '--type=container', ...ids]); // one that has just gone makes exit code 1
   if (done.code !== 0 && !done.said.split('\n').every((line) => line.trim() === '' || /no such/i.test(line))) throw failure('Docker does not tell about its containers', done, 'look at `systemctl status docker`');
   const everyone = processes();
-  return answerOf('Docker does not tell about its containers', done, [{ Id: 'text', Name: 'text', Config: { 'Labels?': { '*': 'text' } }, State: { Running: 'yes or no', Pid: 'id' }, 'Mounts?': [{ Type: 'text', Destination: 'text' }] }], done.out || '[]').map((facts) => {
+  return answerOf('Docker does not tell about its containers', done, [CONTAINER_FORM], done.out || '[]').map((facts) => {
     const labels = facts.Config.Labels ?? {};
     const depends = String(labels['com.docker.compose.depends_on'] ?? '').split(',').filter((one) => one !== '');
     return {
@@ -1841,12 +1890,13 @@ async function describeContainers(ids) {
       exitCode: facts.State.ExitCode,
       pid: facts.State.Pid,
       health: facts.State.Health?.Status ?? '',
-      stopSignal: facts.Config.StopSignal || 'SIGTERM',
+      stopSignal: String(facts.Config.StopSignal || 'SIGTERM'),
       stopSeconds: facts.Config.StopTimeout ?? DOCKER_GRACE_SECONDS,
       project: labels['com.docker.compose.project'] ?? '',
       service: labels['com.docker.compose.service'] ?? '',
+      swarm: Boolean(labels['com.docker.swarm.service.id']),
       needs: depends.map((one) => one.split(':')[0]),
-      mounts: (facts.Mounts ?? []).map((one) => ({ type: one.Type, name: one.Name ?? '', source: one.Source, destination: one.Destination })),
+      mounts: (facts.Mounts ?? []).map((one) => ({ type: one.Type, name: one.Name ?? '', source: one.Source, destination: one.Destination, readOnly: one.RW === false })),
       database: facts.State.Running ? databaseIn(facts.State.Pid, facts.Id, everyone) : '',
     };
   });
@@ -1884,6 +1934,8 @@ function containerPart(one) {
   if (one.paused) throw new Problem(`container ${one.name} is paused`, { hint: `\`docker unpause ${one.name}\`, or take it out of \`stop\`` });
   if (one.removedOnStop && one.running) throw new Problem(`container ${one.name} was made with --rm: Docker removes it when it stops, and nobody could start it again`,
     { hint: `make it anew without --rm, or take it out of \`stop\`` });
+  if (one.swarm && one.running) throw new Problem(`container ${one.name} belongs to a Docker Swarm service: Swarm starts another one as soon as it stops`,
+    { hint: `use { name, running, stop: ['docker', 'service', 'scale', ...], start } with your own commands` });
   return {
     name: `container ${one.name}`,
     kind: 'container',
@@ -1903,7 +1955,7 @@ function containerPart(one) {
 function stopCommand(one) {
   if (one.database === '') return ['docker', 'stop', '--time', String(one.stopSeconds), one.name];
   const own = ['docker', 'kill', '--signal', one.stopSignal, one.name];
-  if (!/^postgres|^postmaster/.test(one.database) || /^(SIG)?INT$|^2$/.test(one.stopSignal)) return own;
+  if (!/postgres|postmaster/.test(one.database) || /^(SIG)?INT$|^2$/.test(one.stopSignal)) return own;
   return ['sh', '-c', 'docker kill --signal "$2" "$1" && docker kill --signal INT "$1"', 'sh', one.name, one.stopSignal];
 }
 
@@ -1932,25 +1984,33 @@ function hostPathOf(inside, mounts) {
   return best ? path.join(best.source, inside.slice(best.destination.replace(/\/$/, '').length)) : '';
 }
 
+
+
 /**
  * Given the names of `volumes` in the settings, all containers and those that are stopped, returns the paths to save.
- * '*' = every volume and bind mount of the containers that are stopped. Throws Problem for a volume that is not there.
+ * '*' = every volume and bind mount of the containers that are stopped. Throws Problem for a volume that is not there, or lies elsewhere.
  */
 async function findVolumes(names, all, stopped) {
   const found = [];
-  for (const name of names.filter((one) => one !== '*')) {
-    const { code, out, said, argv } = await look(['docker', 'volume', 'inspect', '--format={{.Mountpoint}}', name]);
-    if (code !== 0) throw new Problem(`volume ${name}: there is none of that name`, { ran: argv, said, hint: 'look at `docker volume ls`' });
-    found.push({ name, path: out.trimEnd() });
-  }
-  if (names.includes('*')) {
-    for (const { mounts } of all.filter((one) => stopped.includes(one.name))) {
-      for (const { name, source, type } of mounts) {
-        if (type !== 'tmpfs' && source && !/^\/(proc|sys|dev|run|var\/run)(\/|$)/.test(source)) found.push({ name: name || source, path: source });
-      }
-    }
+  for (const name of names.filter((one) => one !== '*')) found.push({ name, path: await placeOfNamedVolume(name), isData: true });
+  if (!names.includes('*')) return found;
+  const mounts = all.filter((one) => stopped.includes(one.name)).flatMap((one) => one.mounts);
+  for (const { type, name, source } of mounts) {
+    if (type === 'tmpfs' || !source || /^\/(proc|sys|dev|run|var\/run)(\/|$)/.test(source)) continue;
+    if (source === '/') say('a container sees all of / : `volumes: [\'*\']` does not mean that; what is to be saved there belongs into `folders`');
+    else found.push({ name: name || source, path: type === 'volume' ? await placeOfNamedVolume(name) : source, isData: mounts.some((one) => one.source === source && !one.readOnly) });
   }
   return found;
+}
+
+// Where a volume lies. One that Docker mounts from elsewhere (docker_volume_create(1), `device`) is empty there as soon as its containers are stopped.
+async function placeOfNamedVolume(name) {
+  const done = await look(['docker', 'volume', 'inspect', '--format={{json .}}', name]), { code, said, argv } = done;
+  if (code !== 0) throw new Problem(`volume ${name}: there is none of that name`, { ran: argv, said, hint: 'look at `docker volume ls`' });
+  const { Mountpoint, Options } = answerOf(`volume ${name}`, done, { Mountpoint: 'path', 'Options?': { '*': 'text' } });
+  if (Options?.device && Options.type !== 'tmpfs') throw new Problem(`volume ${name} is mounted by Docker from ${named(Options.device)}, and is empty while its containers are stopped`,
+    { hint: `a folder of this machine: name it in \`folders\` instead; another machine's: mount it by /etc/fstab and name that folder, or save it over there` });
+  return Mountpoint;
 }
 
 /** Given all containers and every path that is saved, warns of volumes in use here that nothing saves. */
@@ -1981,8 +2041,9 @@ const STATES = ['starting up', 'shut down', 'shut down in recovery', 'shutting d
  */
 function runningPostmasters() {
   return processes().filter(({ pid, program }) => {
+    if (!SERVER_PROGRAMS.has(program)) return false;
     const folder = `/proc/${pid}/cwd`, status = procFile(pid, 'status'), owner = Number(/^Uid:\t\d+\t(\d+)/m.exec(status)?.[1] ?? 0);
-    if (!SERVER_PROGRAMS.has(program) || owner === 0 || ownerOfFile(`${folder}/.`) !== owner) return false;
+    if (owner === 0 || ownerOfFile(`${folder}/.`) !== owner) return false;
     if ([OWN_USER, process.getuid?.()].includes(owner) && fs.existsSync(`${folder}/${SANDBOX_MARK}`)) return false; // a rehearsal. On another's word no cluster is left out
     const [own] = pidFile(folder), inside = /^NSpid:.*?(\d+)\s*$/m.exec(status)?.[1]; // its number as its own container counts
     return own !== undefined && own === inside && versionOf(folder) !== '';
@@ -2014,13 +2075,16 @@ function clusterState(dataDirectory) {
 }
 
 // Every PostgreSQL process, and what its archive_command started, has the data directory as its working directory, in a
-// container too. The shell of somebody else who looks around there does not count.
-function isUsed(dataDirectory) {
+// container too. The shell of somebody else who looks around there does not count; that of its owner does, for nobody can know. '' = nobody uses it.
+function userOf(dataDirectory) {
   const folder = deviceAndInode(dataDirectory);
-  if (folder === '') return false;
+  if (folder === '') return '';
   const { uid } = fs.statSync(dataDirectory);
-  return processes().some(({ pid, cwd, program }) => cwd === folder && (SERVER_PROGRAMS.has(program) || ownerOf(pid) === uid));
+  const one = processes().find(({ pid, cwd, program }) => cwd === folder && (SERVER_PROGRAMS.has(program) || ownerOf(pid) === uid));
+  return one ? `process ${one.pid} (${named(one.program)})` : '';
 }
+
+const isUsed = (dataDirectory) => userOf(dataDirectory) !== '';
 
 /**
  * Whether a cluster answers on its socket or port: sends SSLRequest (PostgreSQL manual, "Message Formats"), which every server answers
@@ -2063,7 +2127,8 @@ function whyNotCold(dataDirectory) {
   const { state } = controlState(dataDirectory);
   if (!state.startsWith('shut down')) why.push(`its state is "${state}"`);
   if (fs.existsSync(path.join(dataDirectory, 'postmaster.pid'))) why.push('postmaster.pid is there');
-  if (isUsed(dataDirectory)) why.push('a PostgreSQL process still uses it');
+  const user = userOf(dataDirectory);
+  if (user !== '') why.push(`${user} still uses it`);
   return why;
 }
 
@@ -2164,7 +2229,7 @@ function realPath(file) {
 
 function userName(uid) {
   const line = fs.readFileSync('/etc/passwd', 'utf8').split('\n').find((one) => one.split(':')[2] === String(uid));
-  return line?.split(':')[0] ?? String(uid);
+  return line?.split(':')[0] ?? (spawnSync('getent', ['passwd', String(uid)], { encoding: 'utf8', timeout: 10_000, env: { PATH: programPath() } }).stdout?.split(':')[0] || String(uid)); // LDAP's, too
 }
 
 // Everything that belongs to a cluster: borg does not follow links, so what they lead to is named beside the data directory. PostgreSQL owns what it
@@ -2185,7 +2250,8 @@ function addressOf(dataDirectory) {
 function clustersNamed(what, all) {
   const here = all.filter((one) => one.container === '');
   if (what === '*') return here.filter((one) => one.pid !== 0);
-  const one = here.find((cluster) => cluster.name === what || deviceAndInode(cluster.dataDirectory) === (what.startsWith('/') ? deviceAndInode(what) || 'none' : 'none'));
+  const folder = what.startsWith('/') ? deviceAndInode(what) : '';
+  const one = here.find((cluster) => cluster.name === what || (folder !== '' && deviceAndInode(cluster.dataDirectory) === folder));
   if (one) return [one];
   if (what.startsWith('/') && fs.existsSync(path.join(what, 'global', 'pg_control'))) {
     const cluster = describeCluster(what, fs.realpathSync(what), '');
@@ -2197,13 +2263,17 @@ function clustersNamed(what, all) {
     : `here are: ${here.map((cluster) => cluster.name).join(', ') || 'none'}; write 'postgres 15/main' or 'postgres /its/data/directory'` });
 }
 
-/** Given a cluster, returns the part: stopped and started by what runs it now, its own unit above all. */
+/** Given a cluster, returns the part: stopped and started by what runs it now, its own unit above all. Throws Problem when nothing would start it again. */
 async function clusterPart(cluster, stopSeconds) {
   const part = { name: `postgres ${cluster.name}`, kind: 'postgres', wasRunning: cluster.pid !== 0, dataDirectory: cluster.dataDirectory };
+  const auto = plainText(path.join(cluster.configFolder, 'start.conf')).replace(/#.*/g, '').trim(); // pg_ctlcluster(1): "disabled" also forbids to start it by hand
+  if (cluster.configFolder && cluster.pid !== 0 && auto === 'disabled') throw new Problem(`postgres ${cluster.name} runs, but its start.conf says "disabled": nothing would start it again`,
+    { hint: `nothing was stopped; write \`manual\` or \`auto\` into ${named(path.join(cluster.configFolder, 'start.conf'))}` });
   const unit = /\/([^/\n]+\.service)$/m.exec(procFile(cluster.pid, 'cgroup'))?.[1] ?? '';
   if (unit && hasSystemd()) {
     const [facts] = await describeUnits([unit]);
     if (facts?.MainPID === String(cluster.pid)) {
+      refuseWithoutStart(facts);
       warnOfShortStop(unit, facts.TimeoutStopUSec ?? '', stopSeconds);
       return { ...part, stop: ['systemctl', 'stop', '--', unit], start: ['systemctl', 'start', '--', unit], unit };
     }
@@ -2230,18 +2300,18 @@ function asOwner(cluster) {
 }
 
 // The words the postmaster was started with: the same ones start it again.
-function words(cluster) {
+function commandLineOf(cluster) {
   return procFile(cluster.pid, 'cmdline').split('\0').slice(1, -1).map((word) => Buffer.from(word, 'latin1').toString());
 }
 
 function configArgument(cluster) {
-  const given = words(cluster);
+  const given = commandLineOf(cluster);
   const at = given.indexOf('-D');
   return at >= 0 && given[at + 1]?.startsWith('/') ? given[at + 1] : cluster.dataDirectory; // -D may be the folder of the configuration
 }
 
 async function startArguments(cluster) {
-  const given = words(cluster);
+  const given = commandLineOf(cluster);
   const at = given.indexOf('-D');
   const others = at >= 0 ? [...given.slice(0, at), ...given.slice(at + 2)] : given;
   let log = '/dev/null';
@@ -3389,6 +3459,7 @@ async function makePlan(settings, now) {
   }
   const stopped = parts.flatMap((part) => (part.container ? [part.container] : []));
   for (const part of parts) part.dataDirectory ??= allClusters.find((one) => one.container !== '' && one.container === part.container)?.dataDirectory;
+  refuseStopOfDocker(parts);
   const run = randomUUID(), { roots: found, cold } = await findRoots(settings, clusters, containers, stopped);
   const roots = settings.snapshot === 'yes' ? await chooseWays(found, settings.stateFolder, run) : found;
   if (roots.length === 0) throw new Problem('there is nothing to save: no folder, no volume, and no cluster',
@@ -3442,27 +3513,38 @@ async function findRoots(settings, clusters, containers, stopped) {
   for (const cluster of clusters) {
     for (const file of [...cluster.roots, ...await configFilesOf(cluster)]) roots.push({ path: file, why: `cluster ${cluster.name}`, strict: true, ...asItLies });
   }
-  for (const volume of await findVolumes(settings.volumes, containers, stopped)) {
-    const users = containers.filter((one) => one.running && !stopped.includes(one.name) && one.mounts.some(({ source }) => source && isBelow(volume.path, source)));
-    if (users.length > 0) warn(`volume ${volume.name} is saved while ${users.map((one) => one.name).join(', ')} may write to it: name the container in \`stop\``);
-    roots.push({ path: volume.path, why: `volume ${volume.name}`, strict: users.length === 0, ...asItLies });
+  for (const { name, path: place, isData } of await findVolumes(settings.volumes, containers, stopped)) {
+    const users = containers.filter((one) => one.running && !stopped.includes(one.name) && one.mounts.some(({ source }) => source && isBelow(place, source)));
+    if (users.length > 0) warn(`volume ${name} is saved while ${users.map((one) => one.name).join(', ')} may write to it: name the container in \`stop\``);
+    for (const file of pathsOf(place, `volume ${name}`)) roots.push({ path: file, why: `volume ${name}`, strict: isData && users.length === 0, ...asItLies });
   }
   for (const folder of settings.folders) {
     const plain = path.resolve(folder);
-    roots.push({ path: plain, why: 'folder', strict: false, ...asItLies });
-    if (fs.existsSync(plain) && fs.realpathSync(plain) !== plain) roots.push({ path: fs.realpathSync(plain), why: `folder ${plain} leads here`, strict: false, ...asItLies });
+    for (const file of pathsOf(plain, 'folder')) roots.push({ path: file, why: file === plain ? 'folder' : `folder ${plain} leads here`, strict: false, ...asItLies });
+    const real = fs.realpathSync(plain), passed = settings.exclude.find((pattern) => real !== plain && isBelow(pattern.replace(/^[a-z]{2}:/, ''), plain));
+    if (passed) warn(`\`exclude\` ${named(passed)} leaves nothing out: ${named(plain)} leads to ${named(real)}, so write it with that path`);
   }
-  for (const { path: file, why } of roots) {
-    if (!fs.existsSync(file)) throw new Problem(`${named(file)} (${why}) does not exist`,
-      { hint: 'nothing was stopped; mend the settings, or mount what is missing' });
-  }
+  for (const root of roots) root.id = deviceAndInode(root.path);
   const seen = new Set();
   const unique = roots.filter((root) => !seen.has(root.path) && seen.add(root.path));
   // borg would store what lies below another root twice. With `exclude` a root inside an excluded folder has to stay: see createCommand().
   return {
-    roots: unique.filter((root) => settings.exclude.length > 0 || !unique.some((other) => other !== root && isBelow(root.path, other.path))),
+    roots: unique.filter((root) => settings.exclude.length > 0 || root.why.startsWith('volume ') || !unique.some((other) => other !== root && isBelow(root.path, other.path))),
     cold: unique.filter((root) => root.strict).map((root) => root.path),
   };
+}
+
+// Throws Problem when it is not there.
+function pathsOf(file, why) {
+  if (fs.existsSync(file)) return withItsLink(file);
+  throw new Problem(`${named(file)} (${why}) does not exist`, { hint: 'nothing was stopped; mend the settings, or mount what is missing' });
+}
+
+// Nobody could ask how the containers ended, and Docker starts them again in its own way.
+function refuseStopOfDocker(parts) {
+  const docker = parts.find((part) => part.wasRunning && /^(docker|containerd)\./.test(part.unit ?? ''));
+  if (docker && parts.some((part) => part.container && part.wasRunning)) throw new Problem(`${docker.name} and containers are named in \`stop\`: Docker has to run while containers are stopped and started`,
+    { hint: `nothing was stopped; take '${docker.name}' out of \`stop\`` });
 }
 
 function refuseRunningCluster(cluster, parts) {
@@ -3508,27 +3590,17 @@ function warnOfUnsaved(clusters, containers, isSaved) {
 // type, mode, uid, gid, bytes, modified, changed, path; NUL at the end, because a name may hold anything else
 const LISTING_FORMAT = '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0';
 const KILLED = 137; // 128 + SIGKILL
+const ENDED_BY_SIGNAL = [KILLED, 134, 135, 136, 139]; // ABRT, BUS, FPE, SEGV: it crashed
 const TOLD_NAMES = 20;
 const LONGEST_RECORD = 1 << 20;
 
 /**
  * Prove that everything the plan saves is cold, and write the listing of it to `file`. Returns the proof.
- * Throws Problem when a cluster is not cleanly shut down, is in use, or when a container with a database was killed.
+ * Throws Problem when a cluster is not cleanly shut down, is in use, when a part runs, a container with a database was killed, or a folder is another one.
  */
 async function prove(plan, file) {
-  const gone = plan.roots.find((root) => !fs.existsSync(root.path)); // borg passes over it with a warning that names no file
-  if (gone) throw new Problem(`${named(gone.path)} (${gone.why}) is gone: it was there when the run began`,
-    { hint: 'is something unmounted, or moved? This archive does not count as a backup' });
-  for (const { name, container, database, wasRunning } of plan.parts) {
-    if (!container || !wasRunning) continue;
-    const { exitCode, state } = await containerState(container);
-    if (state !== 'stopped') throw new Problem(`${name} runs: something started it while it should be stopped`,
-      { hint: `look at \`docker logs ${container}\` for who did` });
-    if (exitCode !== KILLED) continue;
-    if (database) throw new Problem(`${name} (${database}) was killed, it did not stop by itself: its files are not cold`,
-      { hint: `look at \`docker logs ${container}\`; give it more time with \`stopTimeoutSeconds\`` });
-    warn(`${name} had to be killed: it did not stop by itself in its time`);
-  }
+  plan.roots.forEach(refuseOtherFolder);
+  await refuseWhatRuns(plan.parts);
   const clusters = plan.clusters.map(({ name, dataDirectory }) => {
     const why = whyNotCold(dataDirectory);
     if (why.length > 0) throw new Problem(`cluster ${named(name)} is not proven cold: ${why.join(', ')}`,
@@ -3536,6 +3608,31 @@ async function prove(plan, file) {
     return { name, dataDirectory, ...controlState(dataDirectory) };
   });
   return { provenAt: new Date().toISOString(), clusters, ...await writeListing(plan, file, plan.roots.filter((root) => root.way !== 'subvolume')) };
+}
+
+// borg passes over a root that is gone with a warning that names no file, and saves an empty folder where something was unmounted by what was stopped.
+function refuseOtherFolder({ path: file, why, id, strict }) {
+  const isThere = fs.existsSync(file), isSame = isThere && (!fs.statSync(file).isDirectory() || deviceAndInode(file) === id);
+  if (isSame || (isThere && !strict && fs.readdirSync(file).length > 0)) return; // a folder may be replaced as a whole
+  throw new Problem(`${named(file)} (${why}) is ${isThere ? 'another folder now' : 'gone'}: it was there when the run began`,
+    { hint: 'is something unmounted, or moved, since the others stopped? This archive does not count as a backup' });
+}
+
+// Also of parts that did not run when the plan was made: what came up since may write.
+async function refuseWhatRuns(parts) {
+  const units = parts.flatMap(({ kind, unit }) => (kind === 'service' && unit ? [unit] : [])), { running, killed } = await judgeStopped(units);
+  if (running.length > 0) throw new Problem(`service ${running[0]} runs: something started it while it should be stopped`, { hint: `look at \`journalctl --unit ${running[0]}\` for who did` });
+  for (const { unit, wasRunning } of parts) if (wasRunning && killed.includes(unit ?? '')) warn(`service ${unit} had to be killed, or crashed: it did not stop by itself in its time`);
+  for (const { name, container, database, wasRunning } of parts) {
+    if (!container) continue;
+    const { exitCode, state } = await containerState(container), hint = `look at \`docker logs ${container}\``;
+    if (state === 'running') throw new Problem(`${name} runs: something started it while it should be stopped`, { hint: `${hint} for who did` });
+    if (!wasRunning) continue;
+    if (state !== 'stopped') throw new Problem(`${name} cannot be seen stopped: it is being started again, or Docker does not answer`, { hint });
+    if (database && ENDED_BY_SIGNAL.includes(exitCode)) throw new Problem(`${name} (${database}) was killed, it did not stop by itself: its files are not cold`,
+      { hint: `${hint}; give it more time with \`stopTimeoutSeconds\`` });
+    if (exitCode === KILLED) warn(`${name} had to be killed: it did not stop by itself in its time`);
+  }
 }
 
 /**
@@ -3753,6 +3850,8 @@ function keepLedger(stateFolder, ledger) {
     ...(ledger.restore?.state === '' && ledger.restore.swaps.length > 0 ? ['A restore was under way: only `recover` knows whether old or new contents are in place. By hand, before anything is started:',
       ...ledger.restore.swaps.map(({ place, aside }) => `the old contents of ${named(place)} are in ${named(aside)} if that is there`)] : []),
     ...[...open].reverse().map((part) => pasteable(part.start))];
+  const odd = misfit(ledger, LEDGER_FORM);
+  if (odd) throw new Error(`the ledger could not be read back: ${odd}`);
   writeDurably(ledgerFile(stateFolder), `${JSON.stringify(ledger, null, 1)}\n`);
 }
 
@@ -3793,6 +3892,15 @@ async function openLedger(stateFolder, facts) {
     fs.symlinkSync(stateFolder, linkElsewhere(stateFolder));
   }
   return ledger;
+}
+
+// Who finds it again finds that all of it runs.
+function closeLedgerIfPossible(stateFolder) {
+  try {
+    closeLedger(stateFolder);
+  } catch (error) {
+    warn(`the ledger cannot be removed: ${error.message}`);
+  }
 }
 
 /** Everything runs: the ledger goes. */
@@ -4083,6 +4191,20 @@ async function doesItsWork(part) {
 }
 
 /**
+ * Right before the first stop, which may be hours after the plan: what has stopped since stays stopped. Throws Problem when a part came up since:
+ * how to stop that one was not looked at.
+ */
+async function lookAgain(parts) {
+  await Promise.all(parts.map(async (part) => {
+    const state = await partState(part);
+    if (state === 'running' && !part.wasRunning) throw new Problem(`${part.name} was started since this run began, so nothing was stopped`, { hint: 'begin again: `node backup.js --now`' });
+    if (state !== 'stopped' || !part.wasRunning) return;
+    part.wasRunning = false;
+    say(`${part.name} has stopped since this run began: it stays so`);
+  }));
+}
+
+/**
  * Stop the running parts in order, each seen stopped before the next; parts of one group together. Before each stop the
  * ledger is on disk. Throws Problem when a part does not stop in its time: what is stopped by then stands in the ledger.
  */
@@ -4115,8 +4237,9 @@ async function stopPart(part, limitSeconds) {
     return state === 'stopped' && finished !== null; // docker stop may still be at work on what has just ended
   }, 30, stopped);
   if (!seen) {
+    const user = part.dataDirectory ? userOf(part.dataDirectory) : '';
     throw new Problem(`${part.name} did not stop within ${limitSeconds} s: the run is called off`, { ran: part.stop,
-      hint: 'find out what keeps it (a long query, a client that does not let go), or raise `stopTimeoutSeconds`' });
+      hint: `find out what keeps it (a long query, a client that does not let go${user && `; ${user} is in its data directory`}), or raise \`stopTimeoutSeconds\`` });
   }
   part.stoppedAt = steadyNow().toISOString();
   say(`stopped ${part.name} in ${span((Date.now() - began) / 1000)}`);
@@ -4230,9 +4353,10 @@ function undecidedParts(ledger) {
 
 /** The state of the machine in words: the last line of every error after the first stop. */
 function servicesNow(ledger, down) {
-  if (ledger.parts.length === 0) return 'nothing was stopped';
-  if (down.length === 0) return ledger.parts.length === 1 ? `${ledger.parts[0].name} is running again` : `all ${ledger.parts.length} are running again`;
-  return `NOT RUNNING: ${down.map(named).join(', ')} (${count(ledger.parts.length - down.length, 'part')} running). Act now: node backup.js recover`;
+  const others = ledger.parts.filter(({ name }) => !down.includes(name)).length; // what is down may be no part, but have gone down with one
+  if (down.length > 0) return `NOT RUNNING: ${down.map(named).join(', ')} (${count(others, 'part')} running). Act now: node backup.js recover`;
+  if (others === 0) return 'nothing was stopped';
+  return others === 1 ? `${ledger.parts[0].name} is running again` : `all ${others} are running again`;
 }
 
 // =========================================================================================================

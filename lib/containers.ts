@@ -3,14 +3,15 @@
 // still answer 0. Other containers are stopped as Docker does it. They are named, never numbered: a container that was
 // made anew in the meantime is found again.
 import path from 'node:path';
-import { Problem, warn } from './say.ts';
+import { Problem, named, say, warn } from './say.ts';
 import { failure, look } from './shell.ts';
 import { answerOf } from './form.ts';
+import type { Form } from './form.ts';
 import { SANDBOX_MARK, pidNamespace, procFile, processes } from './processes.ts';
 import type { Process } from './processes.ts';
 import type { Part, State } from './units.ts';
 
-export type Mount = { type: string; name: string; source: string; destination: string };
+export type Mount = { type: string; name: string; source: string; destination: string; readOnly?: boolean };
 export type Container = {
   name: string;
   id: string;
@@ -23,13 +24,14 @@ export type Container = {
   stopSignal: string;
   stopSeconds: number;
   project: string;
-  service: string;
+  service: string; // of the project
+  swarm: boolean; // Docker Swarm starts another one when it stops
   needs: string[]; // services of the same project that this one depends on
   mounts: Mount[];
   database: string; // the database program that runs in it, '' = none
 };
 
-const DATABASES = new Set(['postgres', 'postmaster', 'mysqld', 'mariadbd', 'mongod', 'redis-server', 'valkey-server']);
+const DATABASES = new Set(['postgres', 'postmaster', 'edb-postgres', 'mysqld', 'mariadbd', 'mongod', 'redis-server', 'valkey-server']);
 const DOCKER_GRACE_SECONDS = 10; // what `docker stop` waits when a container does not say otherwise
 
 const notOfARehearsal = (field: string) => `{{if not (.Label "${SANDBOX_MARK}")}}{{.${field}}}{{end}}`;
@@ -48,11 +50,16 @@ export async function findContainers(needed: boolean): Promise<Container[]> {
   return ids.length === 0 ? [] : describeContainers(ids);
 }
 
+const CONTAINER_FORM: Form = {
+  Id: 'text', Name: 'text', Config: { 'Labels?': { '*': 'text' } }, State: { Running: 'yes or no', Pid: 'id' },
+  'Mounts?': [{ Type: 'text', Destination: 'text' }],
+};
+
 async function describeContainers(ids: string[]): Promise<Container[]> {
   const done = await look(['docker', 'inspect', '--type=container', ...ids]); // one that has just gone makes exit code 1
   if (done.code !== 0 && !done.said.split('\n').every((line) => line.trim() === '' || /no such/i.test(line))) throw failure('Docker does not tell about its containers', done, 'look at `systemctl status docker`');
   const everyone = processes();
-  return answerOf('Docker does not tell about its containers', done, [{ Id: 'text', Name: 'text', Config: { 'Labels?': { '*': 'text' } }, State: { Running: 'yes or no', Pid: 'id' }, 'Mounts?': [{ Type: 'text', Destination: 'text' }] }], done.out || '[]').map((facts: any): Container => {
+  return answerOf('Docker does not tell about its containers', done, [CONTAINER_FORM], done.out || '[]').map((facts: any): Container => {
     const labels = facts.Config.Labels ?? {};
     const depends = String(labels['com.docker.compose.depends_on'] ?? '').split(',').filter((one) => one !== '');
     return {
@@ -64,12 +71,13 @@ async function describeContainers(ids: string[]): Promise<Container[]> {
       exitCode: facts.State.ExitCode,
       pid: facts.State.Pid,
       health: facts.State.Health?.Status ?? '',
-      stopSignal: facts.Config.StopSignal || 'SIGTERM',
+      stopSignal: String(facts.Config.StopSignal || 'SIGTERM'),
       stopSeconds: facts.Config.StopTimeout ?? DOCKER_GRACE_SECONDS,
       project: labels['com.docker.compose.project'] ?? '',
       service: labels['com.docker.compose.service'] ?? '',
+      swarm: Boolean(labels['com.docker.swarm.service.id']),
       needs: depends.map((one) => one.split(':')[0]!),
-      mounts: (facts.Mounts ?? []).map((one: any) => ({ type: one.Type, name: one.Name ?? '', source: one.Source, destination: one.Destination })),
+      mounts: (facts.Mounts ?? []).map((one: any) => ({ type: one.Type, name: one.Name ?? '', source: one.Source, destination: one.Destination, readOnly: one.RW === false })),
       database: facts.State.Running ? databaseIn(facts.State.Pid, facts.Id, everyone) : '',
     };
   });
@@ -107,6 +115,8 @@ function containerPart(one: Container): Omit<Part, 'group'> {
   if (one.paused) throw new Problem(`container ${one.name} is paused`, { hint: `\`docker unpause ${one.name}\`, or take it out of \`stop\`` });
   if (one.removedOnStop && one.running) throw new Problem(`container ${one.name} was made with --rm: Docker removes it when it stops, and nobody could start it again`,
     { hint: `make it anew without --rm, or take it out of \`stop\`` });
+  if (one.swarm && one.running) throw new Problem(`container ${one.name} belongs to a Docker Swarm service: Swarm starts another one as soon as it stops`,
+    { hint: `use { name, running, stop: ['docker', 'service', 'scale', ...], start } with your own commands` });
   return {
     name: `container ${one.name}`,
     kind: 'container',
@@ -126,7 +136,7 @@ function containerPart(one: Container): Omit<Part, 'group'> {
 function stopCommand(one: Container): string[] {
   if (one.database === '') return ['docker', 'stop', '--time', String(one.stopSeconds), one.name];
   const own = ['docker', 'kill', '--signal', one.stopSignal, one.name];
-  if (!/^postgres|^postmaster/.test(one.database) || /^(SIG)?INT$|^2$/.test(one.stopSignal)) return own;
+  if (!/postgres|postmaster/.test(one.database) || /^(SIG)?INT$|^2$/.test(one.stopSignal)) return own;
   return ['sh', '-c', 'docker kill --signal "$2" "$1" && docker kill --signal INT "$1"', 'sh', one.name, one.stopSignal];
 }
 
@@ -155,27 +165,34 @@ export function hostPathOf(inside: string, mounts: Mount[]): string {
   return best ? path.join(best.source, inside.slice(best.destination.replace(/\/$/, '').length)) : '';
 }
 
-export type Volume = { name: string; path: string };
+/** isData: a container that is stopped may write to it, so nothing changes there while it is stopped. */
+export type Volume = { name: string; path: string; isData: boolean };
 
 /**
  * Given the names of `volumes` in the settings, all containers and those that are stopped, returns the paths to save.
- * '*' = every volume and bind mount of the containers that are stopped. Throws Problem for a volume that is not there.
+ * '*' = every volume and bind mount of the containers that are stopped. Throws Problem for a volume that is not there, or lies elsewhere.
  */
 export async function findVolumes(names: string[], all: Container[], stopped: string[]): Promise<Volume[]> {
   const found: Volume[] = [];
-  for (const name of names.filter((one) => one !== '*')) {
-    const { code, out, said, argv } = await look(['docker', 'volume', 'inspect', '--format={{.Mountpoint}}', name]);
-    if (code !== 0) throw new Problem(`volume ${name}: there is none of that name`, { ran: argv, said, hint: 'look at `docker volume ls`' });
-    found.push({ name, path: out.trimEnd() });
-  }
-  if (names.includes('*')) {
-    for (const { mounts } of all.filter((one) => stopped.includes(one.name))) {
-      for (const { name, source, type } of mounts) {
-        if (type !== 'tmpfs' && source && !/^\/(proc|sys|dev|run|var\/run)(\/|$)/.test(source)) found.push({ name: name || source, path: source });
-      }
-    }
+  for (const name of names.filter((one) => one !== '*')) found.push({ name, path: await placeOfNamedVolume(name), isData: true });
+  if (!names.includes('*')) return found;
+  const mounts = all.filter((one) => stopped.includes(one.name)).flatMap((one) => one.mounts);
+  for (const { type, name, source } of mounts) {
+    if (type === 'tmpfs' || !source || /^\/(proc|sys|dev|run|var\/run)(\/|$)/.test(source)) continue;
+    if (source === '/') say('a container sees all of / : `volumes: [\'*\']` does not mean that; what is to be saved there belongs into `folders`');
+    else found.push({ name: name || source, path: type === 'volume' ? await placeOfNamedVolume(name) : source, isData: mounts.some((one) => one.source === source && !one.readOnly) });
   }
   return found;
+}
+
+// Where a volume lies. One that Docker mounts from elsewhere (docker_volume_create(1), `device`) is empty there as soon as its containers are stopped.
+async function placeOfNamedVolume(name: string): Promise<string> {
+  const done = await look(['docker', 'volume', 'inspect', '--format={{json .}}', name]), { code, said, argv } = done;
+  if (code !== 0) throw new Problem(`volume ${name}: there is none of that name`, { ran: argv, said, hint: 'look at `docker volume ls`' });
+  const { Mountpoint, Options } = answerOf(`volume ${name}`, done, { Mountpoint: 'path', 'Options?': { '*': 'text' } });
+  if (Options?.device && Options.type !== 'tmpfs') throw new Problem(`volume ${name} is mounted by Docker from ${named(Options.device)}, and is empty while its containers are stopped`,
+    { hint: `a folder of this machine: name it in \`folders\` instead; another machine's: mount it by /etc/fstab and name that folder, or save it over there` });
+  return Mountpoint;
 }
 
 /** Given all containers and every path that is saved, warns of volumes in use here that nothing saves. */

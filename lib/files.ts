@@ -49,6 +49,11 @@ export function heldFolder(folder: string): string {
     { hint: 'restore into a folder that only root can change' });
 }
 
+/** Given a path that is there, returns the paths by which it is saved, over no link: what it leads to, and before that the link, when it is one itself. */
+export function withItsLink(file: string): string[] {
+  return [...new Set([path.join(fs.realpathSync(path.dirname(file)), path.basename(file)), fs.realpathSync(file)])];
+}
+
 /** Bytes that are free for us on the disk of a folder. */
 export function freeBytes(folder: string): number {
   if (!fs.statfsSync) return Infinity; // before Node 18.15

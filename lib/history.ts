@@ -62,7 +62,7 @@ export function remember(stateFolder: string, line: HistoryLine): void {
     const { size: length } = fs.fstatSync(fd);
     const last = Buffer.alloc(1);
     const torn = length > 0 && fs.readSync(fd, last, 0, 1, length - 1) === 1 && last[0] !== 10; // a power cut in mid line
-    fs.writeSync(fd, `${torn ? '\n' : ''}${JSON.stringify(line)}\n`);
+    fs.writeFileSync(fd, `${torn ? '\n' : ''}${JSON.stringify(line)}\n`); // all of it, or it throws
     fs.fsyncSync(fd);
   } finally {
     fs.closeSync(fd);

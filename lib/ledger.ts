@@ -127,6 +127,8 @@ export function keepLedger(stateFolder: string, ledger: Ledger): void {
     ...(ledger.restore?.state === '' && ledger.restore.swaps.length > 0 ? ['A restore was under way: only `recover` knows whether old or new contents are in place. By hand, before anything is started:',
       ...ledger.restore.swaps.map(({ place, aside }) => `the old contents of ${named(place)} are in ${named(aside)} if that is there`)] : []),
     ...[...open].reverse().map((part) => pasteable(part.start))];
+  const odd = misfit(ledger, LEDGER_FORM);
+  if (odd) throw new Error(`the ledger could not be read back: ${odd}`);
   writeDurably(ledgerFile(stateFolder), `${JSON.stringify(ledger, null, 1)}\n`);
 }
 
@@ -167,6 +169,15 @@ export async function openLedger(stateFolder: string, facts: Pick<Ledger, 'run' 
     fs.symlinkSync(stateFolder, linkElsewhere(stateFolder));
   }
   return ledger;
+}
+
+// Who finds it again finds that all of it runs.
+export function closeLedgerIfPossible(stateFolder: string): void {
+  try {
+    closeLedger(stateFolder);
+  } catch (error: any) {
+    warn(`the ledger cannot be removed: ${error.message}`);
+  }
 }
 
 /** Everything runs: the ledger goes. */

@@ -10,7 +10,7 @@ import type { Ledger, StoppedPart } from './ledger.ts';
 import { lostUnits, unitState } from './units.ts';
 import type { Part, State } from './units.ts';
 import { containerState, runningContainers } from './containers.ts';
-import { clusterAnswers, clusterState } from './postmaster.ts';
+import { clusterAnswers, clusterState, userOf } from './postmaster.ts';
 
 const START_SECONDS = 300; // for one part to be seen running and healthy
 const START_ATTEMPTS = 3;
@@ -48,6 +48,20 @@ async function doesItsWork(part: Part): Promise<boolean> {
 }
 
 /**
+ * Right before the first stop, which may be hours after the plan: what has stopped since stays stopped. Throws Problem when a part came up since:
+ * how to stop that one was not looked at.
+ */
+export async function lookAgain(parts: Part[]): Promise<void> {
+  await Promise.all(parts.map(async (part) => {
+    const state = await partState(part);
+    if (state === 'running' && !part.wasRunning) throw new Problem(`${part.name} was started since this run began, so nothing was stopped`, { hint: 'begin again: `node backup.js --now`' });
+    if (state !== 'stopped' || !part.wasRunning) return;
+    part.wasRunning = false;
+    say(`${part.name} has stopped since this run began: it stays so`);
+  }));
+}
+
+/**
  * Stop the running parts in order, each seen stopped before the next; parts of one group together. Before each stop the
  * ledger is on disk. Throws Problem when a part does not stop in its time: what is stopped by then stands in the ledger.
  */
@@ -80,8 +94,9 @@ async function stopPart(part: StoppedPart, limitSeconds: number): Promise<void> 
     return state === 'stopped' && finished !== null; // docker stop may still be at work on what has just ended
   }, 30, stopped);
   if (!seen) {
+    const user = part.dataDirectory ? userOf(part.dataDirectory) : '';
     throw new Problem(`${part.name} did not stop within ${limitSeconds} s: the run is called off`, { ran: part.stop,
-      hint: 'find out what keeps it (a long query, a client that does not let go), or raise `stopTimeoutSeconds`' });
+      hint: `find out what keeps it (a long query, a client that does not let go${user && `; ${user} is in its data directory`}), or raise \`stopTimeoutSeconds\`` });
   }
   part.stoppedAt = steadyNow().toISOString();
   say(`stopped ${part.name} in ${span((Date.now() - began) / 1000)}`);
@@ -195,7 +210,8 @@ export function undecidedParts(ledger: Ledger): StoppedPart[] {
 
 /** The state of the machine in words: the last line of every error after the first stop. */
 export function servicesNow(ledger: Pick<Ledger, 'parts'>, down: string[]): string {
-  if (ledger.parts.length === 0) return 'nothing was stopped';
-  if (down.length === 0) return ledger.parts.length === 1 ? `${ledger.parts[0]!.name} is running again` : `all ${ledger.parts.length} are running again`;
-  return `NOT RUNNING: ${down.map(named).join(', ')} (${count(ledger.parts.length - down.length, 'part')} running). Act now: node backup.js recover`;
+  const others = ledger.parts.filter(({ name }) => !down.includes(name)).length; // what is down may be no part, but have gone down with one
+  if (down.length > 0) return `NOT RUNNING: ${down.map(named).join(', ')} (${count(others, 'part')} running). Act now: node backup.js recover`;
+  if (others === 0) return 'nothing was stopped';
+  return others === 1 ? `${ledger.parts[0]!.name} is running again` : `all ${others} are running again`;
 }

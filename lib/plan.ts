@@ -7,7 +7,8 @@ import os from 'node:os';
 import path from 'node:path';
 import { Problem, named, say, warn } from './say.ts';
 import { look, outlivingUs } from './shell.ts';
-import { isBelow } from './files.ts';
+import { isBelow, withItsLink } from './files.ts';
+import { deviceAndInode } from './processes.ts';
 import type { CustomPart, Settings } from './settings.ts';
 import { unitPart } from './units.ts';
 import type { Part } from './units.ts';
@@ -68,6 +69,7 @@ export async function makePlan(settings: Settings, now: Date): Promise<Plan> {
   }
   const stopped = parts.flatMap((part) => (part.container ? [part.container] : []));
   for (const part of parts) part.dataDirectory ??= allClusters.find((one) => one.container !== '' && one.container === part.container)?.dataDirectory;
+  refuseStopOfDocker(parts);
   const run = randomUUID(), { roots: found, cold } = await findRoots(settings, clusters, containers, stopped);
   const roots = settings.snapshot === 'yes' ? await chooseWays(found, settings.stateFolder, run) : found;
   if (roots.length === 0) throw new Problem('there is nothing to save: no folder, no volume, and no cluster',
@@ -121,27 +123,38 @@ async function findRoots(settings: Settings, clusters: Cluster[], containers: Co
   for (const cluster of clusters) {
     for (const file of [...cluster.roots, ...await configFilesOf(cluster)]) roots.push({ path: file, why: `cluster ${cluster.name}`, strict: true, ...asItLies });
   }
-  for (const volume of await findVolumes(settings.volumes, containers, stopped)) {
-    const users = containers.filter((one) => one.running && !stopped.includes(one.name) && one.mounts.some(({ source }) => source && isBelow(volume.path, source)));
-    if (users.length > 0) warn(`volume ${volume.name} is saved while ${users.map((one) => one.name).join(', ')} may write to it: name the container in \`stop\``);
-    roots.push({ path: volume.path, why: `volume ${volume.name}`, strict: users.length === 0, ...asItLies });
+  for (const { name, path: place, isData } of await findVolumes(settings.volumes, containers, stopped)) {
+    const users = containers.filter((one) => one.running && !stopped.includes(one.name) && one.mounts.some(({ source }) => source && isBelow(place, source)));
+    if (users.length > 0) warn(`volume ${name} is saved while ${users.map((one) => one.name).join(', ')} may write to it: name the container in \`stop\``);
+    for (const file of pathsOf(place, `volume ${name}`)) roots.push({ path: file, why: `volume ${name}`, strict: isData && users.length === 0, ...asItLies });
   }
   for (const folder of settings.folders) {
     const plain = path.resolve(folder);
-    roots.push({ path: plain, why: 'folder', strict: false, ...asItLies });
-    if (fs.existsSync(plain) && fs.realpathSync(plain) !== plain) roots.push({ path: fs.realpathSync(plain), why: `folder ${plain} leads here`, strict: false, ...asItLies });
+    for (const file of pathsOf(plain, 'folder')) roots.push({ path: file, why: file === plain ? 'folder' : `folder ${plain} leads here`, strict: false, ...asItLies });
+    const real = fs.realpathSync(plain), passed = settings.exclude.find((pattern) => real !== plain && isBelow(pattern.replace(/^[a-z]{2}:/, ''), plain));
+    if (passed) warn(`\`exclude\` ${named(passed)} leaves nothing out: ${named(plain)} leads to ${named(real)}, so write it with that path`);
   }
-  for (const { path: file, why } of roots) {
-    if (!fs.existsSync(file)) throw new Problem(`${named(file)} (${why}) does not exist`,
-      { hint: 'nothing was stopped; mend the settings, or mount what is missing' });
-  }
+  for (const root of roots) root.id = deviceAndInode(root.path);
   const seen = new Set<string>();
   const unique = roots.filter((root) => !seen.has(root.path) && seen.add(root.path));
   // borg would store what lies below another root twice. With `exclude` a root inside an excluded folder has to stay: see createCommand().
   return {
-    roots: unique.filter((root) => settings.exclude.length > 0 || !unique.some((other) => other !== root && isBelow(root.path, other.path))),
+    roots: unique.filter((root) => settings.exclude.length > 0 || root.why.startsWith('volume ') || !unique.some((other) => other !== root && isBelow(root.path, other.path))),
     cold: unique.filter((root) => root.strict).map((root) => root.path),
   };
+}
+
+// Throws Problem when it is not there.
+function pathsOf(file: string, why: string): string[] {
+  if (fs.existsSync(file)) return withItsLink(file);
+  throw new Problem(`${named(file)} (${why}) does not exist`, { hint: 'nothing was stopped; mend the settings, or mount what is missing' });
+}
+
+// Nobody could ask how the containers ended, and Docker starts them again in its own way.
+function refuseStopOfDocker(parts: Part[]): void {
+  const docker = parts.find((part) => part.wasRunning && /^(docker|containerd)\./.test(part.unit ?? ''));
+  if (docker && parts.some((part) => part.container && part.wasRunning)) throw new Problem(`${docker.name} and containers are named in \`stop\`: Docker has to run while containers are stopped and started`,
+    { hint: `nothing was stopped; take '${docker.name}' out of \`stop\`` });
 }
 
 function refuseRunningCluster(cluster: Cluster, parts: Part[]): void {

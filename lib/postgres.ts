@@ -1,13 +1,14 @@
 // PostgreSQL clusters on this host and in its containers: find, describe, stop, start.
 // A cluster is stopped by its own unit or by pg_ctl in `fast` mode, never `immediate`, and never killed. Whether it has
 // stopped is not what those commands say: see the chapter before.
+import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, warn } from './say.ts';
-import { hasSystemd, look, outlivingUs } from './shell.ts';
-import { readPlainFile } from './files.ts';
+import { Problem, named, warn } from './say.ts';
+import { hasSystemd, look, outlivingUs, programPath } from './shell.ts';
+import { plainText, readPlainFile } from './files.ts';
 import { deviceAndInode, ownerOfFile, procFile } from './processes.ts';
-import { describeUnits } from './units.ts';
+import { describeUnits, refuseWithoutStart } from './units.ts';
 import type { Part } from './units.ts';
 import { hostPathOf } from './containers.ts';
 import type { Container } from './containers.ts';
@@ -125,7 +126,7 @@ function realPath(file: string): string {
 
 function userName(uid: number): string {
   const line = fs.readFileSync('/etc/passwd', 'utf8').split('\n').find((one) => one.split(':')[2] === String(uid));
-  return line?.split(':')[0] ?? String(uid);
+  return line?.split(':')[0] ?? (spawnSync('getent', ['passwd', String(uid)], { encoding: 'utf8', timeout: 10_000, env: { PATH: programPath() } }).stdout?.split(':')[0] || String(uid)); // LDAP's, too
 }
 
 // Everything that belongs to a cluster: borg does not follow links, so what they lead to is named beside the data directory. PostgreSQL owns what it
@@ -146,7 +147,8 @@ function addressOf(dataDirectory: string): { port: string; socketFolder: string 
 export function clustersNamed(what: string, all: Cluster[]): Cluster[] {
   const here = all.filter((one) => one.container === '');
   if (what === '*') return here.filter((one) => one.pid !== 0);
-  const one = here.find((cluster) => cluster.name === what || deviceAndInode(cluster.dataDirectory) === (what.startsWith('/') ? deviceAndInode(what) || 'none' : 'none'));
+  const folder = what.startsWith('/') ? deviceAndInode(what) : '';
+  const one = here.find((cluster) => cluster.name === what || (folder !== '' && deviceAndInode(cluster.dataDirectory) === folder));
   if (one) return [one];
   if (what.startsWith('/') && fs.existsSync(path.join(what, 'global', 'pg_control'))) {
     const cluster = describeCluster(what, fs.realpathSync(what), '');
@@ -158,13 +160,17 @@ export function clustersNamed(what: string, all: Cluster[]): Cluster[] {
     : `here are: ${here.map((cluster) => cluster.name).join(', ') || 'none'}; write 'postgres 15/main' or 'postgres /its/data/directory'` });
 }
 
-/** Given a cluster, returns the part: stopped and started by what runs it now, its own unit above all. */
+/** Given a cluster, returns the part: stopped and started by what runs it now, its own unit above all. Throws Problem when nothing would start it again. */
 export async function clusterPart(cluster: Cluster, stopSeconds: number): Promise<Omit<Part, 'group'>> {
   const part = { name: `postgres ${cluster.name}`, kind: 'postgres' as const, wasRunning: cluster.pid !== 0, dataDirectory: cluster.dataDirectory };
+  const auto = plainText(path.join(cluster.configFolder, 'start.conf')).replace(/#.*/g, '').trim(); // pg_ctlcluster(1): "disabled" also forbids to start it by hand
+  if (cluster.configFolder && cluster.pid !== 0 && auto === 'disabled') throw new Problem(`postgres ${cluster.name} runs, but its start.conf says "disabled": nothing would start it again`,
+    { hint: `nothing was stopped; write \`manual\` or \`auto\` into ${named(path.join(cluster.configFolder, 'start.conf'))}` });
   const unit = /\/([^/\n]+\.service)$/m.exec(procFile(cluster.pid, 'cgroup'))?.[1] ?? '';
   if (unit && hasSystemd()) {
     const [facts] = await describeUnits([unit]);
     if (facts?.MainPID === String(cluster.pid)) {
+      refuseWithoutStart(facts);
       warnOfShortStop(unit, facts.TimeoutStopUSec ?? '', stopSeconds);
       return { ...part, stop: ['systemctl', 'stop', '--', unit], start: ['systemctl', 'start', '--', unit], unit };
     }
@@ -191,18 +197,18 @@ export function asOwner(cluster: Cluster): string[] {
 }
 
 // The words the postmaster was started with: the same ones start it again.
-function words(cluster: Cluster): string[] {
+function commandLineOf(cluster: Cluster): string[] {
   return procFile(cluster.pid, 'cmdline').split('\0').slice(1, -1).map((word) => Buffer.from(word, 'latin1').toString());
 }
 
 function configArgument(cluster: Cluster): string {
-  const given = words(cluster);
+  const given = commandLineOf(cluster);
   const at = given.indexOf('-D');
   return at >= 0 && given[at + 1]?.startsWith('/') ? given[at + 1]! : cluster.dataDirectory; // -D may be the folder of the configuration
 }
 
 async function startArguments(cluster: Cluster): Promise<string[]> {
-  const given = words(cluster);
+  const given = commandLineOf(cluster);
   const at = given.indexOf('-D');
   const others = at >= 0 ? [...given.slice(0, at), ...given.slice(at + 2)] : given;
   let log = '/dev/null';

@@ -20,8 +20,9 @@ const STATES = ['starting up', 'shut down', 'shut down in recovery', 'shutting d
  */
 export function runningPostmasters(): { pid: number; folder: string }[] {
   return processes().filter(({ pid, program }) => {
+    if (!SERVER_PROGRAMS.has(program)) return false;
     const folder = `/proc/${pid}/cwd`, status = procFile(pid, 'status'), owner = Number(/^Uid:\t\d+\t(\d+)/m.exec(status)?.[1] ?? 0);
-    if (!SERVER_PROGRAMS.has(program) || owner === 0 || ownerOfFile(`${folder}/.`) !== owner) return false;
+    if (owner === 0 || ownerOfFile(`${folder}/.`) !== owner) return false;
     if ([OWN_USER, process.getuid?.()].includes(owner) && fs.existsSync(`${folder}/${SANDBOX_MARK}`)) return false; // a rehearsal. On another's word no cluster is left out
     const [own] = pidFile(folder), inside = /^NSpid:.*?(\d+)\s*$/m.exec(status)?.[1]; // its number as its own container counts
     return own !== undefined && own === inside && versionOf(folder) !== '';
@@ -53,13 +54,16 @@ export function clusterState(dataDirectory: string): State {
 }
 
 // Every PostgreSQL process, and what its archive_command started, has the data directory as its working directory, in a
-// container too. The shell of somebody else who looks around there does not count.
-export function isUsed(dataDirectory: string): boolean {
+// container too. The shell of somebody else who looks around there does not count; that of its owner does, for nobody can know. '' = nobody uses it.
+export function userOf(dataDirectory: string): string {
   const folder = deviceAndInode(dataDirectory);
-  if (folder === '') return false;
+  if (folder === '') return '';
   const { uid } = fs.statSync(dataDirectory);
-  return processes().some(({ pid, cwd, program }) => cwd === folder && (SERVER_PROGRAMS.has(program) || ownerOf(pid) === uid));
+  const one = processes().find(({ pid, cwd, program }) => cwd === folder && (SERVER_PROGRAMS.has(program) || ownerOf(pid) === uid));
+  return one ? `process ${one.pid} (${named(one.program)})` : '';
 }
+
+export const isUsed = (dataDirectory: string): boolean => userOf(dataDirectory) !== '';
 
 /**
  * Whether a cluster answers on its socket or port: sends SSLRequest (PostgreSQL manual, "Message Formats"), which every server answers
@@ -102,6 +106,7 @@ export function whyNotCold(dataDirectory: string): string[] {
   const { state } = controlState(dataDirectory);
   if (!state.startsWith('shut down')) why.push(`its state is "${state}"`);
   if (fs.existsSync(path.join(dataDirectory, 'postmaster.pid'))) why.push('postmaster.pid is there');
-  if (isUsed(dataDirectory)) why.push('a PostgreSQL process still uses it');
+  const user = userOf(dataDirectory);
+  if (user !== '') why.push(`${user} still uses it`);
   return why;
 }

@@ -5,9 +5,11 @@ import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import { Problem, count, named, warn } from './say.ts';
 import { failure, look } from './shell.ts';
+import { judgeStopped } from './units.ts';
+import type { Part } from './units.ts';
 import { containerState } from './containers.ts';
 import { controlState, isUsed, whyNotCold } from './postmaster.ts';
-import { markOfRun } from './processes.ts';
+import { deviceAndInode, markOfRun } from './processes.ts';
 import { isBelow } from './files.ts';
 import type { Plan } from './plan.ts';
 import { copyOf, inCopies } from './snapshot.ts';
@@ -24,27 +26,17 @@ export type Proof = {
 // type, mode, uid, gid, bytes, modified, changed, path; NUL at the end, because a name may hold anything else
 export const LISTING_FORMAT = '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0';
 const KILLED = 137; // 128 + SIGKILL
+const ENDED_BY_SIGNAL = [KILLED, 134, 135, 136, 139]; // ABRT, BUS, FPE, SEGV: it crashed
 const TOLD_NAMES = 20;
 const LONGEST_RECORD = 1 << 20;
 
 /**
  * Prove that everything the plan saves is cold, and write the listing of it to `file`. Returns the proof.
- * Throws Problem when a cluster is not cleanly shut down, is in use, or when a container with a database was killed.
+ * Throws Problem when a cluster is not cleanly shut down, is in use, when a part runs, a container with a database was killed, or a folder is another one.
  */
 export async function prove(plan: Plan, file: string): Promise<Proof> {
-  const gone = plan.roots.find((root) => !fs.existsSync(root.path)); // borg passes over it with a warning that names no file
-  if (gone) throw new Problem(`${named(gone.path)} (${gone.why}) is gone: it was there when the run began`,
-    { hint: 'is something unmounted, or moved? This archive does not count as a backup' });
-  for (const { name, container, database, wasRunning } of plan.parts) {
-    if (!container || !wasRunning) continue;
-    const { exitCode, state } = await containerState(container);
-    if (state !== 'stopped') throw new Problem(`${name} runs: something started it while it should be stopped`,
-      { hint: `look at \`docker logs ${container}\` for who did` });
-    if (exitCode !== KILLED) continue;
-    if (database) throw new Problem(`${name} (${database}) was killed, it did not stop by itself: its files are not cold`,
-      { hint: `look at \`docker logs ${container}\`; give it more time with \`stopTimeoutSeconds\`` });
-    warn(`${name} had to be killed: it did not stop by itself in its time`);
-  }
+  plan.roots.forEach(refuseOtherFolder);
+  await refuseWhatRuns(plan.parts);
   const clusters = plan.clusters.map(({ name, dataDirectory }) => {
     const why = whyNotCold(dataDirectory);
     if (why.length > 0) throw new Problem(`cluster ${named(name)} is not proven cold: ${why.join(', ')}`,
@@ -52,6 +44,31 @@ export async function prove(plan: Plan, file: string): Promise<Proof> {
     return { name, dataDirectory, ...controlState(dataDirectory) };
   });
   return { provenAt: new Date().toISOString(), clusters, ...await writeListing(plan, file, plan.roots.filter((root) => root.way !== 'subvolume')) };
+}
+
+// borg passes over a root that is gone with a warning that names no file, and saves an empty folder where something was unmounted by what was stopped.
+function refuseOtherFolder({ path: file, why, id, strict }: Root): void {
+  const isThere = fs.existsSync(file), isSame = isThere && (!fs.statSync(file).isDirectory() || deviceAndInode(file) === id);
+  if (isSame || (isThere && !strict && fs.readdirSync(file).length > 0)) return; // a folder may be replaced as a whole
+  throw new Problem(`${named(file)} (${why}) is ${isThere ? 'another folder now' : 'gone'}: it was there when the run began`,
+    { hint: 'is something unmounted, or moved, since the others stopped? This archive does not count as a backup' });
+}
+
+// Also of parts that did not run when the plan was made: what came up since may write.
+async function refuseWhatRuns(parts: Part[]): Promise<void> {
+  const units = parts.flatMap(({ kind, unit }) => (kind === 'service' && unit ? [unit] : [])), { running, killed } = await judgeStopped(units);
+  if (running.length > 0) throw new Problem(`service ${running[0]} runs: something started it while it should be stopped`, { hint: `look at \`journalctl --unit ${running[0]}\` for who did` });
+  for (const { unit, wasRunning } of parts) if (wasRunning && killed.includes(unit ?? '')) warn(`service ${unit} had to be killed, or crashed: it did not stop by itself in its time`);
+  for (const { name, container, database, wasRunning } of parts) {
+    if (!container) continue;
+    const { exitCode, state } = await containerState(container), hint = `look at \`docker logs ${container}\``;
+    if (state === 'running') throw new Problem(`${name} runs: something started it while it should be stopped`, { hint: `${hint} for who did` });
+    if (!wasRunning) continue;
+    if (state !== 'stopped') throw new Problem(`${name} cannot be seen stopped: it is being started again, or Docker does not answer`, { hint });
+    if (database && ENDED_BY_SIGNAL.includes(exitCode)) throw new Problem(`${name} (${database}) was killed, it did not stop by itself: its files are not cold`,
+      { hint: `${hint}; give it more time with \`stopTimeoutSeconds\`` });
+    if (exitCode === KILLED) warn(`${name} had to be killed: it did not stop by itself in its time`);
+  }
 }
 
 /**

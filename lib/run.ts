@@ -22,9 +22,9 @@ import { passportOf } from './passport.ts';
 import { dropCopies, flushDisks, howRead, noteCopies, tryReflinks, waysIn } from './snapshot.ts';
 import { makePlan, serverName } from './plan.ts';
 import type { Plan } from './plan.ts';
-import { closeLedger, keepLedgerIfPossible, openLedger, readLedger, takeLock } from './ledger.ts';
+import { closeLedgerIfPossible, keepLedgerIfPossible, openLedger, readLedger, takeLock } from './ledger.ts';
 import type { Ledger } from './ledger.ts';
-import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
+import { lookAgain, servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
 import { beginRecord, manifestOf, writeHistory } from './record.ts';
 import { proofCommand, showPlan } from './commands.ts';
 import { beginColdPass, checkpointAll, copyCold, copyOnWrite, copyTheSnapshot, finishColdPass, untilBorgWaits, warmPass } from './copying.ts';
@@ -32,6 +32,8 @@ import type { Copied, Night } from './copying.ts';
 import { messageOf, summary } from './outcome.ts';
 import { armGuard, bringBack, dismissGuard } from './guard.ts';
 import { sweepDrills } from './drill.ts';
+
+const PROOF_WHILE_DOWN_MS = 120_000; // the guard tries again only when the run has ended
 
 /** `node backup.js`: take the backup. Returns the exit code (contract: 0 good, 1 with warnings, 2 failed, 3 something is down, 75 not now, 128+n). */
 export async function takeBackup(loaded: Loaded, script: string): Promise<number> {
@@ -42,8 +44,14 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   takeRunLock(settings.stateFolder);
-  await bringBackLeftovers(settings);
-  await sweepDrills(settings); // a killed one may have left a disk full of files
+  try {
+    await bringBackLeftovers(settings);
+  } catch (error) {
+    const ledger = readLedgerQuietly(settings.stateFolder);
+    if (!ledger) throw error;
+    return endNight({ ...beginNight(loaded, script), ledger, down: ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name) }, error);
+  }
+  await sweepDrills(settings).catch((error) => warn(`what a drill left behind cannot be removed: ${error.message}`)); // it may be a disk full of files
   await dropCopies(settings.stateFolder); // so may a killed run
   if (!mode.now && !isInWindow(settings.window, new Date())) {
     const { from, until, timeZone } = settings.window!;
@@ -51,7 +59,6 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
       { exitCode: 75, hint: '`node backup.js --now` takes the backup all the same' });
   }
   const night = beginNight(loaded, script);
-  await tell(settings, messageOf(night.line, [], 'start', '', settings.language));
   try {
     await runTheNight(night);
   } catch (error) {
@@ -75,6 +82,7 @@ export function takeRunLock(stateFolder: string): void {
 async function runTheNight(night: Night): Promise<void> {
   const { settings } = night.loaded;
   if (settings.before.length > 0) await runBefore(settings);
+  await tell(settings, messageOf(night.line, [], 'start', '', settings.language)); // `before` may have brought up the line there
   const [plan, storage] = await sideBySide(makePlan(settings, new Date(night.line.startedAt)), tryStorage(settings));
   night.line.archive = plan.archive;
   await tryThisMachine(settings, plan);
@@ -92,6 +100,7 @@ async function runTheNight(night: Night): Promise<void> {
   await untilBorgWaits(night); // with repository, key and caches open: nothing of that is left for when services are down
   await checkpointAll(plan);
   if (plan.snapshot !== '') await flushDisks(plan.roots);
+  await lookAgain(plan.parts);
   const { deadlineAt, beginStartAt } = tonightsDeadline(settings, night.windowEnd);
   night.ledger = await openLedger(settings.stateFolder, { run: plan.run, server: plan.server, archive: plan.archive, startedAt: night.line.startedAt,
     deadlineAt: deadlineAt.toISOString(), stopTimeoutSeconds: settings.stopTimeoutSeconds });
@@ -109,14 +118,17 @@ async function runTheNight(night: Night): Promise<void> {
   }
   clearTimeout(alarm);
   night.down = await startEverything(night);
-  // From here services run again.
+  // From here services run again. First an error of our own is told, then that we were asked to end, and only then what that broke.
   if (trouble && !wasAsked) throw trouble;
-  goOn(); // what went wrong because we were asked to end is not the reason to tell
+  goOn();
   if (trouble) throw trouble;
-  if (night.down.length > 0) throw new Problem(`not running: ${night.down.join(', ')}`,
-    { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' });
+  const isDown = night.down.length > 0 ? new Problem(`not running: ${night.down.join(', ')}`,
+    { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' }) : null;
+  if (isDown && plan.snapshot !== '') throw isDown; // the guard goes on when this run has ended, and a snapshot takes long to read
+  if (isDown) setTimeout(() => askToStop(isDown.message, 3, isDown.facts.hint), PROOF_WHILE_DOWN_MS).unref();
   if (plan.snapshot !== '') copied = await copyTheSnapshot(night, plan, manifest, copied!);
   await proveTheArchive(night, plan, await finishColdPass(night, plan), copied!);
+  if (isDown) throw isDown; // with a good archive: just then one may be needed
 }
 
 /** When everything must run again, and when to begin with that. Throws Problem when the window is over, or leaves no time for a copy. */
@@ -143,11 +155,11 @@ async function tryStorage(settings: Settings): Promise<string> {
   return `borg ${version}, ${encryption}`;
 }
 
-/** So are the free space, and whether the file systems can copy on write. Throws Problem: nothing was stopped. */
+/** The free space, and whether the file systems can copy on write, are tried while everything still runs, too. Throws Problem: nothing was stopped. */
 async function tryThisMachine(settings: Settings, plan: Plan): Promise<void> {
-  const before = lastGoodRun(settings.stateFolder)?.server ?? plan.server;
-  if (before !== plan.server) {
-    warn(`this server was called ${before} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
+  const lastName = lastGoodRun(settings.stateFolder)?.server ?? plan.server;
+  if (lastName !== plan.server) {
+    warn(`this server was called ${lastName} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
   }
   const free = freeBytes(settings.stateFolder);
   const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
@@ -176,7 +188,7 @@ async function startEverything(night: Night): Promise<string[]> {
   night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
   night.line.startSeconds = (performance.now() - began) / 1000;
   night.line.parts = ledger.parts.map(({ name, stoppedAt, runningAt }, index) => ({ name, stoppedAt, runningAt, downSeconds: (running[index]! - asked[index]!) / 1000 }));
-  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
+  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedgerIfPossible(stateFolder);
   else {
     ledger.reported = down.length > 0 ? 'down' : 'failed'; // by us, at the end; the guard goes on from the ledger
     keepLedgerIfPossible(stateFolder, ledger);
@@ -237,7 +249,7 @@ async function endNight(night: Night, error: unknown): Promise<number> {
   const { settings } = night.loaded;
   await night.cold?.callOff();
   await dropCopies(settings.stateFolder);
-  if (night.ledger?.parts.length === 0) closeLedger(settings.stateFolder);
+  if (night.ledger?.parts.length === 0) closeLedgerIfPossible(settings.stateFolder);
   const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
   if (error) sayError(error, services);
   const ended = finishedLine(night, error);

@@ -156,6 +156,8 @@ export function sayError(error: unknown, services = ''): void {
     if (error.facts.hint) lines.push(`  hint: ${error.facts.hint}`);
   } else if (/^(ENOSPC|EDQUOT|EROFS|EIO)$/.test((error as NodeJS.ErrnoException)?.code ?? '')) { // no bug: a disk
     lines.push(`backup: error: ${(error as Error).message}`, '  hint: a disk here is full or broken, most likely that of `stateFolder`: look at `df -h` and `dmesg`');
+  } else if (/^(EACCES|EPERM)$/.test((error as NodeJS.ErrnoException)?.code ?? '') && process.getuid?.() !== 0) {
+    lines.push(`backup: error: ${(error as Error).message}`, '  hint: this user may not do that; run it as root');
   } else {
     lines.push(`backup: error: this is a bug in backup.js\n${error instanceof Error ? error.stack : String(error)}`);
   }

@@ -15,7 +15,7 @@ import { isOursAlone } from './check.ts';
 /** How a path gets into the archive. cold: read where it lies, while all is stopped; link: it holds nothing itself. */
 export type Way = 'cold' | 'link' | 'copy' | 'reflink' | 'subvolume';
 /** A path to save. strict: everything that writes below it is stopped, so nothing may change there while it is copied. */
-export type Root = { path: string; why: string; strict: boolean; way: Way; because: string; copy: string };
+export type Root = { path: string; why: string; strict: boolean; way: Way; because: string; copy: string; id?: string };
 
 const MARK = '.cold-backup-snapshot-';
 const SMALL = { files: 500, bytes: 16e6 };

@@ -1,6 +1,6 @@
 // systemd units: find, describe, stop, start, and see what they really do.
 // systemctl's exit codes prove nothing (it answers 0 after a SIGKILL), so the state is read again and again.
-import { lookFor, look, hasSystemd } from './shell.ts';
+import { hasSystemd, look, lookFor, waitUntil } from './shell.ts';
 import { Problem } from './say.ts';
 
 /** What a part does at this moment. 'moving': on its way up or down. */
@@ -23,7 +23,8 @@ export type Part = {
   stopSeconds?: number; // a container is killed by Docker after that
 };
 
-const FACTS = 'Id,LoadState,ActiveState,SubState,UnitFileState,Type,BusName,Result,MainPID,TriggeredBy,TimeoutStopUSec,FragmentPath';
+const SETTLE_SECONDS = 60; // for a unit that is on its way up or down when the plan is made
+const FACTS = 'Id,LoadState,ActiveState,SubState,UnitFileState,Type,BusName,Result,MainPID,CanStart,TriggeredBy,TimeoutStopUSec,FragmentPath';
 
 /** Given unit names, returns the facts systemd knows of each (systemctl(1) show, properties of org.freedesktop.systemd1(5)), in order. */
 export async function describeUnits(units: string[]): Promise<Record<string, string>[]> {
@@ -40,26 +41,39 @@ export async function unitPart(unit: string): Promise<Omit<Part, 'group'>> {
   if (!hasSystemd()) {
     throw new Problem(`service ${unit}: this machine is not run by systemd`, { hint: 'use { name, running, stop, start } with your own commands' });
   }
-  const [facts = {}] = await describeUnits([unit]);
+  let facts: Record<string, string> = {};
+  await waitUntil(SETTLE_SECONDS, async () => { // one that is just being restarted runs
+    [facts = {}] = await describeUnits([unit]);
+    return stateOf(facts) !== 'moving';
+  });
   if (facts.LoadState !== 'loaded') {
     throw new Problem(`service ${unit}: no such unit here (${facts.LoadState})`,
       { hint: `look at \`systemctl list-units --all '*${unit.slice(0, 5)}*'\`` });
   }
   // A socket, timer or path that starts the unit goes down with it, or the first request of the night would bring it back.
-  const triggers = (await describeUnits(facts.TriggeredBy!.split(' ').filter((one) => one !== ''))).filter((one) => stateOf(one) === 'running').map((one) => one.Id!);
-  const units = [...(stateOf(facts) === 'running' ? [facts.Id!] : []), ...triggers];
+  // It comes up before the unit: systemd starts no socket of a service that runs already.
+  const triggers = (await describeUnits(facts.TriggeredBy!.split(' ').filter((one) => one !== ''))).filter((one) => stateOf(one) === 'running');
+  const isRunning = stateOf(facts) === 'running', ran = [...triggers, ...(isRunning ? [facts] : [])];
+  ran.forEach(refuseWithoutStart);
   return {
     name: `service ${unit}`,
     kind: 'service',
-    wasRunning: units.length > 0,
-    stop: ['systemctl', 'stop', '--', ...units],
-    start: ['systemctl', 'start', '--', ...units],
-    unit: units[0] ?? facts.Id!,
+    wasRunning: ran.length > 0,
+    stop: ['systemctl', 'stop', '--', ...triggers.map((one) => one.Id!), facts.Id!], // the unit, too, when only its socket is open: a request may come until then
+    start: ['systemctl', 'start', '--', ...(ran.length > 0 ? ran : [facts]).map((one) => one.Id!)],
+    unit: isRunning || ran.length === 0 ? facts.Id! : ran[0]!.Id!,
   };
 }
 
+/** Given the facts of a unit that runs, throws Problem when systemd would not start it again: then it is not stopped. */
+export function refuseWithoutStart({ Id, LoadState, CanStart }: Record<string, string>): void {
+  if (CanStart !== 'no' && LoadState === 'loaded') return;
+  throw new Problem(`${Id} runs, but systemd would not start it again (${LoadState === 'loaded' ? 'RefuseManualStart' : LoadState})`,
+    { hint: `nothing was stopped; look at \`systemctl cat ${Id}\` and mend that, or take it out of \`stop\`` });
+}
+
 function stateOf(facts: Record<string, string>): State {
-  if (facts.ActiveState === 'active' || facts.ActiveState === 'reloading') return 'running';
+  if (/^(active|reloading|refreshing)$/.test(facts.ActiveState!)) return 'running';
   return facts.ActiveState === 'inactive' || facts.ActiveState === 'failed' ? 'stopped' : 'moving';
 }
 
@@ -69,12 +83,21 @@ export async function unitState(unit: string): Promise<State> {
   return stateOf({ ActiveState: out.trim().replace('ActiveState=', '') });
 }
 
-/** Everything active on this host: services, sockets, timers and paths that were not made on the fly. */
+/** Given units that were stopped, returns those that run all the same, and those that systemd had to kill for it. */
+export async function judgeStopped(units: string[]): Promise<{ running: string[]; killed: string[] }> {
+  const facts = await describeUnits(units), ids = (of: (one: Record<string, string>) => boolean) => facts.filter(of).map((one) => one.Id!);
+  return { running: ids((one) => stateOf(one) === 'running'), killed: ids((one) => stateOf(one) === 'stopped' && /^(timeout|signal|core-dump|watchdog|oom-kill)$/.test(one.Result!)) };
+}
+
+/**
+ * Everything active on this host: services, sockets, timers and paths. Not sessions, what exists only as long as one command, or a unit that a socket
+ * makes for each connection (x@... of x.socket, systemd.socket(5) Accept=): nobody can start that again.
+ */
 export async function activeUnits(): Promise<string[]> {
   if (!hasSystemd()) return [];
   const { out } = await look(['systemctl', 'list-units', '--state=active', '--type=service,socket,timer,path', '--plain', '--no-legend', '--full']);
   const units = out.split('\n').map((line) => line.split(' ')[0]!).filter((unit) => unit !== '');
-  return units.filter((unit) => !/^(user@|user-runtime-dir@|run-|session-|cold-backup-guard)/.test(unit));
+  return units.filter((unit) => !/^(user@|user-runtime-dir@|run-|session-|cold-backup-guard)/.test(unit) && !(unit.includes('@') && units.includes(`${unit.split('@')[0]}.socket`)));
 }
 
 /**

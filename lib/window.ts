@@ -1,9 +1,12 @@
 // The hours of the night: when a run may stop things, and by when everything runs again. Only reckons; changes nothing.
 import type { Settings } from './settings.ts';
 
+let clockOf: { timeZone: string; format: Intl.DateTimeFormat } | null = null; // made once: to make it takes longer than to use it
+
 /** The clock of a time zone at an instant, in minutes since its midnight. */
 function minutesOfDay(at: Date, timeZone: string): number {
-  const parts = new Intl.DateTimeFormat('en-GB', { timeZone, hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }).formatToParts(at);
+  if (clockOf?.timeZone !== timeZone) clockOf = { timeZone, format: new Intl.DateTimeFormat('en-GB', { timeZone, hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }) };
+  const parts = clockOf.format.formatToParts(at);
   const number = (type: string) => Number(parts.find((part) => part.type === type)?.value);
   return number('hour') * 60 + number('minute');
 }
@@ -17,13 +20,12 @@ export function isInWindow(window: Settings['window'], now: Date): boolean {
   return from <= until ? clock >= from && clock < until : clock >= from || clock < until;
 }
 
-/** The instant the window ends next, or null without one. Right also on the night the clocks change. */
+/** The instant the window that we are in ends, or null without one: the first full minute that lies outside, also on the night the clocks change. */
 export function windowEnd(window: Settings['window'], now: Date): Date | null {
   if (!window) return null;
-  const away = (at: Date) => (minutesOf(window.until) - minutesOfDay(at, window.timeZone) + 1440) % 1440;
-  const guess = new Date(Math.floor(now.getTime() / 60_000) * 60_000 + (away(now) || 1440) * 60_000);
-  const off = away(guess); // an hour too early or too late when summer time began or ended in between
-  return new Date(guess.getTime() + (off > 720 ? off - 1440 : off) * 60_000);
+  let minute = Math.floor(now.getTime() / 60_000);
+  do minute++; while (isInWindow(window, new Date(minute * 60_000)));
+  return new Date(minute * 60_000);
 }
 
 /**

@@ -106,6 +106,28 @@ describe('on a host with Docker', { skip: cannotRun }, () => {
     await host.must('docker rm --force peeker; docker volume rm peeker_own');
   });
 
+  scenario('read-only looks at the host are saved as folders are, all of / is not, and what Docker mounts from elsewhere or Swarm holds is refused while everything runs', async () => {
+    await host.must(`mkdir -p /srv/logs /srv/elsewhere && echo one > /srv/logs/log && docker run --detach --name shipper --volume /srv/logs:/logs:ro --volume /:/rootfs:ro app
+      docker volume create --opt type=none --opt o=bind --opt device=/srv/elsewhere bound`);
+    await product.set({ stop: ['container shipper', 'compose shop'] });
+    const running = await product.startHeld();
+    await host.must('echo two >> /srv/logs/log');
+    await product.releaseCopy();
+    product.judge(await running.done, 1, /a container sees all of \//, /warning: changed while it was copied: \/srv\/logs\/log/);
+    const { archive } = await product.lastRun();
+    assert.doesNotMatch(await product.borg(`borg list --short ::${archive}`), /^(etc|proc|rootfs)\//m);
+    for (const [made, says] of [['--volume bound:/data', /volume bound is mounted by Docker from \/srv\/elsewhere, and is empty while its containers are stopped/], ['--label com.docker.swarm.service.id=x', /container odd belongs to a Docker Swarm service/]] as const) {
+      await host.must(`docker run --detach --name odd ${made} app`);
+      await product.set({ stop: ['container odd', 'compose shop'] });
+      await product.expect([], 2, says, /services: nothing was stopped/);
+      await host.must('docker rm --force odd');
+    }
+    await product.set({ stop: ['service docker', 'compose shop'] });
+    await product.expect([], 2, /service docker and containers are named in `stop`/, /services: nothing was stopped/);
+    await host.must('docker rm --force shipper; docker volume rm bound; rm -r /srv/logs /srv/elsewhere');
+    await product.set({ stop: ['service web', 'compose shop'] });
+  });
+
   scenario('a container that is made anew under its name while everything is stopped is the one that is started; a unit or container under a new name is told before anything stops', async () => {
     const idOf = () => host.must(['docker', 'inspect', '--format={{.Id}}', 'shop-cache']), before = await idOf();
     const running = await product.startHeld();

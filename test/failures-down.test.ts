@@ -112,7 +112,7 @@ scenarios('a failure while services are down', import.meta.url, {
     await held(world);
     world.db.start();
     letGo(world);
-    expectEnd(world, await run.ended, { code: 2, says: [/db\/data is not proven cold: .*a PostgreSQL process still uses it/, ALL_RUN] });
+    expectEnd(world, await run.ended, { code: 2, says: [/db\/data is not proven cold: .*process \d+ \(\w+\) still uses it/, ALL_RUN] });
     await allIsWell(world);
     assert.match(world.db.sql('postgres', 'select n from nights'), /^1$/);
   },

@@ -1,10 +1,11 @@
 // Parts that do not stop, or do not start, and people who interrupt: what can run, runs; what does not is told with exit 3
 // and watched until it does.
 import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { processes } from './night.ts';
-import { allIsWell, expectEnd, good, held, holdIn, nearby, nothingIsLeft, provenArchives, scenarios, whatRuns, wrap } from './scenario.ts';
+import { allIsWell, expectEnd, good, held, holdIn, letGo, nearby, nothingIsLeft, provenArchives, scenarios, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { everythingRunsAgain, makeDaemon, waitFor } from './script.ts';
 
@@ -60,7 +61,7 @@ scenarios('a part that fails, a person who interrupts', import.meta.url, {
   'a part that does not start: exit 3, the others run, and once it is mended the guard brings it up': async (world) => {
     world.server.writeSettings({ stop: withFirst(world, world.web.entry, broken(world, world.app.entry)).filter((one: any) => one !== world.app.entry), warmPass: false });
     const ended = await world.server.run();
-    expectEnd(world, ended, { code: 3, outcome: 'down', says: [/error: not running: app/, /hint: look at its own log, mend it/, /services: NOT RUNNING: app \(\d parts running\)\. Act now: node backup\.js recover/, /the port is in use/] });
+    expectEnd(world, ended, { code: 3, outcome: 'down', proven: world.disk === 'tmpfs', says: [/error: not running: app/, /hint: look at its own log, mend it/, /services: NOT RUNNING: app \(\d parts running\)\. Act now: node backup\.js recover/, /the port is in use/] });
     await everythingRunsAgain([world.web], [world.idle, world.app], 0.1);
     assert.equal(world.db.sql('postgres', 'select 1'), '1');
     assert.deepEqual([(await status(world)).outcome, (await status(world)).next], ['down', 'node backup.js recover']);
@@ -89,6 +90,36 @@ scenarios('a part that fails, a person who interrupts', import.meta.url, {
     const recovered = await world.server.run(['recover']);
     assert.equal(recovered.code, 0, recovered.out + recovered.err);
     await allIsWell(world, 0.5);
+  },
+
+  'a part that comes up in the warm pass: nothing is stopped; one that ends there stays as it is': async (world) => {
+    nearby(world);
+    world.server.writeSettings({ warmPass: true });
+    for (const [part, expected] of [[world.idle, { code: 2, says: [/idle was started since this run began, so nothing was stopped/, /services: nothing was stopped/] }], [world.web, { code: 0, says: [/web has stopped since this run began: it stays so/] }]] as const) {
+      const run = world.server.start([], wrap(world, 'borg', holdIn('warm')));
+      await held(world);
+      if (part === world.idle) part.startNow();
+      else part.stopNow();
+      letGo(world);
+      expectEnd(world, await run.ended, expected as any);
+      for (const file of ['held', 'go']) fs.rmSync(path.join(world.folder, file));
+      if (part === world.idle) part.stopNow();
+    }
+    assert.equal(world.web.running(), false);
+    world.web.startNow();
+    await allIsWell(world);
+  },
+
+  'a folder that is unmounted with what was stopped is no empty backup': async (world) => {
+    const shelf = path.join(world.folder, 'shelf'), mount = ['mount', '-t', 'tmpfs', 'tmpfs', shelf];
+    fs.mkdirSync(shelf);
+    execFileSync(mount[0]!, mount.slice(1));
+    fs.writeFileSync(path.join(shelf, 'book'), 'one');
+    nearby(world);
+    world.server.writeSettings({ warmPass: false, folders: [world.files, shelf], stop: withFirst(world, world.web.entry, { name: 'shelf', running: ['mountpoint', '-q', shelf], stop: ['umount', shelf], start: mount }) });
+    expectEnd(world, await world.server.run(), { code: 2, says: [/shelf \(folder\) is another folder now: it was there when the run began/, ALL_RUN] });
+    await allIsWell(world, 0.5);
+    execFileSync('umount', [shelf]);
   },
 
   'SIGTERM in the warm pass: exit 143, nothing was stopped': async (world) => {
@@ -151,4 +182,4 @@ scenarios('a part that fails, a person who interrupts', import.meta.url, {
     assert.equal(provenArchives(world).length, 1, 'only the one of the night before');
     await good(world);
   },
-}, undefined, ['tmpfs', 'btrfs'], (name, disk) => disk === 'tmpfs' || !/wins over|warm pass/.test(name)); // with a snapshot there is no copying before the stop, and none once something is down
+}, undefined, ['tmpfs', 'btrfs'], (name, disk) => disk === 'tmpfs' || !/wins over|warm pass|unmounted/.test(name)); // with a snapshot there is no copying before the stop, and none once something is down

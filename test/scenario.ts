@@ -204,7 +204,7 @@ export function leftProcesses(): string[] {
 }
 
 /** What an ended run must have said and remembered. error: of the history; says: each in what it printed. */
-export function expectEnd(world: World, ended: Ended, expected: { code: number; says?: RegExp[]; error?: RegExp; outcome?: string; warns?: RegExp; provenLater?: boolean }): void {
+export function expectEnd(world: World, ended: Ended, expected: { code: number; says?: RegExp[]; error?: RegExp; outcome?: string; warns?: RegExp; proven?: boolean; provenLater?: boolean }): void {
   const all = ended.out + ended.err, line = world.server.history().pop();
   assert.equal(ended.code, expected.code, all);
   for (const what of expected.says ?? []) assert.match(all, what);
@@ -218,7 +218,7 @@ export function expectEnd(world: World, ended: Ended, expected: { code: number; 
   assert.ok(Date.parse(line.endedAt) >= Date.parse(line.startedAt));
   if (expected.provenLater) return; // the caller looks at all archives at once
   const isProven = provenArchives(world).includes(line.archive);
-  assert.equal(isProven, expected.code < 2, `${line.archive} ${isProven ? 'is' : 'is not'} proven`);
+  assert.equal(isProven, expected.proven ?? expected.code < 2, `${line.archive} ${isProven ? 'is' : 'is not'} proven`);
 }
 
 /** The archives with a proof, read from the storage's own disk, whatever is wrong with the way there. */

@@ -19,8 +19,14 @@ const units = {
   // Does not end on TERM, and is never killed: like a database that waits for a client.
   'stubborn.service': daemon('', `KillMode=process\nExecStartPre=rm -f /run/let-go\nTimeoutStopSec=infinity\nExecStart=sh -c 'trap "" TERM; while ! [ -e /run/let-go ]; do sleep 0.1; done'`),
   'fragile.service': daemon('', 'ExecStartPre=test ! -e /run/broken\nExecStart=sleep infinity'),
+  'plain.socket': '[Socket]\nListenStream=127.0.0.1:7009\n[Install]\nWantedBy=sockets.target\n',
+  'plain.service': daemon(), // does not ask for its socket
+  'poll.socket': '[Socket]\nListenStream=127.0.0.1:7010\nAccept=yes\n[Install]\nWantedBy=sockets.target\n',
+  'poll@.service': '[Service]\nExecStart=sleep 3\nStandardInput=socket\n',
+  'deaf.service': daemon('', `TimeoutStopSec=1\nExecStart=sh -c 'trap "" TERM; while :; do sleep 0.2; done'`),
+  'noway.service': daemon('RefuseManualStart=yes'),
 };
-const enable = ['web', 'worker', 'mail', 'appdb', 'app', 'always', 'echo.socket', 'echo.service', 'lazy.socket', 'stubborn', 'fragile'];
+const enable = ['web', 'worker', 'mail', 'appdb', 'app', 'always', 'echo.socket', 'echo.service', 'lazy.socket', 'stubborn', 'fragile', 'plain.socket', 'plain', 'poll.socket', 'deaf', 'noway'];
 
 describe('on a systemd host', { skip: cannotRun }, () => {
   let host: Host, product: Product;
@@ -68,6 +74,36 @@ describe('on a systemd host', { skip: cannotRun }, () => {
     assert.deepEqual((await product.lastRun()).parts.map(({ name }) => name).filter((name) => name.includes('asleep')), []);
   });
 
+  scenario('a connection that ends while everything is stopped is no unit that went down; a socket comes up before its unit; what systemd had to kill is told', async () => {
+    await product.set({ stop: ['service plain', 'service deaf', 'postgres *'] });
+    const connection = host.start(['bash', '-c', 'exec 3<>/dev/tcp/127.0.0.1/7010; sleep 5']); // as a monitoring agent is asked every minute
+    await host.waitFor('its unit', `systemctl is-active 'poll@*'`);
+    const running = await product.startHeld();
+    await host.waitFor('its end', `! systemctl is-active 'poll@*'`);
+    await product.releaseCopy();
+    const said = product.judge(await running.done, 1, /warning: service deaf\.service had to be killed, or crashed/);
+    assert.doesNotMatch(said, /poll|plain.*went down with the others/);
+    await connection.done;
+    assert.deepEqual((await product.lastRun()).warnings.length, 1);
+  });
+
+  scenario('what nothing would start again is not stopped', async () => {
+    for (const [entry, says] of [['service noway', /noway\.service runs, but systemd would not start it again \(RefuseManualStart\)/], ['postgres 15/other', /postgres 15\/other runs, but its start\.conf says "disabled"/]] as const) {
+      await product.set({ stop: ['service web', entry] });
+      await host.write('/etc/postgresql/15/other/start.conf', 'disabled\n', 0o644);
+      await product.expect([], 2, says, /services: nothing was stopped/);
+      await host.write('/etc/postgresql/15/other/start.conf', 'manual\n', 0o644);
+    }
+  });
+
+  scenario('a unit that somebody starts in the middle of the copy: no proof, exit code 2', async () => {
+    await product.set({ stop: ['service web', 'service worker', 'postgres *'] });
+    const running = await product.startHeld();
+    await host.must('systemctl start worker');
+    await product.releaseCopy();
+    product.judge(await running.done, 2, /service worker\.service runs: something started it/, /services: .*running again/);
+  });
+
   scenario('a unit that does not stop: the run is called off, and it is started again as soon as it has really stopped', async () => {
     await product.set({ stop: ['service web', 'service stubborn', 'postgres *'], stopTimeoutSeconds: 2 });
     const said = await product.expect([], 3, /service stubborn did not stop within 2 s: the run is called off/, /NOT RUNNING: "?service stubborn/);
@@ -90,8 +126,9 @@ describe('on a systemd host', { skip: cannotRun }, () => {
     product.judge(await running.done, 3, /could not start service fragile/, /NOT RUNNING: "?service fragile"? \(.*running\)\. Act now: node backup\.js recover/);
     for (const unit of ['web', 'postgresql@15-main']) assert.ok(await host.isActive(unit), unit);
     const { archive } = await product.lastRun();
-    assert.ok(!(await product.archives()).includes(`proven-${archive}`));
+    assert.ok((await product.archives()).includes(`proven-${archive}`), 'what was copied is cold all the same, and may be needed just then');
     await product.expect([], 3, /still not running/); // whoever holds the lock at this moment, the guard or this run
+    assert.equal((await product.lastRun()).outcome, 'down');
     await host.must('rm /run/broken');
     await host.waitFor('the guard to start it', async () => await host.isActive('fragile'), 40);
   });

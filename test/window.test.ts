@@ -22,6 +22,9 @@ test('a window ends at its hour also in the nights the clocks change', () => {
   assert.equal(end(berlin, '2026-10-24T23:30:00Z'), '2026-10-25T04:30:00.000Z'); // summer time ends at 03:00
   assert.equal(end(berlin, '2026-03-29T00:30:00Z'), '2026-03-29T03:30:00.000Z'); // and begins at 02:00
   assert.equal(end(late, '2026-11-23T21:00:00Z'), '2026-11-24T02:00:00.000Z');
+  const short = { from: '00:00', until: '01:30', timeZone: 'Europe/Lisbon' };
+  assert.equal(end(short, '2026-03-29T00:40:00Z'), '2026-03-29T01:00:00.000Z'); // its end lies in the hour that is left out
+  assert.equal(end(short, '2026-10-25T00:20:00Z'), '2026-10-25T00:30:00.000Z'); // and here it comes twice: the first one counts
 });
 
 test('services are not stopped when the window is over, or too short for them to come back', () => {
