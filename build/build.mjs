@@ -116,6 +116,7 @@ own['backup.ts'] = own['backup.ts'].slice(0, -start.length).trimEnd() + '\n'; //
 
 /** A chapter without its types, without its imports (noted in `borrowed`) and without the word "export". */
 function chapterText(file) {
+  if (/\n{3,}/.test(read(file))) throw new Error('one blank line is enough: then those that types leave behind can go');
   const text = withoutTypes(read(file));
   if (!text.startsWith('// ')) throw new Error('please open the chapter with a // comment');
   const head = /^(?:\/\/.*\n|[ \t]*\n|import [^;]*;\n)*/.exec(text)[0]; // imports stand only here: a text further down may look like one
@@ -125,7 +126,7 @@ function chapterText(file) {
   const plain = head.replace(/^import ([^;]*?) from '([^']+)';\n/gm, (line, what, from) => {
     noteImport(file, what, from);
     return '';
-  }).replace(/\n{3,}/g, '\n\n') + body;
+  }).concat(body).replace(/\n{3,}/g, '\n\n');
   new vm.Script(plain); // throws when an import, an export or an await outside a function is left
   if (/\bimport\(/.test(compact(plain, 'js'))) throw new Error('please import at the head of the chapter, not with import()');
   return plain.trim() + '\n';

@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: bab03530395b97fc6c6c7ca22e752ae75fdf8a2a8fe373575d32b9db0e7fa31e
+// Checksum of all but the settings: f651085499858639271495aa065762e033f061897f717afb37ee78a05e45d550
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -166,7 +166,6 @@ const os = require('node:os');
 const constants = require('node:os').constants;
 const homedir = (...given) => require('node:os').homedir(...given);
 const hostname = (...given) => require('node:os').hostname(...given);
-const tmpdir = (...given) => require('node:os').tmpdir(...given);
 const path = require('node:path');
 const dirname = (...given) => require('node:path').dirname(...given);
 const join = (...given) => require('node:path').join(...given);
@@ -334,10 +333,11 @@ async function startEverything(night) {
     sayError(error);
     down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
   }
-  const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? steadyNow().toISOString()));
-  night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
+  const now = steadyNow().toISOString();
+  const from = ledger.parts.map((part) => Date.parse(part.askedAt)), until = ledger.parts.map((part) => Date.parse(part.runningAt ?? now));
+  night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...until) - Math.min(...from)) / 1000 : 0;
   night.line.startSeconds = (performance.now() - began) / 1000;
-  night.line.parts = ledger.parts.map(({ name, stoppedAt, runningAt }, index) => ({ name, stoppedAt, runningAt, downSeconds: (running[index] - asked[index]) / 1000 }));
+  night.line.parts = ledger.parts.map(({ name, stoppedAt, runningAt }, index) => ({ name, stoppedAt, runningAt, downSeconds: (until[index] - from[index]) / 1000 }));
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedgerIfPossible(stateFolder);
   else {
     ledger.reported = down.length > 0 ? 'down' : 'failed'; // by us, at the end; the guard goes on from the ledger
@@ -352,7 +352,7 @@ async function proveTheArchive(night, plan, cold, { first, second, manifestText 
   const { archiveId: id, originalBytes, deduplicatedBytes, files } = cold;
   const facts = { archive: plan.archive, id, originalBytes, deduplicatedBytes, files, downSeconds: line.downSeconds, outcome: line.outcome };
   const folder = writeHistory(settings.stateFolder, line);
-  const ownCache = { env: { BORG_CACHE_DIR: join(folder, 'cache') } }; // the usual one is locked by the proof's borg
+  const ownCache = { env: { BORG_CACHE_DIR: path.join(folder, 'cache') } }; // the usual one is locked by the proof's borg
   const proof = beginPass(settings, proofCommand(settings, plan, facts),
     { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
   try {
@@ -381,15 +381,15 @@ async function bringBackLeftovers(settings) {
 
 function beginNight(loaded, script) {
   const startedAt = steadyNow().toISOString(), { stateFolder } = loaded.settings;
-  openTranscript(join(stateFolder, 'log'), startedAt.slice(0, 19));
+  openTranscript(path.join(stateFolder, 'log'), startedAt.slice(0, 19));
   const line = { kind: 'run', startedAt, endedAt: '', outcome: 'failed', exitCode: 2, server: serverName(loaded.settings), archive: '', downSeconds: 0, startSeconds: 0,
     parts: [], warm: null, cold: null, snapshot: '', warnings: [], error: '' };
   return { loaded, script, line, ledger: null, cold: null, down: [], guardPid: 0, windowEnd: mode.now ? null : windowEnd(loaded.settings.window, new Date()) };
 }
 
 function finishedLine(night, error) {
-  const asked = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
-  const exitCode = night.down.length > 0 ? 3 : error ? asked : warnings.length > 0 ? 1 : 0;
+  const ofError = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
+  const exitCode = night.down.length > 0 ? 3 : error ? ofError : warnings.length > 0 ? 1 : 0;
   const outcome = night.down.length > 0 ? 'down' : error ? 'failed' : warnings.length > 0 ? 'warning' : 'good';
   return { ...night.line, endedAt: steadyNow().toISOString(), outcome, exitCode, warnings: [...warnings], error: error instanceof Error ? error.message : '' };
 }
@@ -522,8 +522,10 @@ function named(name) {
  * ($'...'): no line of it stands alone.
  */
 function pasteable(argv) {
+  const isPlain = (word) => /^[\w@%+=:,./-]+$/.test(word), needsBash = (word) => word.includes('\n') || printable(word) !== word;
   const forBash = (word) => `$'${word.replace(/[\\']/g, '\\$&').replaceAll('\n', '\\n').replace(UNSEEN, asCode)}'`;
-  return argv.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : word.includes('\n') || printable(word) !== word ? forBash(word) : `'${word.replaceAll("'", `'\\''`)}'`)).join(' ');
+  const inQuotes = (word) => `'${word.replaceAll("'", `'\\''`)}'`;
+  return argv.map((word) => (isPlain(word) ? word : needsBash(word) ? forBash(word) : inQuotes(word))).join(' ');
 }
 
 function clock() {
@@ -589,16 +591,16 @@ function sayLive(text) {
 
 /** An error as one block: what, the command, what it said, a hint, and (after the first stop) the state of the machine. */
 function sayError(error, services = '') {
-  const lines = [];
+  const lines = [], { code = '', message } = (error ?? {});
   if (error instanceof Problem) {
     lines.push(`backup: error: ${error.message}`);
     if (error.facts.ran) lines.push(`  ran:  ${pasteable(error.facts.ran)}`);
     if (error.facts.said) lines.push(`  said: ${lastLines(error.facts.said, 5).replaceAll('\n', '\n        ')}`);
     if (error.facts.hint) lines.push(`  hint: ${error.facts.hint}`);
-  } else if (/^(ENOSPC|EDQUOT|EROFS|EIO)$/.test((error)?.code ?? '')) { // no bug: a disk
-    lines.push(`backup: error: ${(error).message}`, '  hint: a disk here is full or broken, most likely that of `stateFolder`: look at `df -h` and `dmesg`');
-  } else if (/^(EACCES|EPERM)$/.test((error)?.code ?? '') && process.getuid?.() !== 0) {
-    lines.push(`backup: error: ${(error).message}`, '  hint: this user may not do that; run it as root');
+  } else if (/^(ENOSPC|EDQUOT|EROFS|EIO)$/.test(code)) { // no bug: a disk
+    lines.push(`backup: error: ${message}`, '  hint: a disk here is full or broken, most likely that of `stateFolder`: look at `df -h` and `dmesg`');
+  } else if (/^(EACCES|EPERM)$/.test(code) && process.getuid?.() !== 0) {
+    lines.push(`backup: error: ${message}`, '  hint: this user may not do that; run it as root');
   } else {
     lines.push(`backup: error: this is a bug in backup.js\n${error instanceof Error ? error.stack : String(error)}`);
   }
@@ -663,13 +665,13 @@ function tail(limit) {
 const STEP_OF_LADDER_MS = 3_000;
 const LONGEST_LINE = 64 * 1024;
 const enders = new Set(); // one for each running program that may be ended
-let asked = null; // somebody asked us to stop: a signal, the deadline
+let stopRequest = null; // somebody asked us to stop: a signal, the deadline
 let shielded = false; // while things are started again nothing is given up, whatever anybody asks
 
 /** Ask the night to end early: programs that may be ended are, then everything is started again. The first one who asks counts. */
 function askToStop(why, exitCode, hint) {
-  if (asked) return say(`${why}: everything is being started again, please wait`);
-  asked = { why, exitCode, hint };
+  if (stopRequest) return say(`${why}: everything is being started again, please wait`);
+  stopRequest = { why, exitCode, hint };
   if (shielded) return say(`${why}: everything is being started again first, please wait`);
   say(`${why}: ending what is under way; whatever was stopped is started again`);
   for (const end of enders) end();
@@ -677,12 +679,12 @@ function askToStop(why, exitCode, hint) {
 
 /** Who asked to stop, if anybody: { why, exitCode }. */
 function askedToStop() {
-  return asked;
+  return stopRequest;
 }
 
 /** Throws when somebody asked to stop and services are not being started just now. Called between steps and in every wait. */
 function goOn() {
-  if (asked && !shielded) throw new Problem(asked.why, { exitCode: asked.exitCode, hint: asked.hint });
+  if (stopRequest && !shielded) throw new Problem(stopRequest.why, { exitCode: stopRequest.exitCode, hint: stopRequest.hint });
 }
 
 /** From here on nothing is given up any more: services are coming back. */
@@ -693,7 +695,7 @@ function shield(on) {
 /** A signal is a request, not the end: whatever was stopped is started first. */
 function listenToSignals() {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
-    process.on(signal, () => askToStop(`ended by ${signal}`, 128 + constants.signals[signal]));
+    process.on(signal, () => askToStop(`ended by ${signal}`, 128 + os.constants.signals[signal]));
   }
 }
 
@@ -744,7 +746,7 @@ function signalGroup(group, signal) {
 }
 
 /** Run one program to its end. Never throws for what the program does; callers judge `code`. */
-async function run(argv, options) {
+async function runProgram(argv, options) {
   if (!options.unlimited) goOn();
   const ends = transcriptNow();
   const toFile = options.toTranscript ? (ends.fd ?? 'ignore') : 'pipe';
@@ -779,7 +781,7 @@ async function run(argv, options) {
   try {
     const result = await Promise.race([child, exitOf(child.child)]);
     if (trouble !== null) throw trouble;
-    const code = result.signal ? 128 + constants.signals[result.signal] : result.exitCode ?? 127;
+    const code = result.signal ? 128 + os.constants.signals[result.signal] : result.exitCode ?? 127;
     const said = options.toTranscript ? transcriptSince(ends.bytes, 4096) : Buffer.concat(stderr).toString();
     return { argv, code, out: Buffer.concat(stdout).toString(), said, timedOut };
   } finally {
@@ -807,7 +809,7 @@ function eachLine(stream, onLine) {
 
 /** Look at something: a command that never changes anything. Returns how it ended, never throws for it. */
 async function look(argv, options = {}) {
-  const done = await run(argv, { seconds: 60, ...options });
+  const done = await runProgram(argv, { seconds: 60, ...options });
   sayMore(`looked: ${pasteable(argv).slice(0, 400)}${done.code === 0 ? '' : ` (exit code ${done.code}: ${lastLines(done.said, 1)})`}`);
   return done;
 }
@@ -826,7 +828,7 @@ async function lookFor(what, argv, hint = '', options = {}) {
 async function change(argv, options = {}) {
   if (mode.dryRun) throw new Error(`a dry run was about to change something: ${pasteable(argv)}`);
   say(`  $ ${pasteable(argv)}`);
-  return run(argv, options);
+  return runProgram(argv, options);
 }
 
 /** A Problem out of a program that failed: what could not be done, the command, its last words. */
@@ -918,14 +920,14 @@ function writeDurably(file, text, fileMode = 0o600) {
     fs.closeSync(fd);
   }
   fs.renameSync(draft, file);
-  const folder = fs.openSync(file.replace(/\/[^/]*$/, '') || '/', 'r');
+  const folder = fs.openSync(path.dirname(file), 'r');
   fs.fsyncSync(folder);
   fs.closeSync(folder);
 }
 
 /** A folder of our own that goes when we do. */
 function temporaryFolder() {
-  const folder = fs.mkdtempSync(path.join(tmpdir(), 'cold-backup-'));
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'cold-backup-'));
   process.on('exit', () => fs.rmSync(folder, { recursive: true, force: true }));
   return folder;
 }
@@ -956,19 +958,17 @@ const KINDS_OF_VALUE = {
  */
 function misfit(value, form, at = 'it') {
   if (typeof form === 'string') return KINDS_OF_VALUE[form](value) ? '' : at;
-  if (Array.isArray(form)) return Array.isArray(value) ? firstOf(value.map((one, index) => () => misfit(one, form[0], `${at}[${index}]`))) : at;
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) return at;
-  return firstOf(Object.entries(form).flatMap(([key, one]) => {
-    if (key === '*') return Object.entries(value).map(([name, own]) => () => misfit(own, one, `${at}.${name}`));
-    const name = key.replace(/\?$/, '');
-    return name !== key && value[name] == null ? [] : [() => misfit(value[name], one, at === 'it' ? name : `${at}.${name}`)];
-  }));
-}
-
-function firstOf(looks) {
-  for (const one of looks) {
-    const found = one();
-    if (found) return found;
+  const isList = Array.isArray(value);
+  if (isList !== Array.isArray(form) || typeof value !== 'object' || value === null) return at;
+  const places = isList ? value.map((one, index) => [one, (form)[0], `${at}[${index}]`])
+    : Object.entries(form).flatMap(([key, one]) => {
+      if (key === '*') return Object.entries(value).map(([name, own]) => [own, one, `${at}.${name}`]);
+      const name = key.replace(/\?$/, '');
+      return name !== key && value[name] == null ? [] : [[value[name], one, at === 'it' ? name : `${at}.${name}`]];
+    });
+  for (const place of places) {
+    const found = misfit(...place);
+    if (found !== '') return found;
   }
   return '';
 }
@@ -1138,8 +1138,6 @@ function remember(stateFolder, line) {
   }
 }
 
-
-
 /** Given the history, returns the trend, or null when no night was good yet. */
 function trendOf(history) {
   const nights = history.filter((line) => line.kind === 'run' && /^(good|warning)$/.test(line.outcome) && line.cold).slice(-7);
@@ -1174,12 +1172,14 @@ function lastDrill(history) {
  */
 function drillFacts(stateFolder, maxAgeDays, now = Date.now()) {
   const history = readHistory(stateFolder), last = lastDrill(history);
-  const ageDays = last ? (now - Date.parse(last.madeAt)) / 86_400_000 : null;
+  const daysSince = (time) => (now - Date.parse(time)) / 86_400_000, ageDays = last ? daysSince(last.madeAt) : null;
   const first = history.find((line) => line.kind === 'run' && line.exitCode < 2);
-  const overdue = maxAgeDays > 0 && (ageDays ?? (first ? (now - Date.parse(first.endedAt)) / 86_400_000 : 0)) > maxAgeDays, isAhead = maxAgeDays > 0 && ageDays !== null && ageDays < -1 / 24;
-  const warning = last && !last.proven && maxAgeDays > 0 ? `the last drill did not prove ${last.archive}: ${failedChecks(last)}`
-    : isAhead ? `the last drill was on ${last.madeAt}, which is still to come: a clock was wrong` : !overdue ? '' : last ? `the last drill is ${span(ageDays * 86_400)} old` : `no drill yet, and the first backup is more than ${maxAgeDays} days old`;
-  return { last, ageDays, warning };
+  const saying = (warning) => ({ last, ageDays, warning });
+  if (maxAgeDays === 0) return saying('');
+  if (last === null) return saying(first && daysSince(first.endedAt) > maxAgeDays ? `no drill yet, and the first backup is more than ${maxAgeDays} days old` : '');
+  if (!last.proven) return saying(`the last drill did not prove ${last.archive}: ${failedChecks(last)}`);
+  if (ageDays < -1 / 24) return saying(`the last drill was on ${last.madeAt}, which is still to come: a clock was wrong`);
+  return saying(ageDays > maxAgeDays ? `the last drill is ${span(ageDays * 86_400)} old` : '');
 }
 
 const failedChecks = ({ checks }) => checks.filter((one) => one.ok === false).map((one) => one.check).join(', ');
@@ -1721,7 +1721,7 @@ function writeMetrics({ tell: { metrics }, stateFolder }, what) {
   const old = plainText(metrics); // its folder may be another user's
   const told = Number(/^cold_backup_last_success_timestamp_seconds\{.*\} (\d+)$/m.exec(old)?.[1] ?? 0);
   const isGood = what.outcome === 'good' || what.outcome === 'warning';
-  const text = metricsText(what, isGood ? seconds(what.line.endedAt) : Math.max(told, seconds(lastGoodRun(stateFolder)?.endedAt)));
+  const text = metricsText(what, isGood ? epochSeconds(what.line.endedAt) : Math.max(told, epochSeconds(lastGoodRun(stateFolder)?.endedAt)));
   fs.rmSync(`${metrics}.new`, { force: true });
   const fd = fs.openSync(`${metrics}.new`, 'wx');
   fs.writeFileSync(fd, text);
@@ -1730,16 +1730,16 @@ function writeMetrics({ tell: { metrics }, stateFolder }, what) {
   fs.renameSync(`${metrics}.new`, metrics);
 }
 
-const seconds = (time) => Math.round(Date.parse(String(time)) / 1000) || 0; // since 1970; 0: never
+const epochSeconds = (time) => Math.round(Date.parse(String(time)) / 1000) || 0; // since 1970; 0: never
 
 function metricsText({ server, outcome, line }, success) {
   const down = (line.parts ?? []).filter((part) => part.runningAt === null).length;
   const gauges = [
-    ['last_run_timestamp_seconds', 'When the last run ended', seconds(line.endedAt)],
+    ['last_run_timestamp_seconds', 'When the last run ended', epochSeconds(line.endedAt)],
     ['last_success_timestamp_seconds', 'When the last run with a proven archive ended, 0: never', success],
     ['last_exit_code', 'Exit code of the last run: 0 good, 1 with warnings, 2 failed, 3 something is down', line.exitCode],
     ['down_seconds', 'How long services were down in the last run', line.downSeconds],
-    ['duration_seconds', 'How long the last run took', seconds(line.endedAt) - seconds(line.startedAt)],
+    ['duration_seconds', 'How long the last run took', epochSeconds(line.endedAt) - epochSeconds(line.startedAt)],
     ['stored_bytes', 'What the last run added to the repository', (line.warm?.deduplicatedBytes ?? 0) + (line.cold?.deduplicatedBytes ?? 0)],
     ['services_down', 'How many parts the last run could not start again', outcome === 'down' ? Math.max(1, down) : 0],
   ];
@@ -1984,8 +1984,6 @@ function hostPathOf(inside, mounts) {
   return best ? path.join(best.source, inside.slice(best.destination.replace(/\/$/, '').length)) : '';
 }
 
-
-
 /**
  * Given the names of `volumes` in the settings, all containers and those that are stopped, returns the paths to save.
  * '*' = every volume and bind mount of the containers that are stopped. Throws Problem for a volume that is not there, or lies elsewhere.
@@ -2115,7 +2113,7 @@ function controlState(dataDirectory) {
   try {
     bytes = readPlainFile(file);
   } catch (error) {
-    throw new Problem(`${named(file)} cannot be read: ${(error).message}`, { hint: 'this cluster is damaged, or none' });
+    throw new Problem(`${named(file)} cannot be read: ${error.message}`, { hint: 'this cluster is damaged, or none' });
   }
   if (bytes.length < 20) throw new Problem(`${named(file)} is too short: this cluster is damaged`);
   return { state: STATES[bytes.readUInt32LE(16)] ?? `unknown (${bytes.readUInt32LE(16)})`, systemIdentifier: String(bytes.readBigUInt64LE(0)) };
@@ -2716,8 +2714,6 @@ function createCommand(settings, what) {
     `::${what.archive}`, ...what.roots.filter((root) => !onTheWay || !nested.includes(root))];
 }
 
-
-
 /**
  * Begin one pass. Given the command, the folder relative roots are in, the run's mark, the name of the pass and last night's
  * size, shows progress. tested: a pass of this run was made before it, and borg tests itself once. `end` throws Problem when borg failed: then there is no archive of that name.
@@ -2835,8 +2831,6 @@ function stampOf(name) {
 
 /** The server in the name of a cold archive. */
 const serverIn = (archive) => archive.slice(0, -'-2026-11-23T02:00:00'.length);
-
-
 
 /** Every archive of the repository, checkpoints too, oldest first. more: words for borg, as WITHOUT_LOCK. */
 async function listEverything(settings, more = [], options = {}) {
@@ -4646,7 +4640,6 @@ function collations({ postgres, host }, clusters, w) {
   });
   return lines.length === 0 ? [] : [w.sorted([host.libc, ...new Set(postgres.map((one) => one.icu).filter((one) => one))]), block(lines)];
 }
-
 
 function start(manifest, clusters, w) {
   const { plan } = manifest;
@@ -10078,8 +10071,6 @@ function escaped(value) {
   if (typeof value === 'object' && OURS in value) return (value)[OURS];
   return printable(String(value)).slice(0, MOST_SHOWN).replace(/[&<>"'`]/g, (sign) => `&#${sign.charCodeAt(0)};`);
 }
-
-
 
 // Each state in a square of 9 by 9, drawn from its left upper corner.
 const SHAPES = { good: 'h9v9h-9z', warning: 'm4.5 0l5 9h-10z', failed: 'm1 1l7 7m0-7l-7 7', missing: 'm1.5 1.5h6v6h-6z' };

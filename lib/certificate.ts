@@ -26,12 +26,14 @@ export function lastDrill(history: HistoryLine[]): Certificate | null {
  */
 export function drillFacts(stateFolder: string, maxAgeDays: number, now = Date.now()): { last: Certificate | null; ageDays: number | null; warning: string } {
   const history = readHistory(stateFolder), last = lastDrill(history);
-  const ageDays = last ? (now - Date.parse(last.madeAt)) / 86_400_000 : null;
+  const daysSince = (time: string) => (now - Date.parse(time)) / 86_400_000, ageDays = last ? daysSince(last.madeAt) : null;
   const first = history.find((line) => line.kind === 'run' && line.exitCode < 2);
-  const overdue = maxAgeDays > 0 && (ageDays ?? (first ? (now - Date.parse(first.endedAt)) / 86_400_000 : 0)) > maxAgeDays, isAhead = maxAgeDays > 0 && ageDays !== null && ageDays < -1 / 24;
-  const warning = last && !last.proven && maxAgeDays > 0 ? `the last drill did not prove ${last.archive}: ${failedChecks(last)}`
-    : isAhead ? `the last drill was on ${last!.madeAt}, which is still to come: a clock was wrong` : !overdue ? '' : last ? `the last drill is ${span(ageDays! * 86_400)} old` : `no drill yet, and the first backup is more than ${maxAgeDays} days old`;
-  return { last, ageDays, warning };
+  const saying = (warning: string) => ({ last, ageDays, warning });
+  if (maxAgeDays === 0) return saying('');
+  if (last === null) return saying(first && daysSince(first.endedAt) > maxAgeDays ? `no drill yet, and the first backup is more than ${maxAgeDays} days old` : '');
+  if (!last.proven) return saying(`the last drill did not prove ${last.archive}: ${failedChecks(last)}`);
+  if (ageDays! < -1 / 24) return saying(`the last drill was on ${last.madeAt}, which is still to come: a clock was wrong`);
+  return saying(ageDays! > maxAgeDays ? `the last drill is ${span(ageDays! * 86_400)} old` : '');
 }
 
 export const failedChecks = ({ checks }: Certificate) => checks.filter((one) => one.ok === false).map((one) => one.check).join(', ');

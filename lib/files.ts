@@ -1,7 +1,7 @@
 // Files and folders, as root may read and write them where others can lay links and pipes.
 // Nothing here follows a link, waits for a pipe, or leaves half a file behind. Changes the files that it is given, nothing else.
 import fs from 'node:fs';
-import { tmpdir } from 'node:os';
+import os from 'node:os';
 import path from 'node:path';
 import { Problem, named } from './say.ts';
 
@@ -73,14 +73,14 @@ export function writeDurably(file: string, text: string, fileMode = 0o600): void
     fs.closeSync(fd);
   }
   fs.renameSync(draft, file);
-  const folder = fs.openSync(file.replace(/\/[^/]*$/, '') || '/', 'r');
+  const folder = fs.openSync(path.dirname(file), 'r');
   fs.fsyncSync(folder);
   fs.closeSync(folder);
 }
 
 /** A folder of our own that goes when we do. */
 export function temporaryFolder(): string {
-  const folder = fs.mkdtempSync(path.join(tmpdir(), 'cold-backup-'));
+  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'cold-backup-'));
   process.on('exit', () => fs.rmSync(folder, { recursive: true, force: true }));
   return folder;
 }

@@ -28,19 +28,17 @@ const KINDS_OF_VALUE = {
  */
 export function misfit(value: any, form: Form, at = 'it'): string {
   if (typeof form === 'string') return KINDS_OF_VALUE[form](value) ? '' : at;
-  if (Array.isArray(form)) return Array.isArray(value) ? firstOf(value.map((one, index) => () => misfit(one, form[0], `${at}[${index}]`))) : at;
-  if (typeof value !== 'object' || value === null || Array.isArray(value)) return at;
-  return firstOf(Object.entries(form).flatMap(([key, one]) => {
-    if (key === '*') return Object.entries(value).map(([name, own]) => () => misfit(own, one, `${at}.${name}`));
-    const name = key.replace(/\?$/, '');
-    return name !== key && value[name] == null ? [] : [() => misfit(value[name], one, at === 'it' ? name : `${at}.${name}`)];
-  }));
-}
-
-function firstOf(looks: (() => string)[]): string {
-  for (const one of looks) {
-    const found = one();
-    if (found) return found;
+  const isList = Array.isArray(value);
+  if (isList !== Array.isArray(form) || typeof value !== 'object' || value === null) return at;
+  const places: [any, Form, string][] = isList ? value.map((one, index) => [one, (form as readonly [Form])[0], `${at}[${index}]`])
+    : Object.entries(form).flatMap(([key, one]): [any, Form, string][] => {
+      if (key === '*') return Object.entries(value).map(([name, own]) => [own, one, `${at}.${name}`]);
+      const name = key.replace(/\?$/, '');
+      return name !== key && value[name] == null ? [] : [[value[name], one, at === 'it' ? name : `${at}.${name}`]];
+    });
+  for (const place of places) {
+    const found = misfit(...place);
+    if (found !== '') return found;
   }
   return '';
 }

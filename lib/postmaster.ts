@@ -93,8 +93,8 @@ export function controlState(dataDirectory: string): { state: string; systemIden
   let bytes: Buffer;
   try {
     bytes = readPlainFile(file);
-  } catch (error) {
-    throw new Problem(`${named(file)} cannot be read: ${(error as Error).message}`, { hint: 'this cluster is damaged, or none' });
+  } catch (error: any) {
+    throw new Problem(`${named(file)} cannot be read: ${error.message}`, { hint: 'this cluster is damaged, or none' });
   }
   if (bytes.length < 20) throw new Problem(`${named(file)} is too short: this cluster is damaged`);
   return { state: STATES[bytes.readUInt32LE(16)] ?? `unknown (${bytes.readUInt32LE(16)})`, systemIdentifier: String(bytes.readBigUInt64LE(0)) };

@@ -1,7 +1,7 @@
 // The night: takeBackup() is the whole run, in the order it happens. Read it first; every step is a function of an earlier chapter.
 // Between "from here services are down" and "from here services run again" nothing may be lost: whatever fails, hangs or
 // is asked of us there, everything that was stopped is started before anything else is judged.
-import { join } from 'node:path';
+import path from 'node:path';
 import fs from 'node:fs';
 import type { Settings } from './settings.ts';
 import { Problem, answer, count, mode, named, openTranscript, say, sayBlock, sayError, size, warn, warnings } from './say.ts';
@@ -184,10 +184,11 @@ async function startEverything(night: Night): Promise<string[]> {
     sayError(error);
     down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
   }
-  const asked = ledger.parts.map((part) => Date.parse(part.askedAt)), running = ledger.parts.map((part) => Date.parse(part.runningAt ?? steadyNow().toISOString()));
-  night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...running) - Math.min(...asked)) / 1000 : 0;
+  const now = steadyNow().toISOString();
+  const from = ledger.parts.map((part) => Date.parse(part.askedAt)), until = ledger.parts.map((part) => Date.parse(part.runningAt ?? now));
+  night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...until) - Math.min(...from)) / 1000 : 0;
   night.line.startSeconds = (performance.now() - began) / 1000;
-  night.line.parts = ledger.parts.map(({ name, stoppedAt, runningAt }, index) => ({ name, stoppedAt, runningAt, downSeconds: (running[index]! - asked[index]!) / 1000 }));
+  night.line.parts = ledger.parts.map(({ name, stoppedAt, runningAt }, index) => ({ name, stoppedAt, runningAt, downSeconds: (until[index]! - from[index]!) / 1000 }));
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedgerIfPossible(stateFolder);
   else {
     ledger.reported = down.length > 0 ? 'down' : 'failed'; // by us, at the end; the guard goes on from the ledger
@@ -202,7 +203,7 @@ async function proveTheArchive(night: Night, plan: Plan, cold: PassResult, { fir
   const { archiveId: id, originalBytes, deduplicatedBytes, files } = cold;
   const facts = { archive: plan.archive, id, originalBytes, deduplicatedBytes, files, downSeconds: line.downSeconds, outcome: line.outcome };
   const folder = writeHistory(settings.stateFolder, line);
-  const ownCache = { env: { BORG_CACHE_DIR: join(folder, 'cache') } }; // the usual one is locked by the proof's borg
+  const ownCache = { env: { BORG_CACHE_DIR: path.join(folder, 'cache') } }; // the usual one is locked by the proof's borg
   const proof = beginPass(settings, proofCommand(settings, plan, facts),
     { cwd: folder, run: plan.run, title: 'proof', tested: true, expectedBytes: 0, seconds: 3600 });
   try {
@@ -231,15 +232,15 @@ export async function bringBackLeftovers(settings: Settings): Promise<void> {
 
 function beginNight(loaded: Loaded, script: string): Night {
   const startedAt = steadyNow().toISOString(), { stateFolder } = loaded.settings;
-  openTranscript(join(stateFolder, 'log'), startedAt.slice(0, 19));
+  openTranscript(path.join(stateFolder, 'log'), startedAt.slice(0, 19));
   const line: HistoryLine = { kind: 'run', startedAt, endedAt: '', outcome: 'failed', exitCode: 2, server: serverName(loaded.settings), archive: '', downSeconds: 0, startSeconds: 0,
     parts: [], warm: null, cold: null, snapshot: '', warnings: [], error: '' };
   return { loaded, script, line, ledger: null, cold: null, down: [], guardPid: 0, windowEnd: mode.now ? null : windowEnd(loaded.settings.window, new Date()) };
 }
 
 function finishedLine(night: Night, error: unknown): HistoryLine {
-  const asked = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
-  const exitCode = night.down.length > 0 ? 3 : error ? asked : warnings.length > 0 ? 1 : 0;
+  const ofError = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
+  const exitCode = night.down.length > 0 ? 3 : error ? ofError : warnings.length > 0 ? 1 : 0;
   const outcome = night.down.length > 0 ? 'down' : error ? 'failed' : warnings.length > 0 ? 'warning' : 'good';
   return { ...night.line, endedAt: steadyNow().toISOString(), outcome, exitCode, warnings: [...warnings], error: error instanceof Error ? error.message : '' };
 }

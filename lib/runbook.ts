@@ -196,7 +196,6 @@ function collations({ postgres, host }: Manifest, clusters: HostCluster[], w: Re
   return lines.length === 0 ? [] : [w.sorted([host.libc, ...new Set(postgres.map((one) => one.icu).filter((one) => one))]), block(lines)];
 }
 
-
 function start(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
   const { plan } = manifest;
   const runsAlready = (part: (typeof plan.parts)[number]) => clusters.some((one) => one.pid !== 0 && !one.configFolder && one.dataDirectory === part.dataDirectory);

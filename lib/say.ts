@@ -81,8 +81,10 @@ export function named(name: string): string {
  * ($'...'): no line of it stands alone.
  */
 export function pasteable(argv: string[]): string {
+  const isPlain = (word: string) => /^[\w@%+=:,./-]+$/.test(word), needsBash = (word: string) => word.includes('\n') || printable(word) !== word;
   const forBash = (word: string) => `$'${word.replace(/[\\']/g, '\\$&').replaceAll('\n', '\\n').replace(UNSEEN, asCode)}'`;
-  return argv.map((word) => (/^[\w@%+=:,./-]+$/.test(word) ? word : word.includes('\n') || printable(word) !== word ? forBash(word) : `'${word.replaceAll("'", `'\\''`)}'`)).join(' ');
+  const inQuotes = (word: string) => `'${word.replaceAll("'", `'\\''`)}'`;
+  return argv.map((word) => (isPlain(word) ? word : needsBash(word) ? forBash(word) : inQuotes(word))).join(' ');
 }
 
 function clock(): string {
@@ -148,16 +150,16 @@ export function sayLive(text: string): boolean {
 
 /** An error as one block: what, the command, what it said, a hint, and (after the first stop) the state of the machine. */
 export function sayError(error: unknown, services = ''): void {
-  const lines = [];
+  const lines = [], { code = '', message } = (error ?? {}) as NodeJS.ErrnoException;
   if (error instanceof Problem) {
     lines.push(`backup: error: ${error.message}`);
     if (error.facts.ran) lines.push(`  ran:  ${pasteable(error.facts.ran)}`);
     if (error.facts.said) lines.push(`  said: ${lastLines(error.facts.said, 5).replaceAll('\n', '\n        ')}`);
     if (error.facts.hint) lines.push(`  hint: ${error.facts.hint}`);
-  } else if (/^(ENOSPC|EDQUOT|EROFS|EIO)$/.test((error as NodeJS.ErrnoException)?.code ?? '')) { // no bug: a disk
-    lines.push(`backup: error: ${(error as Error).message}`, '  hint: a disk here is full or broken, most likely that of `stateFolder`: look at `df -h` and `dmesg`');
-  } else if (/^(EACCES|EPERM)$/.test((error as NodeJS.ErrnoException)?.code ?? '') && process.getuid?.() !== 0) {
-    lines.push(`backup: error: ${(error as Error).message}`, '  hint: this user may not do that; run it as root');
+  } else if (/^(ENOSPC|EDQUOT|EROFS|EIO)$/.test(code)) { // no bug: a disk
+    lines.push(`backup: error: ${message}`, '  hint: a disk here is full or broken, most likely that of `stateFolder`: look at `df -h` and `dmesg`');
+  } else if (/^(EACCES|EPERM)$/.test(code) && process.getuid?.() !== 0) {
+    lines.push(`backup: error: ${message}`, '  hint: this user may not do that; run it as root');
   } else {
     lines.push(`backup: error: this is a bug in backup.js\n${error instanceof Error ? error.stack : String(error)}`);
   }

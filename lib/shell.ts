@@ -5,7 +5,7 @@
 // may be ended, never this script itself.
 import fs from 'node:fs';
 import type { ChildProcess } from 'node:child_process';
-import { constants } from 'node:os';
+import os from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { $ } from 'zx/core';
 import { Problem, lastLines, mode, pasteable, say, sayMore, transcriptNow, transcriptSince } from './say.ts';
@@ -51,13 +51,13 @@ function tail(limit: number): Tail {
 const STEP_OF_LADDER_MS = 3_000;
 const LONGEST_LINE = 64 * 1024;
 const enders = new Set<() => void>(); // one for each running program that may be ended
-let asked: { why: string; exitCode: number; hint?: string } | null = null; // somebody asked us to stop: a signal, the deadline
+let stopRequest: { why: string; exitCode: number; hint?: string } | null = null; // somebody asked us to stop: a signal, the deadline
 let shielded = false; // while things are started again nothing is given up, whatever anybody asks
 
 /** Ask the night to end early: programs that may be ended are, then everything is started again. The first one who asks counts. */
 export function askToStop(why: string, exitCode: number, hint?: string): void {
-  if (asked) return say(`${why}: everything is being started again, please wait`);
-  asked = { why, exitCode, hint };
+  if (stopRequest) return say(`${why}: everything is being started again, please wait`);
+  stopRequest = { why, exitCode, hint };
   if (shielded) return say(`${why}: everything is being started again first, please wait`);
   say(`${why}: ending what is under way; whatever was stopped is started again`);
   for (const end of enders) end();
@@ -65,12 +65,12 @@ export function askToStop(why: string, exitCode: number, hint?: string): void {
 
 /** Who asked to stop, if anybody: { why, exitCode }. */
 export function askedToStop(): { why: string; exitCode: number; hint?: string } | null {
-  return asked;
+  return stopRequest;
 }
 
 /** Throws when somebody asked to stop and services are not being started just now. Called between steps and in every wait. */
 export function goOn(): void {
-  if (asked && !shielded) throw new Problem(asked.why, { exitCode: asked.exitCode, hint: asked.hint });
+  if (stopRequest && !shielded) throw new Problem(stopRequest.why, { exitCode: stopRequest.exitCode, hint: stopRequest.hint });
 }
 
 /** From here on nothing is given up any more: services are coming back. */
@@ -81,7 +81,7 @@ export function shield(on: boolean): void {
 /** A signal is a request, not the end: whatever was stopped is started first. */
 export function listenToSignals(): void {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.on(signal, () => askToStop(`ended by ${signal}`, 128 + constants.signals[signal]));
+    process.on(signal, () => askToStop(`ended by ${signal}`, 128 + os.constants.signals[signal]));
   }
 }
 
@@ -132,7 +132,7 @@ export function signalGroup(group: number, signal: NodeJS.Signals): void {
 }
 
 /** Run one program to its end. Never throws for what the program does; callers judge `code`. */
-async function run(argv: string[], options: RunOptions): Promise<Done> {
+async function runProgram(argv: string[], options: RunOptions): Promise<Done> {
   if (!options.unlimited) goOn();
   const ends = transcriptNow();
   const toFile = options.toTranscript ? (ends.fd ?? 'ignore') : 'pipe';
@@ -167,7 +167,7 @@ async function run(argv: string[], options: RunOptions): Promise<Done> {
   try {
     const result = await Promise.race([child, exitOf(child.child)]);
     if (trouble !== null) throw trouble;
-    const code = result.signal ? 128 + constants.signals[result.signal] : result.exitCode ?? 127;
+    const code = result.signal ? 128 + os.constants.signals[result.signal] : result.exitCode ?? 127;
     const said = options.toTranscript ? transcriptSince(ends.bytes, 4096) : Buffer.concat(stderr).toString();
     return { argv, code, out: Buffer.concat(stdout).toString(), said, timedOut };
   } finally {
@@ -195,7 +195,7 @@ function eachLine(stream: NodeJS.ReadableStream, onLine: (line: string) => void)
 
 /** Look at something: a command that never changes anything. Returns how it ended, never throws for it. */
 export async function look(argv: string[], options: RunOptions = {}): Promise<Done> {
-  const done = await run(argv, { seconds: 60, ...options });
+  const done = await runProgram(argv, { seconds: 60, ...options });
   sayMore(`looked: ${pasteable(argv).slice(0, 400)}${done.code === 0 ? '' : ` (exit code ${done.code}: ${lastLines(done.said, 1)})`}`);
   return done;
 }
@@ -214,7 +214,7 @@ export async function lookFor(what: string, argv: string[], hint = '', options: 
 export async function change(argv: string[], options: RunOptions = {}): Promise<Done> {
   if (mode.dryRun) throw new Error(`a dry run was about to change something: ${pasteable(argv)}`);
   say(`  $ ${pasteable(argv)}`);
-  return run(argv, options);
+  return runProgram(argv, options);
 }
 
 /** A Problem out of a program that failed: what could not be done, the command, its last words. */

@@ -105,7 +105,7 @@ function writeMetrics({ tell: { metrics }, stateFolder }: Settings, what: Outcom
   const old = plainText(metrics); // its folder may be another user's
   const told = Number(/^cold_backup_last_success_timestamp_seconds\{.*\} (\d+)$/m.exec(old)?.[1] ?? 0);
   const isGood = what.outcome === 'good' || what.outcome === 'warning';
-  const text = metricsText(what, isGood ? seconds(what.line.endedAt) : Math.max(told, seconds(lastGoodRun(stateFolder)?.endedAt)));
+  const text = metricsText(what, isGood ? epochSeconds(what.line.endedAt) : Math.max(told, epochSeconds(lastGoodRun(stateFolder)?.endedAt)));
   fs.rmSync(`${metrics}.new`, { force: true });
   const fd = fs.openSync(`${metrics}.new`, 'wx');
   fs.writeFileSync(fd, text);
@@ -114,16 +114,16 @@ function writeMetrics({ tell: { metrics }, stateFolder }: Settings, what: Outcom
   fs.renameSync(`${metrics}.new`, metrics);
 }
 
-const seconds = (time: unknown) => Math.round(Date.parse(String(time)) / 1000) || 0; // since 1970; 0: never
+const epochSeconds = (time: unknown) => Math.round(Date.parse(String(time)) / 1000) || 0; // since 1970; 0: never
 
 function metricsText({ server, outcome, line }: { server: string; outcome: string; line: Record<string, any> }, success: number): string {
   const down = (line.parts ?? []).filter((part: { runningAt: unknown }) => part.runningAt === null).length;
   const gauges = [
-    ['last_run_timestamp_seconds', 'When the last run ended', seconds(line.endedAt)],
+    ['last_run_timestamp_seconds', 'When the last run ended', epochSeconds(line.endedAt)],
     ['last_success_timestamp_seconds', 'When the last run with a proven archive ended, 0: never', success],
     ['last_exit_code', 'Exit code of the last run: 0 good, 1 with warnings, 2 failed, 3 something is down', line.exitCode],
     ['down_seconds', 'How long services were down in the last run', line.downSeconds],
-    ['duration_seconds', 'How long the last run took', seconds(line.endedAt) - seconds(line.startedAt)],
+    ['duration_seconds', 'How long the last run took', epochSeconds(line.endedAt) - epochSeconds(line.startedAt)],
     ['stored_bytes', 'What the last run added to the repository', (line.warm?.deduplicatedBytes ?? 0) + (line.cold?.deduplicatedBytes ?? 0)],
     ['services_down', 'How many parts the last run could not start again', outcome === 'down' ? Math.max(1, down) : 0],
   ];

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { allIsWell, answers, good, held, letGo, nearby, nothingIsLeft, scenarios, whatRuns, wrap } from './scenario.ts';
+import { allIsWell, answers, expectEnd, good, held, letGo, nearby, nothingIsLeft, scenarios, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { stamps, treeFacts } from './night.ts';
 import { start, waitFor } from './script.ts';
@@ -211,6 +211,23 @@ scenarios('in place', import.meta.url, {
     paste(said, /Back to the old ones/);
     await allIsWell(world, 40);
     assert.deepEqual(contents(world), damaged);
+  },
+
+  'a folder below a linked folder is saved once, where it really lies, and comes back there by either name': async (world) => {
+    nearby(world);
+    const real = path.join(world.folder, 'real/uploads'), given = path.join(world.folder, 'linked/uploads'), file = path.join(real, 'one');
+    fs.mkdirSync(real, { recursive: true });
+    fs.symlinkSync(path.join(world.folder, 'real'), path.dirname(given));
+    fs.writeFileSync(file, 'as saved');
+    world.server.writeSettings({ folders: [given, path.dirname(real)], exclude: [`${given}/cache`], warmPass: false });
+    expectEnd(world, await world.server.run(), { code: 1, warns: /`exclude` .*linked\/uploads\/cache leaves nothing out: .*linked\/uploads leads to .*real\/uploads/ });
+    for (const part of ['', `folder ${given}`, `folder ${path.dirname(real)}`]) {
+      fs.writeFileSync(file, 'damaged');
+      restored(await inPlace(world, ...(part === '' ? [] : [part])));
+      assert.equal(fs.readFileSync(file, 'utf8'), 'as saved', part);
+    }
+    assert.ok(fs.lstatSync(path.dirname(given)).isSymbolicLink());
+    await allIsWell(world, 40);
   },
 
   'a bare machine needs nothing but repository, key file and passphrase: the archive tells the rest': async (world) => {
