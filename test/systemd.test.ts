@@ -24,9 +24,9 @@ const units = {
   'poll.socket': '[Socket]\nListenStream=127.0.0.1:7010\nAccept=yes\n[Install]\nWantedBy=sockets.target\n',
   'poll@.service': '[Service]\nExecStart=sleep 3\nStandardInput=socket\n',
   'deaf.service': daemon('', `TimeoutStopSec=1\nExecStart=sh -c 'trap "" TERM; while :; do sleep 0.2; done'`),
-  'noway.service': daemon('RefuseManualStart=yes'),
+  'lead.service': daemon('Wants=noway.service'), 'noway.service': daemon('RefuseManualStart=yes'),
 };
-const enable = ['web', 'worker', 'mail', 'appdb', 'app', 'always', 'echo.socket', 'echo.service', 'lazy.socket', 'stubborn', 'fragile', 'plain.socket', 'plain', 'poll.socket', 'deaf', 'noway'];
+const enable = ['web', 'worker', 'mail', 'appdb', 'app', 'always', 'echo.socket', 'echo.service', 'lazy.socket', 'stubborn', 'fragile', 'plain.socket', 'plain', 'poll.socket', 'deaf', 'lead'];
 
 describe('on a systemd host', { skip: cannotRun }, () => {
   let host: Host, product: Product;
