@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 5b34adc21e16f4f64703a6a97db70d852dcaff917ec7c6263df3b4a048bb6219
+// Checksum of all but the settings: 237ab9968767a41bcb659356c0b1145731a75706517d26f973254302d4a8e751
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4433,7 +4433,7 @@ const SPANISH = {
       slot: (name, database) => `slot \`${name}\`${database && ` de la base \`${database}\``}: quien lo lee está por delante de estos archivos, y no recibe nada hasta que aquí se escriba tanto como se perdió. Guarde lo que tenga de más; después, rehaga allí su suscripción, como se dice arriba de una suscripción, y borre este slot aquí.`,
       standby: (name) => `réplica \`${name}\`: está por delante de estos archivos y no puede seguirlos. Rehágala con \`pg_basebackup\`.`,
       primary: () => 'que es una réplica: solo sigue a su primario mientras este tenga todo el WAL desde esta copia. ¿Dice su registro `requested WAL segment ... has already been removed`? Entonces, rehágala con `pg_basebackup`.',
-      bucardo: (name, database) => `${name} en la base \`${database}\`: lo que se intercambió después de esta copia no se intercambia otra vez. En el otro lado: \`UPDATE tabla SET columna = columna;\` de todas las filas que puedan ser más nuevas, y Bucardo las envía de nuevo; lo que allí se haya borrado desde entonces se borra aquí a mano.`,
+      bucardo: (name, database) => `${name} en la base \`${database}\`: lo que se intercambió después de esta copia no se intercambia otra vez. En el otro lado: \`UPDATE table SET column = column;\` de todas las filas que puedan ser más nuevas, y Bucardo las envía de nuevo; lo que allí se haya borrado desde entonces se borra aquí a mano.`,
     },
     twoOfIt: 'Antes de que vuelvan las aplicaciones y los usuarios: el archivado, los slots de replicación y las suscripciones funcionan ahora como en la máquina antigua. Si aquella sigue en marcha, habrá dos iguales.',
     stays: '¿Esta máquina va a sustituir a la antigua? `mkdir /opt/cold-backup`, copie allí `backup.js` y `backup.settings.js` desde `/root/restore/record`, ponga la clave y la frase de paso donde dice esa configuración y ejecute `node backup.js setup`.',
