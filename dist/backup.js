@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 237ab9968767a41bcb659356c0b1145731a75706517d26f973254302d4a8e751
+// Checksum of all but the settings: 99953addb406964fb50d3e6255676e3db293732dbb49dc64244fd198253879ee
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -339,10 +339,7 @@ async function startEverything(night) {
   night.line.startSeconds = (performance.now() - began) / 1000;
   night.line.parts = ledger.parts.map(({ name, stoppedAt, runningAt }, index) => ({ name, stoppedAt, runningAt, downSeconds: (until[index] - from[index]) / 1000 }));
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedgerIfPossible(stateFolder);
-  else {
-    ledger.reported = down.length > 0 ? 'down' : 'failed'; // by us, at the end; the guard goes on from the ledger
-    keepLedgerIfPossible(stateFolder, ledger);
-  }
+  else keepLedgerIfPossible(stateFolder, ledger); // the guard goes on from it
   return down;
 }
 
@@ -404,6 +401,7 @@ async function endNight(night, error) {
   if (error) sayError(error, services);
   const ended = finishedLine(night, error);
   await tell(settings, messageOf(ended, night.down, ended.outcome, services, settings.language));
+  if (night.ledger && readLedgerQuietly(settings.stateFolder)) keepLedgerIfPossible(settings.stateFolder, Object.assign(night.ledger, { reported: night.down.length > 0 ? 'down' : 'failed' }));
   const line = finishedLine(night, error); // a messenger that failed is a warning, too
   try {
     remember(settings.stateFolder, line);
@@ -857,6 +855,9 @@ function isBelow(file, folder) {
   return file === folder || file.startsWith(folder === '/' ? '/' : `${folder}/`);
 }
 
+/** Given paths, returns those that lie below no other one, each once: borg is not to be given what it finds on its way. */
+const outermost = (places) => [...new Set(places)].filter((one, _, all) => !all.some((other) => other !== one && isBelow(one, other)));
+
 /**
  * What stands in a file that somebody else could have laid there: no link, no pipe (which would keep us for ever), no device, not endless.
  * Given the path and the most bytes it may have. Throws as fs does, and for anything but an ordinary file.
@@ -1102,8 +1103,11 @@ async function endRun(run, signals = ['SIGTERM', 'SIGKILL']) {
 const historyFile = (stateFolder) => path.join(stateFolder, 'history.jsonl');
 
 const PASS_FORM = { files: 'number', originalBytes: 'number', compressedBytes: 'number', deduplicatedBytes: 'number', seconds: 'number' };
-const LINE_FORM = { kind: 'text', startedAt: 'time', endedAt: 'time', outcome: 'text', exitCode: 'number', archive: 'text', downSeconds: 'number', 'startSeconds?': 'number', 'warnings?': ['text'], 'error?': 'text', 'warm?': PASS_FORM, 'cold?': PASS_FORM,
-  'certificate?': { archive: 'text', proven: 'yes or no', madeAt: 'time', restoreSeconds: 'number', checks: [{ check: 'text' }] } };
+const LINE_FORM = {
+  kind: 'text', startedAt: 'time', endedAt: 'time', outcome: 'text', exitCode: 'number', archive: 'text', downSeconds: 'number', 'startSeconds?': 'number',
+  'warnings?': ['text'], 'error?': 'text', 'warm?': PASS_FORM, 'cold?': PASS_FORM,
+  'certificate?': { archive: 'text', proven: 'yes or no', madeAt: 'time', restoreSeconds: 'number', checks: [{ check: 'text' }] },
+};
 
 /** Every line of the history, oldest first; [] when there is none. */
 function readHistory(stateFolder) {
@@ -1138,7 +1142,10 @@ function remember(stateFolder, line) {
   }
 }
 
-/** Given the history, returns the trend, or null when no night was good yet. */
+/**
+ * Given the history, returns the trend, or null when no night was good yet: what the last good nights were like, at most seven. Medians, their
+ * range, and how much more a night the whole becomes; times in seconds, the rest in bytes.
+ */
 function trendOf(history) {
   const nights = history.filter((line) => line.kind === 'run' && /^(good|warning)$/.test(line.outcome) && line.cold).slice(-7);
   if (nights.length === 0) return null;
@@ -1635,7 +1642,7 @@ function deadlines(maxMinutes, now, windowEndsAt, lastStartSeconds) {
 // ==== TELL ====
 // Telling people and machines how a night went: by a ping, a command, a file for Prometheus.
 // Decides nothing. Changes the metrics file, and whatever the settings' own command does. A messenger that fails is a
-// warning and never an error: the night is over by then. What is secret in an address (its path) is never printed.
+// warning and never an error. What is secret in an address (its path) is never printed.
 
 const PING_BYTES = 10_000; // self-hosted healthchecks keep no more of a ping's body (PING_BODY_LIMIT)
 const SUMMARY_BYTES = 3_000;
@@ -3444,7 +3451,7 @@ async function makePlan(settings, now) {
   const allClusters = await findClusters(containers);
   const parts = [], clusters = [];
   for (const entry of settings.stop) {
-    const group = 1 + Math.max(-1, ...parts.map((part) => part.group));
+    const group = 1 + Math.max(-1, ...parts.map((part) => part.group)); // numbered in the order of `stop`; the stages of a project follow one another
     for (const one of [entry].flat()) {
       const found = await findPart(one, settings, containers, allClusters);
       parts.push(...found.parts.filter((part) => !parts.some((other) => other.name === part.name)).map(({ stage = 0, ...part }) => ({ ...part, group: group + stage })));
@@ -3454,8 +3461,8 @@ async function makePlan(settings, now) {
   const stopped = parts.flatMap((part) => (part.container ? [part.container] : []));
   for (const part of parts) part.dataDirectory ??= allClusters.find((one) => one.container !== '' && one.container === part.container)?.dataDirectory;
   refuseStopOfDocker(parts);
-  const run = randomUUID(), { roots: found, cold } = await findRoots(settings, clusters, containers, stopped);
-  const roots = settings.snapshot === 'yes' ? await chooseWays(found, settings.stateFolder, run) : found;
+  const run = randomUUID(), { roots: all, cold } = await findRoots(settings, clusters, containers, stopped);
+  const roots = settings.snapshot === 'yes' ? await chooseWays(all, settings.stateFolder, run) : all;
   if (roots.length === 0) throw new Problem('there is nothing to save: no folder, no volume, and no cluster',
     { hint: 'fill in `folders`, `volumes`, or name a cluster in `stop`' });
   const isSaved = (file) => roots.some((root) => isBelow(file, root.path));
@@ -4467,7 +4474,6 @@ const LOCKED = '-c listen_addresses= -c archive_mode=off -c max_logical_replicat
 const q = (...words) => pasteable(words);
 const block = (lines) => ['```sh', ...lines, '```'].join('\n');
 const strict = (lines) => block(['( set -e', ...lines, ')']); // pasted or not, it ends at the first command that fails
-const outermost = (places) => [...new Set(places)].filter((one, _, all) => !all.some((other) => other !== one && isBelow(one, other)));
 const stored = (places) => q(...places.map((one) => `pp:${one.slice(1)}`));
 
 /** Given the manifest of an archive and a language, returns its RESTORE.md: the same commands in every language. */
@@ -5102,7 +5108,7 @@ async function guard(words, settings) {
   fs.writeFileSync(guardFile(stateFolder), JSON.stringify({ run, pid: process.pid }), { mode: 0o600 });
   for (;;) {
     try {
-      if (!await guardOnce(stateFolder, run, Number(pid), start, settings)) continue;
+      if (await guardOnce(stateFolder, run, Number(pid), start, settings)) continue;
       if (night.length === 2) await tellOfSilentEnd(stateFolder, run, night, settings);
       return 0;
     } catch (error) { // whatever it is: as long as something may be stopped, the guard goes on
@@ -5113,13 +5119,13 @@ async function guard(words, settings) {
   }
 }
 
-/** One turn of the guard: wait for the lock, or for the deadline, and do what has to be done. Returns whether nothing is left to guard. */
+/** One turn of the guard: wait for the lock, or for the deadline, and do what has to be done. Returns whether there is more to guard. */
 async function guardOnce(stateFolder, run, pid, start, settings) {
   const lock = takeLock(stateFolder, 2);
   if (lock === null) {
     if (isOverdue(stateFolder, run) && startOfProcess(pid) === start) process.kill(pid, 'SIGKILL'); // the run hangs past its deadline
     await sleep(20);
-    return false;
+    return true;
   }
   let down, ledger;
   try {
@@ -5127,23 +5133,23 @@ async function guardOnce(stateFolder, run, pid, start, settings) {
     if (!ledger || ledger.run !== run) {
       await endRun(run); // nothing is stopped, but the run may have been killed while its borg wrote
       await dropCopies(stateFolder);
-      return true;
+      return false;
     }
     keepTranscript(stateFolder, 'guard');
     down = await bringBack(stateFolder, ledger, 'the guard', settings);
   } finally {
     fs.closeSync(lock); // `recover`, people and the next run may do something as well
   }
-  if (down.length === 0 && undecidedParts(ledger).length === 0) return true;
+  if (down.length === 0 && undecidedParts(ledger).length === 0) return false;
   if (down.length === 0) await watchUndecided(stateFolder, ledger);
   else await sleep(RETRY_SECONDS * 1000);
-  return false;
+  return true;
 }
 
 // A run that tells how it went sends its guard away. This one was killed when everything ran (again), and said nothing: with a snapshot, or in a long
 // last phase, that may be hours after the stop.
 async function tellOfSilentEnd(stateFolder, run, [archive, startedAt], settings) {
-  const isMine = plainText(guardFile(stateFolder)).includes(JSON.stringify(run)); // cut off by a full disk, it is nobody's
+  const isMine = plainText(guardFile(stateFolder)).includes(JSON.stringify(run)); // one that a full disk has cut off names no run: then nothing is said
   if (!isMine || readHistory(stateFolder).some((line) => line.startedAt === startedAt)) return;
   await reportDeadRun(stateFolder, { startedAt, archive, server: serverIn(archive), parts: [] }, 'the run was killed before it could say how it went; everything runs', [], settings);
 }
@@ -6650,7 +6656,7 @@ function extractions(archive, pieces) {
   return kinds.filter(({ own }) => own.length > 0).map(({ cwd, byNumber, own }, index) => {
     const others = pieces.filter((piece) => !own.includes(piece) && own.some((one) => isBelow(piece.recorded, one.recorded)));
     return { cwd, bytes: own.reduce((sum, one) => sum + one.bytes, 0), argv: ['borg', '--log-json', '--progress', 'extract', '--sparse', ...(byNumber ? ['--numeric-ids'] : []),
-      ...others.flatMap((piece) => ['--exclude', asPattern(piece.recorded)]), `::${archive}`, ...(index === 0 ? [asPattern(LISTING)] : []), ...own.map((piece) => asPattern(piece.recorded))] };
+      ...others.flatMap((piece) => ['--exclude', asPattern(piece.recorded)]), `::${archive}`, ...(index === 0 ? [asPattern(LISTING)] : []), ...outermost(own.map((piece) => piece.recorded)).map(asPattern)] };
   });
 }
 

@@ -10,6 +10,9 @@ export function isBelow(file: string, folder: string): boolean {
   return file === folder || file.startsWith(folder === '/' ? '/' : `${folder}/`);
 }
 
+/** Given paths, returns those that lie below no other one, each once: borg is not to be given what it finds on its way. */
+export const outermost = (places: string[]) => [...new Set(places)].filter((one, _, all) => !all.some((other) => other !== one && isBelow(one, other)));
+
 /**
  * What stands in a file that somebody else could have laid there: no link, no pipe (which would keep us for ever), no device, not endless.
  * Given the path and the most bytes it may have. Throws as fs does, and for anything but an ordinary file.

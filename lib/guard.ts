@@ -72,7 +72,7 @@ export async function guard(words: string[], settings: Settings | null): Promise
   fs.writeFileSync(guardFile(stateFolder), JSON.stringify({ run, pid: process.pid }), { mode: 0o600 });
   for (;;) {
     try {
-      if (!await guardOnce(stateFolder, run, Number(pid), start, settings)) continue;
+      if (await guardOnce(stateFolder, run, Number(pid), start, settings)) continue;
       if (night.length === 2) await tellOfSilentEnd(stateFolder, run, night as [string, string], settings);
       return 0;
     } catch (error) { // whatever it is: as long as something may be stopped, the guard goes on
@@ -83,13 +83,13 @@ export async function guard(words: string[], settings: Settings | null): Promise
   }
 }
 
-/** One turn of the guard: wait for the lock, or for the deadline, and do what has to be done. Returns whether nothing is left to guard. */
+/** One turn of the guard: wait for the lock, or for the deadline, and do what has to be done. Returns whether there is more to guard. */
 async function guardOnce(stateFolder: string, run: string, pid: number, start: string, settings: Settings | null): Promise<boolean> {
   const lock = takeLock(stateFolder, 2);
   if (lock === null) {
     if (isOverdue(stateFolder, run) && startOfProcess(pid) === start) process.kill(pid, 'SIGKILL'); // the run hangs past its deadline
     await sleep(20);
-    return false;
+    return true;
   }
   let down: string[], ledger: Ledger | null;
   try {
@@ -97,23 +97,23 @@ async function guardOnce(stateFolder: string, run: string, pid: number, start: s
     if (!ledger || ledger.run !== run) {
       await endRun(run); // nothing is stopped, but the run may have been killed while its borg wrote
       await dropCopies(stateFolder);
-      return true;
+      return false;
     }
     keepTranscript(stateFolder, 'guard');
     down = await bringBack(stateFolder, ledger, 'the guard', settings);
   } finally {
     fs.closeSync(lock); // `recover`, people and the next run may do something as well
   }
-  if (down.length === 0 && undecidedParts(ledger).length === 0) return true;
+  if (down.length === 0 && undecidedParts(ledger).length === 0) return false;
   if (down.length === 0) await watchUndecided(stateFolder, ledger);
   else await sleep(RETRY_SECONDS * 1000);
-  return false;
+  return true;
 }
 
 // A run that tells how it went sends its guard away. This one was killed when everything ran (again), and said nothing: with a snapshot, or in a long
 // last phase, that may be hours after the stop.
 async function tellOfSilentEnd(stateFolder: string, run: string, [archive, startedAt]: [string, string], settings: Settings | null): Promise<void> {
-  const isMine = plainText(guardFile(stateFolder)).includes(JSON.stringify(run)); // cut off by a full disk, it is nobody's
+  const isMine = plainText(guardFile(stateFolder)).includes(JSON.stringify(run)); // one that a full disk has cut off names no run: then nothing is said
   if (!isMine || readHistory(stateFolder).some((line) => line.startedAt === startedAt)) return;
   await reportDeadRun(stateFolder, { startedAt, archive, server: serverIn(archive), parts: [] }, 'the run was killed before it could say how it went; everything runs', [], settings);
 }

@@ -33,8 +33,11 @@ export type HistoryLine = {
 const historyFile = (stateFolder: string) => path.join(stateFolder, 'history.jsonl');
 
 const PASS_FORM: Form = { files: 'number', originalBytes: 'number', compressedBytes: 'number', deduplicatedBytes: 'number', seconds: 'number' };
-const LINE_FORM: Form = { kind: 'text', startedAt: 'time', endedAt: 'time', outcome: 'text', exitCode: 'number', archive: 'text', downSeconds: 'number', 'startSeconds?': 'number', 'warnings?': ['text'], 'error?': 'text', 'warm?': PASS_FORM, 'cold?': PASS_FORM,
-  'certificate?': { archive: 'text', proven: 'yes or no', madeAt: 'time', restoreSeconds: 'number', checks: [{ check: 'text' }] } };
+const LINE_FORM: Form = {
+  kind: 'text', startedAt: 'time', endedAt: 'time', outcome: 'text', exitCode: 'number', archive: 'text', downSeconds: 'number', 'startSeconds?': 'number',
+  'warnings?': ['text'], 'error?': 'text', 'warm?': PASS_FORM, 'cold?': PASS_FORM,
+  'certificate?': { archive: 'text', proven: 'yes or no', madeAt: 'time', restoreSeconds: 'number', checks: [{ check: 'text' }] },
+};
 
 /** Every line of the history, oldest first; [] when there is none. */
 export function readHistory(stateFolder: string): HistoryLine[] {
@@ -69,13 +72,12 @@ export function remember(stateFolder: string, line: HistoryLine): void {
   }
 }
 
-/**
- * What the last good nights were like, at most seven: medians, their range, and how much more a night the whole becomes.
- * Times in seconds, the rest in bytes.
- */
 export type Trend = { nights: number; downSeconds: number; leastDownSeconds: number; mostDownSeconds: number; newBytes: number; originalBytes: number; growthBytes: number };
 
-/** Given the history, returns the trend, or null when no night was good yet. */
+/**
+ * Given the history, returns the trend, or null when no night was good yet: what the last good nights were like, at most seven. Medians, their
+ * range, and how much more a night the whole becomes; times in seconds, the rest in bytes.
+ */
 export function trendOf(history: HistoryLine[]): Trend | null {
   const nights = history.filter((line) => line.kind === 'run' && /^(good|warning)$/.test(line.outcome) && line.cold).slice(-7);
   if (nights.length === 0) return null;

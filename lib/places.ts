@@ -6,7 +6,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, count, named, say, size, warn } from './say.ts';
 import { change, failure, goOn, look } from './shell.ts';
-import { freeBytes, heldFolder, isBelow } from './files.ts';
+import { freeBytes, heldFolder, isBelow, outermost } from './files.ts';
 import type { Settings } from './settings.ts';
 import { hostPathOf } from './containers.ts';
 import type { Mount } from './containers.ts';
@@ -134,7 +134,7 @@ export function extractions(archive: string, pieces: Piece[]): { argv: string[];
   return kinds.filter(({ own }) => own.length > 0).map(({ cwd, byNumber, own }, index) => {
     const others = pieces.filter((piece) => !own.includes(piece) && own.some((one) => isBelow(piece.recorded, one.recorded)));
     return { cwd, bytes: own.reduce((sum, one) => sum + one.bytes, 0), argv: ['borg', '--log-json', '--progress', 'extract', '--sparse', ...(byNumber ? ['--numeric-ids'] : []),
-      ...others.flatMap((piece) => ['--exclude', asPattern(piece.recorded)]), `::${archive}`, ...(index === 0 ? [asPattern(LISTING)] : []), ...own.map((piece) => asPattern(piece.recorded))] };
+      ...others.flatMap((piece) => ['--exclude', asPattern(piece.recorded)]), `::${archive}`, ...(index === 0 ? [asPattern(LISTING)] : []), ...outermost(own.map((piece) => piece.recorded)).map(asPattern)] };
   });
 }
 

@@ -60,7 +60,7 @@ export async function makePlan(settings: Settings, now: Date): Promise<Plan> {
   const allClusters = await findClusters(containers);
   const parts: Part[] = [], clusters: Cluster[] = [];
   for (const entry of settings.stop) {
-    const group = 1 + Math.max(-1, ...parts.map((part) => part.group));
+    const group = 1 + Math.max(-1, ...parts.map((part) => part.group)); // numbered in the order of `stop`; the stages of a project follow one another
     for (const one of [entry].flat()) {
       const found = await findPart(one, settings, containers, allClusters);
       parts.push(...found.parts.filter((part) => !parts.some((other) => other.name === part.name)).map(({ stage = 0, ...part }) => ({ ...part, group: group + stage })));
@@ -70,8 +70,8 @@ export async function makePlan(settings: Settings, now: Date): Promise<Plan> {
   const stopped = parts.flatMap((part) => (part.container ? [part.container] : []));
   for (const part of parts) part.dataDirectory ??= allClusters.find((one) => one.container !== '' && one.container === part.container)?.dataDirectory;
   refuseStopOfDocker(parts);
-  const run = randomUUID(), { roots: found, cold } = await findRoots(settings, clusters, containers, stopped);
-  const roots = settings.snapshot === 'yes' ? await chooseWays(found, settings.stateFolder, run) : found;
+  const run = randomUUID(), { roots: all, cold } = await findRoots(settings, clusters, containers, stopped);
+  const roots = settings.snapshot === 'yes' ? await chooseWays(all, settings.stateFolder, run) : all;
   if (roots.length === 0) throw new Problem('there is nothing to save: no folder, no volume, and no cluster',
     { hint: 'fill in `folders`, `volumes`, or name a cluster in `stop`' });
   const isSaved = (file: string) => roots.some((root) => isBelow(file, root.path));

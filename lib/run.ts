@@ -190,10 +190,7 @@ async function startEverything(night: Night): Promise<string[]> {
   night.line.startSeconds = (performance.now() - began) / 1000;
   night.line.parts = ledger.parts.map(({ name, stoppedAt, runningAt }, index) => ({ name, stoppedAt, runningAt, downSeconds: (until[index]! - from[index]!) / 1000 }));
   if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedgerIfPossible(stateFolder);
-  else {
-    ledger.reported = down.length > 0 ? 'down' : 'failed'; // by us, at the end; the guard goes on from the ledger
-    keepLedgerIfPossible(stateFolder, ledger);
-  }
+  else keepLedgerIfPossible(stateFolder, ledger); // the guard goes on from it
   return down;
 }
 
@@ -255,6 +252,7 @@ async function endNight(night: Night, error: unknown): Promise<number> {
   if (error) sayError(error, services);
   const ended = finishedLine(night, error);
   await tell(settings, messageOf(ended, night.down, ended.outcome, services, settings.language));
+  if (night.ledger && readLedgerQuietly(settings.stateFolder)) keepLedgerIfPossible(settings.stateFolder, Object.assign(night.ledger, { reported: night.down.length > 0 ? 'down' : 'failed' }));
   const line = finishedLine(night, error); // a messenger that failed is a warning, too
   try {
     remember(settings.stateFolder, line);

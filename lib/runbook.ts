@@ -5,7 +5,7 @@
 import os from 'node:os';
 import path from 'node:path';
 import { oneLine, pasteable } from './say.ts';
-import { isBelow } from './files.ts';
+import { isBelow, outermost } from './files.ts';
 import { quotedName } from './questions.ts';
 import { partnersOf } from './partners.ts';
 import type { Manifest } from './record.ts';
@@ -22,7 +22,6 @@ const LOCKED = '-c listen_addresses= -c archive_mode=off -c max_logical_replicat
 const q = (...words: string[]) => pasteable(words);
 const block = (lines: string[]) => ['```sh', ...lines, '```'].join('\n');
 const strict = (lines: string[]) => block(['( set -e', ...lines, ')']); // pasted or not, it ends at the first command that fails
-const outermost = (places: string[]) => [...new Set(places)].filter((one, _, all) => !all.some((other) => other !== one && isBelow(one, other)));
 const stored = (places: string[]) => q(...places.map((one) => `pp:${one.slice(1)}`));
 
 /** Given the manifest of an archive and a language, returns its RESTORE.md: the same commands in every language. */

@@ -1,6 +1,6 @@
 // Telling people and machines how a night went: by a ping, a command, a file for Prometheus.
 // Decides nothing. Changes the metrics file, and whatever the settings' own command does. A messenger that fails is a
-// warning and never an error: the night is over by then. What is secret in an address (its path) is never printed.
+// warning and never an error. What is secret in an address (its path) is never printed.
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
