@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 99953addb406964fb50d3e6255676e3db293732dbb49dc64244fd198253879ee
+// Checksum of all but the settings: b521301321bb6bf66538e076cc7262ba13800155091b6e277839fca903bd1558
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -230,8 +230,7 @@ function takeRunLock(stateFolder) {
 /** The story. Throws Problem when there is no new good backup; night.down tells what is not running then. */
 async function runTheNight(night) {
   const { settings } = night.loaded;
-  if (settings.before.length > 0) await runBefore(settings);
-  await tell(settings, messageOf(night.line, [], 'start', '', settings.language)); // `before` may have brought up the line there
+  await runBefore(settings).finally(() => tell(settings, messageOf(night.line, [], 'start', '', settings.language))); // `before` may bring up the line there
   const [plan, storage] = await sideBySide(makePlan(settings, new Date(night.line.startedAt)), tryStorage(settings));
   night.line.archive = plan.archive;
   await tryThisMachine(settings, plan);
@@ -290,6 +289,7 @@ function tonightsDeadline(settings, windowEndsAt) {
 }
 
 async function runBefore(settings) {
+  if (settings.before.length === 0) return;
   const done = await change(settings.before, { seconds: 600, toTranscript: true }); // it may leave a daemon behind
   if (done.code !== 0) throw failure('the `before` command failed', done);
 }

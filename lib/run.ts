@@ -81,8 +81,7 @@ export function takeRunLock(stateFolder: string): void {
 /** The story. Throws Problem when there is no new good backup; night.down tells what is not running then. */
 async function runTheNight(night: Night): Promise<void> {
   const { settings } = night.loaded;
-  if (settings.before.length > 0) await runBefore(settings);
-  await tell(settings, messageOf(night.line, [], 'start', '', settings.language)); // `before` may have brought up the line there
+  await runBefore(settings).finally(() => tell(settings, messageOf(night.line, [], 'start', '', settings.language))); // `before` may bring up the line there
   const [plan, storage] = await sideBySide(makePlan(settings, new Date(night.line.startedAt)), tryStorage(settings));
   night.line.archive = plan.archive;
   await tryThisMachine(settings, plan);
@@ -141,6 +140,7 @@ function tonightsDeadline(settings: Settings, windowEndsAt: Date | null): { dead
 }
 
 async function runBefore(settings: Settings): Promise<void> {
+  if (settings.before.length === 0) return;
   const done = await change(settings.before, { seconds: 600, toTranscript: true }); // it may leave a daemon behind
   if (done.code !== 0) throw failure('the `before` command failed', done);
 }
