@@ -146,7 +146,7 @@ export function wayBack(stateFolder: string, ledger: Ledger, isOpen: boolean): s
       ['mv', '-T', '--', place, away(aside)], ...(isThere(aside) ? [['mv', '-T', '--', aside, place]] : [])]),
     ...folders.filter((one) => opened.has(one.path) && isThere(one.path)).flatMap(({ path: folder, before }) => {
       const aside = opened.get(folder)!;
-      return [['mkdir', '-p', '-m', '700', away(aside)], entries(folder, away(aside), ['lost+found', '.cold-backup-restore-*', 'before-restore-*', 'restored-*', ...around(folder)]),
+      return [['mkdir', '-p', '-m', '700', away(aside)], entries(folder, away(aside), ['lost+found', `${STAGING}*`, ...['before-restore-', 'restored-'].map((one) => `${one}????-??-??T??????`), ...around(folder)]),
         ...(isThere(aside) ? [entries(aside, folder, around(folder))] : []), ['chown', `${before.uid}:${before.gid}`, folder], ['chmod', before.mode.toString(8), folder]];
     }),
     ...[...parts].reverse().map((part) => part.start),
@@ -226,7 +226,7 @@ export function swapsFor(place: string, staged: string, stamp: string, mounts: s
   const found: Pick<Restore, 'swaps' | 'folders'> = { swaps: [], folders: [] };
   const walk = (folder: string, from: string, aside: string) => {
     if (isThere(from)) found.folders.push({ path: folder, before: factsOf(folder), after: factsOf(from) });
-    const isOurs = (name: string) => name === 'lost+found' || /^(\.cold-backup-restore|before-restore|restored)-/.test(name);
+    const isOurs = (name: string) => name === 'lost+found' || name.startsWith(STAGING) || /^(before-restore|restored)-\d{4}-\d\d-\d\dT\d{6}$/.test(name); // restored-photos is not
     const names = new Set([folder, from].filter(isThere).flatMap((one) => fs.readdirSync(one)).filter((name) => !isOurs(name)));
     for (const name of names) {
       const [own, next, beside] = [path.join(folder, name), path.join(from, name), path.join(aside, name)];

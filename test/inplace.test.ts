@@ -144,6 +144,9 @@ scenarios('in place', import.meta.url, {
     const sub = path.join(world.files, 'sub', 'disk');
     fs.mkdirSync(sub, { recursive: true });
     fs.writeFileSync(path.join(sub, 'deep'), 'on a disk of its own, later');
+    const own = path.join(sub, 'restored-photos'); // a name like those that a restore makes
+    fs.mkdirSync(own);
+    fs.writeFileSync(path.join(own, 'photo'), 'as it was saved');
     fs.chownSync(path.join(world.files, 'sub'), 1234, 1234);
     await good(world);
     const saved = contents(world);
@@ -162,13 +165,19 @@ scenarios('in place', import.meta.url, {
     assert.equal(fs.statSync(path.join(world.files, 'sub')).uid, 1234);
     for (const folder of [world.db.dataDirectory, sub]) {
       sh(`mountpoint ${folder}`);
-      assert.deepEqual(fs.readdirSync(folder).filter((name) => /restore/.test(name)).flatMap((name) => fs.readdirSync(path.join(folder, name))), ['old']);
+      assert.deepEqual(fs.readdirSync(folder).filter((name) => /restore/.test(name) && name !== 'restored-photos').flatMap((name) => fs.readdirSync(path.join(folder, name))), ['old']);
     }
     assert.equal(fs.readFileSync(path.join(sub, 'deep'), 'utf8'), 'on a disk of its own, later');
+    assert.deepEqual(fs.readdirSync(own), ['photo']);
     world.db.sql('postgres', 'insert into nights values (99)');
-    restored(await inPlace(world)); // once more: what lies aside already stays
-    assert.deepEqual(world.db.fingerprint(), saved.rows);
+    const newer = world.db.fingerprint();
+    fs.renameSync(path.join(own, 'photo'), path.join(own, 'renamed'));
+    const said = restored(await inPlace(world)); // once more: what lies aside already stays
+    assert.deepEqual([world.db.fingerprint(), fs.readdirSync(own)], [saved.rows, ['photo']]);
     assert.equal(fs.readdirSync(sub).filter((name) => name.startsWith('before-restore-')).length, 2);
+    paste(said, /Back to the old ones/);
+    await allIsWell(world);
+    assert.deepEqual([world.db.fingerprint(), fs.readdirSync(own)], [newer, ['renamed']]);
     execFileSync('umount', [sub]);
   },
 
