@@ -14,7 +14,7 @@ const EARLY_RECORDS = ['record/backup.js', 'record/backup.settings.js'];
 const LATE_RECORDS = ['record/RESTORE.md', 'record/listing']; // written when all is stopped. The newest file of all is one that borg reads anew the next time
 const coldPaths = (plan: Plan) => plan.roots.filter((root) => root.way === 'cold').map((root) => root.path);
 const filesCache = (plan: Plan) => (plan.roots.some((root) => root.way === 'reflink') ? 'mtime,size' : ''); // every night's copy has new inodes, and a new ctime
-const wholePaths = (plan: Plan) => plan.clusters.flatMap((cluster) => cluster.roots);
+const wholePaths = (plan: Plan) => [...new Set([...plan.clusters.flatMap((cluster) => cluster.roots), ...plan.roots.filter(({ why }) => why.startsWith('cluster ')).map((root) => root.path)])];
 
 /** What a warm pass has to read: what is copied on write need not be there before, but the first night, whose upload may take days. */
 export function warmPaths(plan: Plan, isFirst: boolean): string[] {

@@ -17,8 +17,8 @@ const GENTLY: NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGKILL']; // INT: borg 
 const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lost among many others
 
 /**
- * A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. A root `-` is the
- * file `fed`, which borg reads from its standard input: there it waits, with repository, key and caches open, until it is given it.
+ * A `borg create` command: archive name, the roots, and those of clusters, from which nothing is ever left out, as from our own record. A root `-` is
+ * the file `fed`, which borg reads from its standard input: there it waits, with repository, key and caches open, until it is given it.
  */
 export function createCommand(settings: Settings, what: { archive: string; roots: string[]; whole: string[]; comment: object; filesCache?: string; fed?: string }): string[] {
   const comment = JSON.stringify(what.comment).replace(/[{}]/g, '$&$&'); // braces are placeholders for borg
@@ -36,7 +36,7 @@ export function createCommand(settings: Settings, what: { archive: string; roots
     '--chunker-params', settings.chunker,
     '--checkpoint-interval', '300', // what an interrupted night has uploaded counts the next night
     '--comment', comment,
-    ...(settings.exclude.length === 0 ? [] : what.whole.flatMap((root) => ['--pattern', `+ pp:${root}`])), // the first match counts
+    ...(settings.exclude.length === 0 ? [] : ['record', ...what.whole].flatMap((root) => ['--pattern', `+ pp:${root}`])), // the first match counts
     ...settings.exclude.flatMap(excluded),
     `::${what.archive}`, ...what.roots.filter((root) => !onTheWay || !nested.includes(root))];
 }

@@ -6,7 +6,7 @@ import { randomBytes } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { makeServer, testFolder } from './script.ts';
+import { makeServer, testFolder, waitFor } from './script.ts';
 import type { Server } from './script.ts';
 import { startStorage } from './storage.ts';
 import type { Storage } from './storage.ts';
@@ -68,6 +68,18 @@ describe('the choice of what is saved', { skip: cannotRunHere() }, () => {
     assert.deepEqual(files.filter((file) => /\/cache/.test(file)), []);
     assert.ok(files.includes(`${srv}/pg/data/base/1/PG_VERSION`));
     assertClusterComes('expression');
+  });
+
+  test('no pattern leaves out our own record, or configuration of a cluster that lies elsewhere', async () => {
+    const certificate = path.join(folder, 'certificate.pem');
+    fs.writeFileSync(certificate, 'everybody');
+    cluster.sql('postgres', `alter system set ssl_cert_file = '${certificate}'`);
+    cluster.sql('postgres', 'select pg_reload_conf()');
+    await waitFor('it has read that', () => cluster.sql('postgres', 'show ssl_cert_file') === certificate);
+    const files = await backUp({ folders: [srv], exclude: ['*.md', '*.js', '*.jsonl', '*listing', '*.pem', 're:^record'] });
+    for (const file of ['/record/RESTORE.md', '/record/backup.js', '/record/backup.settings.js', '/record/listing', '/record/manifest.json', certificate]) assert.ok(files.includes(file), file);
+    const proof = server.borg('list', '--format', '{path} ', `::proven-${server.history().pop().archive}`);
+    assert.match(proof, /^record\/history\.jsonl record\/proof\.json $/);
   });
 
   test('the upload keeps below uploadLimitKiB', async () => {
