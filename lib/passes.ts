@@ -1,8 +1,9 @@
 // A pass: one `borg create`, from its command to what came of it. The cold pass is begun while everything still runs and waits, with
 // repository, key and caches open, until it is fed the manifest: none of that is left for when services are down. So does the proof, until the archive has been read back.
 // Adds an archive to the repository; changes nothing else. What borg could not read as it was is told by name.
+import { setTimeout as sleep } from 'node:timers/promises';
 import { answerOf } from './form.ts';
-import { Problem, say, sayLive, size, span } from './say.ts';
+import { Problem, say, sayLive, size, span, warn } from './say.ts';
 import type { Started } from './shell.ts';
 import { change, goOn } from './shell.ts';
 import type { Pass } from './history.ts';
@@ -14,6 +15,7 @@ export type PassResult = Pass & { archiveId: string; changed: string[]; unread: 
 
 const DIES_WITH_US = ['setpriv', '--pdeathsig', 'KILL', '--']; // or a borg that waits would take our death for the end of its input, and copy what runs
 const GENTLY: NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGKILL']; // INT: borg keeps a checkpoint, so that the upload goes on from there
+const LONGEST_DEATH_MS = 15_000; // what was killed, and still waits for a disk that hangs, runs no line of its program any more: nobody need wait for it
 const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lost among many others
 
 /**
@@ -44,7 +46,8 @@ export function createCommand(settings: Settings, what: { archive: string; roots
 type PassOptions = { cwd: string; run: string; title: string; expectedBytes: number; seconds?: number; tested?: boolean };
 /**
  * A pass under way. Of a command with the root `-`: isWaiting is kept when borg has come to it, feed() lets it go on, isRead is kept
- * when it will read no more files, though it has yet to finish the archive. All of them fail with `end`.
+ * when it will read no more files, though it has yet to finish the archive. All of them fail with `end`. callOff() ends borg, and is
+ * kept when it is dead, or killed and beyond our reach: then that is warned of.
  */
 export type PassUnderWay = { isWaiting: Promise<void>; feed: (text: string) => void; isRead: Promise<void>; end: Promise<PassResult>; callOff: () => Promise<void> };
 
@@ -55,7 +58,7 @@ export type PassUnderWay = { isWaiting: Promise<void>; feed: (text: string) => v
 export function beginPass(settings: Settings, command: string[], options: PassOptions): PassUnderWay {
   const waits = command.includes('-'), ladder: NodeJS.Signals[] = waits ? ['SIGTERM', 'SIGKILL'] : [...GENTLY];
   const listener = listenToPass(progressTeller(options.title, options.expectedBytes));
-  let began = Date.now(), program: Started | null = null;
+  let began = Date.now(), program: Started | null = null, calledOff: Promise<void> | null = null;
   const pass = async (): Promise<PassResult> => {
     const done = await change(command, {
       cwd: options.cwd,
@@ -79,10 +82,11 @@ export function beginPass(settings: Settings, command: string[], options: PassOp
       ladder.splice(0, ladder.length, ...GENTLY);
       program?.feed(text);
     },
-    callOff: async () => {
+    callOff: () => calledOff ??= (async () => {
       program?.end();
-      await end.catch(() => {});
-    },
+      const hasEnded = await Promise.race([end.then(() => true, () => true), sleep(LONGEST_DEATH_MS, false)]);
+      if (!hasEnded) warn(`the borg of the ${options.title} has been killed and does not go away (a disk or a network file system that hangs?): it will write nothing more`);
+    })(),
   };
   for (const one of [end, underWay.isWaiting, underWay.isRead]) one.catch(() => {}); // who does not wait for one of them hears it from another
   return underWay;

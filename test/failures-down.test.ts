@@ -5,7 +5,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { allIsWell, answers, expectEnd, good, held, holdIn, letGo, nearby, nothingIsLeft, randomFile, scenarios, setQuota, wrap, wrapReal } from './scenario.ts';
 import type { World } from './scenario.ts';
-import { waitFor } from './script.ts';
+import { everythingRunsAgain, waitFor } from './script.ts';
 
 const ALL_RUN = /services: all 3 are running again/;
 const inState = (world: World, name: string) => path.join(world.server.stateFolder, name);
@@ -50,6 +50,24 @@ scenarios('a failure while services are down', import.meta.url, {
     const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && mv ${world.files} ${world.files}.gone`));
     expectEnd(world, ended, { code: 2, says: [/files \(folder\) is gone/, ALL_RUN] });
     await allIsWell(world);
+  },
+
+  'borg that cannot be killed, because its disk hangs, keeps nothing down': async (world) => {
+    nearby(world);
+    const disk = path.join(world.folder, 'hangs'), image = path.join(world.folder, 'image');
+    fs.mkdirSync(disk);
+    for (const argv of [['truncate', '-s', '8M', image], ['mkfs.ext4', '-q', image], ['mount', '-o', 'loop', image, disk], ['fsfreeze', '--freeze', disk]]) execFileSync(argv[0]!, argv.slice(1));
+    try {
+      world.server.writeSettings({ maxDowntimeMinutes: 1, stop: [world.web.entry, { ...world.app.entry, stop: ['false'] }, `postgres ${world.db.dataDirectory}`] });
+      const ended = await world.server.run([], wrapReal(world, `[ $pass = cold ] && { echo '{"type": "file_status", "status": "i", "path": "held"}' >&2; echo > ${disk}/cache; }`));
+      expectEnd(world, ended, { code: 2, says: [/could not stop app/, /services: all \d are running again/], warns: /the borg of the cold pass has been killed and does not go away/ });
+      assert.ok(world.server.history().pop().downSeconds < 30);
+      await everythingRunsAgain([world.web, world.app], [world.idle]);
+    } finally {
+      execFileSync('fsfreeze', ['--unfreeze', disk]);
+    }
+    await allIsWell(world);
+    execFileSync('umount', [disk]);
   },
 
   'borg that hangs is ended by the deadline, and one that ignores INT and TERM, too': async (world) => {
