@@ -143,13 +143,15 @@ export async function finishColdPass(night: Night, plan: Plan): Promise<PassResu
 function judgePass(plan: Plan, { changed, unread, complaints }: PassResult): void {
   const isCold = (file: string) => plan.cold.some((root) => isBelow(file, root));
   const broken = [...changed, ...unread].filter(isCold);
-  const lost = plan.roots.find((root) => unread.includes(root.path));
+  const isLost = (file: string) => unread.includes(file) || (!changed.includes(file) && complaints.some((line) => line.startsWith(`${file}: `))); // it could not even enter the folder above
+  const lost = plan.roots.find((root) => isLost(root.path));
   if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`,
     { said: complaints.slice(-5).join('\n') });
   if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`,
     { said: complaints.slice(-5).join('\n') });
   for (const file of unread) warn(`not in the archive, borg could not read it: ${named(file)}`);
   for (const file of changed) warn(`changed while it was copied: ${named(file)}`);
+  if (changed.length + unread.length === 0) for (const line of complaints) warn(`borg: ${line}`);
 }
 
 function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }: PassResult): HistoryLine['cold'] {

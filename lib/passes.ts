@@ -11,6 +11,7 @@ import type { Settings } from './settings.ts';
 import { PATIENT_LOCK_WAIT, borgEnvironment, borgFailure, borgOnlyWarned, parseLine } from './borg.ts';
 import type { BorgNote } from './borg.ts';
 
+/** changed, unread: paths; complaints: what made borg end with a warning. */
 export type PassResult = Pass & { archiveId: string; changed: string[]; unread: string[]; complaints: string[] };
 
 const DIES_WITH_US = ['setpriv', '--pdeathsig', 'KILL', '--']; // or a borg that waits would take our death for the end of its input, and copy what runs
@@ -72,7 +73,10 @@ export function beginPass(settings: Settings, command: string[], options: PassOp
       { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
     if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
     const { id: archiveId, stats } = answerOf(options.title, done, { archive: { id: 'text', stats: { nfiles: 'number', original_size: 'number', compressed_size: 'number', deduplicated_size: 'number' } } }).archive;
-    return { archiveId, files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size, seconds: (Date.now() - began) / 1000, ...listener.found };
+    return {
+      ...listener.found, complaints: done.code === 0 ? [] : listener.found.complaints, archiveId, files: stats.nfiles, seconds: (Date.now() - began) / 1000,
+      originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size,
+    };
   };
   const end = pass(), until = async (event: Promise<void>) => void await Promise.race([event, end]);
   const underWay: PassUnderWay = {

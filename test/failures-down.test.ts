@@ -52,6 +52,20 @@ scenarios('a failure while services are down', import.meta.url, {
     await allIsWell(world);
   },
 
+  'a folder that borg cannot come to, which is one warning among its words, never becomes a good backup': async (world) => {
+    nearby(world);
+    const closed = path.join(world.folder, 'closed'), shown = path.join(closed, 'shown');
+    fs.mkdirSync(shown, { recursive: true });
+    fs.writeFileSync(path.join(shown, 'file'), 'never seen');
+    fs.chmodSync(closed, 0o711);
+    fs.chownSync(closed, 65534, 65534);
+    world.server.writeSettings({ stop: [world.web.entry], folders: [world.files, shown] });
+    const weak = 'setpriv --inh-caps=-dac_override,-dac_read_search --bounding-set=-dac_override,-dac_read_search'; // as one that is not root's, or root on NFS
+    const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && exec ${weak} /usr/bin/borg "$@"`));
+    expectEnd(world, ended, { code: 2, says: [/closed\/shown could not be read: this archive does not count as a backup/, /said: .*closed\/shown: .*Permission denied/, /services: web is running again/] });
+    await allIsWell(world);
+  },
+
   'borg that cannot be killed, because its disk hangs, keeps nothing down': async (world) => {
     nearby(world);
     const disk = path.join(world.folder, 'hangs'), image = path.join(world.folder, 'image');
