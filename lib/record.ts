@@ -3,7 +3,7 @@
 // and passphrase alone. Changes only `record/` and `proven/` in the state folder.
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem } from './say.ts';
+import { Problem, warn } from './say.ts';
 import { misfit } from './form.ts';
 import type { Form } from './form.ts';
 import { VERSION, editedOrAsBuilt } from './about.ts';
@@ -38,14 +38,17 @@ export function beginRecord(loaded: Loaded, script: string): void {
   fs.writeFileSync(path.join(folder, 'backup.settings.js'), loaded.text, { mode: 0o600 });
 }
 
-/** The manifest, but for the proof: all of it that can be known while everything still runs. */
+/** The manifest, but for the proof: all of it that can be known while everything still runs. Warns of a fact that would keep `restore` from it. */
 export function manifestOf(stateFolder: string, script: string, plan: Plan, passport: Passport): Manifest {
   const text = fs.readFileSync(path.join(recordFolder(stateFolder), 'backup.js'), 'utf8');
-  return {
+  const manifest: Manifest = {
     format: 1, server: plan.server, archive: plan.archive, madeAt: plan.madeAt,
     script: { version: VERSION, state: editedOrAsBuilt(text), node: process.version, file: script },
     ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...plan.clusters.flatMap((one) => one.roots), ...socketsOf(plan)]), proof: null, drill: lastDrill(readHistory(stateFolder)),
   };
+  const odd = misfit(manifest, MANIFEST_FORM);
+  if (odd) warn(`\`restore\` and \`drill\` will refuse this archive, for ${odd} is not what it should be; RESTORE.md in it says how to bring it back by hand`);
+  return manifest;
 }
 
 /** The newest file of a pass is one that borg reads anew the next time (borg issue 5992): let it be one of ours, not a cluster's. */

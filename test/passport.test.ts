@@ -15,7 +15,9 @@ import { describeCluster, findClusters } from '../lib/postgres.ts';
 import type { Cluster } from '../lib/postgres.ts';
 import { passportOf } from '../lib/passport.ts';
 import { configFilesOf, maskSecrets, queryCluster } from '../lib/questions.ts';
+import { manifestOf, soundManifest } from '../lib/record.ts';
 import { mode, warnings } from '../lib/say.ts';
+import type { Plan } from '../lib/plan.ts';
 
 mode.quiet = true;
 const top = fs.mkdtempSync(path.join(os.tmpdir(), 'passport-'));
@@ -76,6 +78,7 @@ describe('every major version', { concurrency: 2 }, () => {
       cluster.sql('shop', SHOP);
       cluster.sql('postgres', SECRETS);
       cluster.sql('postgres', "select pg_create_logical_replication_slot('kept', 'test_decoding')");
+      cluster.sql('postgres', 'create table access_tokens as select 1 as id'); // a secret by its name
       cluster.sql('postgres', "begin; create table held (id int); prepare transaction 'held'");
 
       const passport = await passportOf([described(cluster)], [], [cluster.dataDirectory]);
@@ -105,6 +108,8 @@ describe('every major version', { concurrency: 2 }, () => {
       assert.match(told.icu, /^libicui18n\.so\.\d+\.\d+$/);
       assert.ok(told.configurationFiles!.includes(path.join(cluster.dataDirectory, 'postgresql.auto.conf')));
 
+      const { activity } = told.databases.find((one) => one.name === 'postgres')!;
+      assert.match(activity!['public.access_tokens']!, /^\d+ \d+ \d+$/, 'a drill could not tell whether its rows are all there');
       const shop = told.databases.find((one) => one.name === 'shop')!;
       assert.deepEqual([shop.encoding, shop.collate, shop.provider, shop.connectable], ['UTF8', 'C.UTF-8', 'c', true]);
       assert.deepEqual(shop.rows, { 'public.customer': 1000, 'public.basket': 0, 'public."We\'re odd"': 2 });
@@ -265,6 +270,18 @@ test('configuration outside the data directory is found: included files, certifi
   cluster.stop();
   cluster.start();
   assert.deepEqual((await configFilesOf(described(cluster))).sort(), [outside, key]);
+});
+
+test('a fact that would keep `restore` from the archive is told in the night', async () => {
+  const stateFolder = path.join(top, 'state'), passport = await passportOf([], [], []);
+  const plan = { server: 'web1', archive: 'web1-2026-11-23T02:00:00', madeAt: '2026-11-23T02:00:00.000Z', repository: '/r', roots: [], clusters: [], parts: [], exclude: [], containers: [] } as unknown as Plan;
+  fs.mkdirSync(path.join(stateFolder, 'record'), { recursive: true });
+  fs.writeFileSync(path.join(stateFolder, 'record/backup.js'), '');
+  soundManifest(JSON.stringify(manifestOf(stateFolder, 'backup.js', plan, passport)), plan.archive);
+  assert.deepEqual(warnings, []);
+  const odd = manifestOf(stateFolder, 'backup.js', plan, { ...passport, containers: [{ name: 'shop', image: null } as any] });
+  assert.throws(() => soundManifest(JSON.stringify(odd), plan.archive), /containers\[0\]\.image is not what it should be/);
+  assert.match(warnings.join('\n'), /^`restore` and `drill` will refuse this archive, for containers\[0\]\.image is not what it should be; RESTORE\.md/);
 });
 
 test('secrets are masked, paths and harmless words are not', () => {
