@@ -8,11 +8,17 @@ import { askBorg, borgFailure } from './borg.ts';
 /** 'proof' says that the cold archive of its name is good; 'checkpoint': what an interrupted pass had sent. */
 export type ArchiveKind = 'cold' | 'proof' | 'warm' | 'checkpoint' | 'other';
 
+/**
+ * An archive as borg lists it, whoever wrote it. startedAt and endedAt: what the client says, ISO 8601 UTC. facts: its
+ * comment, {} when that is no JSON of ours.
+ */
+export type ListedArchive = { id: string; name: string; startedAt: string; endedAt: string; facts: Record<string, any> };
+
 export const WITHOUT_LOCK = ['--bypass-lock']; // a run that is under way is not in the way
 
 /**
- * Given the server ('' = any) and an archive's name, what kind it is. 'other': neither this script nor an interrupted pass
- * of it writes such a name there.
+ * Given the server ('' = any) and an archive's name, returns 'cold', 'proof' (the cold one of its name is good), 'warm' (a copy of what
+ * ran), 'checkpoint' (what an interrupted pass had sent), or 'other' (neither this script nor a pass of it writes such a name there).
  */
 export function kindOf(server: string, name: string): ArchiveKind {
   const own = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(-warm\\.checkpoint)?((?:\\.checkpoint(?:\\.\\d+)?)?)$`).exec(name);
@@ -29,12 +35,6 @@ export function stampOf(name: string): string {
 /** The server in the name of a cold archive. */
 export const serverIn = (archive: string) => archive.slice(0, -'-2026-11-23T02:00:00'.length);
 
-/**
- * An archive as borg lists it, whoever wrote it. startedAt and endedAt: what the client says, ISO 8601 UTC. facts: its
- * comment, {} when that is no JSON of ours.
- */
-export type ListedArchive = { id: string; name: string; startedAt: string; endedAt: string; facts: Record<string, any> };
-
 /** Every archive of the repository, checkpoints too, oldest first. more: words for borg, as WITHOUT_LOCK. */
 export async function listEverything(settings: Settings, more: string[] = [], options: RunOptions = {}): Promise<ListedArchive[]> {
   const done = await askBorg(settings, ['list', ...more, '--json', '--consider-checkpoints', '--format', '{comment}{end}'], { keepBytes: 1 << 28, ...options });
@@ -49,7 +49,7 @@ export async function listEverything(settings: Settings, more: string[] = [], op
   });
 }
 
-/** The ids of all archives alone, in the same order: at once, however many there are. */
+/** The ids of all archives alone, in the same order. No archive is opened for it, so it stays fast with thousands. */
 export async function listIds(settings: Settings, options: RunOptions = {}): Promise<string[]> {
   const done = await askBorg(settings, ['list', '--consider-checkpoints', '--format', '{id}{NL}'], options);
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);

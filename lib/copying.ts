@@ -7,7 +7,7 @@ import { Problem, count, lastLines, named, say, size, span, warn } from './say.t
 import { askToStop } from './shell.ts';
 import { isBelow } from './files.ts';
 import { lastGoodRun } from './history.ts';
-import type { HistoryLine } from './history.ts';
+import type { HistoryLine, Pass } from './history.ts';
 import type { Loaded } from './check.ts';
 import { homeOf, queryCluster } from './questions.ts';
 import { beginPass, takePass } from './passes.ts';
@@ -48,8 +48,8 @@ async function oneWarmPass(night: Night, plan: Plan, paths: string[]): Promise<P
   const command = warmCommand(settings, plan, paths, last ? new Date().toISOString() : plan.madeAt), expectedBytes = lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0;
   const untilEnd = night.windowEnd ? Math.max(1, (night.windowEnd.getTime() - Date.now()) / 1000) : undefined;
   const warm = await takePass(settings, command, { cwd: settings.stateFolder, run: plan.run, title: 'warm pass', expectedBytes, seconds: untilEnd });
-  const { files, originalBytes, compressedBytes, deduplicatedBytes, seconds } = warm;
-  night.line.warm = { files, originalBytes, compressedBytes, deduplicatedBytes: deduplicatedBytes + (last?.deduplicatedBytes ?? 0), seconds: seconds + (last?.seconds ?? 0) }; // files that changed or went are no matter here: the cold pass decides
+  // Files that changed or went are no matter here: the cold pass decides.
+  night.line.warm = { ...passFacts(warm), deduplicatedBytes: warm.deduplicatedBytes + (last?.deduplicatedBytes ?? 0), seconds: warm.seconds + (last?.seconds ?? 0) };
   say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
   return warm;
 }
@@ -71,7 +71,7 @@ export function beginColdPass(night: Night, plan: Plan): PassUnderWay {
   return beginPass(settings, coldCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: night.line.warm !== null, expectedBytes });
 }
 
-/** Wait until borg asks for the manifest. It has an hour: should that it waits never be heard, both would wait for ever. */
+/** Wait until borg asks for the manifest. It has an hour: if we never hear that it waits, both sides would wait for ever. */
 export async function untilBorgWaits(night: Night): Promise<void> {
   const late = setTimeout(() => askToStop('borg did not begin the copy within an hour', 2, 'call `node backup.js doctor`; is this a borg that says other things than 1.2 and 1.4 do?'), 3_600_000);
   await (night.cold?.isWaiting ?? Promise.resolve()).finally(() => clearTimeout(late));
@@ -92,7 +92,8 @@ export async function copyOnWrite(night: Night, plan: Plan): Promise<Copied> {
   const { stateFolder } = night.loaded.settings;
   const first = await prove(plan, listingFile(stateFolder));
   await makeCopies(plan.roots, plan.run);
-  if (plan.roots.some((root) => root.way === 'cold')) await (night.cold = beginColdPass(night, plan)).isWaiting;
+  if (plan.roots.some((root) => root.way === 'cold')) night.cold = beginColdPass(night, plan);
+  await night.cold?.isWaiting;
   return { first, second: await stillCold(night, plan, first), manifestText: '' };
 }
 
@@ -154,6 +155,6 @@ function judgePass(plan: Plan, { changed, unread, complaints }: PassResult): voi
   if (changed.length + unread.length === 0) for (const line of complaints) warn(`borg: ${line}`);
 }
 
-function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }: PassResult): HistoryLine['cold'] {
+function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }: PassResult): Pass {
   return { files, originalBytes, compressedBytes, deduplicatedBytes, seconds };
 }

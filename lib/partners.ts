@@ -13,11 +13,11 @@ const OF_A_COPY = /^pg_\d+_sync_\d+/; // slots and walsenders of a subscription'
 
 /** Given what the passport holds of a cluster, returns its partners, each once. */
 export function partnersOf({ slots = [], standbys = [], subscriptions = [], recovery = {}, databases }: ClusterPassport): Partner[] {
-  const isText = (value: unknown): value is string => typeof value === 'string', isReader = (pid: unknown) => slots.some((slot) => slot.plugin && slot.active_pid === pid);
+  const isString = (value: unknown): value is string => typeof value === 'string', isReader = (pid: unknown) => slots.some((slot) => slot.plugin && slot.active_pid === pid);
   const found: Partner[] = [
     ...subscriptions.map(({ subname, database }): Partner => ({ kind: 'subscription', name: subname, database })),
-    ...slots.filter((slot) => slot.plugin && isText(slot.slot_name) && slot.temporary !== true && !OF_A_COPY.test(slot.slot_name)).map(({ slot_name: name, database }): Partner => ({ kind: 'slot', name, database: isText(database) ? database : '' })),
-    ...standbys.filter(({ pid, application_name: name }) => isText(name) && !isReader(pid) && !OF_A_COPY.test(name) && name !== 'pg_basebackup').map(({ application_name: name }): Partner => ({ kind: 'standby', name, database: '' })),
+    ...slots.filter((slot) => slot.plugin && isString(slot.slot_name) && slot.temporary !== true && !OF_A_COPY.test(slot.slot_name)).map(({ slot_name: name, database }): Partner => ({ kind: 'slot', name, database: isString(database) ? database : '' })),
+    ...standbys.filter(({ pid, application_name: name }) => isString(name) && !isReader(pid) && !OF_A_COPY.test(name) && name !== 'pg_basebackup').map(({ application_name: name }): Partner => ({ kind: 'standby', name, database: '' })),
     ...(recovery.inRecovery === true ? [{ kind: 'primary' as const, name: '', database: '' }] : []),
     ...databases.filter(({ rows = {} }) => Object.keys(rows).some((table) => /^"?bucardo"?\.delta_/.test(table))).map(({ name }): Partner => ({ kind: 'bucardo', name: 'Bucardo', database: name })),
   ];

@@ -13,6 +13,12 @@ import type { BorgNote } from './borg.ts';
 
 /** changed, unread: paths; complaints: what made borg end with a warning. */
 export type PassResult = Pass & { archiveId: string; changed: string[]; unread: string[]; complaints: string[] };
+type PassOptions = { cwd: string; run: string; title: string; expectedBytes: number; seconds?: number; tested?: boolean };
+/**
+ * A pass under way. Of a command with the root `-`: isWaiting is kept when borg has come to it, feed() lets it go on, isRead is kept
+ * when it will read no more files, though it has yet to finish the archive. All of them fail with `end`. callOff() is kept when borg is dead, or killed and stuck.
+ */
+export type PassUnderWay = { isWaiting: Promise<void>; feed: (text: string) => void; isRead: Promise<void>; end: Promise<PassResult>; callOff: () => Promise<void> };
 
 const DIES_WITH_US = ['setpriv', '--pdeathsig', 'KILL', '--']; // or a borg that waits would take our death for the end of its input, and copy what runs
 const GENTLY: NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGKILL']; // INT: borg keeps a checkpoint, so that the upload goes on from there
@@ -25,8 +31,9 @@ const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lo
  */
 export function createCommand(settings: Settings, what: { archive: string; roots: string[]; whole: string[]; comment: object; filesCache?: string; fed?: string }): string[] {
   const comment = JSON.stringify(what.comment).replace(/[{}]/g, '$&$&'); // braces are placeholders for borg
-  // What lies below another root would be stored twice. So borg is to find it on its way, below an excluded folder too: `-` goes on
-  // into those, --exclude does not. Patterns for folders alone (re:, pf:) would then let their files in: with these, twice it is.
+  // borg would store a root inside another root twice, so inner roots are left out, and found while it walks the outer one.
+  // An inner root may lie in an excluded folder: `--pattern '- X'` still walks into X, `--exclude X` does not. But `re:` and `pf:` may
+  // match the folder alone, and `-` would then store the files in it: with these, both roots are given, and the inner one is stored twice.
   const nested = what.roots.filter((root) => root.startsWith('/') && what.roots.some((other) => root.startsWith(`${other}/`)));
   const onTheWay = nested.length > 0 && !settings.exclude.some((pattern) => /^(re|pf):/.test(pattern));
   const excluded = (pattern: string) => (onTheWay ? ['--pattern', `- ${/^[a-z]{2}:/.test(pattern) ? '' : 'fm:'}${pattern}`] : ['--exclude', pattern]);
@@ -44,17 +51,10 @@ export function createCommand(settings: Settings, what: { archive: string; roots
     `::${what.archive}`, ...what.roots.filter((root) => !onTheWay || !nested.includes(root))];
 }
 
-type PassOptions = { cwd: string; run: string; title: string; expectedBytes: number; seconds?: number; tested?: boolean };
-/**
- * A pass under way. Of a command with the root `-`: isWaiting is kept when borg has come to it, feed() lets it go on, isRead is kept
- * when it will read no more files, though it has yet to finish the archive. All of them fail with `end`. callOff() ends borg, and is
- * kept when it is dead, or killed and beyond our reach: then that is warned of.
- */
-export type PassUnderWay = { isWaiting: Promise<void>; feed: (text: string) => void; isRead: Promise<void>; end: Promise<PassResult>; callOff: () => Promise<void> };
-
 /**
  * Begin one pass. Given the command, the folder relative roots are in, the run's mark, the name of the pass and last night's
- * size, shows progress. tested: a pass of this run was made before it, and borg tests itself once. `end` throws Problem when borg failed: then there is no archive of that name.
+ * size, shows progress. tested: an earlier pass of this run has done borg's self-test, so it is skipped. `end` throws
+ * Problem when borg failed: then there is no archive of that name.
  */
 export function beginPass(settings: Settings, command: string[], options: PassOptions): PassUnderWay {
   const waits = command.includes('-'), ladder: NodeJS.Signals[] = waits ? ['SIGTERM', 'SIGKILL'] : [...GENTLY];
@@ -73,10 +73,8 @@ export function beginPass(settings: Settings, command: string[], options: PassOp
       { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
     if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
     const { id: archiveId, stats } = answerOf(options.title, done, { archive: { id: 'text', stats: { nfiles: 'number', original_size: 'number', compressed_size: 'number', deduplicated_size: 'number' } } }).archive;
-    return {
-      ...listener.found, complaints: done.code === 0 ? [] : listener.found.complaints, archiveId, files: stats.nfiles, seconds: (Date.now() - began) / 1000,
-      originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size,
-    };
+    return { ...listener.found, complaints: done.code === 0 ? [] : listener.found.complaints, archiveId, files: stats.nfiles, seconds: (Date.now() - began) / 1000,
+      originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size };
   };
   const end = pass(), until = async (event: Promise<void>) => void await Promise.race([event, end]);
   const underWay: PassUnderWay = {
@@ -108,12 +106,16 @@ function listenToPass(progress: ReturnType<typeof progressTeller>) {
     if (isProgress) progressAt = Date.now();
     // Only what is said at the top level counts: borg passes on whatever a storage puts into its log messages, but never under these types (remote.py).
     const note = parseLine(line);
-    if (note?.type === 'archive_progress' && note.finished) return markRead(); // said before the archive is saved (archiver.py, create_inner)
-    if (note?.type === 'archive_progress') progress(note);
-    if (note?.type === 'file_status' && note.status === 'i') markWaiting(); // said before it is read (archive.py, process_pipe)
-    if (note?.type === 'file_status' && note.status === 'C') keep(found.changed, absolute(String(note.path)));
-    if (note?.type === 'file_status' && note.status === 'E') keep(found.unread, absolute(String(note.path)));
-    if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) keep(found.complaints, note.message ?? '');
+    switch (note?.type) {
+      case 'archive_progress': return note.finished ? markRead() : progress(note); // finished: said before the archive is saved (archiver.py, create_inner)
+      case 'file_status':
+        if (note.status === 'i') markWaiting(); // said before it is read (archive.py, process_pipe)
+        if (note.status === 'C') keep(found.changed, absolute(String(note.path)));
+        if (note.status === 'E') keep(found.unread, absolute(String(note.path)));
+        return;
+      case 'log_message':
+        if (/WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) keep(found.complaints, note.message ?? '');
+    }
   };
   return { found, onLine, isWaiting, isRead, reached: progress.reached };
 }

@@ -188,7 +188,7 @@ async function ownersOf(roots: string[]): Promise<{ users: AnyFacts[]; groups: A
   };
   const done = roots.length > 0 ? await look(['find', ...roots, '-printf', '%U:%G\\n'], { seconds: 900, keepBytes: 0, onLine }) : null;
   if (done?.timedOut) warn('the owners of the saved files were not all seen in 15 minutes: the passport may lack some');
-  const named = async (database: string, ids: Set<string>): Promise<AnyFacts[]> => {
+  const namesOf = async (database: string, ids: Set<string>): Promise<AnyFacts[]> => {
     const numbers = [...ids].map(Number).sort((one, other) => one - other);
     const { out } = numbers.length > 0 ? await look(['getent', database, ...numbers.map(String)]) : { out: '' }; // those it does not know are left out
     const known = new Map(out.split('\n').map((line) => line.split(':')).map((fields) => [Number(fields[2]), fields]));
@@ -197,7 +197,7 @@ async function ownersOf(roots: string[]): Promise<{ users: AnyFacts[]; groups: A
       return database === 'passwd' ? { id, name, group: group ? Number(group) : null, home: home ?? '', shell: shell ?? '' } : { id, name };
     });
   };
-  return { users: await named('passwd', seen.users), groups: await named('group', seen.groups) };
+  return { users: await namesOf('passwd', seen.users), groups: await namesOf('group', seen.groups) };
 }
 
 async function containersOf(names: string[]): Promise<ContainerPassport[]> {

@@ -120,6 +120,9 @@ const roleThatWorks = new Map<string, string>(); // by data directory, where it 
 /** From now on this cluster is asked as this role. */
 export const useRole = (cluster: Cluster, role: string) => roleThatWorks.set(cluster.dataDirectory, role);
 
+const sessionSettings = (settings: Record<string, string | undefined>) => Object.entries(settings).filter(([, value]) => value !== undefined).map(([name, value]) => `-c ${name}=${value}`).join(' ');
+const asDatabaseWord = (database: string) => (/=|:\/\//.test(database) ? `dbname='${database.replace(/['\\]/g, '\\$&')}'` : database); // else psql takes such a name for an address
+
 /**
  * Given a running cluster, a database and SQL, runs it with psql as the cluster's owner over its socket, in a read-only session.
  * The role is the owner's name, in a container $POSTGRES_USER, and 'postgres' where that one does not get in.
@@ -130,17 +133,21 @@ export async function queryCluster(cluster: Cluster, database: string, sql: stri
   if (cluster.port === '') return { argv: [], code: 2, out: '', said: 'its port is not known', timedOut: false }; // psql would ask whoever has port 5432
   const env = {
     PGCONNECT_TIMEOUT: '5', PGAPPNAME: 'cold-backup', PGCLIENTENCODING: 'UTF8',
-    PGOPTIONS: Object.entries({ search_path: 'pg_catalog', statement_timeout: `${seconds}s`, lock_timeout: '2s', default_transaction_read_only: 'on', jit: 'off', ...more }).filter(([, value]) => value !== undefined).map(([name, value]) => `-c ${name}=${value}`).join(' '),
+    PGOPTIONS: sessionSettings({ search_path: 'pg_catalog', statement_timeout: `${seconds}s`, lock_timeout: '2s', default_transaction_read_only: 'on', jit: 'off', ...more }),
   };
   const own = path.join(cluster.binaries, 'psql');
   const psql = [fs.existsSync(rootOf(cluster) + own) ? own : 'psql', // one from PATH will do: a newer psql speaks to older servers
-    '-X', '-w', '-q', '-A', '-t', '-v', 'ON_ERROR_STOP=1', '-h', cluster.socketFolder || 'localhost', '-p', cluster.port, '-d', /=|:\/\//.test(database) ? `dbname='${database.replace(/['\\]/g, '\\$&')}'` : database, '-c', sql]; // with such signs psql would take it for an address
+    '-X', '-w', '-q', '-A', '-t', '-v', 'ON_ERROR_STOP=1', '-h', cluster.socketFolder || 'localhost', '-p', cluster.port, '-d', asDatabaseWord(database), '-c', sql];
   // Name and password are in the container's environment and stay there: this shell is the container's.
   const within = ['sh', '-c', 'export PGPASSWORD="${PGPASSWORD:-$POSTGRES_PASSWORD}"; role=$1; shift; exec "$@" -U "${role:-${POSTGRES_USER:-postgres}}"', 'sh'];
   const inContainer = ['docker', 'exec', '--user', String(cluster.uid), ...Object.entries(env).flatMap(([name, value]) => ['--env', `${name}=${value}`]), cluster.container];
   const inSandbox = [...cluster.words ?? [], 'env', ...Object.entries(env).map(([name, value]) => `${name}=${value}`)];
-  const attempt = (role: string) => look(cluster.words ? [...inSandbox, ...psql, '-U', role || 'postgres'] : cluster.container ? [...inContainer, ...within, role, ...psql] : [...asOwner(cluster), ...psql, ...(role ? ['-U', role] : [])],
-    { cwd: '/', env, seconds: seconds + 10, keepBytes: 64 * 1024 * 1024 });
+  const attempt = (role: string) => {
+    const options = { cwd: '/', env, seconds: seconds + 10, keepBytes: 64 * 1024 * 1024 };
+    if (cluster.words) return look([...inSandbox, ...psql, '-U', role || 'postgres'], options);
+    if (cluster.container) return look([...inContainer, ...within, role, ...psql], options);
+    return look([...asOwner(cluster), ...psql, ...(role ? ['-U', role] : [])], options);
+  };
   const known = roleThatWorks.get(cluster.dataDirectory);
   const first = await attempt(known ?? '');
   if (first.code !== 2 || known) return first; // 2: no connection; why, it says in the server's language

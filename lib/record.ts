@@ -96,18 +96,26 @@ export function writeHistory(stateFolder: string, line: HistoryLine): string {
 }
 
 // Everything that `restore`, `drill` and the judge read.
-const FOUND_IN_DATABASE: Form = { name: 'text', encoding: 'text', collate: 'text', ctype: 'text', provider: 'text', orderFingerprint: 'text', 'locale?': 'text', 'rules?': 'text', 'recorded?': 'text', 'actual?': 'text',
+const FOUND_IN_DATABASE: Form = {
+  name: 'text', encoding: 'text', collate: 'text', ctype: 'text', provider: 'text', orderFingerprint: 'text', 'locale?': 'text', 'rules?': 'text', 'recorded?': 'text', 'actual?': 'text',
   'extensions?': [{ name: 'text', version: 'text' }], 'libraries?': ['text'], 'rows?': { '*': 'anything' }, 'activity?': { '*': 'text or null' }, 'dictionaries?': [{ name: 'text' }],
-  'collations?': [{ schema: 'text', name: 'text', provider: 'text', 'locale?': 'text', 'rules?': 'text', 'recorded?': 'text', 'actual?': 'text', orderFingerprint: 'text', indexes: ['text'], partitionedTables: ['text'] }] };
-const SAVED_CLUSTER: Form = { name: 'text', dataDirectory: 'path', walFolder: 'path', version: 'version', binaries: 'text', owner: 'text', container: 'text', 'socketFolder?': 'text', port: 'text', uid: 'id', gid: 'id', roots: ['path'], tablespaces: [{ oid: 'text', location: 'text' }] };
+  'collations?': [{ schema: 'text', name: 'text', provider: 'text', orderFingerprint: 'text', indexes: ['text'], partitionedTables: ['text'],
+    'locale?': 'text', 'rules?': 'text', 'recorded?': 'text', 'actual?': 'text' }],
+};
+const SAVED_CLUSTER: Form = {
+  name: 'text', dataDirectory: 'path', walFolder: 'path', version: 'version', binaries: 'text', owner: 'text', container: 'text', 'socketFolder?': 'text', port: 'text',
+  uid: 'id', gid: 'id', roots: ['path'], tablespaces: [{ oid: 'text', location: 'text' }],
+};
 const PACKAGES: Form = { all: { '*': 'text' }, needed: { '*': 'text' }, unowned: ['text'] };
 const MANIFEST_FORM: Form = {
   server: 'text', madeAt: 'text', packages: PACKAGES, parents: [{ path: 'path', mode: 'bits', uid: 'id', gid: 'id' }], 'proof?': { clusters: [{ dataDirectory: 'text', systemIdentifier: 'text' }] },
   host: { architecture: 'text', libc: 'text', users: [{ id: 'id', 'name?': 'text', 'group?': 'id' }], groups: [{ id: 'id', 'name?': 'text' }] },
-  containers: [{ name: 'text', image: 'text', imageId: 'text', imageDigests: ['text'], composeProject: 'text', composeService: 'text', composeFiles: ['text'], mounts: [{ 'type?': 'text', 'name?': 'text', source: 'text', destination: 'text' }] }],
-  postgres: [{ ...SAVED_CLUSTER, 'insideDataDirectory?': 'text', systemIdentifier: 'text', controlData: { '*': 'anything' }, databases: [FOUND_IN_DATABASE], 'packages?': PACKAGES, 'system?': { libc: 'text' }, 'serverVersion?': 'text', 'settings?': { '*': 'text or null' },
-    'preloadLibraries?': { '*': 'text or null' }, 'roleSettings?': [{ 'role?': 'text', 'database?': 'text', 'settings?': { '*': 'text or null' } }], 'roles?': [{ rolname: 'text' }], 'slots?': [{ 'slot_name?': 'text', 'plugin?': 'text', 'database?': 'text', 'active_pid?': 'number', 'temporary?': 'yes or no' }],
-    'standbys?': [{ 'pid?': 'number', 'application_name?': 'text' }], 'subscriptions?': [{ subname: 'text', database: 'text' }] }],
+  containers: [{ name: 'text', image: 'text', imageId: 'text', imageDigests: ['text'], composeProject: 'text', composeService: 'text', composeFiles: ['text'],
+    mounts: [{ 'type?': 'text', 'name?': 'text', source: 'text', destination: 'text' }] }],
+  postgres: [{ ...SAVED_CLUSTER, systemIdentifier: 'text', controlData: { '*': 'anything' }, databases: [FOUND_IN_DATABASE], 'insideDataDirectory?': 'text', 'packages?': PACKAGES,
+    'system?': { libc: 'text' }, 'serverVersion?': 'text', 'settings?': { '*': 'text or null' }, 'preloadLibraries?': { '*': 'text or null' }, 'roles?': [{ rolname: 'text' }],
+    'roleSettings?': [{ 'role?': 'text', 'database?': 'text', 'settings?': { '*': 'text or null' } }], 'standbys?': [{ 'pid?': 'number', 'application_name?': 'text' }],
+    'slots?': [{ 'slot_name?': 'text', 'plugin?': 'text', 'database?': 'text', 'active_pid?': 'number', 'temporary?': 'yes or no' }], 'subscriptions?': [{ subname: 'text', database: 'text' }] }],
   plan: { roots: [{ path: 'path', why: 'text' }], clusters: [{ ...SAVED_CLUSTER, pid: 'id' }], parts: [{ name: 'text', kind: 'text', group: 'number' }], exclude: ['text'] },
 };
 

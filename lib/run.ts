@@ -113,7 +113,7 @@ async function runTheNight(night: Night): Promise<void> {
   } catch (error) {
     trouble = error;
     wasAsked = askedToStop() !== null;
-    await night.cold?.callOff(); // seen dead before anything is started: no archive is ever completed with files that are in use again
+    await night.cold?.callOff(); // seen dead, or killed and stuck, before anything is started: no archive is ever completed with files that are in use again
   }
   clearTimeout(alarm);
   night.down = await startEverything(night);

@@ -21,7 +21,7 @@ const LOCKED = '-c listen_addresses= -c archive_mode=off -c max_logical_replicat
 
 const q = (...words: string[]) => pasteable(words);
 const block = (lines: string[]) => ['```sh', ...lines, '```'].join('\n');
-const strict = (lines: string[]) => block(['( set -e', ...lines, ')']); // pasted or not, it ends at the first command that fails
+const untilFirstError = (lines: string[]) => block(['( set -e', ...lines, ')']); // pasted or not, it ends at the first command that fails
 const stored = (places: string[]) => q(...places.map((one) => `pp:${one.slice(1)}`));
 
 /** Given the manifest of an archive and a language, returns its RESTORE.md: the same commands in every language. */
@@ -59,7 +59,7 @@ function software(manifest: Manifest, clusters: HostCluster[], w: RestoreWords):
   const pgdg = exact.some((one) => one.includes('pgdg'));
   const versions = [...new Set(clusters.map((one) => one.version))].join(', ');
   return [`## 2. ${w.software}`, ...(versions ? [w.fits(versions)] : []),
-    isDebian ? strict([`missing=; for package in ${q(...exact)}; do`, `  [ "$(dpkg-query -Wf '\${db:Status-Status}' "\${package%%=*}" 2>/dev/null)" = installed ] || missing="$missing $package"; done`,
+    isDebian ? untilFirstError([`missing=; for package in ${q(...exact)}; do`, `  [ "$(dpkg-query -Wf '\${db:Status-Status}' "\${package%%=*}" 2>/dev/null)" = installed ] || missing="$missing $package"; done`,
       'if [ -n "$missing" ]; then', '  apt-get update', ...(pgdg ? [`  apt-get install --yes postgresql-common ca-certificates && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y   # ${w.fromThere}`] : []),
       `  for package in $missing; do apt-get install --yes "$package" || apt-get install --yes "\${package%%=*}"; done   # ${w.sameOrNewest}`, 'fi'])
       : w.packages(exact.join(', ')),
@@ -103,7 +103,7 @@ function makeRoom({ plan, parents, host }: Manifest, clusters: HostCluster[], { 
   const needed = parents.filter((one) => !byName.some((place) => isBelow(one.path, place))).filter((one) => !byNumber.some((volume) => isBelow(volume, one.path)) || byName.some((place) => isBelow(place, one.path)));
   return [`## 4. ${w.room}`, w.notHere, block([...stops, ...debian].concat(stops.length + debian.length === 0 ? [`true   # ${w.nothingStopped}`] : [])),
     w.comeBack, [...byName, ...byNumber].map((one) => `- \`${one}\``).join('\n'),
-    strict([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # ${w.noPostgres}`),
+    untilFirstError([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # ${w.noPostgres}`),
       'aside() {', '  [ -e "$1" ] || [ -L "$1" ] || return 0', '  if mountpoint -q "$1"; then mkdir "$1/.$AWAY"; find "$1" -mindepth 1 -maxdepth 1 ! -name ".$AWAY" ! -name lost+found -exec mv -t "$1/.$AWAY" {} +; return; fi',
       '  [ ! -e "$2" ]; mkdir -p "${2%/*}"; mv -T "$1" "$2"', '}', ...[...byName, ...byNumber].map((one) => `aside ${q(one)} ${asidePath(one)}`)]),
     ...(needed.length > 0 ? [w.above,
@@ -114,10 +114,10 @@ function makeRoom({ plan, parents, host }: Manifest, clusters: HostCluster[], { 
 function extraction({ containers, plan }: Manifest, { byName, byNumber }: Places, w: RestoreWords): string[] {
   const mounts = containers.flatMap((one) => one.mounts);
   const volumes = byNumber.flatMap((place) => mounts.filter((one) => one.type === 'volume' && one.source === place).map((one) => ({ place, name: String(one.name) })).slice(0, 1));
-  const named = [...new Set(plan.roots.filter((root) => byNumber.includes(root.path) && root.path.endsWith('/_data')).map((root) => root.why.slice('volume '.length)))].filter((one) => !volumes.some(({ name }) => name === one) && !one.includes('/'));
-  const make = [...volumes.map(({ name }) => name), ...named];
+  const otherVolumes = [...new Set(plan.roots.filter((root) => byNumber.includes(root.path) && root.path.endsWith('/_data')).map((root) => root.why.slice('volume '.length)))].filter((one) => !volumes.some(({ name }) => name === one) && !one.includes('/'));
+  const make = [...volumes.map(({ name }) => name), ...otherVolumes];
   return [`## 5. ${w.extract}`, ...(make.length > 0 ? [w.volumes, block(make.map((name) => `docker volume inspect ${q(name)} >/dev/null 2>&1 || docker volume create ${q(name)}`))] : []),
-    strict(['cd /', ...(byName.length > 0 ? [`borg extract --sparse "::$ARCHIVE" ${stored(byName)}${byNumber.some((one) => byName.some((place) => isBelow(one, place))) ? byNumber.map((one) => ` --exclude ${stored([one])}`).join('') : ''}`] : []),
+    untilFirstError(['cd /', ...(byName.length > 0 ? [`borg extract --sparse "::$ARCHIVE" ${stored(byName)}${byNumber.some((one) => byName.some((place) => isBelow(one, place))) ? byNumber.map((one) => ` --exclude ${stored([one])}`).join('') : ''}`] : []),
       ...(byNumber.length > 0 ? [`borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored(byNumber)}   # ${w.numbers}`] : [])]),
     w.takesLong];
 }
@@ -146,7 +146,7 @@ function checks(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): s
   if (ran.length === 0) return [];
   const starts = ran.map((one) => (one.configFolder ? `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} start -o ${q(LOCKED)}` : startOf(manifest, one)));
   const connections = Object.fromEntries(ran.map((one) => [one.name, psqlOf(one)]));
-  return [`## 7. ${w.checks}`, w.alone, strict(['systemctl daemon-reload || true', ...starts]), w.counted,
+  return [`## 7. ${w.checks}`, w.alone, untilFirstError(['systemctl daemon-reload || true', ...starts]), w.counted,
     counting(connections, w),
     ...collations(manifest, ran, w), ...(ran.some((one) => one.configFolder) ? [w.good,
       block(ran.filter((one) => one.configFolder).map((one) => `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} stop`))] : [])];
@@ -227,7 +227,7 @@ function onlyAPart({ plan }: Manifest, clusters: HostCluster[], { byName, byNumb
   const folder = plan.roots.find((root) => root.why === 'folder')?.path ?? [...byName, ...byNumber, ...system][0];
   const numeric = folder && byNumber.includes(folder) ? '--numeric-ids ' : '';
   return [`## ${w.part}`, w.onlyPart,
-    strict([`mkdir -m 700 "/root/part-$AWAY" && cd "/root/part-$AWAY"`, `borg extract --sparse ${numeric}"::$ARCHIVE" ${stored([folder ?? '/record'])}`, 'find . -maxdepth 4 | head -20']),
+    untilFirstError([`mkdir -m 700 "/root/part-$AWAY" && cd "/root/part-$AWAY"`, `borg extract --sparse ${numeric}"::$ARCHIVE" ${stored([folder ?? '/record'])}`, 'find . -maxdepth 4 | head -20']),
     ...clusters.filter((one) => one.configFolder).flatMap((one) => besides(one, w))];
 }
 
@@ -238,7 +238,7 @@ function besides(cluster: HostCluster, w: RestoreWords): string[] {
   const as = `runuser -u ${q(cluster.owner)} --`;
   const settings = [`config_file=$C/postgresql.conf`, 'data_directory=$D', 'hba_file=$C/pg_hba.conf', 'ident_file=$C/pg_ident.conf', 'external_pid_file=$D/look.pid', 'unix_socket_directories=$L', 'port=5999', 'listen_addresses=', 'archive_mode=off', 'max_logical_replication_workers=0', 'shared_preload_libraries=', 'ssl=off', 'logging_collector=off'];
   return [w.look(cluster.name),
-    strict([`L="/var/lib/postgresql/look-$AWAY"; D=${inside(cluster.dataDirectory)}; C=${config}`, 'install -d -m 711 "$L" && cd "$L"', `borg extract --sparse "::$ARCHIVE" ${stored(outermost([...cluster.roots, cluster.configFolder]))}`,
+    untilFirstError([`L="/var/lib/postgresql/look-$AWAY"; D=${inside(cluster.dataDirectory)}; C=${config}`, 'install -d -m 711 "$L" && cd "$L"', `borg extract --sparse "::$ARCHIVE" ${stored(outermost([...cluster.roots, cluster.configFolder]))}`,
       `find "$L" -type d -user root -exec chmod go+x {} +   # ${w.rootAlone}`,
       ...links.map(({ link, to }) => `ln -sfn ${inside(to)} "$D/${link}"   # ${w.elseRunning}`), `chown ${q(cluster.owner)} "$L"`,
       `${as} ${q(path.join(bin, 'pg_ctl'))} start -w -s -l "$L/log" -D "$D" -o "${settings.map((one) => `-c ${one}`).join(' ')}"`,

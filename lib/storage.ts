@@ -1,7 +1,5 @@
 // The storage as this server reaches it: its address, ssh, and what `borg serve` says of itself.
 // It asks, and changes nothing, but for one empty transaction where nothing else tells whether the storage is append-only.
-// A test call that every `borg serve` since 1.1 answers before it opens anything: its error report shows the server's own
-// command line and version (borg, remote.py, inject_exception). MessagePack: negotiate, then inject_exception(kind=divide).
 import fs from 'node:fs';
 import { Problem, named } from './say.ts';
 import { failure, look } from './shell.ts';

@@ -41,7 +41,9 @@ export function makeSwaps({ swaps, stamp }: Restore): void {
 function rename(from: string, to: string): void {
   const opened: number[] = [];
   const inItsFolder = (file: string) => {
-    const folder = path.dirname(file), fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY), is = fs.readlinkSync(`/proc/self/fd/${opened[opened.push(fd) - 1]}`);
+    const folder = path.dirname(file), fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY);
+    opened.push(fd);
+    const is = fs.readlinkSync(`/proc/self/fd/${fd}`);
     if (is !== folder) throw new Problem(`${named(folder)} is now ${named(is)}: somebody laid a link on the way, and nothing is moved through it`);
     return `/proc/self/fd/${fd}/${path.basename(file)}`;
   };
@@ -145,8 +147,8 @@ export function wayBack(stateFolder: string, ledger: Ledger, isOpen: boolean): s
       ...(path.dirname(aside) === path.dirname(place) ? [] : [['mkdir', '-p', '-m', '700', path.dirname(away(aside))]]),
       ['mv', '-T', '--', place, away(aside)], ...(isThere(aside) ? [['mv', '-T', '--', aside, place]] : [])]),
     ...folders.filter((one) => opened.has(one.path) && isThere(one.path)).flatMap(({ path: folder, before }) => {
-      const aside = opened.get(folder)!;
-      return [['mkdir', '-p', '-m', '700', away(aside)], entries(folder, away(aside), ['lost+found', `${STAGING}*`, ...['before-restore-', 'restored-'].map((one) => `${one}????-??-??T??????`), ...around(folder)]),
+      const aside = opened.get(folder)!, stays = ['lost+found', `${STAGING}*`, 'before-restore-????-??-??T??????', 'restored-????-??-??T??????', ...around(folder)];
+      return [['mkdir', '-p', '-m', '700', away(aside)], entries(folder, away(aside), stays),
         ...(isThere(aside) ? [entries(aside, folder, around(folder))] : []), ['chown', `${before.uid}:${before.gid}`, folder], ['chmod', before.mode.toString(8), folder]];
     }),
     ...[...parts].reverse().map((part) => part.start),
