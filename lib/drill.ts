@@ -6,7 +6,6 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { randomUUID } from 'node:crypto';
 import { Problem, answer, mode, openTranscript, sayBlock, sayError, warn, warnings } from './say.ts';
-import { look } from './shell.ts';
 import { SANDBOX_MARK, endRun } from './processes.ts';
 import { remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
@@ -15,6 +14,7 @@ import type { Settings } from './settings.ts';
 import { tell } from './tell.ts';
 import { takeLock } from './ledger.ts';
 import { WORDS } from './words.ts';
+import { dockerAnyway } from './sandbox.ts';
 import { Superseded, rehearse } from './rehearsal.ts';
 import { certificateText, failedChecks } from './certificate.ts';
 import type { Certificate } from './certificate.ts';
@@ -26,20 +26,22 @@ const scratchOf = (settings: Settings) => settings.drill.folder || path.join(set
 
 /** Remove what drills left that were killed: processes, containers, files. Does nothing while one is under way. */
 export async function sweepDrills(settings: Settings): Promise<void> {
-  const scratch = scratchOf(settings), isOurs = (one: string) => { const facts = fs.lstatSync(one, { throwIfNoEntry: false }); return facts !== undefined && facts.isDirectory() && facts.uid === process.getuid?.(); }; // it may be /var/tmp, where others make such names, too
-  const left = (folder: string) => (fs.existsSync(folder) ? fs.readdirSync(folder).filter((name) => name.startsWith(SCRATCH) && isOurs(path.join(folder, name))) : []);
-  if (left(scratch).length === 0) return;
+  const scratch = scratchOf(settings), factsOf = (name: string) => fs.lstatSync(path.join(scratch, name), { throwIfNoEntry: false });
+  const isLeftover = (name: string) => name.startsWith(SCRATCH) && factsOf(name)?.isDirectory() && factsOf(name)?.uid === process.getuid?.(); // in /var/tmp others make such names, too
+  const left = () => (fs.existsSync(scratch) ? fs.readdirSync(scratch).filter(isLeftover) : []);
+  if (left().length === 0) return;
   const lock = takeLock(settings.stateFolder, 0, LOCK);
   if (lock === null) return;
-  for (const name of left(scratch)) await removeScratch(path.join(scratch, name));
+  for (const name of left()) await removeScratch(path.join(scratch, name));
   fs.closeSync(lock);
 }
 
+// What cannot be removed is told, and keeps neither a night nor a certificate from its end: the next one tries again.
 async function removeScratch(folder: string): Promise<void> {
   await endRun(path.basename(folder).slice(SCRATCH.length), ['SIGKILL']); // a borg that still extracts
-  const name = path.basename(folder), left = await look(['docker', 'ps', '--all', '--quiet', `--filter=label=${SANDBOX_MARK}`, `--filter=name=${name}`], { unlimited: true }); // whoever asks us to stop
-  if (left.out.trim()) await look(['docker', 'rm', '--force', name], { unlimited: true });
-  fs.rmSync(folder, { recursive: true, force: true, maxRetries: 3 });
+  const name = path.basename(folder), left = await dockerAnyway('ps', '--all', '--quiet', `--filter=label=${SANDBOX_MARK}`, `--filter=name=${name}`);
+  if (left.out.trim()) await dockerAnyway('rm', '--force', name);
+  await fs.promises.rm(folder, { recursive: true, force: true, maxRetries: 3 }).catch((error) => warn(`what a drill left cannot be removed: ${error.message}`));
 }
 
 /** `drill [ARCHIVE|latest]`: rehearse a restore. Returns 0 proven, 1 with warnings, 2 not proven. Throws Problem: 75 another drill is under way. */

@@ -18,7 +18,8 @@ export type Process = { pid: number; program: string; folder: string; cwd: strin
 
 /** A file in the data directory of every copy that a drill or the judge runs, a label on its container: no run takes those for the server's own. */
 export const SANDBOX_MARK = 'cold-backup-sandbox';
-export const OWN_USER = 1_999_000_000; // who they belong to when we are root: nobody's number, on no machine
+/** Who they belong to when we are root: nobody's number, on no machine. Root of an unprivileged container has only some numbers (user_namespaces(7)): there the highest of those. */
+export const OWN_USER = Math.min(1_999_000_000, ...['uid_map', 'gid_map'].map((name) => Math.max(0, ...[...procFile(process.pid, name).matchAll(/^ *(\d+) +\d+ +(\d+)$/gm)].map(([, first, count]) => Number(first) + Number(count) - 1))));
 const RUN_MARK = 'COLD_BACKUP_RUN'; // in the environment of every borg we start, and so of its ssh
 
 /** Every process that can be seen: pid, program name, folder of the program, and its working directory as device:inode. */

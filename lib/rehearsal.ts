@@ -158,7 +158,7 @@ async function rehearseCluster(one: Drill, passport: ClusterPassport): Promise<v
 // Several files at a time: to free what the kernel remembers of 5 GB takes seconds.
 async function removeFiles({ folder }: Drill): Promise<void> {
   const names = ['own', 'root', ...fs.readdirSync(path.join(folder, 'files')).map((top) => `files/${top}`)].filter((name) => name !== 'files/record');
-  await Promise.all(names.map((name) => fs.promises.rm(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 })));
+  await Promise.allSettled(names.map((name) => fs.promises.rm(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 })));
 }
 
 // Roles out of the archive; the one that initdb made comes first.
@@ -223,7 +223,8 @@ async function lockIn(one: Drill, copy: Copy): Promise<void> {
   const places: Place[] = roots.map((root) => ({ from: files + root, at: inside(root) })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
   const system = places.find(({ at }) => !path.isAbsolute(at) || /^\/(|(bin|sbin|lib\w*|etc|proc|dev|sys|own|tmp)(\/.*)?|usr|usr\/(bin|sbin|lib\w*|local\/s?bin)(\/.*)?)$/.test(at) && !/^\/tmp\/./.test(at));
   if (system) throw new Problem(`${named(system.at)} is a folder of the system, no place for a cluster: the record of this archive cannot be trusted`);
-  for (const name of ['standby.signal', 'recovery.signal']) fs.rmSync(path.join(copy.onHost, name), { force: true }); // a standby's copy comes up by itself, and follows nobody
+  // A standby's copy comes up by itself, and follows nobody. And whatever its owner may have put in the place of our mark goes.
+  for (const name of ['standby.signal', 'recovery.signal', SANDBOX_MARK]) fs.rmSync(path.join(copy.onHost, name), { force: true, recursive: true });
   fs.writeFileSync(path.join(copy.onHost, SANDBOX_MARK), '', { flag: 'wx' });
   copy.sandbox = await openSandbox(one.folder, places, copy.programs);
   const user = fs.statSync(path.join(one.folder, 'own'));

@@ -9,7 +9,7 @@ import path from 'node:path';
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { Problem, lastLines, named, sayMore } from './say.ts';
-import { look, programPath } from './shell.ts';
+import { look, programPath, signalGroup, waitUntil } from './shell.ts';
 import { plainText } from './files.ts';
 import { OWN_USER, SANDBOX_MARK } from './processes.ts';
 import { homeOf, queryCluster, useRole } from './questions.ts';
@@ -57,7 +57,7 @@ export async function findPrograms(cluster: Omit<Cluster, 'pid'>, manifest: Mani
     if (/^[a-z0-9][\w./:@-]*$/i.test(image) && (await look(['docker', 'image', 'inspect', '--format={{.Id}}', image])).code === 0) return { version, binaries: cluster.binaries, image };
   }
   for (const binaries of [...(cluster.container ? [] : [cluster.binaries]), `/usr/lib/postgresql/${version}/bin`, `/usr/pgsql-${version}/bin`, '/usr/local/pgsql/bin', '/usr/local/bin', '/usr/bin']) {
-    if (path.dirname(binaries) === '/' || !isOurs(path.join(binaries, 'postgres'))) continue; // what lies around it is seen inside: not all of this machine
+    if (path.dirname(binaries) === '/' || !isOursToRun(path.join(binaries, 'postgres'))) continue; // what lies around it is seen inside: not all of this machine
     const { out } = await look([path.join(binaries, 'postgres'), '--version']);
     if (new RegExp(` ${version}(\\.|[a-z])`).test(out)) return { version, binaries, image: '' };
   }
@@ -65,7 +65,7 @@ export async function findPrograms(cluster: Omit<Cluster, 'pid'>, manifest: Mani
 }
 
 // The archive names the folder: what lies there is run only if nobody else could have put it there.
-function isOurs(program: string): boolean {
+function isOursToRun(program: string): boolean {
   return path.isAbsolute(program) && [program, path.dirname(program)].every((file) => {
     const facts = fs.statSync(file, { throwIfNoEntry: false });
     return facts && [0, process.getuid?.()].includes(facts.uid) && (facts.mode & 0o022) === 0;
@@ -80,7 +80,8 @@ export async function openSandbox(folder: string, places: Place[], programs: Pro
   const own = path.join(folder, 'own'), isRoot = process.getuid?.() === 0, user = isRoot ? OWN_USER : process.getuid!();
   fs.mkdirSync(own, { recursive: true, mode: 0o700 });
   for (const [name, text] of Object.entries({ passwd: `root:x:0:0::/:/bin/sh\ndrill:x:${user}:${user}::/own:/bin/sh\n`, hba: 'local all all trust\n', conf: '', ident: '' })) fs.writeFileSync(path.join(own, name), text, { mode: 0o644 });
-  if (isRoot) fs.chownSync(own, user, user);
+  const given = isRoot ? await look(['chown', `${user}:${user}`, own]) : null;
+  if (given && given.code !== 0) throw notLockedIn(given.argv, given.said);
   const home = path.dirname(programs.binaries);
   const seen = [...(programs.image || /^\/usr(\/|$)/.test(home) ? [] : [{ from: home, at: home }]), ...places].sort((one, other) => one.at.length - other.at.length);
   const name = path.basename(folder), quoted = (word: string) => word.replaceAll('"', '""'); // as CSV
@@ -93,36 +94,48 @@ export async function openSandbox(folder: string, places: Place[], programs: Pro
   if (!programs.image) fs.mkdirSync(path.join(folder, 'root'));
   sayMore(`sandbox: ${argv[0]} ... ${seen.map(({ at }) => named(at)).join(', ')}`);
   const child = spawn(argv[0]!, argv.slice(1), { stdio: ['pipe', 'pipe', 'pipe'], detached: true, cwd: '/', env: { PATH: programPath(), DOCKER_HOST: process.env.DOCKER_HOST } });
-  await readyOrNot(child, argv);
+  const end = async (patienceMs = 10_000): Promise<void> => {
+    const gone = child.exitCode !== null || child.signalCode !== null ? null : new Promise((resolve) => { child.once('exit', resolve); });
+    child.stdin.destroy();
+    const late = setTimeout(() => signalGroup(child.pid!, 'SIGKILL'), patienceMs); // a daemon or a disk that hangs
+    await gone;
+    clearTimeout(late);
+    if (programs.image) await dockerAnyway('rm', '--force', name);
+  };
+  await readyOrNot(child, argv).catch(async (error) => {
+    await end(0);
+    throw error;
+  });
   const inner = programs.image ? '' : fs.readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
   const lowered = ['--no-new-privs', ...(isRoot ? ['--reuid', String(user), '--regid', String(user), '--clear-groups', '--inh-caps=-all', '--bounding-set=-all'] : [])]; // who is not root has none to lose
   const words = programs.image ? ['docker', 'exec', '--env', 'HOME=/own', '--env', 'LC_ALL=C.UTF-8', name]
     : ['nsenter', '--target', inner, '--mount', '--net', '--pid', '--ipc', '--uts', '--root', '--wd', ...(isRoot ? [] : ['--user', '--preserve-credentials']), '--',
       'setpriv', ...lowered, '--', 'env', '-i', 'PATH=/usr/bin:/bin:/usr/sbin:/sbin', 'HOME=/own', 'LC_ALL=C.UTF-8'];
-  const end = async (): Promise<void> => {
-    const gone = child.exitCode !== null || child.signalCode !== null ? null : new Promise((resolve) => { child.once('exit', resolve); });
-    child.stdin.destroy();
-    await gone;
-    if (programs.image) await look(['docker', 'rm', '--force', name], { unlimited: true }); // whoever asks us to stop
-  };
   return { folder, words, end };
 }
 
-// The first line says that all is mounted; when there is none, the reason is on stderr.
+/** Ask Docker, also when we were asked to stop, but not for ever: its daemon may hang. Returns how it ended. */
+export const dockerAnyway = (...words: string[]) => look(['timeout', '--kill-after=5', '60', 'docker', ...words], { unlimited: true });
+
+// The first line says that all is mounted; when there is none, the reason is on stderr. A daemon or a disk that hangs says nothing at all.
 async function readyOrNot(child: ChildProcess, argv: string[]): Promise<void> {
-  let said = '';
+  let said = '', isReady: boolean | null = null;
   child.stderr!.on('data', (piece) => { said = (said + piece).slice(-4096); });
   child.stdin!.on('error', () => {}); // it has gone
-  const isReady = await new Promise<boolean>((resolve) => {
+  const told = new Promise<boolean>((resolve) => {
     child.stdout!.once('data', () => resolve(true));
     child.once('error', (error) => { said += error.message; resolve(false); });
     child.once('exit', () => resolve(false));
-  });
-  if (!isReady) throw new Problem('a copy of PostgreSQL cannot be locked in here, so it is not started',
-    { ran: argv.slice(0, 12), said: lastLines(said, 3), hint: 'rehearse it on another machine, where root may make namespaces: `node backup.js drill` runs on the operator\'s computer, too' });
+  }).then((is) => { isReady = is; });
+  await waitUntil(120, () => isReady !== null, 100, told);
+  if (!isReady) throw notLockedIn(argv, isReady === null ? `${said}\nno answer within 120 s` : said);
 }
 
-// What a copy may not have: every one of these could reach out, or needs what is not here. On the command line nothing overrules them.
+const notLockedIn = (argv: string[], said: string) => new Problem('a copy of PostgreSQL cannot be locked in here, so it is not started',
+  { ran: argv.slice(0, 12), said: lastLines(said, 3), hint: 'rehearse it on another machine, where root may make namespaces: `node backup.js drill` runs on the operator\'s computer, too' });
+
+// What a copy may not have: every one of these could reach out, or needs what is not here. Nothing in postgresql.auto.conf overrules the
+// command line; what a role or a database sets of its own reaches nobody, for there is no network.
 const FORCED: Record<string, string> = {
   listen_addresses: '', unix_socket_directories: '/own', port: PORT, config_file: '/own/conf', hba_file: '/own/hba', ident_file: '/own/ident', external_pid_file: '/own/pid',
   archive_mode: 'off', archive_command: '', restore_command: '', archive_cleanup_command: '', recovery_end_command: '', primary_conninfo: '', primary_slot_name: '',

@@ -179,6 +179,33 @@ scenarios('a drill', import.meta.url, {
     await allIsWell(world);
   },
 
+  'as root of a container that has only 65,536 numbers, the copy belongs to the highest of them': async (world) => {
+    nearby(world);
+    world.server.writeSettings({ drill: { queries: [query(world, "select pg_read_file('/proc/self/status', 0, 9999) ~ 'Uid:\\t65535\\t65535\\t'", true)] } });
+    const inContainer = `unshare --user sh -c 'until grep -q 65536 /proc/self/uid_map; do sleep 0.02; done; exec "$@"' sh "$@" &
+      until [ "$(readlink /proc/$!/ns/user)" != "$(readlink /proc/self/ns/user)" ]; do sleep 0.02; done
+      for map in gid_map uid_map; do echo 0 0 65536 > /proc/$!/$map; done
+      wait $!`;
+    const ended = await start(['sh', '-c', inContainer, 'sh', process.execPath, world.server.script, 'drill', '--json']).ended;
+    assert.equal(ended.code, 0, ended.out + ended.err);
+    assert.equal(checkOf(ended, 'your queries').ok, true);
+    assert.deepEqual(leftOfDrills(world), []);
+    await allIsWell(world);
+  },
+
+  'a copy that does not get locked in, because a disk or a daemon hangs, does not keep it from ending': async (world) => {
+    nearby(world);
+    const drill = world.server.start(['drill'], wrap(world, 'unshare', 'touch "$cd_to/held"; sleep 1000'));
+    let ended: Ended | null = null;
+    void drill.ended.then((one) => { ended = one; });
+    await held(world);
+    drill.signal('SIGTERM');
+    await waitFor('it ends', () => ended !== null, 30);
+    assert.equal(ended!.code, 143);
+    await waitFor('nothing is left', () => leftOfDrills(world).length === 0, 15);
+    await allIsWell(world);
+  },
+
   'a server without a database: everything is read back': async (world) => {
     nearby(world);
     world.server.writeSettings({ stop: [world.web.entry], folders: [world.files] });
