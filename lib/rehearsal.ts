@@ -23,7 +23,7 @@ import { findPrograms, openSandbox, startInside } from './sandbox.ts';
 import type { Place } from './sandbox.ts';
 import type { Certificate, DrillCheck } from './certificate.ts';
 import { SERVER_CHECKS, nameFiles } from './serverchecks.ts';
-import { FILE_CHECKS } from './checks.ts';
+import { FILE_CHECKS, bad, good } from './checks.ts';
 import type { Copy, Verdict } from './checks.ts';
 
 const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
@@ -184,18 +184,18 @@ async function extractCluster(one: Drill, { passport, listing }: Copy): Promise<
   const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
   if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`,
     { hint: '`drill.folder` may name a larger disk' });
-  const seconds = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? ['record'] : [])], `extracting ${passport.name}`);
+  const { seconds, damaged } = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? ['record'] : [])], `extracting ${passport.name}`);
   await one.confirm();
   if (one.own && fs.readFileSync(path.join(one.folder, 'files/record/manifest.json'), 'utf8') !== one.own) throw new Problem('the record in the archive is not the one that this server wrote with it');
   one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
-  return { ok: true, detail: `${count(files, 'file')}, ${size(bytes)}, ${size(bytes / Math.max(seconds, 0.1))}/s` };
+  return damaged.length > 0 ? bad(damaged) : good(`${count(files, 'file')}, ${size(bytes)}, ${size(bytes / Math.max(seconds, 0.1))}/s`);
 }
 
-async function extractFrom(one: Pick<Drill, 'id' | 'folder' | 'borg' | 'archive'>, paths: string[], title: string): Promise<number> {
+async function extractFrom(one: Pick<Drill, 'id' | 'folder' | 'borg' | 'archive'>, paths: string[], title: string): Promise<{ seconds: number; damaged: string[] }> {
   const target = path.join(one.folder, 'files'), began = Date.now();
   fs.mkdirSync(target, { recursive: true, mode: 0o711 });
-  await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', `::${one.archive}`, ...paths.map(asPattern)], target, title, markOfRun(one.id)));
-  return (Date.now() - began) / 1000;
+  const { damaged } = await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', `::${one.archive}`, ...paths.map(asPattern)], target, title, markOfRun(one.id)));
+  return { seconds: (Date.now() - began) / 1000, damaged };
 }
 
 /** How many files lie below these paths, and how large they are, by the listing in the archive. */
@@ -240,8 +240,8 @@ async function readBack(one: Drill, bytes: number): Promise<void> {
   say('reading everything back');
   let verdict: Verdict;
   try {
-    await patiently(() => extract(one.borg, [...NICELY, 'borg', '--log-json', '--progress', 'extract', '--bypass-lock', '--dry-run', `::${one.archive}`], one.folder, 'reading everything back', markOfRun(one.id)));
-    verdict = { ok: true, detail: `${size(bytes)}, every chunk came and was whole` };
+    const { warned, damaged } = await patiently(() => extract(one.borg, [...NICELY, 'borg', '--log-json', '--progress', 'extract', '--bypass-lock', '--dry-run', `::${one.archive}`], one.folder, 'reading everything back', markOfRun(one.id)));
+    verdict = warned ? bad(damaged.length > 0 ? damaged : ['borg warned, which it never does of good files that it only reads']) : good(`${size(bytes)}, every chunk came and was whole`);
     if (one.extracted.bytes === 0) one.extracted = { bytes, seconds: (Date.now() - began) / 1000 };
   } catch (error) {
     goOn();

@@ -9,7 +9,7 @@ import { change } from './shell.ts';
 import { freeBytes, heldFolder, isBelow } from './files.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
-import { borgEnvironment, borgFailure, borgOnlyWarned } from './borg.ts';
+import { borgEnvironment, borgFailure, borgOnlyWarned, parseLine } from './borg.ts';
 import { listArchives, readFromArchive } from './archives.ts';
 import { ownManifest, soundManifest } from './record.ts';
 import type { Manifest } from './record.ts';
@@ -140,12 +140,21 @@ export function extractCommands(archive: string, manifest: Manifest, wanted: str
   ];
 }
 
-/** Extract with a progress line. What borg warns of is a warning. Throws Problem when it failed: the folder then holds what came until then. */
-export async function extract(settings: Settings, argv: string[], target: string, title: string, mark: Record<string, string> = {}, cwd = target): Promise<void> {
-  const progress = showProgress(title);
-  const done = await change(argv, { cwd, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine: progress.onLine });
-  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
+/**
+ * Extract with a progress line. What borg warns of is a warning. Returns whether it warned, and a line for each file that it calls damaged: that is there, with zeros
+ * where `borg check --repair` found a chunk missing. Throws Problem when it failed: the folder then holds what came until then.
+ */
+export async function extract(settings: Settings, argv: string[], target: string, title: string, mark: Record<string, string> = {}, cwd = target): Promise<{ warned: boolean; damaged: string[] }> {
+  const progress = showProgress(title), damaged: string[] = [];
+  const onErrorLine = (line: string) => { // of all that it says only the end is kept
+    progress.onLine(line);
+    const [, file] = /damaged|inconsisten/.test(line) ? /^(.*): (?:File has damaged .*chunks|Size inconsistency detected)/s.exec(parseLine(line)?.message ?? '') ?? [] : [];
+    if (file !== undefined && damaged.length < 100) damaged.push(`${named(`/${file}`)} is damaged in the repository: borg has zeros for what is missing`);
+  };
+  const done = await change(argv, { cwd, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
+  if (done.code !== 0 && (!borgOnlyWarned(done.code) || done.code > 125)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
   if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
+  return { warned: done.code !== 0, damaged };
 }
 
 /**

@@ -1,6 +1,6 @@
 // A drill rehearses a restore: what it finds, what it remembers, what it leaves (nothing), and what it does not disturb.
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { allIsWell, expectEnd, held, holdIn, leftProcesses, nearby, scenarios, whatRuns, wrap } from './scenario.ts';
@@ -25,6 +25,15 @@ function text(file: string): string {
 }
 
 const running = (world: World, what: RegExp) => waitFor(String(what), () => fs.existsSync(path.join(world.server.stateFolder, 'log')) && what.test(world.server.lastTranscript()), 150);
+
+/** Lose what the storage holds of a file of the last archive, and have borg mend the repository: with zeros. */
+function loseAndMend({ server }: World, file: string): void {
+  const { _items } = JSON.parse(server.borg('debug', 'dump-archive', `::${server.history().filter((line) => line.kind !== 'drill').pop().archive}`, '-'));
+  const { chunks } = _items.find((one: any) => one.path === file.slice(1));
+  for (const [id] of chunks) assert.match(server.borg('debug', 'delete-obj', '::', id.replace(/\W/g, '')), /deleted/); // borg puts a byte of its own before each
+  const mended = spawnSync('borg', ['check', '--repair'], { env: { ...server.borgEnv(), BORG_CHECK_I_KNOW_WHAT_I_AM_DOING: 'YES' }, encoding: 'utf8' });
+  assert.match(mended.stderr, /Replacing with all-zero chunk/, mended.stdout);
+}
 
 scenarios('a drill', import.meta.url, {
   'an archive is proven: the certificate is printed, remembered and in the next archives, and nothing else is left': async (world) => {
@@ -146,7 +155,11 @@ scenarios('a drill', import.meta.url, {
 
   'a chunk that is damaged on the storage: the file it belongs to is named': async (world) => {
     nearby(world);
-    const { server, storage } = world, data = path.join(storage.repository('web1'), 'data/0');
+    const { server, storage } = world, data = path.join(storage.repository('web1'), 'data/0'), hba = path.join(world.db.dataDirectory, 'pg_hba.conf');
+    loseAndMend(world, hba); // borg only warns of it, and no copy under drill reads it
+    const mended = await server.run(['drill', '--json']);
+    assert.equal(mended.code, 2, mended.out + mended.err);
+    assert.equal(checkOf(mended, 'extract').detail, `${hba} is damaged in the repository: borg has zeros for what is missing`);
     const segments = fs.readdirSync(data).map((name) => path.join(data, name)).sort((a, b) => fs.statSync(b).size - fs.statSync(a).size);
     const bytes = fs.readFileSync(segments[0]!);
     for (let at = 100_000; at < bytes.length * 0.8; at += 5_000) bytes[at] = bytes[at]! ^ 0xff;
@@ -213,6 +226,21 @@ scenarios('a drill', import.meta.url, {
     const ended = await world.server.run(['drill', '--json']);
     assert.deepEqual(JSON.parse(ended.out).checks.map((one: any) => [one.check, one.ok]), [['everything read back', true]], ended.err);
     assert.equal(ended.code, 0);
+    // What it leaves and cannot remove is told, and takes nothing from what it found.
+    const busy = await world.server.run(['drill', '--json'], wrap(world, 'borg', '[ $pass = extract ] && mkdir busy && mount -t tmpfs tmpfs busy'));
+    assert.equal(busy.code, 1, busy.err);
+    assert.match(busy.err, /what a drill left cannot be removed: EBUSY/);
+    assert.deepEqual([JSON.parse(busy.out).proven, world.server.history().pop().certificate.proven], [true, true]);
+    execFileSync('umount', [path.join(scratch(world), leftOfDrills(world)[0]!, 'busy')]);
+    // A program that reads nothing at all has the code of a mere warning.
+    const nothing = await world.server.run(['drill', '--json'], wrap(world, 'ionice', 'exit 1'));
+    assert.deepEqual([nothing.code, checkOf(nothing, 'everything read back').ok], [2, false], nothing.out);
+    assert.deepEqual(leftOfDrills(world), [], 'the one that could not be removed is gone, too');
+    const file = path.join(world.files, 'file 7');
+    loseAndMend(world, file);
+    const mended = await world.server.run(['drill', '--json']);
+    assert.equal(mended.code, 2, mended.out);
+    assert.equal(checkOf(mended, 'everything read back').detail, `"${file}" is damaged in the repository: borg has zeros for what is missing`);
     await allIsWell(world);
   },
 }, 2); // they work more than they wait
