@@ -69,7 +69,7 @@ const LOAD_ALL = `do $$ declare one text; begin for one in select distinct probi
 async function compareCollations(copy: Copy): Promise<Verdict> {
   const server = copy.server!, wrong: string[] = [], renamed: string[] = [];
   let compared = 0;
-  for (const was of copy.passport.databases.filter((one) => one.connectable && one.collations)) {
+  for (const was of copy.passport.databases.filter((one) => one.collations && copy.databases.includes(one.name))) {
     const is: Partial<DatabasePassport> = await askCluster(server, was.name, { collations: databaseQuestions.collations! });
     for (const { schema, name, indexes, partitionedTables, orderFingerprint: before } of was.collations!) {
       const here = is.collations?.find((one) => one.schema === schema && one.name === name), affected = [...indexes, ...partitionedTables].join(', ');
@@ -84,9 +84,9 @@ async function compareCollations(copy: Copy): Promise<Verdict> {
   return renamed.length > 0 ? unknown(`sample strings still sort alike, but\n${renamed.slice(0, TOLD).join('\n')}`) : good(`${count(compared, 'collation')} that indexes use sort as they did`);
 }
 
-// Like pg_amcheck --heapallindexed, but for every version, and where only the extension is installed. One statement a database; what fails is named.
+// Like pg_amcheck --heapallindexed --install-missing (so in pg_catalog: `public` may be gone), but for every version, and where only the extension is installed. One statement a database; what fails is named.
 const AMCHECK = `do $$ declare one record; bad record; more text; home text; begin
-  begin create extension if not exists amcheck schema public; exception when others then null; end;
+  begin create extension if not exists amcheck schema pg_catalog; exception when others then null; end;
   select quote_ident(nspname) into home from pg_extension e join pg_namespace n on n.oid = extnamespace where extname = 'amcheck';
   if home is null then raise warning 'LACKING'; return; end if;
   if to_regproc(home || '.verify_heapam') is not null then
@@ -110,10 +110,12 @@ const AMCHECK = `do $$ declare one record; bad record; more text; home text; beg
   end loop; end $$`;
 
 async function runAmcheck(copy: Copy): Promise<Verdict> {
-  const made = await inEach(copy, AMCHECK, WRITES);
-  if ([...made.values()].every(({ said }) => /^WARNING:  LACKING$/m.test(said))) return unknown('the extension amcheck is not installed here (Debian: it comes with postgresql-NN; others: postgresql-contrib)');
+  const made = await inEach(copy, AMCHECK, WRITES), lacking = [...made].filter(([, { said }]) => /^WARNING:  LACKING$/m.test(said)).map(([name]) => named(name));
+  if (lacking.length === made.size) return unknown('the extension amcheck is not installed here (Debian: it comes with postgresql-NN; others: postgresql-contrib)');
   const lines = warningsOf(made, 'DAMAGED');
-  return lines.length > 0 ? bad(lines) : good(`tables and indexes of ${count(made.size, 'database')}`);
+  if (lines.length > 0) return bad(lines);
+  const looked = `tables and indexes of ${count(made.size - lacking.length, 'database')}`;
+  return lacking.length > 0 ? unknown(`${looked}; amcheck cannot be had in ${lacking.slice(0, TOLD).join(', ')}`) : good(looked);
 }
 
 // ---- counting ----

@@ -40,12 +40,19 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
       create table words (word text); insert into words select chr(a) || chr(b) || chr(c) from generate_series(97, 122) a, unnest(array[97, 241, 110, 246, 111, 122, 229]) b, unnest(array[229, 228, 122, 241]) c;
       create index words_word on words (word)`);
     cluster.sql('victims', 'vacuum analyze');
-    for (const name of TABLES) {
-      const [heap, index] = ['', '_pkey'].map((end) => cluster.sql('victims', `select pg_relation_filepath('${name}${end}')`)) as [string, string];
+    for (const name of ['hardened', 'passing']) cluster.sql('postgres', `create database ${name}`);
+    cluster.sql('hardened', `drop schema public; create schema app; create table app.kept (id int primary key, note text); insert into app.kept select g, md5(g::text) from generate_series(1, 1000) g`);
+    fs.writeFileSync(path.join(cluster.dataDirectory, 'cold-backup-sandbox'), 'laid here by the owner of the cluster');
+    for (const [database, name, table] of [...TABLES.map((one) => ['victims', one, one]), ['hardened', 'kept', 'app.kept']] as [string, string, string][]) {
+      const [heap, index] = ['', '_pkey'].map((end) => cluster.sql(database, `select pg_relation_filepath('${table}${end}')`)) as [string, string];
       files[name] = { heap: path.join(cluster.dataDirectory, heap), index: path.join(cluster.dataDirectory, index) };
     }
     repository = storage.repository('web1'); // read from its own disk: that is faster, and no other than over ssh
-    server = await makeServer(path.join(top, 'server'), 'web1', storage, { stop: [`postgres ${cluster.dataDirectory}`], warmPass: false }, { near: true });
+    // A part that drops a database when it stops: the passport knows it, and no copy has it.
+    const flag = path.join(top, 'runs'), psql = ['psql', '-h', cluster.socketFolder, '-p', '5481', '-U', 'postgres', '-qc', '"drop database passing"', 'postgres'];
+    const tidy = { name: 'tidy', running: ['test', '-e', flag], stop: ['sh', '-c', `${psql.join(' ')} && rm ${flag}`], start: ['touch', flag] };
+    fs.writeFileSync(flag, '');
+    server = await makeServer(path.join(top, 'server'), 'web1', storage, { stop: [tidy, `postgres ${cluster.dataDirectory}`], warmPass: false }, { near: true });
     const ended = await server.run();
     assert.equal(ended.code, 0, ended.out + ended.err);
     fs.mkdirSync(tree);
@@ -96,8 +103,10 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
   const firstTuple = (page: Buffer) => page.readUInt32LE(24) & 0x7fff; // line pointer 1: offset in its low 15 bits
 
   test('the same files without any damage are proven', async () => {
-    const { proven, fails } = await drillOf(() => {});
+    const { proven, fails, all } = await drillOf(() => {});
     assert.deepEqual({ proven, fails }, { proven: true, fails: {} });
+    assert.match(all, /gone since the passport: passing/);
+    assert.doesNotMatch(all, /lacks all facts/, 'of a database that is gone nothing else is asked');
   });
 
   test('a flipped byte, a broken row header, a page of zeros and a page of garbage are each named, with table and page', async () => {
@@ -135,6 +144,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
       edit(place, files.truncated!.heap, (bytes) => bytes.subarray(0, bytes.length - PAGE));
       edit(place, files.emptied!.heap, () => Buffer.alloc(0));
       fs.rmSync(place + files.gone!.index);
+      edit(place, files.kept!.heap, (bytes) => { const page = pageAt(bytes, 3); page.writeUInt32LE(0x7ffffff0, firstTuple(page)); });
     });
     assert.equal(proven, false);
     const listing = fails['files as listed when cold']!;
@@ -142,6 +152,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
     assert.match(listing, /is table public\.truncated in database victims/);
     assert.match(listing, /is table public\.emptied in database victims/);
     assert.match(listing, /is index public\.gone_pkey of table public\.gone in database victims/);
+    assert.match(fails.amcheck!, /hardened: table app\.kept, page 3, row 1/, 'without the schema public');
     assert.match(fails['row counts']!, /public\.truncated has \d+ rows, not 8000/);
     assert.match(fails['row counts']!, /public\.emptied has 0 rows, not 8000/);
   });
