@@ -22,7 +22,7 @@ export type Copy = { passport: ClusterPassport; sandbox: Sandbox; programs: Prog
   server: Cluster | null; databases: string[]; counted: Map<string, Counted> }; // once it runs: what it is, its databases, rows by database
 export type Counted = { rows: Record<string, number>; broken: string[] };
 export type Verdict = { ok: boolean | null; detail: string; damaged?: string[] }; // damaged: files, to be named once the server answers
-export type CheckStep = { check: string; look: (copy: Copy) => Promise<Verdict> };
+export type CheckStep = { check: string; examine: (copy: Copy) => Promise<Verdict> };
 
 export const TOLD = 5; // of each kind of damage; the first ones tell where to look
 export const DAY = 86_400;
@@ -33,18 +33,18 @@ export const bad = (lines: string[], damaged: string[] = []): Verdict => ({ ok: 
 // ---- while it does not run ----
 
 export const FILE_CHECKS: CheckStep[] = [
-  { check: 'files as listed when cold', look: compareListing },
-  { check: 'control file', look: async ({ onHost, passport }) => {
+  { check: 'files as listed when cold', examine: compareListing },
+  { check: 'control file', examine: async ({ onHost, passport }) => {
     const { state, systemIdentifier } = controlState(onHost);
     if (!state.startsWith('shut down')) return bad([`the cluster was not shut down: its state is "${state}"`]);
     return systemIdentifier === passport.systemIdentifier ? good(state) : bad([`this is another cluster: system identifier ${systemIdentifier} instead of ${passport.systemIdentifier}`]);
   } },
-  { check: 'page checksums', look: async ({ sandbox, programs, inside }) => {
+  { check: 'page checksums', examine: async ({ sandbox, programs, inside }) => {
     const done = await look([...sandbox.words, path.join(programs.binaries, 'pg_checksums'), '--check', '-D', inside], { seconds: DAY });
     if (done.code === 0) return good(`${/^Blocks scanned:\s+(\d+)/m.exec(done.out)?.[1] ?? 'all'} pages`);
     if (/not enabled/.test(done.said)) return unknown('this cluster has none: `pg_checksums --enable`, while it is stopped, gives it some');
     if (done.code === 126 || done.code === 127) return unknown('pg_checksums is not installed here');
-    const lines = [...done.said.matchAll(/verification failed in file "([^"]+)", block (\d+)/g)].map(([, file, block]) => ({ file: file!, block: block! }));
+    const lines = [...done.said.matchAll(/verification failed in file "([^"]+)", block (\d+)/g)].map(([, file = '', block]) => ({ file, block }));
     return lines.length > 0 ? bad(lines.map(({ file, block }) => `${named(file)}, page ${block}`), lines.map(({ file }) => file)) : bad([lastLines(done.said, 3)]);
   } },
 ];

@@ -65,7 +65,7 @@ export async function drill(settings: Settings, server: string, [name = 'latest'
     certificate = await attempt(name).catch(async (error) => {
       if (!(error instanceof Superseded)) throw error;
       await fs.promises.rm(path.join(folder, 'files'), { recursive: true });
-      return attempt(error.archive);
+      return attempt(error.message);
     });
   } catch (error) {
     trouble = error;

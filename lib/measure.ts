@@ -18,12 +18,20 @@ import { asPattern, notInArchive } from './list.ts';
  */
 export type Listed = { files: number; entries: number; bytes: number; above: string[]; links: Map<string, string> };
 
+const nothingYet = (): Listed => ({ files: 0, entries: 0, bytes: 0, above: [], links: new Map() });
+
+function add(listed: Listed, isFolder: boolean, bytes: number): void {
+  listed.entries++;
+  listed.files += isFolder ? 0 : 1;
+  listed.bytes += bytes;
+}
+
 /**
  * Given an archive and paths (none: all of it), returns what they are. Throws Problem when a path is not there, or when
  * extracting them is not safe.
  */
 export async function measure(settings: Settings, archive: string, wanted: string[], more: string[] = [], options: RunOptions = {}): Promise<Listed> {
-  const listed: Listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set<string>(), parents = new Set(foldersAbove(wanted));
+  const listed = nothingYet(), seen = new Set<string>(), parents = new Set(foldersAbove(wanted));
   const why = watchEntries(listed.links);
   let trouble = '';
   const onLine = (line: string) => {
@@ -34,9 +42,7 @@ export async function measure(settings: Settings, archive: string, wanted: strin
     const roots = wanted.filter((root) => isBelow(file, root));
     roots.forEach((root) => seen.add(root));
     if (roots.length === 0 && parents.has(file)) return void listed.above.push(file);
-    listed.entries++;
-    listed.files += one.type === 'd' ? 0 : 1;
-    listed.bytes += one.type === '-' ? one.size : 0;
+    add(listed, one.type === 'd', one.type === '-' ? one.size : 0);
   };
   const done = await askBorg(settings, ['list', ...more, '--json-lines', '--format', '{size}{path}', `::${archive}`, ...[...parents].map(asExactly), ...wanted.map(asPattern)], { ...options, onLine, keepBytes: 0 });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
@@ -55,22 +61,17 @@ export async function measure(settings: Settings, archive: string, wanted: strin
 export async function measureOwn(settings: Settings, archive: string, wanted: string[]): Promise<Listed | null> {
   const file = listingFile(settings.stateFolder), record = recordFolder(settings.stateFolder);
   if (!ownManifest(settings.stateFolder, archive) || !fs.existsSync(file)) return null;
-  const listed: Listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set<string>(), parents = new Set(foldersAbove(wanted));
-  const add = (type: string, bytes: number) => {
-    listed.entries++;
-    listed.files += type === 'd' ? 0 : 1;
-    listed.bytes += type === 'f' ? bytes : 0;
-  };
+  const listed = nothingYet(), seen = new Set<string>(), parents = new Set(foldersAbove(wanted));
   const isRead = await eachRecord(file, (line) => {
     const [type = '', , , , bytes] = line.split('\t'), one = pathIn(line);
     if (type === 'l') listed.links.set(one, '');
     const isMeant = wanted.length === 0 || wanted.some((root) => isBelow(one, root));
     if (wanted.includes(one)) seen.add(one);
-    if (isMeant && type !== 's') add(type, Number(bytes));
+    if (isMeant && type !== 's') add(listed, type === 'd', type === 'f' ? Number(bytes) : 0);
     else if (parents.has(one)) listed.above.push(one);
   }).then(() => ownManifest(settings.stateFolder, archive) !== '', () => false); // a night that begins meanwhile makes a new record
   if (!isRead) return null;
-  if (wanted.length === 0) for (const name of fs.readdirSync(record)) add('f', fs.statSync(path.join(record, name)).size);
+  if (wanted.length === 0) for (const name of fs.readdirSync(record)) add(listed, false, fs.statSync(path.join(record, name)).size);
   return wanted.every((one) => seen.has(one) && !listed.links.has(one)) ? listed : null;
 }
 

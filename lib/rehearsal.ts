@@ -31,10 +31,8 @@ const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night t
 type Drill = { settings: Settings; borg: Settings; id: string; folder: string; archive: string; manifest: Manifest; own: string; full: boolean; checks: DrillCheck[]; extracted: { bytes: number; seconds: number };
   confirm: () => Promise<void> }; // throws Superseded, or what kept the list of archives from us
 
-/** The archive that this server saved last, as far as it remembers, is not the newest one. */
-export class Superseded extends Error {
-  archive = '';
-}
+/** The drill began with the archive that this server remembers as its last, and the repository has a newer one, which is the message: begin again with that. */
+export class Superseded extends Error {}
 
 /**
  * Given the drill's settings, those of its own borg, the archive's name or 'latest', and its folder, rehearses. Returns the
@@ -64,7 +62,7 @@ export async function rehearse(settings: Settings, borg: Settings, server: strin
   }
   const confirm = async () => {
     await version;
-    if (await listed !== archive) throw Object.assign(new Superseded(), { archive: await listed });
+    if (await listed !== archive) throw new Superseded(await listed);
   };
   for (const name of own ? [] : ['manifest.json', 'listing']) if (!fs.lstatSync(path.join(record, name), { throwIfNoEntry: false })?.isFile()) throw new Problem(`${archive} has no record/${name}, so it cannot be rehearsed`,
     { hint: 'was it written by this script? `node backup.js list` tells' });
@@ -114,7 +112,8 @@ async function patiently<T>(ask: () => Promise<T>): Promise<T> {
 const isNamed = ({ name, dataDirectory }: ClusterPassport, wanted: string) => [name, `postgres ${name}`, dataDirectory, name.replace(/^container /, '')].includes(wanted);
 
 async function rehearseCluster(one: Drill, passport: ClusterPassport): Promise<void> {
-  const cluster = passport.name, step = async (check: string, work: () => Promise<Verdict>): Promise<Verdict> => {
+  const cluster = passport.name;
+  const step = async (check: string, work: () => Promise<Verdict>): Promise<Verdict> => {
     const began = Date.now();
     say(`${cluster}: ${check}`);
     const verdict = await work().catch(async (error): Promise<Verdict> => {
@@ -127,8 +126,10 @@ async function rehearseCluster(one: Drill, passport: ClusterPassport): Promise<v
     one.checks.push({ cluster, check, ok: verdict.ok, seconds: (Date.now() - began) / 1000, detail: verdict.detail });
     return verdict;
   };
-  const files = path.join(one.folder, 'files'), copy: Copy = { passport, sandbox: { folder: '', words: [], end: async () => {} }, programs: { version: '', binaries: '', image: '' }, files, onHost: files + passport.dataDirectory,
-    inside: passport.insideDataDirectory || passport.dataDirectory, listing: path.join(files, 'record/listing'), queries: one.settings.drill.queries.filter((query) => isNamed(passport, query.cluster)), full: one.full, server: null, databases: [], counted: new Map() };
+  const files = path.join(one.folder, 'files'), onHost = files + passport.dataDirectory, inside = passport.insideDataDirectory || passport.dataDirectory;
+  const queries = one.settings.drill.queries.filter((query) => isNamed(passport, query.cluster));
+  const copy: Copy = { passport, files, onHost, inside, listing: path.join(files, 'record/listing'), queries, full: one.full, // and what is not known yet:
+    programs: { version: '', binaries: '', image: '' }, sandbox: { folder: '', words: [], end: async () => {} }, server: null, databases: [], counted: new Map() };
   const begun = await step('extract', async () => {
     const programs = await findPrograms(passport, one.manifest);
     if (!programs) throw new Problem(`no PostgreSQL ${named(passport.version)} here to start it with`,
@@ -139,15 +140,15 @@ async function rehearseCluster(one: Drill, passport: ClusterPassport): Promise<v
   if (begun.ok === false) return await removeFiles(one);
   try {
     const damaged: string[] = [];
-    const first = await step(FILE_CHECKS[0]!.check, () => FILE_CHECKS[0]!.look(copy));
+    const first = await step(FILE_CHECKS[0]!.check, () => FILE_CHECKS[0]!.examine(copy));
     damaged.push(...first.damaged ?? []);
     await lockIn(one, copy);
-    for (const { check, look: judge } of FILE_CHECKS.slice(1)) damaged.push(...(await step(check, () => judge(copy))).damaged ?? []);
+    for (const { check, examine } of FILE_CHECKS.slice(1)) damaged.push(...(await step(check, () => examine(copy))).damaged ?? []);
     const started = await step('starts', async () => {
       copy.server = await startInside(copy.sandbox, copy.programs, copy.inside, copy.onHost, superusers(passport));
       return { ok: true, detail: `PostgreSQL ${passport.version}, ${copy.programs.image ? `in image ${copy.programs.image}` : 'with this host\'s own programs'}` };
     });
-    if (started.ok) for (const { check, look: judge } of SERVER_CHECKS) await step(check, () => judge(copy));
+    if (started.ok) for (const { check, examine } of SERVER_CHECKS) await step(check, () => examine(copy));
     if (started.ok && damaged.length > 0) one.checks.find((check) => check.cluster === cluster && check.ok === false)!.detail += (await nameFiles(copy, damaged)).map((line) => `\n${line}`).join('');
   } finally {
     await copy.sandbox.end();
@@ -155,7 +156,7 @@ async function rehearseCluster(one: Drill, passport: ClusterPassport): Promise<v
   }
 }
 
-// Several files at a time: to free what the kernel remembers of 5 GB takes seconds.
+// Several files at a time: to free what the kernel remembers of 5 GB takes seconds. What cannot be removed is told at the end of the drill.
 async function removeFiles({ folder }: Drill): Promise<void> {
   const names = ['own', 'root', ...fs.readdirSync(path.join(folder, 'files')).map((top) => `files/${top}`)].filter((name) => name !== 'files/record');
   await Promise.allSettled(names.map((name) => fs.promises.rm(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 })));

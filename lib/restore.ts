@@ -40,7 +40,7 @@ export async function restoreTo(settings: Settings, server: string, words: strin
     mendClusterLinks(target, held, manifest);
     fs.chmodSync(held, 0o711); // PostgreSQL's user has to pass, now that root has done its work there
   }
-  if (!mendLinks && manifest.plan.clusters.some((one) => fs.existsSync(below(target, one.dataDirectory)) && hasLinks(one))) {
+  if (!mendLinks && manifest.plan.clusters.some((one) => fs.existsSync(pathBelow(target, one.dataDirectory)) && hasLinks(one))) {
     warn('links of a cluster (WAL or tablespaces) still lead to the places on its server: before you start it here, restore with --mend-links');
   }
   if (mode.json) answer(JSON.stringify({ archive, folder: target, files: listed.files, bytes: listed.bytes }));
@@ -48,7 +48,7 @@ export async function restoreTo(settings: Settings, server: string, words: strin
   return warnings.length > 0 ? 1 : 0;
 }
 
-const below = (target: string, file: string) => path.join(target, path.resolve('/', file)); // never above the folder, whatever the archive says
+const pathBelow = (target: string, file: string) => path.join(target, path.resolve('/', file)); // never above the folder, whatever the archive says
 const hasLinks = (cluster: Manifest['plan']['clusters'][number]) => cluster.tablespaces.length > 0 || path.basename(cluster.walFolder) !== 'pg_wal' || path.dirname(cluster.walFolder) !== cluster.dataDirectory;
 
 /**
@@ -114,7 +114,7 @@ async function refuseWithoutRoom(target: string, listed: Listed, again: () => Pr
 function makeParents(target: string, manifest: Manifest, wanted: string[]): void {
   const roots = manifest.plan.roots.map((root) => root.path).filter((root) => wanted.length === 0 || wanted.some((one) => isBelow(root, one) || isBelow(one, root)));
   for (const parent of manifest.parents.filter((one) => roots.some((root) => isBelow(root, one.path)))) {
-    const folder = below(target, parent.path);
+    const folder = pathBelow(target, parent.path);
     fs.mkdirSync(folder, { recursive: true });
     if (process.getuid?.() === 0) fs.chownSync(folder, parent.uid, parent.gid);
     fs.chmodSync(folder, parseInt(parent.mode, 8) & 0o7777);
@@ -181,7 +181,7 @@ export function showProgress(title: string): { onLine: (line: string) => void; u
 // The links of a data directory are absolute: started as it is, a copy would write into the WAL and tablespaces of the running cluster.
 function mendClusterLinks(target: string, held: string, manifest: Manifest): void {
   for (const cluster of manifest.plan.clusters) {
-    const folder = below(held, cluster.dataDirectory);
+    const folder = pathBelow(held, cluster.dataDirectory);
     const links = [...cluster.tablespaces.filter((one) => /^\d+$/.test(one.oid)).map((one) => ({ link: path.join(folder, 'pg_tblspc', one.oid), to: one.location })), { link: path.join(folder, 'pg_wal'), to: cluster.walFolder }];
     for (const { link, to } of links) {
       const facts = fs.lstatSync(link, { throwIfNoEntry: false });
@@ -189,9 +189,9 @@ function mendClusterLinks(target: string, held: string, manifest: Manifest): voi
       // The manifest is what the saved server wrote of itself: no name in it may lead out of the folder.
       const shown = path.join(target, path.relative(held, link));
       if (!isBelow(fs.realpathSync(path.dirname(link)), fs.realpathSync(held))) throw new Problem(`${named(shown)} leads out of ${named(target)}: this archive's record cannot be trusted`);
-      if (!fs.existsSync(below(held, to))) warn(`${named(shown)} leads nowhere: ${named(to)} was not restored with it`);
+      if (!fs.existsSync(pathBelow(held, to))) warn(`${named(shown)} leads nowhere: ${named(to)} was not restored with it`);
       fs.rmSync(link);
-      fs.symlinkSync(below(target, to), link);
+      fs.symlinkSync(pathBelow(target, to), link);
       if (process.getuid?.() === 0) fs.lchownSync(link, facts.uid, facts.gid);
       say(`mended the link ${named(shown)}`);
     }

@@ -15,26 +15,26 @@ import { DAY, TOLD, bad, good, unknown } from './checks.ts';
 import type { CheckStep, Copy, Counted, Verdict } from './checks.ts';
 
 export const SERVER_CHECKS: CheckStep[] = [
-  { check: 'databases open', look: async (copy) => {
-    const gone = copy.passport.databases.filter((one) => one.connectable).map((one) => one.name);
+  { check: 'databases open', examine: async (copy) => {
+    const expected = copy.passport.databases.filter((one) => one.connectable).map((one) => one.name);
     const list = await queryCluster(copy.server!, await homeOf(copy.server!), 'select jsonb_agg(datname order by datname) from pg_database where datallowconn and datconnlimit <> -2', DAY);
     if (list.code !== 0) throw new Problem('the copy does not name its databases', { said: list.said });
     copy.databases = answerOf('the copy does not name its databases', list, ['text']);
     const done = await inEach(copy, 'select 1');
-    const shut = [...done].filter(([, one]) => one.code !== 0).map(([name, { said }]) => `${named(name)}: ${lastLines(said, 2)}`);
-    const missing = gone.filter((name) => !done.has(name));
-    return shut.length > 0 ? bad(shut) : good(`${done.size} of ${done.size}${missing.length > 0 ? `; gone since the passport: ${missing.map(named).join(', ')}` : ''}`);
+    const closed = [...done].filter(([, one]) => one.code !== 0).map(([name, { said }]) => `${named(name)}: ${lastLines(said, 2)}`);
+    const missing = expected.filter((name) => !done.has(name));
+    return closed.length > 0 ? bad(closed) : good(`${done.size} of ${done.size}${missing.length > 0 ? `; gone since the passport: ${missing.map(named).join(', ')}` : ''}`);
   } },
-  { check: 'libraries load', look: async (copy) => {
+  { check: 'libraries load', examine: async (copy) => {
     const lines = warningsOf(await inEach(copy, LOAD_ALL, WRITES), 'MISSING');
     return lines.length > 0 ? bad(lines) : good('every library that functions of extensions need');
   } },
-  { check: 'collations', look: compareCollations },
-  { check: 'amcheck', look: runAmcheck },
-  { check: 'row counts', look: compareRows },
-  { check: 'heap against index', look: compareHeapAndIndex },
-  { check: 'your queries', look: askQueries },
-  { check: 'dump', look: async (copy) => {
+  { check: 'collations', examine: compareCollations },
+  { check: 'amcheck', examine: runAmcheck },
+  { check: 'row counts', examine: compareRows },
+  { check: 'heap against index', examine: compareHeapAndIndex },
+  { check: 'your queries', examine: askQueries },
+  { check: 'dump', examine: async (copy) => {
     if (!copy.full) return unknown('only with --full');
     const done = await inEach(copy, (name) => look([...copy.sandbox.words, 'sh', '-c', 'exec "$@" > /dev/null', 'sh', program(copy, 'pg_dump'), '-h', '/own', '-p', copy.server!.port, '-U', copy.server!.owner, '-d', name], { seconds: DAY }));
     const failed = [...done].filter(([, one]) => one.code !== 0).map(([name, { said }]) => `${named(name)}: ${lastLines(said, 2)}`);
