@@ -48,8 +48,9 @@ export async function setup(loaded: Loaded, script: string, options: SetupOption
   return code === 1 ? 0 : code;
 }
 
-/** A key or passphrase of a repository that is there already, put where the settings say. Throws Problem (64) rather than overwrite another one. */
+/** A key or passphrase of a repository that is there already, put where the settings say. Throws Problem (64) when it is not there, and rather than overwrite another one. */
 function takeOver(given: string, place: string): void {
+  if (!fs.existsSync(given)) throw new Problem(`${named(given)} is not there`, { exitCode: 64 });
   const text = fs.readFileSync(given, 'utf8');
   if (fs.existsSync(place) && fs.readFileSync(place, 'utf8') !== text) throw new Problem(`${named(place)} is there already, and is another one than ${named(given)}`,
     { exitCode: 64, hint: 'move it away first, when you are sure that nothing is encrypted with it' });
@@ -77,17 +78,20 @@ async function reachStorage(settings: Settings, quota: string, isAsked: boolean)
 }
 
 async function makeSshKey(settings: Settings): Promise<void> {
-  if (fs.existsSync(settings.sshKey)) return;
-  const done = await change(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-C', `cold-backup ${serverName(settings)}`, '-f', settings.sshKey]);
+  const { sshKey } = settings, isHere = fs.existsSync(sshKey), hint = '`sshKey` must be a private key of ssh without a passphrase';
+  if (isHere && !fs.existsSync(`${sshKey}.pub`)) writeDurably(`${sshKey}.pub`, await lookFor('the ssh key has no public half', ['ssh-keygen', '-y', '-P', '', '-f', sshKey], hint));
+  if (isHere) return;
+  const done = await change(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-C', `cold-backup ${serverName(settings)}`, '-f', sshKey]);
   if (done.code !== 0) throw failure('the ssh key cannot be made', done);
 }
 
 async function makeKnownHost(settings: Settings, yes: boolean): Promise<void> {
   if (fs.existsSync(settings.knownHostsFile)) return;
-  const { host, port } = repositoryAddress(settings.repository);
-  const keys = await lookFor(`the storage ${host} does not show its host key`, ['ssh-keyscan', '-T', '10', ...(port ? ['-p', port] : []), '--', host], 'is it reachable from here (VPN, firewall, name)?');
-  if (keys.trim() === '') throw new Problem(`the storage ${host} does not show its host key`,
-    { hint: 'is it reachable from here (VPN, firewall, name)?' });
+  const { host, port } = repositoryAddress(settings.repository), what = `the storage ${host} does not show its host key`;
+  const hint = 'is it reachable from here (VPN, firewall, name)? What root\'s ssh configuration says of it (an alias, ProxyJump), ssh-keyscan does not read: then log in there once, '
+    + `compare the fingerprint, and: ${pasteable(['cp', path.join(homedir(), '.ssh/known_hosts'), settings.knownHostsFile])}`;
+  const keys = await lookFor(what, ['ssh-keyscan', '-T', '10', ...(port ? ['-p', port] : []), '--', host], hint);
+  if (keys.trim() === '') throw new Problem(what, { hint });
   const draft = `${settings.knownHostsFile}.new`;
   fs.writeFileSync(draft, keys, { mode: 0o600 });
   const prints = await look(['ssh-keygen', '-l', '-f', draft]);
@@ -174,10 +178,7 @@ async function findKey(settings: Settings): Promise<boolean> {
   return false;
 }
 
-/**
- * The recovery sheet: what a restore needs when this server is gone, as text and as a page to print with the key in QR
- * codes. Both lie beside the key, readable by root only.
- */
+/** The recovery sheet: what a restore needs when this server is gone, as text and as a page to print with the key in QR codes. Both lie beside the key, readable by root only. */
 async function writeSheet(settings: Settings): Promise<void> {
   const sheet = sheetFile(settings), page = sheet.replace(/txt$/, 'html');
   if (fs.existsSync(sheet) || fs.existsSync(sheetMark(settings))) return; // printed and removed: it is not written to disk again
