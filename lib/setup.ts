@@ -132,21 +132,22 @@ and, when the repository is there, so that a full disk can still be cleaned up (
 /** Find the repository or make it. One that is there already (of borgmatic, or of this server's former self) is taken over with its archives. */
 async function makeRepository(settings: Settings, isAsked: boolean): Promise<void> {
   let there = await askBorg(settings, ['info', '--json']);
-  const isMissing = () => /"msgid": "Repository\.(DoesNotExist|InvalidRepository)"/.test(there.said); // an empty folder that the storage's keeper has made is no repository yet
-  if (there.code !== 0 && isMissing()) return initRepository(settings);
-  if (there.code !== 0 && !fs.existsSync(settings.keyFile) && await findKey(settings)) there = await askBorg(settings, ['info', '--json']);
-  if (there.code !== 0 && !fs.existsSync(settings.passphraseFile) && isAsked) {
+  // An empty folder that the storage's keeper has made is no repository yet.
+  if (/"msgid": "Repository\.(DoesNotExist|InvalidRepository)"/.test(there.said)) return initRepository(settings);
+  // Only of a repository that it has found does borg say this; of a key file that is not there, 1.2 says it with an error of Python's that names it.
+  const lacksKeyFile = () => there.code !== 0 && (/"msgid": "Keyfile/.test(there.said) || there.said.includes(settings.keyFile));
+  const lacksKey = () => lacksKeyFile() || (there.code !== 0 && /"msgid": "(Pass|RepoKeyNotFound)/.test(there.said));
+  if (lacksKeyFile() && !fs.existsSync(settings.keyFile) && await findKey(settings)) there = await askBorg(settings, ['info', '--json']);
+  if (lacksKey() && !fs.existsSync(settings.passphraseFile) && isAsked) {
     writeDurably(settings.passphraseFile, `${await ask('The repository is there already. Its passphrase?', '', /./, 'hidden')}\n`);
     there = await askBorg(settings, ['info', '--json']);
     if (there.code !== 0) fs.rmSync(settings.passphraseFile);
   }
-  if (there.code !== 0) {
-    if (!fs.existsSync(settings.passphraseFile) || !fs.existsSync(settings.keyFile)) {
-      throw new Problem('the repository is there, but its key or passphrase is not here', { said: borgFailure('', there).facts.said,
-        hint: 'bring both from the recovery sheet, or from where the tool before kept them: node backup.js setup --passphrase-file FILE --key-file FILE; do not make new ones' });
-    }
-    throw borgFailure('the repository cannot be reached yet', there);
+  if (lacksKey() && !(fs.existsSync(settings.passphraseFile) && fs.existsSync(settings.keyFile))) {
+    throw new Problem('the repository is there, but its key or passphrase is not here', { said: borgFailure('', there).facts.said,
+      hint: 'bring both from the recovery sheet, or from where the tool before kept them: node backup.js setup --passphrase-file FILE --key-file FILE; do not make new ones' });
   }
+  if (there.code !== 0) throw borgFailure('the repository cannot be reached yet', there);
   if (!fs.existsSync(settings.keyFile)) { // the key lies in the repository: a copy here, or whoever holds our ssh key could destroy the only one
     const done = await change(['borg', 'key', 'export', '::', settings.keyFile], { env: borgEnvironment(settings), seconds: 600 });
     if (done.code !== 0) throw borgFailure('the key cannot be exported', done);
@@ -166,12 +167,12 @@ async function initRepository(settings: Settings): Promise<void> {
   say('made the repository and its key');
 }
 
-/** borg keeps keys in ~/.config/borg/keys: the one that fits this repository is copied to where the settings say. Returns whether there is one. */
+/** borg keeps keys in ~/.config/borg/keys: the one with which this repository opens, or lacks only its passphrase, is copied to where the settings say. Returns whether there is one. */
 async function findKey(settings: Settings): Promise<boolean> {
   const folder = path.join(homedir(), '.config/borg/keys');
   for (const name of fs.existsSync(folder) ? fs.readdirSync(folder) : []) {
     const done = await askBorg({ ...settings, keyFile: path.join(folder, name) }, ['info', '--json']);
-    if (done.code !== 0 && /"msgid": "Keyfile(NotFound|Mismatch|Invalid)Error"/.test(done.said)) continue;
+    if (done.code !== 0 && !/"msgid": "Pass/.test(done.said)) continue;
     takeOver(path.join(folder, name), settings.keyFile);
     return true;
   }

@@ -28,13 +28,24 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
   const borg = (words: string[], env: NodeJS.ProcessEnv = {}, input?: string) => execFileSync('borg', words,
     { input, encoding: 'utf8', stdio: ['pipe', 'pipe', 'pipe'], env: { ...process.env, BORG_REPO: storage.repository('web1'), BORG_PASSPHRASE: 'of the tool before', BORG_BASE_DIR: path.join(folder, 'before'), ...env } });
 
+  // A home folder in which borg keeps the key of a repository that has nothing to do with this.
+  const homeWithKey = (name: string): string => {
+    const home = path.join(folder, name);
+    fs.mkdirSync(home);
+    borg(['init', '--encryption', 'keyfile-blake2'], { BORG_REPO: path.join(home, 'other'), BORG_BASE_DIR: home });
+    assert.equal(fs.readdirSync(path.join(home, '.config/borg/keys')).length, 1);
+    return home;
+  };
+
   test('a repository of borgmatic, with its key in the repository, is taken over: list, restore, nights, audit, and the key comes back when an intruder overwrites it', async () => {
     borg(['init', '--encryption', 'repokey-blake2']);
     borg(['create', `::${OLD}`, files]);
     const server: Server = await makeServer(path.join(folder, 'server'), 'web1', storage, { folders: [files], warmPass: false }, { setUp: false });
     await server.run(['setup', '--yes']);
     storage.authorize(fs.readFileSync(`${etc}/ssh_key.pub`, 'utf8'), 'web1');
-    const refused = await server.run(['setup', '--yes']);
+    const home = homeWithKey('root-of-web1'); // root has another borg, too
+    const refused = await server.run(['setup', '--yes'], { env: { HOME: home } });
+    assert.ok(!fs.existsSync(`${etc}/borg_key`), 'the key of another repository is not this one\'s');
     assert.equal(refused.code, 2, refused.out + refused.err);
     assert.match(refused.err, /the repository is there, but its key or passphrase is not here/);
     assert.match(refused.err, /hint: .*setup --passphrase-file FILE/);
@@ -79,6 +90,25 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
     const ended = await server.run(['setup', '--yes'], { env: { HOME: home } });
     assert.equal(ended.code, 0, ended.out + ended.err);
     assert.equal(fs.readFileSync(path.join(folder, 'server2/etc/borg_key'), 'utf8'), fs.readFileSync(path.join(keys, fs.readdirSync(keys)[0]!), 'utf8'));
+  });
+
+  test('a storage that cannot serve is told as that, not as a repository that is there, and when it can, the repository is made', async () => {
+    const server = await makeServer(path.join(folder, 'server6'), 'web6', storage, { folders: [files] }, { setUp: false });
+    const env = { HOME: homeWithKey('root-of-web6') }, own = path.join(folder, 'server6/etc'), keys = path.join(storage.folder, 'authorized_keys'), was = fs.readFileSync(keys, 'utf8');
+    await server.run(['setup', '--yes'], { env });
+    storage.authorize(fs.readFileSync(`${own}/ssh_key.pub`, 'utf8'), 'web6', { before: 'exit 127' }); // borg is not installed there yet
+    const refused = await server.run(['setup', '--yes'], { env });
+    assert.equal(refused.code, 2, refused.out + refused.err);
+    assert.match(refused.err, /^backup: error: the repository cannot be reached yet/m);
+    assert.doesNotMatch(refused.err, /the repository is there|do not make new ones/);
+    assert.deepEqual(fs.readdirSync(own).sort(), ['known_hosts', 'ssh_key', 'ssh_key.pub']);
+    fs.writeFileSync(keys, was);
+    fs.rmSync(`${own}/ssh_key.pub`); // whoever brought the key kept only the private half
+    storage.authorize(execFileSync('ssh-keygen', ['-y', '-f', `${own}/ssh_key`], { encoding: 'utf8' }), 'web6');
+    const ended = await server.run(['setup', '--yes'], { env });
+    assert.equal(ended.code, 0, ended.out + ended.err);
+    assert.match(ended.out, /made the repository and its key/);
+    assert.match(ended.out, /^command="borg serve .*",restrict ssh-ed25519 /m);
   });
 
   test('a key or passphrase that is there is never overwritten', async () => {
