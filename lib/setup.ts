@@ -17,7 +17,7 @@ import { WORDS } from './words.ts';
 import { repositoryAddress, tryConnection } from './storage.ts';
 import { doctor, sheetFile, sheetMark } from './doctor.ts';
 import { installCron, installTimers } from './schedule.ts';
-import { agrees, ask, canAsk } from './answers.ts';
+import { QUOTA, agrees, ask, canAsk, refuseQuota } from './answers.ts';
 
 /** What may be said on the command line in place of an answer: '' = not said. keyFile, passphraseFile: of a repository that is there already. */
 export type SetupOptions = { yes: boolean; schedule: string; quota: string; keyFile: string; passphraseFile: string };
@@ -25,6 +25,7 @@ export type SetupOptions = { yes: boolean; schedule: string; quota: string; keyF
 /** `setup`: given the settings, the script and the options, makes what is missing. Returns 0 when a run would now work. */
 export async function setup(loaded: Loaded, script: string, options: SetupOptions): Promise<number> {
   const { settings } = loaded, isAsked = !options.yes && canAsk();
+  refuseQuota(options.quota);
   await borgVersion();
   for (const file of [settings.sshKey, settings.keyFile, settings.passphraseFile, settings.knownHostsFile, path.join(settings.stateFolder, 'x')]) {
     fs.mkdirSync(path.dirname(file), { recursive: true, mode: 0o700 });
@@ -58,12 +59,9 @@ function takeOver(given: string, place: string): void {
   say(`${named(given)} is now ${named(place)}, too`);
 }
 
-/**
- * Show what the storage's keeper has to do, and wait until it is done, when somebody is here to say so. Throws Problem while
- * the storage does not let us in.
- */
+/** Show what the storage's keeper has to do, and wait until it is done, when somebody is here to say so. Throws Problem while the storage does not let us in. */
 async function reachStorage(settings: Settings, quota: string, isAsked: boolean): Promise<void> {
-  sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota, /^\d+(\.\d+)?[KMGTP]?$/i) : quota));
+  sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota, QUOTA) : quota));
   for (;;) {
     try {
       await tryConnection(settings); // says what to do while the storage does not know the key

@@ -119,6 +119,11 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
     assert.match(ended.err, /is there already, and is another one than/);
     assert.equal(fs.readFileSync(path.join(folder, 'server3/etc/passphrase'), 'utf8'), was);
     assert.equal((await server.run(['setup', '--yes', '--repository', '/srv/other'])).code, 64);
+    for (const [option, value, why] of [['--key-file', path.join(folder, 'nosuch'), /nosuch is not there/], ['--quota', '500 GB', /--quota: must be like 500G/]] as const) {
+      const wrong = await server.run(['setup', '--yes', option, value]);
+      assert.equal(wrong.code, 64, wrong.out + wrong.err);
+      assert.match(wrong.err, why);
+    }
   });
 
   // The script alone in a folder, with the default places for its files moved into it.
@@ -134,6 +139,20 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
     const nothing = await run('setup', '--yes');
     assert.equal(nothing.code, 64);
     assert.match(nothing.err, /there are no settings yet/);
+    const wrongs: [string, string, RegExp][] = [
+      ['--window', '01:00-05:30', /window\.timeZone must be a time zone/], ['--window', '1:00-05:30 Africa/Maputo', /window\.from must be a time .* not '1:00'/], ['--window', '25:00-05:30 UTC', /window\.from must be a time/],
+      ['--window', '01:00-05:30 Afrika/Maputo', /did you mean "Africa\/Maputo"/], ['--window', 'at night', /window\.from must be a time/], ['--quota', '500 GB', /must be like 500G/], ['--quota', '20g', /must be like 500G/],
+      ['--quota', '500', /no less than 10M/], ['--stop', 'nginx', /stop\[0\] must start with service/], ['--stop', 'container nosuch', /there is no such container here/], ['--folders', 'srv/files', /must be a whole path/],
+      ['--folders', '/nosuch', /not here: \/nosuch/], ['--server', 'proven-web', /server must be/], ['--repository', 'ssh://borg:secret@storage/./web', /holds a password/], ['--volumes', 'shop files', /volumes\[0\] must be a name/],
+    ];
+    for (const [option, value, why] of wrongs) {
+      const refused = await run('setup', '--yes', ...(option === '--repository' ? [] : ['--repository', storage.repository('web4')]), ...(option === '--folders' ? [] : ['--folders', files]), option, value);
+      assert.equal(refused.code, 64, `${option} ${value}: ${refused.out}${refused.err}`);
+      assert.match(refused.err, new RegExp(`^backup: error: ${option}: .*${why.source}`, 'm'));
+      assert.doesNotMatch(refused.err, /secret/);
+    }
+    assert.equal((await run('setup', '--yes', '--repository', storage.repository('web4'))).code, 64, 'there is nothing to save');
+    assert.deepEqual(fs.readdirSync(path.dirname(script)), ['backup.js'], 'nothing is written before all is right: what is written is no longer asked');
     const ended = await run('setup', '--yes', '--server', 'web4', '--repository', storage.repository('web4'), '--folders', files, '--window', '01:00-05:30 America/Port-au-Prince', '--language', 'es');
     assert.equal(ended.code, 0, ended.out + ended.err);
     const shown = JSON.parse((await run('--print-settings', '--json')).out);
@@ -165,10 +184,12 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
     await answer(/not here: \S+\/gone\. Write it anew[^]*Which folders/, files);
     await answer(/Which container volumes/, '');
     await answer(/Between which hours/, '01:00-05:30 Afrika/Maputo');
-    await answer(/Afrika\/Maputo is no time zone that is known here[^]*Between which hours/, 'any');
+    await answer(/must be a time zone like 'Africa\/Maputo', not 'Afrika\/Maputo'[^]*Between which hours/, '01:00-05:30 Afrika/Maputo');
+    await answer(/not 'Afrika\/Maputo'[^]*Between which hours/, 'any'); // not believed the second time, either: no run would begin with it
     await answer(/Language/, 'en');
     await answer(/Is this the storage\?/, 'yes');
-    await answer(/How much may this server store/, '20G');
+    await answer(/How much may this server store/, '20g');
+    await answer(/not understood[^]*How much may this server store/, '20G'); // borg knows only capitals
     await waitFor(`the line, after: ${said.slice(from)}`, () => /command="borg serve.*\r?\n/.test(said));
     await waitFor('the question whether the line is there', () => /Is the line in its place now/.test(said.slice(from)));
     storage.authorizeLine(/command="borg serve.*/.exec(said)![0].trim());
