@@ -5,13 +5,16 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, pasteable, say } from './say.ts';
 import { change, failure, hasSystemd, look } from './shell.ts';
+import { pidNamespace, procFile } from './processes.ts';
 import type { Settings } from './settings.ts';
 
 const commandLine = (script: string, file: string, words: string) => `${pasteable([process.execPath, script])}${file === script ? '' : ` --settings ${pasteable([file])}`} ${words}`;
 
 /** Given settings, script and settings file, writes the lines for cron: the night, what comes after a power cut, the weekly drill. A drill touches nothing that runs, so it has
- * its own day and hour. cron knows only the machine's own time: the window's start is turned into it, as it is tonight. */
+ * its own day and hour. cron knows only the machine's own time: the window's start is turned into it, as it is tonight. Throws Problem when no cron would read them. */
 export function installCron(settings: Settings, script: string, file: string): void {
+  if (!cronRuns() || !fs.existsSync('/etc/cron.d')) throw new Problem('no cron runs here that would read /etc/cron.d',
+    { hint: `install one and start it (apt-get install cron)${hasSystemd() ? ', or: node backup.js setup --schedule systemd' : ''}` });
   if (fs.existsSync('/etc/systemd/system/cold-backup.timer')) {
     throw new Problem('systemd starts it already: there would be two runs a night',
       { exitCode: 64, hint: 'first: systemctl disable --now cold-backup.timer cold-backup-recover.timer cold-backup-drill.timer; rm /etc/systemd/system/cold-backup*; systemctl daemon-reload' });
@@ -62,12 +65,12 @@ export async function installTimers(settings: Settings, script: string, file: st
     ...(settings.drill.maxAgeDays > 0 ? { 'cold-backup-drill.service': service('rehearse a restore', 'drill --quiet', ['Nice=19', 'IOSchedulingClass=idle', 'TimeoutStartSec=infinity', 'SuccessExitStatus=75']),
       'cold-backup-drill.timer': timer(['OnCalendar=Sun *-*-* 12:00:00', 'RandomizedDelaySec=15min']) } : {}),
   };
-  fs.rmSync('/etc/cron.d/cold-backup', { force: true }); // one schedule at a time
   for (const [name, text] of Object.entries(files)) fs.writeFileSync(path.join('/etc/systemd/system', name), text, { mode: 0o644 });
   for (const argv of [['systemctl', 'daemon-reload'], ['systemctl', 'enable', '--now', ...Object.keys(files).filter((name) => name.endsWith('.timer'))]]) {
     const done = await change(argv);
     if (done.code !== 0) throw failure('the timers cannot be installed', done);
   }
+  fs.rmSync('/etc/cron.d/cold-backup', { force: true }); // one schedule at a time, and never none
   say(`installed ${Object.keys(files).filter((name) => name.endsWith('.timer')).join(', ')}`);
 }
 
@@ -83,20 +86,30 @@ function textIfAny(file: string): string {
 
 const textsIn = (folder: string) => (fs.existsSync(folder) ? fs.readdirSync(folder) : []).map((name) => ({ name, text: textIfAny(path.join(folder, name)) }));
 
-/**
- * Given the script, returns what starts its nightly run ('' = nothing that is known here) and when next (null: not within
- * eight days, or it cannot be told).
- */
-export async function scheduleOf(script: string): Promise<{ by: '' | 'cron' | 'systemd'; at: Date | null }> {
-  const isNight = (line: string) => line.includes(script) && !/^\s*#/.test(line) && !/\s(recover|drill|status|doctor|audit|prune|report)\b/.test(line.slice(line.indexOf(script)));
+// Whether a cron is at work here: a process of that name (busybox's is crond) that is in no container, or systemd-cron, which has none.
+const cronRuns = () => fs.existsSync('/usr/lib/systemd/system-generators/systemd-crontab-generator') || fs.readdirSync('/proc').map(Number)
+  .some((pid) => /^(cron|crond|fcron)\n$/.test(procFile(pid, 'comm')) && pidNamespace(pid) === pidNamespace(process.pid));
+
+// Whether a line of a crontab or unit takes the backup, given the script: after the script's name, up to what the shell does with it (a pipe, a file, the next command), stands
+// no command (`drill`, `status`), and no option with which nothing is taken. FILE of --settings is neither.
+export const isNight = (line: string, script: string) => !/^\s*#/.test(line) && line.split(script).slice(1)
+  .map((after) => after.replace(/^['"]/, '').replace(/\s--settings[ =]+('[^']*'|"[^"]*"|[^\s'"])+/, '').split(/\d*>|\s#|[|;&<]/)[0]!)
+  .some((words) => words.split(/\s+/).every((word) => word === '' || /^--(?!dry-run|help|version|print-settings)/.test(word)));
+
+/** Given the script, returns what starts its nightly run ('' = nothing that is known here, and then why) and when next (null: not within eight days, or it cannot be told). */
+export async function scheduleOf(script: string): Promise<{ by: '' | 'cron' | 'systemd'; at: Date | null; why: string }> {
   const crontabs = [...textsIn('/etc/cron.d').filter(({ name }) => !/[.~]/.test(name)).map(({ text }) => text), textIfAny('/etc/crontab'), (await look(['crontab', '-l'])).out];
-  const lines = crontabs.flatMap((text) => text.split('\n').filter(isNight)), times = lines.map((line) => nextOf(line, new Date())).filter((one) => one !== null).sort((one, other) => one.getTime() - other.getTime());
-  if (lines.length > 0) return { by: 'cron', at: times[0] ?? null };
-  const unit = textsIn('/etc/systemd/system').find(({ name, text }) => name.endsWith('.service') && text.split('\n').some((line) => /^ExecStart=/.test(line) && isNight(line)))?.name;
-  if (!unit) return { by: '', at: null };
-  const told = await look(['systemctl', 'show', '--property=ActiveState,NextElapseUSecRealtime', unit.replace(/service$/, 'timer')], { env: { TZ: 'UTC' } }), [, day, hour] = /(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)/.exec(told.out) ?? [];
-  if (/^ActiveState=inactive/m.test(told.out)) return { by: '', at: null };
-  return { by: 'systemd', at: day ? new Date(`${day}T${hour}Z`) : null };
+  const lines = crontabs.flatMap((text) => text.split('\n').filter((line) => isNight(line, script)));
+  const hasOwnZone = crontabs.some((text) => /^CRON_TZ=/m.test(text)); // then when is not known here
+  const times = (hasOwnZone ? [] : lines).map((line) => nextOf(line, new Date())).filter((one) => one !== null).sort((one, other) => one.getTime() - other.getTime());
+  if (lines.length > 0 && cronRuns()) return { by: 'cron', at: times[0] ?? null, why: '' };
+  const why = lines.length > 0 ? 'a crontab line is there, but no cron runs' : 'no crontab line and no timer starts this script';
+  const starts = (text: string) => text.split('\n').some((line) => line.startsWith('ExecStart=') && isNight(line, script));
+  const unit = textsIn('/etc/systemd/system').find(({ name, text }) => name.endsWith('.service') && starts(text))?.name.replace(/service$/, 'timer');
+  const { out } = unit ? await look(['systemctl', 'show', '--property=ActiveState,NextElapseUSecRealtime', unit], { env: { TZ: 'UTC' } }) : { out: '' };
+  if (!unit || /^ActiveState=inactive/m.test(out)) return { by: '', at: null, why };
+  const [, day, hour] = /(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)/.exec(out) ?? [];
+  return { by: 'systemd', at: day ? new Date(`${day}T${hour}Z`) : null, why: '' };
 }
 
 /**

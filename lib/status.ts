@@ -38,20 +38,22 @@ type Known = {
  * or something is left stopped. With --quiet it says nothing when all is well.
  */
 export async function status(settings: Settings, script: string, remote: boolean): Promise<number> {
-  const known = await whatIsKnown(settings, remote), { server, good, last, ageHours, left, disorder, trend, asked, trouble, isRecent, drills: { last: drill, ageDays, warning: aboutDrills } } = known;
+  const known = await whatIsKnown(settings, remote), { server, good, trend, left, asked, drills } = known, drill = drills.last;
   const nextRun = await scheduleOf(script), warnings = statusWarnings(known), next = whatToDo(known);
-  const isBad = left !== null || disorder !== '' || !isRecent, isGood = !isBad && last!.outcome === 'good' && aboutDrills === '' && trouble === '';
+  const isBad = left !== null || known.disorder !== '' || !known.isRecent, isGood = !isBad && known.last!.outcome === 'good' && drills.warning === '' && known.trouble === '';
   const [outcome, mark, code] = left ? ['down', 'CRITICAL', 2] as const : isBad ? ['failed', 'CRITICAL', 2] as const : isGood ? ['good', 'OK', 0] as const : ['warning', 'WARNING', 1] as const;
   if (mode.json) {
-    answer(JSON.stringify({ server, outcome, ageHours: good ? ageHours : null, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend,
-      drill: drill && { archive: drill.archive, proven: drill.proven, madeAt: drill.madeAt, ageDays, restoreSeconds: drill.restoreSeconds },
+    answer(JSON.stringify({ server, outcome, ageHours: good ? known.ageHours : null, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend,
+      drill: drill && { archive: drill.archive, proven: drill.proven, madeAt: drill.madeAt, ageDays: drills.ageDays, restoreSeconds: drill.restoreSeconds },
       warnings, next, nextRun: { by: nextRun.by, at: nextRun.at?.toISOString() ?? null }, remote: asked }));
   } else if (!mode.quiet || code > 0) {
     const line = (name: string, text: string) => `  ${name.padEnd(11)} ${text}`;
     answer([`${mark}: ${server}: ${headline(known, warnings)}`,
       ...(trend ? trendLines(good!, trend).map(([name, text]) => line(name, text)) : []),
-      line('next run', nextRun.at ? `${localTime(nextRun.at)}, in ${days((nextRun.at.getTime() - Date.now()) / 3_600_000)} (${nextRun.by})` : nextRun.by ? `by ${nextRun.by}, when is not known here` : 'nothing starts it: node backup.js setup --schedule cron'),
-      line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${days(Math.max(0, ageDays! * 24))} ago; a restore takes about ${span(drill.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
+      line('next run', nextRun.at ? `${localTime(nextRun.at)}, in ${days((nextRun.at.getTime() - Date.now()) / 3_600_000)} (${nextRun.by})`
+        : nextRun.by ? `by ${nextRun.by}, when is not known here` : `nothing starts it, ${nextRun.why}: node backup.js setup --schedule cron`),
+      line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${days(Math.max(0, drills.ageDays! * 24))} ago; a restore takes about ${span(drill.restoreSeconds)}`
+        : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
       ...(asked ? [line('repository', `${good ? `${asked.archive ? 'has that archive' : 'DOES NOT HAVE that archive'}${asked.proof ? ' and its proof' : ''}; ` : ''}newest proven: ${asked.newest || 'none'}`)] : []),
       ...(warnings.length > 0 ? warnings : ['none']).map((one, index) => line(index === 0 ? 'warnings' : '', one)),
       line('next', next || (code === 0 ? 'nothing to do' : 'see the warnings'))].join('\n'));

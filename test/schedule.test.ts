@@ -44,7 +44,13 @@ describe('started by cron and by systemd', { skip: cannotRun }, () => {
     await product.set({ window: { from: clock(60), until: clock(120), timeZone: 'UTC' } });
     await product.expect([], 75, /outside the window/);
     await product.set({ window: { from: clock(1.2 - 5), until: clock(120), timeZone: 'UTC' } }); // cron's line is five minutes after the begin
+    await host.must('systemctl stop cron');
+    await product.expect(['setup', '--yes', '--schedule', 'cron'], 2, /no cron runs here that would read \/etc\/cron\.d/, /hint: .*apt-get install cron.*--schedule systemd/);
+    await host.must('test ! -e /etc/cron.d/cold-backup && systemctl start cron');
     await product.expect(['setup', '--yes', '--schedule', 'cron'], 0, /wrote \/etc\/cron\.d\/cold-backup/);
+    await host.must('systemctl stop cron');
+    await product.expect(['status'], 2, /^ {2}next run +nothing starts it, a crontab line is there, but no cron runs/m);
+    await host.must('systemctl start cron');
     await product.expect(['status'], 2, /^CRITICAL: .*: no good backup yet$/m, /^ {2}next run +\d{4}-\d\d-\d\d \d\d:\d\d, in .* \(cron\)$/m);
     // Beside it, every minute: a server whose night cannot begin, and the question whether all is well, of one where it is not.
     await host.write('/srv/failing.js', `const settings = ${JSON.stringify({ ...product.settings, server: 'failing', before: ['false'], stateFolder: '/srv/failing' })};\n`, 0o600);
@@ -72,6 +78,13 @@ describe('started by cron and by systemd', { skip: cannotRun }, () => {
     await answers();
     assert.match((await product.lastRun()).error, /recover started what it had stopped/);
     await host.must('rm /etc/cron.d/cold-backup');
+  });
+
+  scenario('timers that cannot be enabled leave the lines of cron where they are', async () => {
+    await product.expect(['setup', '--yes', '--schedule', 'cron'], 0, /wrote \/etc\/cron\.d\/cold-backup/);
+    await host.must('systemctl mask --quiet cold-backup-recover.timer');
+    await product.expect(['setup', '--yes', '--schedule', 'systemd'], 2, /the timers cannot be installed/);
+    await host.must('test -s /etc/cron.d/cold-backup && systemctl unmask --quiet cold-backup-recover.timer');
   });
 
   scenario('the timer\'s unit takes the backup, and what it started again lives on when the unit has ended', async () => {

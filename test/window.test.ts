@@ -2,7 +2,7 @@
 import { test } from 'node:test';
 import assert from 'node:assert/strict';
 import { deadlines, isInWindow, windowEnd } from '../lib/window.ts';
-import { localTime, nextOf } from '../lib/schedule.ts';
+import { isNight, localTime, nextOf } from '../lib/schedule.ts';
 
 const berlin = { from: '01:00', until: '05:30', timeZone: 'Europe/Berlin' }, late = { from: '22:00', until: '04:00', timeZone: 'Africa/Maputo' };
 const end = (window: typeof berlin, at: string) => windowEnd(window, new Date(at))!.toISOString();
@@ -41,4 +41,15 @@ test('when cron starts a line next is reckoned as crontab(5) says', () => {
   const now = new Date(2026, 10, 26, 9, 30, 20), next = (line: string) => { const at = nextOf(line, now); return at && localTime(at); }; // a Thursday
   assert.deepEqual(['5 2 * * * root x', '31 9 * * *', '*/20 9-10 * * *', '0 12 * * 0', '0 12 * * 7', '0 3 27,28 * 5', '0 3 1 * 5', '@daily root x', '0 3 * 11 *', '30-50/10 9 * * *', '0 2 30 2 *', 'whenever * * * *', '0 3 * * sat', '0 3 */2 * *'].map(next),
     ['2026-11-27 02:05', '2026-11-26 09:31', '2026-11-26 09:40', '2026-11-29 12:00', '2026-11-29 12:00', '2026-11-27 03:00', '2026-11-27 03:00', '2026-11-27 00:00', '2026-11-27 03:00', '2026-11-26 09:40', null, null, null, '2026-11-27 03:00']);
+});
+
+test('which line of a crontab takes the backup is told by what follows the script, up to what the shell does with it', () => {
+  const script = '/opt/cold-backup/backup.js', takes = (line: string) => isNight(line, script), begin = `5 2 * * * root /usr/bin/node ${script}`;
+  for (const more of ['', ' --quiet', ` --settings /etc/drill.js --quiet`, ` --settings '/srv/my files/status.js' --quiet`, ' --quiet 2>&1 | mail -s "backup report" root', ' --quiet || echo drill', ' --now>>/var/log/recover', '; echo status', ' --quiet # no drill']) {
+    assert.equal(takes(begin + more), true, more);
+  }
+  for (const more of [' recover --quiet', ' drill', ' --quiet status', ' --dry-run', ' list', ' setup --yes', ' --help', '.old --quiet']) assert.equal(takes(begin + more), false, more);
+  assert.equal(takes(`# ${begin}`), false);
+  assert.equal(takes(`5 2 * * * root [ -x ${script} ] && ${script} --quiet`), true);
+  assert.equal(isNight(`5 2 * * * root node '/srv/my scripts/backup.js' --quiet`, '/srv/my scripts/backup.js'), true);
 });
