@@ -13,10 +13,10 @@ import type { Settings } from './settings.ts';
 import { borgVersion, isRemote, tryRepository } from './borg.ts';
 import { compactsNothing, refusesOthers, serverCommandLine, sshToStorage, tryConnection } from './storage.ts';
 import { describeUnits } from './units.ts';
-import type { Part } from './units.ts';
 import { listArchives } from './archives.ts';
 import { strangersAmong } from './list.ts';
 import { makePlan, serverName } from './plan.ts';
+import type { Plan } from './plan.ts';
 import { localTime, scheduleOf } from './schedule.ts';
 
 /** ok: true, false, or null when it cannot be known here. needed: without it a run would fail. */
@@ -35,7 +35,7 @@ export async function doctor(loaded: Loaded, script: string): Promise<number> {
 
 async function everyCheck({ settings, file }: Loaded, script: string): Promise<Check[]> {
   const checks: Check[] = [];
-  let parts: Part[] = [];
+  let plan: Plan | null = null;
   const add = (check: string, ok: boolean | null, detail: string, hint = '', needed = false) => checks.push({ check, ok, detail, hint, needed });
   const attempt = async (check: string, work: () => Promise<string> | string) => {
     try {
@@ -62,41 +62,46 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   if (isRemote(settings)) await attempt('ssh connection', () => tryConnection(settings));
   await attempt('repository', async () => `it opens (${(await tryRepository(settings)).encryption})`);
   await attempt('parts and paths', async () => {
-    const plan = await makePlan(settings, new Date());
-    parts = plan.parts;
+    plan = await makePlan(settings, new Date());
     return `${count(plan.parts.length, 'part')}, ${count(plan.roots.length, 'path')}: all there`;
   });
-  add('unsaved', warnings.length === 0, warnings.join('; ') || 'nothing found here is left out', 'name it in `stop`, `folders` or `volumes`');
+  const unsaved = warnings.filter((one) => UNSAVED.test(one)), others = warnings.filter((one) => !UNSAVED.test(one)), nameIt = 'name it in `stop`, `folders` or `volumes`';
+  if (unsaved.length > 0 || !plan) add('unsaved', unsaved.length > 0 ? false : null, unsaved.join('; ') || NO_PLAN, unsaved.length > 0 ? nameIt : '');
+  else add('unsaved', true, 'nothing found here is left out', nameIt);
+  if (others.length > 0) add('warned of', false, others.join('; '), 'a run says the same every night, and ends with 1: mend it');
   const history = readHistory(settings.stateFolder), strangers = lastGoodRun(settings.stateFolder) ? await listArchives(settings, serverName(settings)).then((all) => strangersAmong(all, history), () => null) : null;
   add('own name', strangers && strangers.length === 0, strangers === null ? 'nothing to compare with yet' : strangers.length > 0 ? `no run here wrote ${strangers.slice(0, 3).map(named).join(', ')}` : 'every archive of this name was written here',
     strangers === null ? '' : 'does another server write under the same name? Each needs a repository and a `server` of its own: change one of them, and run setup there');
   checks.push(...await checkServer(settings));
-  if (hasSystemd()) add('starts at boot', ...await startAtBoot(parts));
+  if (hasSystemd()) add('starts at boot', ...await startsAtBoot(plan));
   add('clock', ...await clockIsRight());
-  const free = freeBytes(fs.existsSync(settings.stateFolder) ? settings.stateFolder : '/');
-  add('free space', free > 64e6, `${size(free)} in ${named(settings.stateFolder)}; how much the storage has, only its keeper knows`, 'make room: without it no run begins');
+  const free = freeBytes(fs.existsSync(settings.stateFolder) ? settings.stateFolder : '/'), needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // as a run reckons
+  const room = `${size(free)} in ${named(settings.stateFolder)}, of which a run needs ${size(needed)}; how much the storage has, only its keeper knows`;
+  add('free space', free >= needed, room, 'make room: without it no run begins', true);
   const nightly = await scheduleOf(script);
-  add('schedule', nightly.by !== '', nightly.by ? `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}` : 'no crontab line and no timer starts this script', 'node backup.js setup --schedule cron    (or systemd)');
+  add('schedule', nightly.by !== '', nightly.why || `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}`, 'node backup.js setup --schedule cron    (or systemd)');
   const { ping, command, metrics } = settings.tell, isTold = Boolean(ping || command.length > 0 || metrics);
   add('told', isTold ? true : nightly.by === 'systemd' ? false : null, isTold ? 'by `tell`' : nightly.by === 'systemd' ? 'a systemd timer mails nobody, and `tell` is empty: nobody hears of a night that failed' : nightly.by === 'cron' ? 'cron mails root what --quiet prints; whether somebody reads that is not known here' : 'nothing starts it, so there is nothing to tell',
     'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');
-  const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
-  add('last drill', settings.drill.maxAgeDays === 0 ? null : last ? warning === '' : warning === '' ? null : false,
-    warning || (last ? `${last.archive} was proven ${count(Math.max(0, Math.floor(ageDays!)), 'day')} ago; a restore takes about ${span(last.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'no drills here, say the settings' : 'none yet'), 'node backup.js drill');
-  const sheet = sheetFile(settings);
-  const isHere = fs.existsSync(sheet);
-  add('key exported', isHere || fs.existsSync(sheetMark(settings)), isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : fs.existsSync(sheetMark(settings)) ? 'the recovery sheet was made, and is not here any more' : 'no recovery sheet was made here', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
-  if (isHere || fs.existsSync(sheetMark(settings))) add('sheet kept apart', !isHere, isHere ? 'the recovery sheet still lies on this server: who breaks in has it, and who loses the server loses it' : 'it is not on this server', `print it, put it away, then: rm ${pasteable([sheet, sheet.replace(/txt$/, 'html')])}`);
+  const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays), hasDrills = settings.drill.maxAgeDays > 0;
+  const drilled = last && `${last.archive} was ${last.proven ? '' : 'not '}proven ${count(Math.max(0, Math.floor(ageDays!)), 'day')} ago; a restore takes about ${span(last.restoreSeconds)}`;
+  add('last drill', warning ? false : hasDrills && last ? true : null, warning || drilled || (hasDrills ? 'none yet' : 'no drills here, say the settings'), 'node backup.js drill');
+  const sheet = sheetFile(settings), isHere = fs.existsSync(sheet), wasMade = isHere || fs.existsSync(sheetMark(settings));
+  const made = isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made, and is not here any more';
+  add('key exported', wasMade, wasMade ? made : 'no recovery sheet was made here', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
+  const lies = 'the recovery sheet still lies on this server: who breaks in has it, and who loses the server loses it';
+  if (wasMade) add('sheet kept apart', !isHere, isHere ? lies : 'it is not on this server', `print it, put it away, then: rm ${pasteable([sheet, sheet.replace(/txt$/, 'html')])}`);
   return checks;
 }
+
+const UNSAVED = /(is not|cannot be|cannot be stopped or) saved\b/; // how whoever looks for clusters, tablespaces and volumes words it
+const NO_PLAN = 'not looked at: `parts and paths` failed';
 
 /** What remembers that the sheet was made, when it has been printed and removed. */
 export const sheetMark = (settings: Settings) => path.join(path.dirname(settings.keyFile), 'recovery-sheet.made');
 
 /** Where the recovery sheet lies. */
-export function sheetFile(settings: Settings): string {
-  return path.join(path.dirname(settings.keyFile), 'recovery-sheet.txt');
-}
+export const sheetFile = (settings: Settings) => path.join(path.dirname(settings.keyFile), 'recovery-sheet.txt');
 
 /** What the storage itself reports of the command it forces on us: shell, paths, append-only, quota, version. */
 async function checkServer(settings: Settings): Promise<Check[]> {
@@ -121,9 +126,11 @@ async function checkServer(settings: Settings): Promise<Check[]> {
 }
 
 // What is not started at boot stays down after a power cut in the day, when no run left a ledger.
-async function startAtBoot(parts: Part[]): Promise<[boolean, string, string]> {
-  const units = parts.filter((part) => part.wasRunning && part.unit).map((part) => part.unit!);
-  const not = (await describeUnits(units)).filter((facts) => facts.UnitFileState === 'disabled' && facts.TriggeredBy === '').map((facts) => facts.Id!);
+async function startsAtBoot(plan: Plan | null): Promise<[boolean | null, string, string]> {
+  if (!plan) return [null, NO_PLAN, ''];
+  const units = plan.parts.filter((part) => part.wasRunning && part.unit).map((part) => part.unit!), all = await describeUnits(units).catch(() => null);
+  if (!all) return [null, 'systemd does not answer', ''];
+  const not = all.filter((facts) => facts.UnitFileState === 'disabled' && facts.TriggeredBy === '').map((facts) => facts.Id!);
   return [not.length === 0, not.length > 0 ? `not started at boot: ${not.join(', ')}` : 'every unit named in `stop` that runs', `systemctl enable ${not.join(' ')}`];
 }
 

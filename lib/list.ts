@@ -4,6 +4,7 @@ import { spawn } from 'node:child_process';
 import { constants } from 'node:os';
 import path from 'node:path';
 import { Problem, answer, count, mode, named, oneLine, pasteable, say, sayLive, size, span, warn, warnings } from './say.ts';
+import { programPath } from './shell.ts';
 import { misfit } from './form.ts';
 import { lastGoodRun, readHistory } from './history.ts';
 import type { HistoryLine } from './history.ts';
@@ -14,10 +15,7 @@ import type { ArchiveFacts } from './archives.ts';
 
 const MOST_VERSIONS = 30_000; // of files that `find` keeps in mind, about 1 kB each
 
-/**
- * What was asked of borg. When it failed, a borg that is missing or too old is the better story; asking that first would
- * cost every look a start of it.
- */
+/** What was asked of borg. When it failed, a borg that is missing or too old is the better story; asking that first would cost every look a start of it. */
 export async function orWrongBorg<T>(asked: Promise<T>): Promise<T> {
   try {
     return await asked;
@@ -27,10 +25,7 @@ export async function orWrongBorg<T>(asked: Promise<T>): Promise<T> {
   }
 }
 
-/**
- * `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of
- * one. Returns 0, or 1 with warnings.
- */
+/** `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of one. Returns 0, or 1 with warnings. */
 export async function list(settings: Settings, server: string, words: string[]): Promise<number> {
   const archives = await orWrongBorg(listArchives(settings, server));
   if (words.length > 0) return listFiles(settings, archiveMeant(archives, words[0]!, 'look'), words[1]);
@@ -51,11 +46,14 @@ function archiveLine(one: ArchiveFacts): string {
  */
 export function archiveMeant(archives: ArchiveFacts[], name: string, use: 'look' | 'restore' = 'restore'): string {
   if (name === 'latest') {
-    const proven = archives.filter((one) => one.kind === 'proven'), come = proven.filter((one) => Date.parse(one.madeAt) < Date.now() + 3_600_000), ahead = proven.length - come.length, newest = [...(come.length > 0 ? come : proven)].pop();
+    const proven = archives.filter((one) => one.kind === 'proven');
     if (proven.length === 0) throw new Problem('there is no proven archive yet',
       { hint: '`node backup.js list` shows what there is; an unproven one has to be named in full' });
-    if (ahead > 0) warn(`${count(ahead, 'archive')} bear${ahead === 1 ? 's' : ''} a time that is still to come, as ${proven[proven.length - 1]!.archive}: a clock was wrong, there or here. ${come.length > 0 ? 'Not counting these,' : 'All do, so'} the latest is ${newest!.archive}`);
-    return newest!.archive;
+    const past = proven.filter((one) => Date.parse(one.madeAt) < Date.now() + 3_600_000), ahead = proven.length - past.length;
+    const [newest, last] = [past.length > 0 ? past : proven, proven].map((some) => some[some.length - 1]!.archive);
+    if (ahead > 0) warn(`${count(ahead, 'archive')} bear${ahead === 1 ? 's' : ''} a time that is still to come, as ${last}: a clock was wrong, there or here. `
+      + `${past.length > 0 ? 'Not counting these,' : 'All do, so'} the latest is ${newest}`);
+    return newest!;
   }
   const found = archives.find((one) => one.archive === name);
   if (!found) throw new Problem(`there is no archive ${named(name)}`, { hint: '`node backup.js list` shows what there is' });
@@ -68,25 +66,20 @@ export function archiveMeant(archives: ArchiveFacts[], name: string, use: 'look'
   return found.archive;
 }
 
-/**
- * The archives of this name that no run here remembers, though they are newer than its last good one: another server writes
- * under the same name. Given the history, too.
- */
+/** The archives of this name that no run here remembers, though they are newer than its last good one: another server writes under the same name. Given the history, too. */
 export function strangersAmong(archives: ArchiveFacts[], history: HistoryLine[]): string[] {
   const own = new Set(history.map((line) => line.archive)), last = history.filter((line) => line.kind === 'run' && line.exitCode < 2).pop();
   return !last ? [] : archives.filter((one) => one.kind === 'proven' && !own.has(one.archive) && one.madeAt > stampOf(last.archive)).map((one) => one.archive);
 }
 
-/**
- * Given what `latest` came to, warns when it is not what the last good run here wrote: another server's, or a clock was
- * wrong, or somebody deleted.
- */
+/** Given what `latest` came to, warns when it is not what the last good run here wrote: another server's, or a clock was wrong, or somebody deleted. */
 export function warnUnlessOurs(stateFolder: string, archives: ArchiveFacts[], latest: string): void {
   const last = lastGoodRun(stateFolder)?.archive ?? latest;
   if (last === latest) return;
-  const strangers = strangersAmong(archives, readHistory(stateFolder));
-  warn(`the last good run here wrote ${named(last)}, ${strangers.includes(latest) ? `and no run here wrote ${named(latest)}: does another server write under the same name?` : archives.some((one) => one.archive === last)
-    ? `which does not bear the latest time, so ${named(latest)} is taken: a clock was wrong. Name the archive that you mean` : `which is not among the archives any more: ask the operator for an audit`}`);
+  let why = 'which is not among the archives any more: ask the operator for an audit';
+  if (archives.some((one) => one.archive === last)) why = `which does not bear the latest time, so ${named(latest)} is taken: a clock was wrong. Name the archive that you mean`;
+  if (strangersAmong(archives, readHistory(stateFolder)).includes(latest)) why = `and no run here wrote ${named(latest)}: does another server write under the same name?`;
+  warn(`the last good run here wrote ${named(last)}, ${why}`);
 }
 
 /** A path as it was on the server, as a pattern of borg's: itself and everything below it. */
@@ -184,8 +177,9 @@ function versionLine({ modifiedAt, bytes }: Version, archives: string[]): string
 
 /** `borg ARGS...`: borg on this terminal, with this server's repository, key and passphrase. Returns its exit code. */
 export async function borgItself(settings: Settings, words: string[]): Promise<number> {
-  const child = spawn('borg', words, { stdio: 'inherit', env: { ...process.env, ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: undefined } });
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => child.kill(signal));
+  const child = spawn('borg', words, { stdio: 'inherit', env: { ...process.env, PATH: programPath(), ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: undefined } });
+  const hasTerminal = [process.stdin, process.stdout, process.stderr].some((stream) => stream.isTTY); // it sends INT and HUP to both of us, and a second INT means to borg: at once
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => { if (!hasTerminal || signal === 'SIGTERM') child.kill(signal); });
   return new Promise((resolve, reject) => {
     child.on('error', () => reject(new Problem('borg does not run', { hint: 'install it: `apt-get install borgbackup`' })));
     child.on('exit', (code, signal) => resolve(signal ? 128 + constants.signals[signal] : code ?? 2));

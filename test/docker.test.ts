@@ -103,6 +103,7 @@ describe('on a host with Docker', { skip: cannotRun }, () => {
   scenario('a volume that a running container may write to, and a volume that nothing saves, are named in warnings', async () => {
     await host.must('docker run --detach --name peeker --volume shop_files:/data --volume peeker_own:/own app');
     await product.expect([], 1, /volume shop_files is saved while peeker may write to it: name the container in `stop`/, /volume peeker_own \(of peeker\) is not saved/);
+    await product.expect(['doctor'], 1, /^to do +unsaved: (?!.*may write to it).*volume peeker_own \(of peeker\) is not saved.*\n {9}hint: name it in `stop`/m, /^to do +warned of: volume shop_files is saved while peeker may write to it/m);
     await host.must('docker rm --force peeker; docker volume rm peeker_own');
   });
 

@@ -1,7 +1,7 @@
 // Looking changes nothing, and tells what the run then does: `--dry-run`, `doctor`, and what is shown while a run goes on.
 import './alone.ts';
 import assert from 'node:assert/strict';
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawn } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -138,6 +138,44 @@ describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
     for (const check of ['no shell', 'other paths refused', 'append-only', 'key exported', 'unsaved']) assert.equal(verdict[check], true, check);
     assert.deepEqual([verdict.quota, verdict.schedule], [false, false]); // this storage sets none, and nobody installed one
     assert.deepEqual([verdict['server version'], verdict['own borg']], [true, !/ 1\.2\.[0-4]\b/.test(execFileSync('borg', ['--version'], { encoding: 'utf8' }))]); // who reads an archive has to know a forged one, not `borg serve`
+  });
+
+  test('doctor takes for unknown what it could not look at, and reckons the free space as a run does', async () => {
+    const verdict = async (code: number): Promise<Record<string, any>> => {
+      const ended = await server.run(['doctor', '--json']);
+      assert.equal(ended.code, code, ended.out + ended.err);
+      return Object.fromEntries(JSON.parse(ended.out).map((one: any) => [one.check, one]));
+    };
+    const { folders } = server.settings as { folders: string[] }, history = path.join(server.stateFolder, 'history.jsonl'), was = fs.existsSync(history) ? fs.readFileSync(history) : null;
+    server.writeSettings({ folders: [...folders, '/nosuch'] });
+    const lost = await verdict(2);
+    assert.deepEqual([lost['parts and paths'].ok, lost.unsaved.ok, lost['free space'].ok], [false, null, true]);
+    server.writeSettings({ folders });
+    const at = '2026-11-26T02:00:00', cold = { files: 1e12, originalBytes: 0, compressedBytes: 0, deduplicatedBytes: 0, seconds: 1 }; // a run that large would not begin here
+    fs.appendFileSync(history, `${JSON.stringify({ kind: 'run', startedAt: `${at}.000Z`, endedAt: `${at}.000Z`, outcome: 'good', exitCode: 0, server: 'web1', archive: `web1-${at}`, downSeconds: 0, startSeconds: 0, parts: [], warm: null, cold, snapshot: '', warnings: [], error: '' })}\n`);
+    const full = await verdict(2);
+    if (was) fs.writeFileSync(history, was);
+    else fs.rmSync(history);
+    assert.match(full['free space'].detail, /of which a run needs 600 TB/);
+  });
+
+  // It stands first on PATH, as a borg in /usr/local/bin would, and counts what it hears.
+  test('Ctrl-C reaches borg once, and borg is found where cron\'s PATH does not lead', async () => {
+    const log = path.join(folder, 'heard'), bin = path.join(folder, 'bin');
+    fs.mkdirSync(bin);
+    fs.writeFileSync(path.join(bin, 'borg'), `#!/bin/sh\ntrap 'echo INT >> ${log}' INT\necho up >> ${log}\nfor i in $(seq 40); do sleep 0.1; done\nexec /usr/bin/borg "$@"\n`, { mode: 0o755 });
+    const child = spawn('script', ['-qefc', `${process.execPath} ${server.script} borg --version`, '/dev/null'], { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, PATH: `${bin}:${process.env.PATH}`, TERM: 'dumb' } });
+    let said = '';
+    child.stdout.on('data', (piece) => { said += piece; });
+    const ended = new Promise<number>((resolve) => { child.on('close', (code) => resolve(code ?? 2)); });
+    await waitFor('borg runs', () => fs.existsSync(log));
+    child.stdin.write('\x03');
+    assert.equal(await ended, 0, said);
+    assert.match(said, /borg 1\./);
+    assert.equal(fs.readFileSync(log, 'utf8'), 'up\nINT\n');
+    fs.rmSync(bin, { recursive: true });
+    const bare = await server.run(['borg', '--version'], { env: { PATH: path.dirname(process.execPath) === '/usr/bin' ? '/bin' : path.dirname(process.execPath) } });
+    assert.equal(bare.code, 0, bare.out + bare.err);
   });
 
   test('doctor changes nothing but the cache of borg', async () => {
