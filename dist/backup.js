@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: b521301321bb6bf66538e076cc7262ba13800155091b6e277839fca903bd1558
+// Checksum of all but the settings: b85240e2d6e06853fedc68fac25a1bc4d52f51dda56f0ac9ab09aec656011f38
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -262,7 +262,7 @@ async function runTheNight(night) {
   } catch (error) {
     trouble = error;
     wasAsked = askedToStop() !== null;
-    await night.cold?.callOff(); // seen dead before anything is started: no archive is ever completed with files that are in use again
+    await night.cold?.callOff(); // seen dead, or killed and stuck, before anything is started: no archive is ever completed with files that are in use again
   }
   clearTimeout(alarm);
   night.down = await startEverything(night);
@@ -1005,7 +1005,8 @@ function startOfProcess(pid) {
 
 /** A file in the data directory of every copy that a drill or the judge runs, a label on its container: no run takes those for the server's own. */
 const SANDBOX_MARK = 'cold-backup-sandbox';
-const OWN_USER = 1_999_000_000; // who they belong to when we are root: nobody's number, on no machine
+/** Who they belong to when we are root: nobody's number, on no machine. Root of an unprivileged container has only some numbers (user_namespaces(7)): there the highest of those. */
+const OWN_USER = Math.min(1_999_000_000, ...['uid_map', 'gid_map'].map((name) => Math.max(0, ...[...procFile(process.pid, name).matchAll(/^ *(\d+) +\d+ +(\d+)$/gm)].map(([, first, count]) => Number(first) + Number(count) - 1))));
 const RUN_MARK = 'COLD_BACKUP_RUN'; // in the environment of every borg we start, and so of its ssh
 
 /** Every process that can be seen: pid, program name, folder of the program, and its working directory as device:inode. */
@@ -2442,6 +2443,9 @@ const roleThatWorks = new Map(); // by data directory, where it is not the first
 /** From now on this cluster is asked as this role. */
 const useRole = (cluster, role) => roleThatWorks.set(cluster.dataDirectory, role);
 
+const sessionSettings = (settings) => Object.entries(settings).filter(([, value]) => value !== undefined).map(([name, value]) => `-c ${name}=${value}`).join(' ');
+const asDatabaseWord = (database) => (/=|:\/\//.test(database) ? `dbname='${database.replace(/['\\]/g, '\\$&')}'` : database); // else psql takes such a name for an address
+
 /**
  * Given a running cluster, a database and SQL, runs it with psql as the cluster's owner over its socket, in a read-only session.
  * The role is the owner's name, in a container $POSTGRES_USER, and 'postgres' where that one does not get in.
@@ -2452,17 +2456,21 @@ async function queryCluster(cluster, database, sql, seconds = 60, more = {}) {
   if (cluster.port === '') return { argv: [], code: 2, out: '', said: 'its port is not known', timedOut: false }; // psql would ask whoever has port 5432
   const env = {
     PGCONNECT_TIMEOUT: '5', PGAPPNAME: 'cold-backup', PGCLIENTENCODING: 'UTF8',
-    PGOPTIONS: Object.entries({ search_path: 'pg_catalog', statement_timeout: `${seconds}s`, lock_timeout: '2s', default_transaction_read_only: 'on', jit: 'off', ...more }).filter(([, value]) => value !== undefined).map(([name, value]) => `-c ${name}=${value}`).join(' '),
+    PGOPTIONS: sessionSettings({ search_path: 'pg_catalog', statement_timeout: `${seconds}s`, lock_timeout: '2s', default_transaction_read_only: 'on', jit: 'off', ...more }),
   };
   const own = path.join(cluster.binaries, 'psql');
   const psql = [fs.existsSync(rootOf(cluster) + own) ? own : 'psql', // one from PATH will do: a newer psql speaks to older servers
-    '-X', '-w', '-q', '-A', '-t', '-v', 'ON_ERROR_STOP=1', '-h', cluster.socketFolder || 'localhost', '-p', cluster.port, '-d', /=|:\/\//.test(database) ? `dbname='${database.replace(/['\\]/g, '\\$&')}'` : database, '-c', sql]; // with such signs psql would take it for an address
+    '-X', '-w', '-q', '-A', '-t', '-v', 'ON_ERROR_STOP=1', '-h', cluster.socketFolder || 'localhost', '-p', cluster.port, '-d', asDatabaseWord(database), '-c', sql];
   // Name and password are in the container's environment and stay there: this shell is the container's.
   const within = ['sh', '-c', 'export PGPASSWORD="${PGPASSWORD:-$POSTGRES_PASSWORD}"; role=$1; shift; exec "$@" -U "${role:-${POSTGRES_USER:-postgres}}"', 'sh'];
   const inContainer = ['docker', 'exec', '--user', String(cluster.uid), ...Object.entries(env).flatMap(([name, value]) => ['--env', `${name}=${value}`]), cluster.container];
   const inSandbox = [...cluster.words ?? [], 'env', ...Object.entries(env).map(([name, value]) => `${name}=${value}`)];
-  const attempt = (role) => look(cluster.words ? [...inSandbox, ...psql, '-U', role || 'postgres'] : cluster.container ? [...inContainer, ...within, role, ...psql] : [...asOwner(cluster), ...psql, ...(role ? ['-U', role] : [])],
-    { cwd: '/', env, seconds: seconds + 10, keepBytes: 64 * 1024 * 1024 });
+  const attempt = (role) => {
+    const options = { cwd: '/', env, seconds: seconds + 10, keepBytes: 64 * 1024 * 1024 };
+    if (cluster.words) return look([...inSandbox, ...psql, '-U', role || 'postgres'], options);
+    if (cluster.container) return look([...inContainer, ...within, role, ...psql], options);
+    return look([...asOwner(cluster), ...psql, ...(role ? ['-U', role] : [])], options);
+  };
   const known = roleThatWorks.get(cluster.dataDirectory);
   const first = await attempt(known ?? '');
   if (first.code !== 2 || known) return first; // 2: no connection; why, it says in the server's language
@@ -2490,7 +2498,7 @@ async function askCluster(cluster, database, questions) {
     const { code, out, said } = await queryCluster(cluster, database, `select jsonb_build_object(${pairs.join(', ')})`);
     if (code !== 0) return { failedWith: code, said };
     try {
-      return JSON.parse(out, (name, value) => (typeof value === 'string' ? maskSecrets(name, value) : value));
+      return JSON.parse(out, (name, value) => (typeof value === 'string' && !('activity' in some) ? maskSecrets(name, value) : value)); // its names are tables: access_tokens, passwords
     } catch { // whoever answers there need not be PostgreSQL
       return { failedWith: 1, said: 'the answer is not understood' };
     }
@@ -2694,16 +2702,18 @@ function isRemote(settings) {
 
 const DIES_WITH_US = ['setpriv', '--pdeathsig', 'KILL', '--']; // or a borg that waits would take our death for the end of its input, and copy what runs
 const GENTLY = ['SIGINT', 'SIGTERM', 'SIGKILL']; // INT: borg keeps a checkpoint, so that the upload goes on from there
+const LONGEST_DEATH_MS = 15_000; // what was killed, and still waits for a disk that hangs, runs no line of its program any more: nobody need wait for it
 const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lost among many others
 
 /**
- * A `borg create` command: archive name, the roots, what is left out, and clusters from which nothing is ever left out. A root `-` is the
- * file `fed`, which borg reads from its standard input: there it waits, with repository, key and caches open, until it is given it.
+ * A `borg create` command: archive name, the roots, and those of clusters, from which nothing is ever left out, as from our own record. A root `-` is
+ * the file `fed`, which borg reads from its standard input: there it waits, with repository, key and caches open, until it is given it.
  */
 function createCommand(settings, what) {
   const comment = JSON.stringify(what.comment).replace(/[{}]/g, '$&$&'); // braces are placeholders for borg
-  // What lies below another root would be stored twice. So borg is to find it on its way, below an excluded folder too: `-` goes on
-  // into those, --exclude does not. Patterns for folders alone (re:, pf:) would then let their files in: with these, twice it is.
+  // borg would store a root inside another root twice, so inner roots are left out, and found while it walks the outer one.
+  // An inner root may lie in an excluded folder: `--pattern '- X'` still walks into X, `--exclude X` does not. But `re:` and `pf:` may
+  // match the folder alone, and `-` would then store the files in it: with these, both roots are given, and the inner one is stored twice.
   const nested = what.roots.filter((root) => root.startsWith('/') && what.roots.some((other) => root.startsWith(`${other}/`)));
   const onTheWay = nested.length > 0 && !settings.exclude.some((pattern) => /^(re|pf):/.test(pattern));
   const excluded = (pattern) => (onTheWay ? ['--pattern', `- ${/^[a-z]{2}:/.test(pattern) ? '' : 'fm:'}${pattern}`] : ['--exclude', pattern]);
@@ -2716,19 +2726,20 @@ function createCommand(settings, what) {
     '--chunker-params', settings.chunker,
     '--checkpoint-interval', '300', // what an interrupted night has uploaded counts the next night
     '--comment', comment,
-    ...(settings.exclude.length === 0 ? [] : what.whole.flatMap((root) => ['--pattern', `+ pp:${root}`])), // the first match counts
+    ...(settings.exclude.length === 0 ? [] : ['record', ...what.whole].flatMap((root) => ['--pattern', `+ pp:${root}`])), // the first match counts
     ...settings.exclude.flatMap(excluded),
     `::${what.archive}`, ...what.roots.filter((root) => !onTheWay || !nested.includes(root))];
 }
 
 /**
  * Begin one pass. Given the command, the folder relative roots are in, the run's mark, the name of the pass and last night's
- * size, shows progress. tested: a pass of this run was made before it, and borg tests itself once. `end` throws Problem when borg failed: then there is no archive of that name.
+ * size, shows progress. tested: an earlier pass of this run has done borg's self-test, so it is skipped. `end` throws
+ * Problem when borg failed: then there is no archive of that name.
  */
 function beginPass(settings, command, options) {
   const waits = command.includes('-'), ladder = waits ? ['SIGTERM', 'SIGKILL'] : [...GENTLY];
   const listener = listenToPass(progressTeller(options.title, options.expectedBytes));
-  let began = Date.now(), program = null;
+  let began = Date.now(), program = null, calledOff = null;
   const pass = async () => {
     const done = await change(command, {
       cwd: options.cwd,
@@ -2742,7 +2753,8 @@ function beginPass(settings, command, options) {
       { ran: command.slice(0, 6), hint: 'what was uploaded counts: the next run goes on from there' });
     if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${options.title} failed`, { ...done, argv: shortened(command) });
     const { id: archiveId, stats } = answerOf(options.title, done, { archive: { id: 'text', stats: { nfiles: 'number', original_size: 'number', compressed_size: 'number', deduplicated_size: 'number' } } }).archive;
-    return { archiveId, files: stats.nfiles, originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size, seconds: (Date.now() - began) / 1000, ...listener.found };
+    return { ...listener.found, complaints: done.code === 0 ? [] : listener.found.complaints, archiveId, files: stats.nfiles, seconds: (Date.now() - began) / 1000,
+      originalBytes: stats.original_size, compressedBytes: stats.compressed_size, deduplicatedBytes: stats.deduplicated_size };
   };
   const end = pass(), until = async (event) => void await Promise.race([event, end]);
   const underWay = {
@@ -2752,10 +2764,11 @@ function beginPass(settings, command, options) {
       ladder.splice(0, ladder.length, ...GENTLY);
       program?.feed(text);
     },
-    callOff: async () => {
+    callOff: () => calledOff ??= (async () => {
       program?.end();
-      await end.catch(() => {});
-    },
+      const hasEnded = await Promise.race([end.then(() => true, () => true), sleep(LONGEST_DEATH_MS, false)]);
+      if (!hasEnded) warn(`the borg of the ${options.title} has been killed and does not go away (a disk or a network file system that hangs?): it will write nothing more`);
+    })(),
   };
   for (const one of [end, underWay.isWaiting, underWay.isRead]) one.catch(() => {}); // who does not wait for one of them hears it from another
   return underWay;
@@ -2773,12 +2786,16 @@ function listenToPass(progress) {
     if (isProgress) progressAt = Date.now();
     // Only what is said at the top level counts: borg passes on whatever a storage puts into its log messages, but never under these types (remote.py).
     const note = parseLine(line);
-    if (note?.type === 'archive_progress' && note.finished) return markRead(); // said before the archive is saved (archiver.py, create_inner)
-    if (note?.type === 'archive_progress') progress(note);
-    if (note?.type === 'file_status' && note.status === 'i') markWaiting(); // said before it is read (archive.py, process_pipe)
-    if (note?.type === 'file_status' && note.status === 'C') keep(found.changed, absolute(String(note.path)));
-    if (note?.type === 'file_status' && note.status === 'E') keep(found.unread, absolute(String(note.path)));
-    if (note?.type === 'log_message' && /WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) keep(found.complaints, note.message ?? '');
+    switch (note?.type) {
+      case 'archive_progress': return note.finished ? markRead() : progress(note); // finished: said before the archive is saved (archiver.py, create_inner)
+      case 'file_status':
+        if (note.status === 'i') markWaiting(); // said before it is read (archive.py, process_pipe)
+        if (note.status === 'C') keep(found.changed, absolute(String(note.path)));
+        if (note.status === 'E') keep(found.unread, absolute(String(note.path)));
+        return;
+      case 'log_message':
+        if (/WARNING|ERROR|CRITICAL/.test(note.levelname ?? '')) keep(found.complaints, note.message ?? '');
+    }
   };
   return { found, onLine, isWaiting, isRead, reached: progress.reached };
 }
@@ -2821,8 +2838,8 @@ function progressTeller(title, expectedBytes) {
 const WITHOUT_LOCK = ['--bypass-lock']; // a run that is under way is not in the way
 
 /**
- * Given the server ('' = any) and an archive's name, what kind it is. 'other': neither this script nor an interrupted pass
- * of it writes such a name there.
+ * Given the server ('' = any) and an archive's name, returns 'cold', 'proof' (the cold one of its name is good), 'warm' (a copy of what
+ * ran), 'checkpoint' (what an interrupted pass had sent), or 'other' (neither this script nor a pass of it writes such a name there).
  */
 function kindOf(server, name) {
   const own = new RegExp(`^(proven-)?${server ? server.replaceAll('.', '\\.') : '.+?'}-\\d{4}-\\d\\d-\\d\\dT\\d\\d:\\d\\d:\\d\\d(-warm\\.checkpoint)?((?:\\.checkpoint(?:\\.\\d+)?)?)$`).exec(name);
@@ -2853,7 +2870,7 @@ async function listEverything(settings, more = [], options = {}) {
   });
 }
 
-/** The ids of all archives alone, in the same order: at once, however many there are. */
+/** The ids of all archives alone, in the same order. No archive is opened for it, so it stays fast with thousands. */
 async function listIds(settings, options = {}) {
   const done = await askBorg(settings, ['list', '--consider-checkpoints', '--format', '{id}{NL}'], options);
   if (done.code !== 0) throw borgFailure('the archives cannot be listed', done);
@@ -2894,8 +2911,6 @@ async function readFromArchive(settings, archive, file, options = {}, more = [])
 // ==== STORAGE ====
 // The storage as this server reaches it: its address, ssh, and what `borg serve` says of itself.
 // It asks, and changes nothing, but for one empty transaction where nothing else tells whether the storage is append-only.
-// A test call that every `borg serve` since 1.1 answers before it opens anything: its error report shows the server's own
-// command line and version (borg, remote.py, inject_exception). MessagePack: negotiate, then inject_exception(kind=divide).
 
 // A test call that every `borg serve` since 1.1 answers before it opens anything: its error report shows the server's own
 // command line and version (borg, remote.py, inject_exception). MessagePack: negotiate, then inject_exception(kind=divide).
@@ -3097,7 +3112,7 @@ async function ownersOf(roots) {
   };
   const done = roots.length > 0 ? await look(['find', ...roots, '-printf', '%U:%G\\n'], { seconds: 900, keepBytes: 0, onLine }) : null;
   if (done?.timedOut) warn('the owners of the saved files were not all seen in 15 minutes: the passport may lack some');
-  const named = async (database, ids) => {
+  const namesOf = async (database, ids) => {
     const numbers = [...ids].map(Number).sort((one, other) => one - other);
     const { out } = numbers.length > 0 ? await look(['getent', database, ...numbers.map(String)]) : { out: '' }; // those it does not know are left out
     const known = new Map(out.split('\n').map((line) => line.split(':')).map((fields) => [Number(fields[2]), fields]));
@@ -3106,7 +3121,7 @@ async function ownersOf(roots) {
       return database === 'passwd' ? { id, name, group: group ? Number(group) : null, home: home ?? '', shell: shell ?? '' } : { id, name };
     });
   };
-  return { users: await named('passwd', seen.users), groups: await named('group', seen.groups) };
+  return { users: await namesOf('passwd', seen.users), groups: await namesOf('group', seen.groups) };
 }
 
 async function containersOf(names) {
@@ -3177,11 +3192,11 @@ const OF_A_COPY = /^pg_\d+_sync_\d+/; // slots and walsenders of a subscription'
 
 /** Given what the passport holds of a cluster, returns its partners, each once. */
 function partnersOf({ slots = [], standbys = [], subscriptions = [], recovery = {}, databases }) {
-  const isText = (value) => typeof value === 'string', isReader = (pid) => slots.some((slot) => slot.plugin && slot.active_pid === pid);
+  const isString = (value) => typeof value === 'string', isReader = (pid) => slots.some((slot) => slot.plugin && slot.active_pid === pid);
   const found = [
     ...subscriptions.map(({ subname, database }) => ({ kind: 'subscription', name: subname, database })),
-    ...slots.filter((slot) => slot.plugin && isText(slot.slot_name) && slot.temporary !== true && !OF_A_COPY.test(slot.slot_name)).map(({ slot_name: name, database }) => ({ kind: 'slot', name, database: isText(database) ? database : '' })),
-    ...standbys.filter(({ pid, application_name: name }) => isText(name) && !isReader(pid) && !OF_A_COPY.test(name) && name !== 'pg_basebackup').map(({ application_name: name }) => ({ kind: 'standby', name, database: '' })),
+    ...slots.filter((slot) => slot.plugin && isString(slot.slot_name) && slot.temporary !== true && !OF_A_COPY.test(slot.slot_name)).map(({ slot_name: name, database }) => ({ kind: 'slot', name, database: isString(database) ? database : '' })),
+    ...standbys.filter(({ pid, application_name: name }) => isString(name) && !isReader(pid) && !OF_A_COPY.test(name) && name !== 'pg_basebackup').map(({ application_name: name }) => ({ kind: 'standby', name, database: '' })),
     ...(recovery.inRecovery === true ? [{ kind: 'primary', name: '', database: '' }] : []),
     ...databases.filter(({ rows = {} }) => Object.keys(rows).some((table) => /^"?bucardo"?\.delta_/.test(table))).map(({ name }) => ({ kind: 'bucardo', name: 'Bucardo', database: name })),
   ];
@@ -3947,7 +3962,9 @@ function makeSwaps({ swaps, stamp }) {
 function rename(from, to) {
   const opened = [];
   const inItsFolder = (file) => {
-    const folder = path.dirname(file), fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY), is = fs.readlinkSync(`/proc/self/fd/${opened[opened.push(fd) - 1]}`);
+    const folder = path.dirname(file), fd = fs.openSync(folder, fs.constants.O_RDONLY | fs.constants.O_DIRECTORY);
+    opened.push(fd);
+    const is = fs.readlinkSync(`/proc/self/fd/${fd}`);
     if (is !== folder) throw new Problem(`${named(folder)} is now ${named(is)}: somebody laid a link on the way, and nothing is moved through it`);
     return `/proc/self/fd/${fd}/${path.basename(file)}`;
   };
@@ -4051,8 +4068,8 @@ function wayBack(stateFolder, ledger, isOpen) {
       ...(path.dirname(aside) === path.dirname(place) ? [] : [['mkdir', '-p', '-m', '700', path.dirname(away(aside))]]),
       ['mv', '-T', '--', place, away(aside)], ...(isThere(aside) ? [['mv', '-T', '--', aside, place]] : [])]),
     ...folders.filter((one) => opened.has(one.path) && isThere(one.path)).flatMap(({ path: folder, before }) => {
-      const aside = opened.get(folder);
-      return [['mkdir', '-p', '-m', '700', away(aside)], entries(folder, away(aside), ['lost+found', '.cold-backup-restore-*', 'before-restore-*', 'restored-*', ...around(folder)]),
+      const aside = opened.get(folder), stays = ['lost+found', `${STAGING}*`, 'before-restore-????-??-??T??????', 'restored-????-??-??T??????', ...around(folder)];
+      return [['mkdir', '-p', '-m', '700', away(aside)], entries(folder, away(aside), stays),
         ...(isThere(aside) ? [entries(aside, folder, around(folder))] : []), ['chown', `${before.uid}:${before.gid}`, folder], ['chmod', before.mode.toString(8), folder]];
     }),
     ...[...parts].reverse().map((part) => part.start),
@@ -4132,7 +4149,7 @@ function swapsFor(place, staged, stamp, mounts) {
   const found = { swaps: [], folders: [] };
   const walk = (folder, from, aside) => {
     if (isThere(from)) found.folders.push({ path: folder, before: factsOf(folder), after: factsOf(from) });
-    const isOurs = (name) => name === 'lost+found' || /^(\.cold-backup-restore|before-restore|restored)-/.test(name);
+    const isOurs = (name) => name === 'lost+found' || name.startsWith(STAGING) || /^(before-restore|restored)-\d{4}-\d\d-\d\dT\d{6}$/.test(name); // restored-photos is not
     const names = new Set([folder, from].filter(isThere).flatMap((one) => fs.readdirSync(one)).filter((name) => !isOurs(name)));
     for (const name of names) {
       const [own, next, beside] = [path.join(folder, name), path.join(from, name), path.join(aside, name)];
@@ -4473,7 +4490,7 @@ const LOCKED = '-c listen_addresses= -c archive_mode=off -c max_logical_replicat
 
 const q = (...words) => pasteable(words);
 const block = (lines) => ['```sh', ...lines, '```'].join('\n');
-const strict = (lines) => block(['( set -e', ...lines, ')']); // pasted or not, it ends at the first command that fails
+const untilFirstError = (lines) => block(['( set -e', ...lines, ')']); // pasted or not, it ends at the first command that fails
 const stored = (places) => q(...places.map((one) => `pp:${one.slice(1)}`));
 
 /** Given the manifest of an archive and a language, returns its RESTORE.md: the same commands in every language. */
@@ -4511,7 +4528,7 @@ function software(manifest, clusters, w) {
   const pgdg = exact.some((one) => one.includes('pgdg'));
   const versions = [...new Set(clusters.map((one) => one.version))].join(', ');
   return [`## 2. ${w.software}`, ...(versions ? [w.fits(versions)] : []),
-    isDebian ? strict([`missing=; for package in ${q(...exact)}; do`, `  [ "$(dpkg-query -Wf '\${db:Status-Status}' "\${package%%=*}" 2>/dev/null)" = installed ] || missing="$missing $package"; done`,
+    isDebian ? untilFirstError([`missing=; for package in ${q(...exact)}; do`, `  [ "$(dpkg-query -Wf '\${db:Status-Status}' "\${package%%=*}" 2>/dev/null)" = installed ] || missing="$missing $package"; done`,
       'if [ -n "$missing" ]; then', '  apt-get update', ...(pgdg ? [`  apt-get install --yes postgresql-common ca-certificates && /usr/share/postgresql-common/pgdg/apt.postgresql.org.sh -y   # ${w.fromThere}`] : []),
       `  for package in $missing; do apt-get install --yes "$package" || apt-get install --yes "\${package%%=*}"; done   # ${w.sameOrNewest}`, 'fi'])
       : w.packages(exact.join(', ')),
@@ -4555,7 +4572,7 @@ function makeRoom({ plan, parents, host }, clusters, { byName, byNumber, system 
   const needed = parents.filter((one) => !byName.some((place) => isBelow(one.path, place))).filter((one) => !byNumber.some((volume) => isBelow(volume, one.path)) || byName.some((place) => isBelow(place, one.path)));
   return [`## 4. ${w.room}`, w.notHere, block([...stops, ...debian].concat(stops.length + debian.length === 0 ? [`true   # ${w.nothingStopped}`] : [])),
     w.comeBack, [...byName, ...byNumber].map((one) => `- \`${one}\``).join('\n'),
-    strict([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # ${w.noPostgres}`),
+    untilFirstError([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # ${w.noPostgres}`),
       'aside() {', '  [ -e "$1" ] || [ -L "$1" ] || return 0', '  if mountpoint -q "$1"; then mkdir "$1/.$AWAY"; find "$1" -mindepth 1 -maxdepth 1 ! -name ".$AWAY" ! -name lost+found -exec mv -t "$1/.$AWAY" {} +; return; fi',
       '  [ ! -e "$2" ]; mkdir -p "${2%/*}"; mv -T "$1" "$2"', '}', ...[...byName, ...byNumber].map((one) => `aside ${q(one)} ${asidePath(one)}`)]),
     ...(needed.length > 0 ? [w.above,
@@ -4566,10 +4583,10 @@ function makeRoom({ plan, parents, host }, clusters, { byName, byNumber, system 
 function extraction({ containers, plan }, { byName, byNumber }, w) {
   const mounts = containers.flatMap((one) => one.mounts);
   const volumes = byNumber.flatMap((place) => mounts.filter((one) => one.type === 'volume' && one.source === place).map((one) => ({ place, name: String(one.name) })).slice(0, 1));
-  const named = [...new Set(plan.roots.filter((root) => byNumber.includes(root.path) && root.path.endsWith('/_data')).map((root) => root.why.slice('volume '.length)))].filter((one) => !volumes.some(({ name }) => name === one) && !one.includes('/'));
-  const make = [...volumes.map(({ name }) => name), ...named];
+  const otherVolumes = [...new Set(plan.roots.filter((root) => byNumber.includes(root.path) && root.path.endsWith('/_data')).map((root) => root.why.slice('volume '.length)))].filter((one) => !volumes.some(({ name }) => name === one) && !one.includes('/'));
+  const make = [...volumes.map(({ name }) => name), ...otherVolumes];
   return [`## 5. ${w.extract}`, ...(make.length > 0 ? [w.volumes, block(make.map((name) => `docker volume inspect ${q(name)} >/dev/null 2>&1 || docker volume create ${q(name)}`))] : []),
-    strict(['cd /', ...(byName.length > 0 ? [`borg extract --sparse "::$ARCHIVE" ${stored(byName)}${byNumber.some((one) => byName.some((place) => isBelow(one, place))) ? byNumber.map((one) => ` --exclude ${stored([one])}`).join('') : ''}`] : []),
+    untilFirstError(['cd /', ...(byName.length > 0 ? [`borg extract --sparse "::$ARCHIVE" ${stored(byName)}${byNumber.some((one) => byName.some((place) => isBelow(one, place))) ? byNumber.map((one) => ` --exclude ${stored([one])}`).join('') : ''}`] : []),
       ...(byNumber.length > 0 ? [`borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored(byNumber)}   # ${w.numbers}`] : [])]),
     w.takesLong];
 }
@@ -4598,7 +4615,7 @@ function checks(manifest, clusters, w) {
   if (ran.length === 0) return [];
   const starts = ran.map((one) => (one.configFolder ? `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} start -o ${q(LOCKED)}` : startOf(manifest, one)));
   const connections = Object.fromEntries(ran.map((one) => [one.name, psqlOf(one)]));
-  return [`## 7. ${w.checks}`, w.alone, strict(['systemctl daemon-reload || true', ...starts]), w.counted,
+  return [`## 7. ${w.checks}`, w.alone, untilFirstError(['systemctl daemon-reload || true', ...starts]), w.counted,
     counting(connections, w),
     ...collations(manifest, ran, w), ...(ran.some((one) => one.configFolder) ? [w.good,
       block(ran.filter((one) => one.configFolder).map((one) => `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} stop`))] : [])];
@@ -4679,7 +4696,7 @@ function onlyAPart({ plan }, clusters, { byName, byNumber, system }, w) {
   const folder = plan.roots.find((root) => root.why === 'folder')?.path ?? [...byName, ...byNumber, ...system][0];
   const numeric = folder && byNumber.includes(folder) ? '--numeric-ids ' : '';
   return [`## ${w.part}`, w.onlyPart,
-    strict([`mkdir -m 700 "/root/part-$AWAY" && cd "/root/part-$AWAY"`, `borg extract --sparse ${numeric}"::$ARCHIVE" ${stored([folder ?? '/record'])}`, 'find . -maxdepth 4 | head -20']),
+    untilFirstError([`mkdir -m 700 "/root/part-$AWAY" && cd "/root/part-$AWAY"`, `borg extract --sparse ${numeric}"::$ARCHIVE" ${stored([folder ?? '/record'])}`, 'find . -maxdepth 4 | head -20']),
     ...clusters.filter((one) => one.configFolder).flatMap((one) => besides(one, w))];
 }
 
@@ -4690,7 +4707,7 @@ function besides(cluster, w) {
   const as = `runuser -u ${q(cluster.owner)} --`;
   const settings = [`config_file=$C/postgresql.conf`, 'data_directory=$D', 'hba_file=$C/pg_hba.conf', 'ident_file=$C/pg_ident.conf', 'external_pid_file=$D/look.pid', 'unix_socket_directories=$L', 'port=5999', 'listen_addresses=', 'archive_mode=off', 'max_logical_replication_workers=0', 'shared_preload_libraries=', 'ssl=off', 'logging_collector=off'];
   return [w.look(cluster.name),
-    strict([`L="/var/lib/postgresql/look-$AWAY"; D=${inside(cluster.dataDirectory)}; C=${config}`, 'install -d -m 711 "$L" && cd "$L"', `borg extract --sparse "::$ARCHIVE" ${stored(outermost([...cluster.roots, cluster.configFolder]))}`,
+    untilFirstError([`L="/var/lib/postgresql/look-$AWAY"; D=${inside(cluster.dataDirectory)}; C=${config}`, 'install -d -m 711 "$L" && cd "$L"', `borg extract --sparse "::$ARCHIVE" ${stored(outermost([...cluster.roots, cluster.configFolder]))}`,
       `find "$L" -type d -user root -exec chmod go+x {} +   # ${w.rootAlone}`,
       ...links.map(({ link, to }) => `ln -sfn ${inside(to)} "$D/${link}"   # ${w.elseRunning}`), `chown ${q(cluster.owner)} "$L"`,
       `${as} ${q(path.join(bin, 'pg_ctl'))} start -w -s -l "$L/log" -D "$D" -o "${settings.map((one) => `-c ${one}`).join(' ')}"`,
@@ -4719,14 +4736,17 @@ function beginRecord(loaded, script) {
   fs.writeFileSync(path.join(folder, 'backup.settings.js'), loaded.text, { mode: 0o600 });
 }
 
-/** The manifest, but for the proof: all of it that can be known while everything still runs. */
+/** The manifest, but for the proof: all of it that can be known while everything still runs. Warns of a fact that would keep `restore` from it. */
 function manifestOf(stateFolder, script, plan, passport) {
   const text = fs.readFileSync(path.join(recordFolder(stateFolder), 'backup.js'), 'utf8');
-  return {
+  const manifest = {
     format: 1, server: plan.server, archive: plan.archive, madeAt: plan.madeAt,
     script: { version: VERSION, state: editedOrAsBuilt(text), node: process.version, file: script },
     ...passport, plan, parents: parentsOf([...plan.roots.map((root) => root.path), ...plan.clusters.flatMap((one) => one.roots), ...socketsOf(plan)]), proof: null, drill: lastDrill(readHistory(stateFolder)),
   };
+  const odd = misfit(manifest, MANIFEST_FORM);
+  if (odd) warn(`\`restore\` and \`drill\` will refuse this archive, for ${odd} is not what it should be; RESTORE.md in it says how to bring it back by hand`);
+  return manifest;
 }
 
 /** The newest file of a pass is one that borg reads anew the next time (borg issue 5992): let it be one of ours, not a cluster's. */
@@ -4774,18 +4794,26 @@ function writeHistory(stateFolder, line) {
 }
 
 // Everything that `restore`, `drill` and the judge read.
-const FOUND_IN_DATABASE = { name: 'text', encoding: 'text', collate: 'text', ctype: 'text', provider: 'text', orderFingerprint: 'text', 'locale?': 'text', 'rules?': 'text', 'recorded?': 'text', 'actual?': 'text',
+const FOUND_IN_DATABASE = {
+  name: 'text', encoding: 'text', collate: 'text', ctype: 'text', provider: 'text', orderFingerprint: 'text', 'locale?': 'text', 'rules?': 'text', 'recorded?': 'text', 'actual?': 'text',
   'extensions?': [{ name: 'text', version: 'text' }], 'libraries?': ['text'], 'rows?': { '*': 'anything' }, 'activity?': { '*': 'text or null' }, 'dictionaries?': [{ name: 'text' }],
-  'collations?': [{ schema: 'text', name: 'text', provider: 'text', 'locale?': 'text', 'rules?': 'text', 'recorded?': 'text', 'actual?': 'text', orderFingerprint: 'text', indexes: ['text'], partitionedTables: ['text'] }] };
-const SAVED_CLUSTER = { name: 'text', dataDirectory: 'path', walFolder: 'path', version: 'version', binaries: 'text', owner: 'text', container: 'text', 'socketFolder?': 'text', port: 'text', uid: 'id', gid: 'id', roots: ['path'], tablespaces: [{ oid: 'text', location: 'text' }] };
+  'collations?': [{ schema: 'text', name: 'text', provider: 'text', orderFingerprint: 'text', indexes: ['text'], partitionedTables: ['text'],
+    'locale?': 'text', 'rules?': 'text', 'recorded?': 'text', 'actual?': 'text' }],
+};
+const SAVED_CLUSTER = {
+  name: 'text', dataDirectory: 'path', walFolder: 'path', version: 'version', binaries: 'text', owner: 'text', container: 'text', 'socketFolder?': 'text', port: 'text',
+  uid: 'id', gid: 'id', roots: ['path'], tablespaces: [{ oid: 'text', location: 'text' }],
+};
 const PACKAGES = { all: { '*': 'text' }, needed: { '*': 'text' }, unowned: ['text'] };
 const MANIFEST_FORM = {
   server: 'text', madeAt: 'text', packages: PACKAGES, parents: [{ path: 'path', mode: 'bits', uid: 'id', gid: 'id' }], 'proof?': { clusters: [{ dataDirectory: 'text', systemIdentifier: 'text' }] },
   host: { architecture: 'text', libc: 'text', users: [{ id: 'id', 'name?': 'text', 'group?': 'id' }], groups: [{ id: 'id', 'name?': 'text' }] },
-  containers: [{ name: 'text', image: 'text', imageId: 'text', imageDigests: ['text'], composeProject: 'text', composeService: 'text', composeFiles: ['text'], mounts: [{ 'type?': 'text', 'name?': 'text', source: 'text', destination: 'text' }] }],
-  postgres: [{ ...SAVED_CLUSTER, 'insideDataDirectory?': 'text', systemIdentifier: 'text', controlData: { '*': 'anything' }, databases: [FOUND_IN_DATABASE], 'packages?': PACKAGES, 'system?': { libc: 'text' }, 'serverVersion?': 'text', 'settings?': { '*': 'text or null' },
-    'preloadLibraries?': { '*': 'text or null' }, 'roleSettings?': [{ 'role?': 'text', 'database?': 'text', 'settings?': { '*': 'text or null' } }], 'roles?': [{ rolname: 'text' }], 'slots?': [{ 'slot_name?': 'text', 'plugin?': 'text', 'database?': 'text', 'active_pid?': 'number', 'temporary?': 'yes or no' }],
-    'standbys?': [{ 'pid?': 'number', 'application_name?': 'text' }], 'subscriptions?': [{ subname: 'text', database: 'text' }] }],
+  containers: [{ name: 'text', image: 'text', imageId: 'text', imageDigests: ['text'], composeProject: 'text', composeService: 'text', composeFiles: ['text'],
+    mounts: [{ 'type?': 'text', 'name?': 'text', source: 'text', destination: 'text' }] }],
+  postgres: [{ ...SAVED_CLUSTER, systemIdentifier: 'text', controlData: { '*': 'anything' }, databases: [FOUND_IN_DATABASE], 'insideDataDirectory?': 'text', 'packages?': PACKAGES,
+    'system?': { libc: 'text' }, 'serverVersion?': 'text', 'settings?': { '*': 'text or null' }, 'preloadLibraries?': { '*': 'text or null' }, 'roles?': [{ rolname: 'text' }],
+    'roleSettings?': [{ 'role?': 'text', 'database?': 'text', 'settings?': { '*': 'text or null' } }], 'standbys?': [{ 'pid?': 'number', 'application_name?': 'text' }],
+    'slots?': [{ 'slot_name?': 'text', 'plugin?': 'text', 'database?': 'text', 'active_pid?': 'number', 'temporary?': 'yes or no' }], 'subscriptions?': [{ subname: 'text', database: 'text' }] }],
   plan: { roots: [{ path: 'path', why: 'text' }], clusters: [{ ...SAVED_CLUSTER, pid: 'id' }], parts: [{ name: 'text', kind: 'text', group: 'number' }], exclude: ['text'] },
 };
 
@@ -4827,7 +4855,7 @@ const EARLY_RECORDS = ['record/backup.js', 'record/backup.settings.js'];
 const LATE_RECORDS = ['record/RESTORE.md', 'record/listing']; // written when all is stopped. The newest file of all is one that borg reads anew the next time
 const coldPaths = (plan) => plan.roots.filter((root) => root.way === 'cold').map((root) => root.path);
 const filesCache = (plan) => (plan.roots.some((root) => root.way === 'reflink') ? 'mtime,size' : ''); // every night's copy has new inodes, and a new ctime
-const wholePaths = (plan) => plan.clusters.flatMap((cluster) => cluster.roots);
+const wholePaths = (plan) => [...new Set([...plan.clusters.flatMap((cluster) => cluster.roots), ...plan.roots.filter(({ why }) => why.startsWith('cluster ')).map((root) => root.path)])];
 
 /** What a warm pass has to read: what is copied on write need not be there before, but the first night, whose upload may take days. */
 function warmPaths(plan, isFirst) {
@@ -4914,8 +4942,8 @@ async function oneWarmPass(night, plan, paths) {
   const command = warmCommand(settings, plan, paths, last ? new Date().toISOString() : plan.madeAt), expectedBytes = lastGoodRun(settings.stateFolder)?.warm?.originalBytes ?? 0;
   const untilEnd = night.windowEnd ? Math.max(1, (night.windowEnd.getTime() - Date.now()) / 1000) : undefined;
   const warm = await takePass(settings, command, { cwd: settings.stateFolder, run: plan.run, title: 'warm pass', expectedBytes, seconds: untilEnd });
-  const { files, originalBytes, compressedBytes, deduplicatedBytes, seconds } = warm;
-  night.line.warm = { files, originalBytes, compressedBytes, deduplicatedBytes: deduplicatedBytes + (last?.deduplicatedBytes ?? 0), seconds: seconds + (last?.seconds ?? 0) }; // files that changed or went are no matter here: the cold pass decides
+  // Files that changed or went are no matter here: the cold pass decides.
+  night.line.warm = { ...passFacts(warm), deduplicatedBytes: warm.deduplicatedBytes + (last?.deduplicatedBytes ?? 0), seconds: warm.seconds + (last?.seconds ?? 0) };
   say(`warm pass: ${size(warm.originalBytes)} in ${count(warm.files, 'file')} read, ${size(warm.deduplicatedBytes)} new, ${span(warm.seconds)}`);
   return warm;
 }
@@ -4935,7 +4963,7 @@ function beginColdPass(night, plan) {
   return beginPass(settings, coldCommand(settings, plan), { cwd: settings.stateFolder, run: plan.run, title: 'cold pass', tested: night.line.warm !== null, expectedBytes });
 }
 
-/** Wait until borg asks for the manifest. It has an hour: should that it waits never be heard, both would wait for ever. */
+/** Wait until borg asks for the manifest. It has an hour: if we never hear that it waits, both sides would wait for ever. */
 async function untilBorgWaits(night) {
   const late = setTimeout(() => askToStop('borg did not begin the copy within an hour', 2, 'call `node backup.js doctor`; is this a borg that says other things than 1.2 and 1.4 do?'), 3_600_000);
   await (night.cold?.isWaiting ?? Promise.resolve()).finally(() => clearTimeout(late));
@@ -4956,7 +4984,8 @@ async function copyOnWrite(night, plan) {
   const { stateFolder } = night.loaded.settings;
   const first = await prove(plan, listingFile(stateFolder));
   await makeCopies(plan.roots, plan.run);
-  if (plan.roots.some((root) => root.way === 'cold')) await (night.cold = beginColdPass(night, plan)).isWaiting;
+  if (plan.roots.some((root) => root.way === 'cold')) night.cold = beginColdPass(night, plan);
+  await night.cold?.isWaiting;
   return { first, second: await stillCold(night, plan, first), manifestText: '' };
 }
 
@@ -5007,13 +5036,15 @@ async function finishColdPass(night, plan) {
 function judgePass(plan, { changed, unread, complaints }) {
   const isCold = (file) => plan.cold.some((root) => isBelow(file, root));
   const broken = [...changed, ...unread].filter(isCold);
-  const lost = plan.roots.find((root) => unread.includes(root.path));
+  const isLost = (file) => unread.includes(file) || (!changed.includes(file) && complaints.some((line) => line.startsWith(`${file}: `))); // it could not even enter the folder above
+  const lost = plan.roots.find((root) => isLost(root.path));
   if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`,
     { said: complaints.slice(-5).join('\n') });
   if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`,
     { said: complaints.slice(-5).join('\n') });
   for (const file of unread) warn(`not in the archive, borg could not read it: ${named(file)}`);
   for (const file of changed) warn(`changed while it was copied: ${named(file)}`);
+  if (changed.length + unread.length === 0) for (const line of complaints) warn(`borg: ${line}`);
 }
 
 function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }) {
@@ -5305,10 +5336,7 @@ async function recoverIn(stateFolder, settings) {
 
 const MOST_VERSIONS = 30_000; // of files that `find` keeps in mind, about 1 kB each
 
-/**
- * What was asked of borg. When it failed, a borg that is missing or too old is the better story; asking that first would
- * cost every look a start of it.
- */
+/** What was asked of borg. When it failed, a borg that is missing or too old is the better story; asking that first would cost every look a start of it. */
 async function orWrongBorg(asked) {
   try {
     return await asked;
@@ -5318,10 +5346,7 @@ async function orWrongBorg(asked) {
   }
 }
 
-/**
- * `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of
- * one. Returns 0, or 1 with warnings.
- */
+/** `list [ARCHIVE [PATH]]`: given the server ('' = any) and the words, prints the archives (newest last), or the files of one. Returns 0, or 1 with warnings. */
 async function list(settings, server, words) {
   const archives = await orWrongBorg(listArchives(settings, server));
   if (words.length > 0) return listFiles(settings, archiveMeant(archives, words[0], 'look'), words[1]);
@@ -5342,11 +5367,14 @@ function archiveLine(one) {
  */
 function archiveMeant(archives, name, use = 'restore') {
   if (name === 'latest') {
-    const proven = archives.filter((one) => one.kind === 'proven'), come = proven.filter((one) => Date.parse(one.madeAt) < Date.now() + 3_600_000), ahead = proven.length - come.length, newest = [...(come.length > 0 ? come : proven)].pop();
+    const proven = archives.filter((one) => one.kind === 'proven');
     if (proven.length === 0) throw new Problem('there is no proven archive yet',
       { hint: '`node backup.js list` shows what there is; an unproven one has to be named in full' });
-    if (ahead > 0) warn(`${count(ahead, 'archive')} bear${ahead === 1 ? 's' : ''} a time that is still to come, as ${proven[proven.length - 1].archive}: a clock was wrong, there or here. ${come.length > 0 ? 'Not counting these,' : 'All do, so'} the latest is ${newest.archive}`);
-    return newest.archive;
+    const past = proven.filter((one) => Date.parse(one.madeAt) < Date.now() + 3_600_000), ahead = proven.length - past.length;
+    const [newest, last] = [past.length > 0 ? past : proven, proven].map((some) => some[some.length - 1].archive);
+    if (ahead > 0) warn(`${count(ahead, 'archive')} bear${ahead === 1 ? 's' : ''} a time that is still to come, as ${last}: a clock was wrong, there or here. `
+      + `${past.length > 0 ? 'Not counting these,' : 'All do, so'} the latest is ${newest}`);
+    return newest;
   }
   const found = archives.find((one) => one.archive === name);
   if (!found) throw new Problem(`there is no archive ${named(name)}`, { hint: '`node backup.js list` shows what there is' });
@@ -5359,25 +5387,20 @@ function archiveMeant(archives, name, use = 'restore') {
   return found.archive;
 }
 
-/**
- * The archives of this name that no run here remembers, though they are newer than its last good one: another server writes
- * under the same name. Given the history, too.
- */
+/** The archives of this name that no run here remembers, though they are newer than its last good one: another server writes under the same name. Given the history, too. */
 function strangersAmong(archives, history) {
   const own = new Set(history.map((line) => line.archive)), last = history.filter((line) => line.kind === 'run' && line.exitCode < 2).pop();
   return !last ? [] : archives.filter((one) => one.kind === 'proven' && !own.has(one.archive) && one.madeAt > stampOf(last.archive)).map((one) => one.archive);
 }
 
-/**
- * Given what `latest` came to, warns when it is not what the last good run here wrote: another server's, or a clock was
- * wrong, or somebody deleted.
- */
+/** Given what `latest` came to, warns when it is not what the last good run here wrote: another server's, or a clock was wrong, or somebody deleted. */
 function warnUnlessOurs(stateFolder, archives, latest) {
   const last = lastGoodRun(stateFolder)?.archive ?? latest;
   if (last === latest) return;
-  const strangers = strangersAmong(archives, readHistory(stateFolder));
-  warn(`the last good run here wrote ${named(last)}, ${strangers.includes(latest) ? `and no run here wrote ${named(latest)}: does another server write under the same name?` : archives.some((one) => one.archive === last)
-    ? `which does not bear the latest time, so ${named(latest)} is taken: a clock was wrong. Name the archive that you mean` : `which is not among the archives any more: ask the operator for an audit`}`);
+  let why = 'which is not among the archives any more: ask the operator for an audit';
+  if (archives.some((one) => one.archive === last)) why = `which does not bear the latest time, so ${named(latest)} is taken: a clock was wrong. Name the archive that you mean`;
+  if (strangersAmong(archives, readHistory(stateFolder)).includes(latest)) why = `and no run here wrote ${named(latest)}: does another server write under the same name?`;
+  warn(`the last good run here wrote ${named(last)}, ${why}`);
 }
 
 /** A path as it was on the server, as a pattern of borg's: itself and everything below it. */
@@ -5473,8 +5496,9 @@ function versionLine({ modifiedAt, bytes }, archives) {
 
 /** `borg ARGS...`: borg on this terminal, with this server's repository, key and passphrase. Returns its exit code. */
 async function borgItself(settings, words) {
-  const child = spawn('borg', words, { stdio: 'inherit', env: { ...process.env, ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: undefined } });
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => child.kill(signal));
+  const child = spawn('borg', words, { stdio: 'inherit', env: { ...process.env, PATH: programPath(), ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: undefined } });
+  const hasTerminal = [process.stdin, process.stdout, process.stderr].some((stream) => stream.isTTY); // it sends INT and HUP to both of us, and a second INT means to borg: at once
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => { if (!hasTerminal || signal === 'SIGTERM') child.kill(signal); });
   return new Promise((resolve, reject) => {
     child.on('error', () => reject(new Problem('borg does not run', { hint: 'install it: `apt-get install borgbackup`' })));
     child.on('exit', (code, signal) => resolve(signal ? 128 + constants.signals[signal] : code ?? 2));
@@ -5524,7 +5548,7 @@ async function findPrograms(cluster, manifest) {
     if (/^[a-z0-9][\w./:@-]*$/i.test(image) && (await look(['docker', 'image', 'inspect', '--format={{.Id}}', image])).code === 0) return { version, binaries: cluster.binaries, image };
   }
   for (const binaries of [...(cluster.container ? [] : [cluster.binaries]), `/usr/lib/postgresql/${version}/bin`, `/usr/pgsql-${version}/bin`, '/usr/local/pgsql/bin', '/usr/local/bin', '/usr/bin']) {
-    if (path.dirname(binaries) === '/' || !isOurs(path.join(binaries, 'postgres'))) continue; // what lies around it is seen inside: not all of this machine
+    if (path.dirname(binaries) === '/' || !isOursToRun(path.join(binaries, 'postgres'))) continue; // what lies around it is seen inside: not all of this machine
     const { out } = await look([path.join(binaries, 'postgres'), '--version']);
     if (new RegExp(` ${version}(\\.|[a-z])`).test(out)) return { version, binaries, image: '' };
   }
@@ -5532,7 +5556,7 @@ async function findPrograms(cluster, manifest) {
 }
 
 // The archive names the folder: what lies there is run only if nobody else could have put it there.
-function isOurs(program) {
+function isOursToRun(program) {
   return path.isAbsolute(program) && [program, path.dirname(program)].every((file) => {
     const facts = fs.statSync(file, { throwIfNoEntry: false });
     return facts && [0, process.getuid?.()].includes(facts.uid) && (facts.mode & 0o022) === 0;
@@ -5547,7 +5571,8 @@ async function openSandbox(folder, places, programs) {
   const own = path.join(folder, 'own'), isRoot = process.getuid?.() === 0, user = isRoot ? OWN_USER : process.getuid();
   fs.mkdirSync(own, { recursive: true, mode: 0o700 });
   for (const [name, text] of Object.entries({ passwd: `root:x:0:0::/:/bin/sh\ndrill:x:${user}:${user}::/own:/bin/sh\n`, hba: 'local all all trust\n', conf: '', ident: '' })) fs.writeFileSync(path.join(own, name), text, { mode: 0o644 });
-  if (isRoot) fs.chownSync(own, user, user);
+  const given = isRoot ? await look(['chown', `${user}:${user}`, own]) : null;
+  if (given && given.code !== 0) throw notLockedIn(given.argv, given.said);
   const home = path.dirname(programs.binaries);
   const seen = [...(programs.image || /^\/usr(\/|$)/.test(home) ? [] : [{ from: home, at: home }]), ...places].sort((one, other) => one.at.length - other.at.length);
   const name = path.basename(folder), quoted = (word) => word.replaceAll('"', '""'); // as CSV
@@ -5560,36 +5585,48 @@ async function openSandbox(folder, places, programs) {
   if (!programs.image) fs.mkdirSync(path.join(folder, 'root'));
   sayMore(`sandbox: ${argv[0]} ... ${seen.map(({ at }) => named(at)).join(', ')}`);
   const child = spawn(argv[0], argv.slice(1), { stdio: ['pipe', 'pipe', 'pipe'], detached: true, cwd: '/', env: { PATH: programPath(), DOCKER_HOST: process.env.DOCKER_HOST } });
-  await readyOrNot(child, argv);
+  const end = async (patienceMs = 10_000) => {
+    const gone = child.exitCode !== null || child.signalCode !== null ? null : new Promise((resolve) => { child.once('exit', resolve); });
+    child.stdin.destroy();
+    const late = setTimeout(() => signalGroup(child.pid, 'SIGKILL'), patienceMs); // a daemon or a disk that hangs
+    await gone;
+    clearTimeout(late);
+    if (programs.image) await dockerAnyway('rm', '--force', name);
+  };
+  await readyOrNot(child, argv).catch(async (error) => {
+    await end(0);
+    throw error;
+  });
   const inner = programs.image ? '' : fs.readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
   const lowered = ['--no-new-privs', ...(isRoot ? ['--reuid', String(user), '--regid', String(user), '--clear-groups', '--inh-caps=-all', '--bounding-set=-all'] : [])]; // who is not root has none to lose
   const words = programs.image ? ['docker', 'exec', '--env', 'HOME=/own', '--env', 'LC_ALL=C.UTF-8', name]
     : ['nsenter', '--target', inner, '--mount', '--net', '--pid', '--ipc', '--uts', '--root', '--wd', ...(isRoot ? [] : ['--user', '--preserve-credentials']), '--',
       'setpriv', ...lowered, '--', 'env', '-i', 'PATH=/usr/bin:/bin:/usr/sbin:/sbin', 'HOME=/own', 'LC_ALL=C.UTF-8'];
-  const end = async () => {
-    const gone = child.exitCode !== null || child.signalCode !== null ? null : new Promise((resolve) => { child.once('exit', resolve); });
-    child.stdin.destroy();
-    await gone;
-    if (programs.image) await look(['docker', 'rm', '--force', name], { unlimited: true }); // whoever asks us to stop
-  };
   return { folder, words, end };
 }
 
-// The first line says that all is mounted; when there is none, the reason is on stderr.
+/** Ask Docker, also when we were asked to stop, but not for ever: its daemon may hang. Returns how it ended. */
+const dockerAnyway = (...words) => look(['timeout', '--kill-after=5', '60', 'docker', ...words], { unlimited: true });
+
+// The first line says that all is mounted; when there is none, the reason is on stderr. A daemon or a disk that hangs says nothing at all.
 async function readyOrNot(child, argv) {
-  let said = '';
+  let said = '', isReady = null;
   child.stderr.on('data', (piece) => { said = (said + piece).slice(-4096); });
   child.stdin.on('error', () => {}); // it has gone
-  const isReady = await new Promise((resolve) => {
+  const told = new Promise((resolve) => {
     child.stdout.once('data', () => resolve(true));
     child.once('error', (error) => { said += error.message; resolve(false); });
     child.once('exit', () => resolve(false));
-  });
-  if (!isReady) throw new Problem('a copy of PostgreSQL cannot be locked in here, so it is not started',
-    { ran: argv.slice(0, 12), said: lastLines(said, 3), hint: 'rehearse it on another machine, where root may make namespaces: `node backup.js drill` runs on the operator\'s computer, too' });
+  }).then((is) => { isReady = is; });
+  await waitUntil(120, () => isReady !== null, 100, told);
+  if (!isReady) throw notLockedIn(argv, isReady === null ? `${said}\nno answer within 120 s` : said);
 }
 
-// What a copy may not have: every one of these could reach out, or needs what is not here. On the command line nothing overrules them.
+const notLockedIn = (argv, said) => new Problem('a copy of PostgreSQL cannot be locked in here, so it is not started',
+  { ran: argv.slice(0, 12), said: lastLines(said, 3), hint: 'rehearse it on another machine, where root may make namespaces: `node backup.js drill` runs on the operator\'s computer, too' });
+
+// What a copy may not have: every one of these could reach out, or needs what is not here. Nothing in postgresql.auto.conf overrules the
+// command line; what a role or a database sets of its own reaches nobody, for there is no network.
 const FORCED = {
   listen_addresses: '', unix_socket_directories: '/own', port: PORT, config_file: '/own/conf', hba_file: '/own/hba', ident_file: '/own/ident', external_pid_file: '/own/pid',
   archive_mode: 'off', archive_command: '', restore_command: '', archive_cleanup_command: '', recovery_end_command: '', primary_conninfo: '', primary_slot_name: '',
@@ -6274,12 +6311,20 @@ function psqlWords(cluster, told) {
 // borg must not write outside the folder it is given. Only looks: at borg's listing of an archive, or at the listing in the
 // state folder when it is the same archive's.
 
+const nothingYet = () => ({ files: 0, entries: 0, bytes: 0, above: [], links: new Map() });
+
+function add(listed, isFolder, bytes) {
+  listed.entries++;
+  listed.files += isFolder ? 0 : 1;
+  listed.bytes += bytes;
+}
+
 /**
  * Given an archive and paths (none: all of it), returns what they are. Throws Problem when a path is not there, or when
  * extracting them is not safe.
  */
 async function measure(settings, archive, wanted, more = [], options = {}) {
-  const listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set(), parents = new Set(foldersAbove(wanted));
+  const listed = nothingYet(), seen = new Set(), parents = new Set(foldersAbove(wanted));
   const why = watchEntries(listed.links);
   let trouble = '';
   const onLine = (line) => {
@@ -6290,9 +6335,7 @@ async function measure(settings, archive, wanted, more = [], options = {}) {
     const roots = wanted.filter((root) => isBelow(file, root));
     roots.forEach((root) => seen.add(root));
     if (roots.length === 0 && parents.has(file)) return void listed.above.push(file);
-    listed.entries++;
-    listed.files += one.type === 'd' ? 0 : 1;
-    listed.bytes += one.type === '-' ? one.size : 0;
+    add(listed, one.type === 'd', one.type === '-' ? one.size : 0);
   };
   const done = await askBorg(settings, ['list', ...more, '--json-lines', '--format', '{size}{path}', `::${archive}`, ...[...parents].map(asExactly), ...wanted.map(asPattern)], { ...options, onLine, keepBytes: 0 });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
@@ -6311,22 +6354,17 @@ async function measure(settings, archive, wanted, more = [], options = {}) {
 async function measureOwn(settings, archive, wanted) {
   const file = listingFile(settings.stateFolder), record = recordFolder(settings.stateFolder);
   if (!ownManifest(settings.stateFolder, archive) || !fs.existsSync(file)) return null;
-  const listed = { files: 0, entries: 0, bytes: 0, above: [], links: new Map() }, seen = new Set(), parents = new Set(foldersAbove(wanted));
-  const add = (type, bytes) => {
-    listed.entries++;
-    listed.files += type === 'd' ? 0 : 1;
-    listed.bytes += type === 'f' ? bytes : 0;
-  };
+  const listed = nothingYet(), seen = new Set(), parents = new Set(foldersAbove(wanted));
   const isRead = await eachRecord(file, (line) => {
     const [type = '', , , , bytes] = line.split('\t'), one = pathIn(line);
     if (type === 'l') listed.links.set(one, '');
     const isMeant = wanted.length === 0 || wanted.some((root) => isBelow(one, root));
     if (wanted.includes(one)) seen.add(one);
-    if (isMeant && type !== 's') add(type, Number(bytes));
+    if (isMeant && type !== 's') add(listed, type === 'd', type === 'f' ? Number(bytes) : 0);
     else if (parents.has(one)) listed.above.push(one);
   }).then(() => ownManifest(settings.stateFolder, archive) !== '', () => false); // a night that begins meanwhile makes a new record
   if (!isRead) return null;
-  if (wanted.length === 0) for (const name of fs.readdirSync(record)) add('f', fs.statSync(path.join(record, name)).size);
+  if (wanted.length === 0) for (const name of fs.readdirSync(record)) add(listed, false, fs.statSync(path.join(record, name)).size);
   return wanted.every((one) => seen.has(one) && !listed.links.has(one)) ? listed : null;
 }
 
@@ -6401,7 +6439,7 @@ async function restoreTo(settings, server, words, to, mendLinks) {
     mendClusterLinks(target, held, manifest);
     fs.chmodSync(held, 0o711); // PostgreSQL's user has to pass, now that root has done its work there
   }
-  if (!mendLinks && manifest.plan.clusters.some((one) => fs.existsSync(below(target, one.dataDirectory)) && hasLinks(one))) {
+  if (!mendLinks && manifest.plan.clusters.some((one) => fs.existsSync(pathBelow(target, one.dataDirectory)) && hasLinks(one))) {
     warn('links of a cluster (WAL or tablespaces) still lead to the places on its server: before you start it here, restore with --mend-links');
   }
   if (mode.json) answer(JSON.stringify({ archive, folder: target, files: listed.files, bytes: listed.bytes }));
@@ -6409,7 +6447,7 @@ async function restoreTo(settings, server, words, to, mendLinks) {
   return warnings.length > 0 ? 1 : 0;
 }
 
-const below = (target, file) => path.join(target, path.resolve('/', file)); // never above the folder, whatever the archive says
+const pathBelow = (target, file) => path.join(target, path.resolve('/', file)); // never above the folder, whatever the archive says
 const hasLinks = (cluster) => cluster.tablespaces.length > 0 || path.basename(cluster.walFolder) !== 'pg_wal' || path.dirname(cluster.walFolder) !== cluster.dataDirectory;
 
 /**
@@ -6475,7 +6513,7 @@ async function refuseWithoutRoom(target, listed, again) {
 function makeParents(target, manifest, wanted) {
   const roots = manifest.plan.roots.map((root) => root.path).filter((root) => wanted.length === 0 || wanted.some((one) => isBelow(root, one) || isBelow(one, root)));
   for (const parent of manifest.parents.filter((one) => roots.some((root) => isBelow(root, one.path)))) {
-    const folder = below(target, parent.path);
+    const folder = pathBelow(target, parent.path);
     fs.mkdirSync(folder, { recursive: true });
     if (process.getuid?.() === 0) fs.chownSync(folder, parent.uid, parent.gid);
     fs.chmodSync(folder, parseInt(parent.mode, 8) & 0o7777);
@@ -6490,7 +6528,7 @@ function extractCommands(archive, manifest, wanted, above) {
   const volumes = manifest.plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path);
   const command = (more, patterns) => ['borg', '--log-json', '--progress', 'extract', '--sparse', ...more, `::${archive}`, ...patterns];
   const isVolume = (file) => volumes.some((volume) => isBelow(file, volume));
-  const patterns = (isMeant, whole) => [...above.filter(isMeant).map(asExactly), ...whole.map(asPattern)];
+  const patterns = (isMeant, whole) => [...above.filter(isMeant).map(asExactly), ...outermost(whole).map(asPattern)];
   const byName = patterns((file) => !isVolume(file), wanted.filter((file) => !isVolume(file)));
   const nested = volumes.filter((volume) => wanted.length === 0 || wanted.some((file) => !isVolume(file) && isBelow(volume, file)));
   const numbered = patterns(isVolume, [...wanted.filter(isVolume), ...nested]);
@@ -6501,12 +6539,21 @@ function extractCommands(archive, manifest, wanted, above) {
   ];
 }
 
-/** Extract with a progress line. What borg warns of is a warning. Throws Problem when it failed: the folder then holds what came until then. */
+/**
+ * Extract with a progress line. What borg warns of is a warning. Returns whether it warned, and a line for each file that it calls damaged: that is there, with zeros
+ * where `borg check --repair` found a chunk missing. Throws Problem when it failed: the folder then holds what came until then.
+ */
 async function extract(settings, argv, target, title, mark = {}, cwd = target) {
-  const progress = showProgress(title);
-  const done = await change(argv, { cwd, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine: progress.onLine });
-  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
+  const progress = showProgress(title), damaged = [];
+  const onErrorLine = (line) => { // of all that it says only the end is kept
+    progress.onLine(line);
+    const [, file] = /damaged|inconsisten/.test(line) ? /^(.*): (?:File has damaged .*chunks|Size inconsistency detected)/s.exec(parseLine(line)?.message ?? '') ?? [] : [];
+    if (file !== undefined && damaged.length < 100) damaged.push(`${named(`/${file}`)} is damaged in the repository: borg has zeros for what is missing`);
+  };
+  const done = await change(argv, { cwd, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
+  if (done.code !== 0 && (!borgOnlyWarned(done.code) || done.code > 125)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
   if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
+  return { warned: done.code !== 0, damaged };
 }
 
 /**
@@ -6533,7 +6580,7 @@ function showProgress(title) {
 // The links of a data directory are absolute: started as it is, a copy would write into the WAL and tablespaces of the running cluster.
 function mendClusterLinks(target, held, manifest) {
   for (const cluster of manifest.plan.clusters) {
-    const folder = below(held, cluster.dataDirectory);
+    const folder = pathBelow(held, cluster.dataDirectory);
     const links = [...cluster.tablespaces.filter((one) => /^\d+$/.test(one.oid)).map((one) => ({ link: path.join(folder, 'pg_tblspc', one.oid), to: one.location })), { link: path.join(folder, 'pg_wal'), to: cluster.walFolder }];
     for (const { link, to } of links) {
       const facts = fs.lstatSync(link, { throwIfNoEntry: false });
@@ -6541,9 +6588,9 @@ function mendClusterLinks(target, held, manifest) {
       // The manifest is what the saved server wrote of itself: no name in it may lead out of the folder.
       const shown = path.join(target, path.relative(held, link));
       if (!isBelow(fs.realpathSync(path.dirname(link)), fs.realpathSync(held))) throw new Problem(`${named(shown)} leads out of ${named(target)}: this archive's record cannot be trusted`);
-      if (!fs.existsSync(below(held, to))) warn(`${named(shown)} leads nowhere: ${named(to)} was not restored with it`);
+      if (!fs.existsSync(pathBelow(held, to))) warn(`${named(shown)} leads nowhere: ${named(to)} was not restored with it`);
       fs.rmSync(link);
-      fs.symlinkSync(below(target, to), link);
+      fs.symlinkSync(pathBelow(target, to), link);
       if (process.getuid?.() === 0) fs.lchownSync(link, facts.uid, facts.gid);
       say(`mended the link ${named(shown)}`);
     }
@@ -7162,18 +7209,18 @@ const bad = (lines, damaged = []) => ({ ok: false, detail: [...lines.slice(0, TO
 // ---- while it does not run ----
 
 const FILE_CHECKS = [
-  { check: 'files as listed when cold', look: compareListing },
-  { check: 'control file', look: async ({ onHost, passport }) => {
+  { check: 'files as listed when cold', examine: compareListing },
+  { check: 'control file', examine: async ({ onHost, passport }) => {
     const { state, systemIdentifier } = controlState(onHost);
     if (!state.startsWith('shut down')) return bad([`the cluster was not shut down: its state is "${state}"`]);
     return systemIdentifier === passport.systemIdentifier ? good(state) : bad([`this is another cluster: system identifier ${systemIdentifier} instead of ${passport.systemIdentifier}`]);
   } },
-  { check: 'page checksums', look: async ({ sandbox, programs, inside }) => {
+  { check: 'page checksums', examine: async ({ sandbox, programs, inside }) => {
     const done = await look([...sandbox.words, path.join(programs.binaries, 'pg_checksums'), '--check', '-D', inside], { seconds: DAY });
     if (done.code === 0) return good(`${/^Blocks scanned:\s+(\d+)/m.exec(done.out)?.[1] ?? 'all'} pages`);
     if (/not enabled/.test(done.said)) return unknown('this cluster has none: `pg_checksums --enable`, while it is stopped, gives it some');
     if (done.code === 126 || done.code === 127) return unknown('pg_checksums is not installed here');
-    const lines = [...done.said.matchAll(/verification failed in file "([^"]+)", block (\d+)/g)].map(([, file, block]) => ({ file: file, block: block }));
+    const lines = [...done.said.matchAll(/verification failed in file "([^"]+)", block (\d+)/g)].map(([, file = '', block]) => ({ file, block }));
     return lines.length > 0 ? bad(lines.map(({ file, block }) => `${named(file)}, page ${block}`), lines.map(({ file }) => file)) : bad([lastLines(done.said, 3)]);
   } },
 ];
@@ -7222,26 +7269,26 @@ async function compareListing({ passport, files, listing }) {
 // they must have; and the questions of the settings. Runs on the copy, inside the sandbox, and may write there.
 
 const SERVER_CHECKS = [
-  { check: 'databases open', look: async (copy) => {
-    const gone = copy.passport.databases.filter((one) => one.connectable).map((one) => one.name);
+  { check: 'databases open', examine: async (copy) => {
+    const expected = copy.passport.databases.filter((one) => one.connectable).map((one) => one.name);
     const list = await queryCluster(copy.server, await homeOf(copy.server), 'select jsonb_agg(datname order by datname) from pg_database where datallowconn and datconnlimit <> -2', DAY);
     if (list.code !== 0) throw new Problem('the copy does not name its databases', { said: list.said });
     copy.databases = answerOf('the copy does not name its databases', list, ['text']);
     const done = await inEach(copy, 'select 1');
-    const shut = [...done].filter(([, one]) => one.code !== 0).map(([name, { said }]) => `${named(name)}: ${lastLines(said, 2)}`);
-    const missing = gone.filter((name) => !done.has(name));
-    return shut.length > 0 ? bad(shut) : good(`${done.size} of ${done.size}${missing.length > 0 ? `; gone since the passport: ${missing.map(named).join(', ')}` : ''}`);
+    const closed = [...done].filter(([, one]) => one.code !== 0).map(([name, { said }]) => `${named(name)}: ${lastLines(said, 2)}`);
+    const missing = expected.filter((name) => !done.has(name));
+    return closed.length > 0 ? bad(closed) : good(`${done.size} of ${done.size}${missing.length > 0 ? `; gone since the passport: ${missing.map(named).join(', ')}` : ''}`);
   } },
-  { check: 'libraries load', look: async (copy) => {
+  { check: 'libraries load', examine: async (copy) => {
     const lines = warningsOf(await inEach(copy, LOAD_ALL, WRITES), 'MISSING');
     return lines.length > 0 ? bad(lines) : good('every library that functions of extensions need');
   } },
-  { check: 'collations', look: compareCollations },
-  { check: 'amcheck', look: runAmcheck },
-  { check: 'row counts', look: compareRows },
-  { check: 'heap against index', look: compareHeapAndIndex },
-  { check: 'your queries', look: askQueries },
-  { check: 'dump', look: async (copy) => {
+  { check: 'collations', examine: compareCollations },
+  { check: 'amcheck', examine: runAmcheck },
+  { check: 'row counts', examine: compareRows },
+  { check: 'heap against index', examine: compareHeapAndIndex },
+  { check: 'your queries', examine: askQueries },
+  { check: 'dump', examine: async (copy) => {
     if (!copy.full) return unknown('only with --full');
     const done = await inEach(copy, (name) => look([...copy.sandbox.words, 'sh', '-c', 'exec "$@" > /dev/null', 'sh', program(copy, 'pg_dump'), '-h', '/own', '-p', copy.server.port, '-U', copy.server.owner, '-d', name], { seconds: DAY }));
     const failed = [...done].filter(([, one]) => one.code !== 0).map(([name, { said }]) => `${named(name)}: ${lastLines(said, 2)}`);
@@ -7276,7 +7323,7 @@ const LOAD_ALL = `do $$ declare one text; begin for one in select distinct probi
 async function compareCollations(copy) {
   const server = copy.server, wrong = [], renamed = [];
   let compared = 0;
-  for (const was of copy.passport.databases.filter((one) => one.connectable && one.collations)) {
+  for (const was of copy.passport.databases.filter((one) => one.collations && copy.databases.includes(one.name))) {
     const is = await askCluster(server, was.name, { collations: databaseQuestions.collations });
     for (const { schema, name, indexes, partitionedTables, orderFingerprint: before } of was.collations) {
       const here = is.collations?.find((one) => one.schema === schema && one.name === name), affected = [...indexes, ...partitionedTables].join(', ');
@@ -7291,9 +7338,9 @@ async function compareCollations(copy) {
   return renamed.length > 0 ? unknown(`sample strings still sort alike, but\n${renamed.slice(0, TOLD).join('\n')}`) : good(`${count(compared, 'collation')} that indexes use sort as they did`);
 }
 
-// Like pg_amcheck --heapallindexed, but for every version, and where only the extension is installed. One statement a database; what fails is named.
+// Like pg_amcheck --heapallindexed --install-missing (so in pg_catalog: `public` may be gone), but for every version, and where only the extension is installed. One statement a database; what fails is named.
 const AMCHECK = `do $$ declare one record; bad record; more text; home text; begin
-  begin create extension if not exists amcheck schema public; exception when others then null; end;
+  begin create extension if not exists amcheck schema pg_catalog; exception when others then null; end;
   select quote_ident(nspname) into home from pg_extension e join pg_namespace n on n.oid = extnamespace where extname = 'amcheck';
   if home is null then raise warning 'LACKING'; return; end if;
   if to_regproc(home || '.verify_heapam') is not null then
@@ -7317,10 +7364,12 @@ const AMCHECK = `do $$ declare one record; bad record; more text; home text; beg
   end loop; end $$`;
 
 async function runAmcheck(copy) {
-  const made = await inEach(copy, AMCHECK, WRITES);
-  if ([...made.values()].every(({ said }) => /^WARNING:  LACKING$/m.test(said))) return unknown('the extension amcheck is not installed here (Debian: it comes with postgresql-NN; others: postgresql-contrib)');
+  const made = await inEach(copy, AMCHECK, WRITES), lacking = [...made].filter(([, { said }]) => /^WARNING:  LACKING$/m.test(said)).map(([name]) => named(name));
+  if (lacking.length === made.size) return unknown('the extension amcheck is not installed here (Debian: it comes with postgresql-NN; others: postgresql-contrib)');
   const lines = warningsOf(made, 'DAMAGED');
-  return lines.length > 0 ? bad(lines) : good(`tables and indexes of ${count(made.size, 'database')}`);
+  if (lines.length > 0) return bad(lines);
+  const looked = `tables and indexes of ${count(made.size - lacking.length, 'database')}`;
+  return lacking.length > 0 ? unknown(`${looked}; amcheck cannot be had in ${lacking.slice(0, TOLD).join(', ')}`) : good(looked);
 }
 
 // ---- counting ----
@@ -7430,10 +7479,8 @@ async function nameFiles(copy, files) {
 
 const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
 
-/** The archive that this server saved last, as far as it remembers, is not the newest one. */
-class Superseded extends Error {
-  archive = '';
-}
+/** The drill began with the archive that this server remembers as its last, and the repository has a newer one, which is the message: begin again with that. */
+class Superseded extends Error {}
 
 /**
  * Given the drill's settings, those of its own borg, the archive's name or 'latest', and its folder, rehearses. Returns the
@@ -7463,7 +7510,7 @@ async function rehearse(settings, borg, server, name, id, folder, full, startedA
   }
   const confirm = async () => {
     await version;
-    if (await listed !== archive) throw Object.assign(new Superseded(), { archive: await listed });
+    if (await listed !== archive) throw new Superseded(await listed);
   };
   for (const name of own ? [] : ['manifest.json', 'listing']) if (!fs.lstatSync(path.join(record, name), { throwIfNoEntry: false })?.isFile()) throw new Problem(`${archive} has no record/${name}, so it cannot be rehearsed`,
     { hint: 'was it written by this script? `node backup.js list` tells' });
@@ -7513,7 +7560,8 @@ async function patiently(ask) {
 const isNamed = ({ name, dataDirectory }, wanted) => [name, `postgres ${name}`, dataDirectory, name.replace(/^container /, '')].includes(wanted);
 
 async function rehearseCluster(one, passport) {
-  const cluster = passport.name, step = async (check, work) => {
+  const cluster = passport.name;
+  const step = async (check, work) => {
     const began = Date.now();
     say(`${cluster}: ${check}`);
     const verdict = await work().catch(async (error) => {
@@ -7526,8 +7574,10 @@ async function rehearseCluster(one, passport) {
     one.checks.push({ cluster, check, ok: verdict.ok, seconds: (Date.now() - began) / 1000, detail: verdict.detail });
     return verdict;
   };
-  const files = path.join(one.folder, 'files'), copy = { passport, sandbox: { folder: '', words: [], end: async () => {} }, programs: { version: '', binaries: '', image: '' }, files, onHost: files + passport.dataDirectory,
-    inside: passport.insideDataDirectory || passport.dataDirectory, listing: path.join(files, 'record/listing'), queries: one.settings.drill.queries.filter((query) => isNamed(passport, query.cluster)), full: one.full, server: null, databases: [], counted: new Map() };
+  const files = path.join(one.folder, 'files'), onHost = files + passport.dataDirectory, inside = passport.insideDataDirectory || passport.dataDirectory;
+  const queries = one.settings.drill.queries.filter((query) => isNamed(passport, query.cluster));
+  const copy = { passport, files, onHost, inside, listing: path.join(files, 'record/listing'), queries, full: one.full, // and what is not known yet:
+    programs: { version: '', binaries: '', image: '' }, sandbox: { folder: '', words: [], end: async () => {} }, server: null, databases: [], counted: new Map() };
   const begun = await step('extract', async () => {
     const programs = await findPrograms(passport, one.manifest);
     if (!programs) throw new Problem(`no PostgreSQL ${named(passport.version)} here to start it with`,
@@ -7538,15 +7588,15 @@ async function rehearseCluster(one, passport) {
   if (begun.ok === false) return await removeFiles(one);
   try {
     const damaged = [];
-    const first = await step(FILE_CHECKS[0].check, () => FILE_CHECKS[0].look(copy));
+    const first = await step(FILE_CHECKS[0].check, () => FILE_CHECKS[0].examine(copy));
     damaged.push(...first.damaged ?? []);
     await lockIn(one, copy);
-    for (const { check, look: judge } of FILE_CHECKS.slice(1)) damaged.push(...(await step(check, () => judge(copy))).damaged ?? []);
+    for (const { check, examine } of FILE_CHECKS.slice(1)) damaged.push(...(await step(check, () => examine(copy))).damaged ?? []);
     const started = await step('starts', async () => {
       copy.server = await startInside(copy.sandbox, copy.programs, copy.inside, copy.onHost, superusers(passport));
       return { ok: true, detail: `PostgreSQL ${passport.version}, ${copy.programs.image ? `in image ${copy.programs.image}` : 'with this host\'s own programs'}` };
     });
-    if (started.ok) for (const { check, look: judge } of SERVER_CHECKS) await step(check, () => judge(copy));
+    if (started.ok) for (const { check, examine } of SERVER_CHECKS) await step(check, () => examine(copy));
     if (started.ok && damaged.length > 0) one.checks.find((check) => check.cluster === cluster && check.ok === false).detail += (await nameFiles(copy, damaged)).map((line) => `\n${line}`).join('');
   } finally {
     await copy.sandbox.end();
@@ -7554,10 +7604,10 @@ async function rehearseCluster(one, passport) {
   }
 }
 
-// Several files at a time: to free what the kernel remembers of 5 GB takes seconds.
+// Several files at a time: to free what the kernel remembers of 5 GB takes seconds. What cannot be removed is told at the end of the drill.
 async function removeFiles({ folder }) {
   const names = ['own', 'root', ...fs.readdirSync(path.join(folder, 'files')).map((top) => `files/${top}`)].filter((name) => name !== 'files/record');
-  await Promise.all(names.map((name) => fs.promises.rm(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 })));
+  await Promise.allSettled(names.map((name) => fs.promises.rm(path.join(folder, name), { recursive: true, force: true, maxRetries: 3 })));
 }
 
 // Roles out of the archive; the one that initdb made comes first.
@@ -7576,25 +7626,24 @@ function packagesMissing({ version, container }, { packages, containers, postgre
 
 /** Extract the files of a cluster. Given that what runs it is here, refuses without room, or when borg cannot read everything. */
 async function extractCluster(one, { passport, listing }) {
-  const whole = passport.roots.filter((root) => path.isAbsolute(root) && path.normalize(root) === root && root !== '/');
-  const roots = whole.filter((root) => !whole.some((other) => other !== root && isBelow(root, other))); // pg_wal lies below the data directory, most often
+  const roots = outermost(passport.roots.filter((root) => path.isAbsolute(root) && path.normalize(root) === root && root !== '/')); // pg_wal lies below the data directory, most often
   if (roots.length === 0 || !roots.some((root) => isBelow(passport.dataDirectory, root))) throw new Problem('the record of this archive does not name its files');
   const { bytes, files } = await bytesBelow(listing, roots);
   const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
   if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`,
     { hint: '`drill.folder` may name a larger disk' });
-  const seconds = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? ['record'] : [])], `extracting ${passport.name}`);
+  const { seconds, damaged } = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? ['record'] : [])], `extracting ${passport.name}`);
   await one.confirm();
   if (one.own && fs.readFileSync(path.join(one.folder, 'files/record/manifest.json'), 'utf8') !== one.own) throw new Problem('the record in the archive is not the one that this server wrote with it');
   one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
-  return { ok: true, detail: `${count(files, 'file')}, ${size(bytes)}, ${size(bytes / Math.max(seconds, 0.1))}/s` };
+  return damaged.length > 0 ? bad(damaged) : good(`${count(files, 'file')}, ${size(bytes)}, ${size(bytes / Math.max(seconds, 0.1))}/s`);
 }
 
 async function extractFrom(one, paths, title) {
   const target = path.join(one.folder, 'files'), began = Date.now();
   fs.mkdirSync(target, { recursive: true, mode: 0o711 });
-  await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', `::${one.archive}`, ...paths.map(asPattern)], target, title, markOfRun(one.id)));
-  return (Date.now() - began) / 1000;
+  const { damaged } = await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', `::${one.archive}`, ...paths.map(asPattern)], target, title, markOfRun(one.id)));
+  return { seconds: (Date.now() - began) / 1000, damaged };
 }
 
 /** How many files lie below these paths, and how large they are, by the listing in the archive. */
@@ -7622,7 +7671,8 @@ async function lockIn(one, copy) {
   const places = roots.map((root) => ({ from: files + root, at: inside(root) })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
   const system = places.find(({ at }) => !path.isAbsolute(at) || /^\/(|(bin|sbin|lib\w*|etc|proc|dev|sys|own|tmp)(\/.*)?|usr|usr\/(bin|sbin|lib\w*|local\/s?bin)(\/.*)?)$/.test(at) && !/^\/tmp\/./.test(at));
   if (system) throw new Problem(`${named(system.at)} is a folder of the system, no place for a cluster: the record of this archive cannot be trusted`);
-  for (const name of ['standby.signal', 'recovery.signal']) fs.rmSync(path.join(copy.onHost, name), { force: true }); // a standby's copy comes up by itself, and follows nobody
+  // A standby's copy comes up by itself, and follows nobody. And whatever its owner may have put in the place of our mark goes.
+  for (const name of ['standby.signal', 'recovery.signal', SANDBOX_MARK]) fs.rmSync(path.join(copy.onHost, name), { force: true, recursive: true });
   fs.writeFileSync(path.join(copy.onHost, SANDBOX_MARK), '', { flag: 'wx' });
   copy.sandbox = await openSandbox(one.folder, places, copy.programs);
   const user = fs.statSync(path.join(one.folder, 'own'));
@@ -7638,8 +7688,8 @@ async function readBack(one, bytes) {
   say('reading everything back');
   let verdict;
   try {
-    await patiently(() => extract(one.borg, [...NICELY, 'borg', '--log-json', '--progress', 'extract', '--bypass-lock', '--dry-run', `::${one.archive}`], one.folder, 'reading everything back', markOfRun(one.id)));
-    verdict = { ok: true, detail: `${size(bytes)}, every chunk came and was whole` };
+    const { warned, damaged } = await patiently(() => extract(one.borg, [...NICELY, 'borg', '--log-json', '--progress', 'extract', '--bypass-lock', '--dry-run', `::${one.archive}`], one.folder, 'reading everything back', markOfRun(one.id)));
+    verdict = warned ? bad(damaged.length > 0 ? damaged : ['borg warned, which it never does of good files that it only reads']) : good(`${size(bytes)}, every chunk came and was whole`);
     if (one.extracted.bytes === 0) one.extracted = { bytes, seconds: (Date.now() - began) / 1000 };
   } catch (error) {
     goOn();
@@ -7663,20 +7713,22 @@ const scratchOf = (settings) => settings.drill.folder || path.join(settings.stat
 
 /** Remove what drills left that were killed: processes, containers, files. Does nothing while one is under way. */
 async function sweepDrills(settings) {
-  const scratch = scratchOf(settings), isOurs = (one) => { const facts = fs.lstatSync(one, { throwIfNoEntry: false }); return facts !== undefined && facts.isDirectory() && facts.uid === process.getuid?.(); }; // it may be /var/tmp, where others make such names, too
-  const left = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder).filter((name) => name.startsWith(SCRATCH) && isOurs(path.join(folder, name))) : []);
-  if (left(scratch).length === 0) return;
+  const scratch = scratchOf(settings), factsOf = (name) => fs.lstatSync(path.join(scratch, name), { throwIfNoEntry: false });
+  const isLeftover = (name) => name.startsWith(SCRATCH) && factsOf(name)?.isDirectory() && factsOf(name)?.uid === process.getuid?.(); // in /var/tmp others make such names, too
+  const left = () => (fs.existsSync(scratch) ? fs.readdirSync(scratch).filter(isLeftover) : []);
+  if (left().length === 0) return;
   const lock = takeLock(settings.stateFolder, 0, LOCK);
   if (lock === null) return;
-  for (const name of left(scratch)) await removeScratch(path.join(scratch, name));
+  for (const name of left()) await removeScratch(path.join(scratch, name));
   fs.closeSync(lock);
 }
 
+// What cannot be removed is told, and keeps neither a night nor a certificate from its end: the next one tries again.
 async function removeScratch(folder) {
   await endRun(path.basename(folder).slice(SCRATCH.length), ['SIGKILL']); // a borg that still extracts
-  const name = path.basename(folder), left = await look(['docker', 'ps', '--all', '--quiet', `--filter=label=${SANDBOX_MARK}`, `--filter=name=${name}`], { unlimited: true }); // whoever asks us to stop
-  if (left.out.trim()) await look(['docker', 'rm', '--force', name], { unlimited: true });
-  fs.rmSync(folder, { recursive: true, force: true, maxRetries: 3 });
+  const name = path.basename(folder), left = await dockerAnyway('ps', '--all', '--quiet', `--filter=label=${SANDBOX_MARK}`, `--filter=name=${name}`);
+  if (left.out.trim()) await dockerAnyway('rm', '--force', name);
+  await fs.promises.rm(folder, { recursive: true, force: true, maxRetries: 3 }).catch((error) => warn(`what a drill left cannot be removed: ${error.message}`));
 }
 
 /** `drill [ARCHIVE|latest]`: rehearse a restore. Returns 0 proven, 1 with warnings, 2 not proven. Throws Problem: 75 another drill is under way. */
@@ -7700,7 +7752,7 @@ async function drill(settings, server, [name = 'latest'], full) {
     certificate = await attempt(name).catch(async (error) => {
       if (!(error instanceof Superseded)) throw error;
       await fs.promises.rm(path.join(folder, 'files'), { recursive: true });
-      return attempt(error.archive);
+      return attempt(error.message);
     });
   } catch (error) {
     trouble = error;
@@ -7743,8 +7795,10 @@ const answerUnlessJson = (text) => (mode.json ? sayBlock(text) : answer(text)); 
 const commandLine = (script, file, words) => `${pasteable([process.execPath, script])}${file === script ? '' : ` --settings ${pasteable([file])}`} ${words}`;
 
 /** Given settings, script and settings file, writes the lines for cron: the night, what comes after a power cut, the weekly drill. A drill touches nothing that runs, so it has
- * its own day and hour. cron knows only the machine's own time: the window's start is turned into it, as it is tonight. */
+ * its own day and hour. cron knows only the machine's own time: the window's start is turned into it, as it is tonight. Throws Problem when no cron would read them. */
 function installCron(settings, script, file) {
+  if (!cronRuns() || !fs.existsSync('/etc/cron.d')) throw new Problem('no cron runs here that would read /etc/cron.d',
+    { hint: `install one and start it (apt-get install cron)${hasSystemd() ? ', or: node backup.js setup --schedule systemd' : ''}` });
   if (fs.existsSync('/etc/systemd/system/cold-backup.timer')) {
     throw new Problem('systemd starts it already: there would be two runs a night',
       { exitCode: 64, hint: 'first: systemctl disable --now cold-backup.timer cold-backup-recover.timer cold-backup-drill.timer; rm /etc/systemd/system/cold-backup*; systemctl daemon-reload' });
@@ -7795,12 +7849,12 @@ async function installTimers(settings, script, file) {
     ...(settings.drill.maxAgeDays > 0 ? { 'cold-backup-drill.service': service('rehearse a restore', 'drill --quiet', ['Nice=19', 'IOSchedulingClass=idle', 'TimeoutStartSec=infinity', 'SuccessExitStatus=75']),
       'cold-backup-drill.timer': timer(['OnCalendar=Sun *-*-* 12:00:00', 'RandomizedDelaySec=15min']) } : {}),
   };
-  fs.rmSync('/etc/cron.d/cold-backup', { force: true }); // one schedule at a time
   for (const [name, text] of Object.entries(files)) fs.writeFileSync(path.join('/etc/systemd/system', name), text, { mode: 0o644 });
   for (const argv of [['systemctl', 'daemon-reload'], ['systemctl', 'enable', '--now', ...Object.keys(files).filter((name) => name.endsWith('.timer'))]]) {
     const done = await change(argv);
     if (done.code !== 0) throw failure('the timers cannot be installed', done);
   }
+  fs.rmSync('/etc/cron.d/cold-backup', { force: true }); // one schedule at a time, and never none
   say(`installed ${Object.keys(files).filter((name) => name.endsWith('.timer')).join(', ')}`);
 }
 
@@ -7816,20 +7870,30 @@ function textIfAny(file) {
 
 const textsIn = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder) : []).map((name) => ({ name, text: textIfAny(path.join(folder, name)) }));
 
-/**
- * Given the script, returns what starts its nightly run ('' = nothing that is known here) and when next (null: not within
- * eight days, or it cannot be told).
- */
+// Whether a cron is at work here: a process of that name (busybox's is crond) that is in no container, or systemd-cron, which has none.
+const cronRuns = () => fs.existsSync('/usr/lib/systemd/system-generators/systemd-crontab-generator') || fs.readdirSync('/proc').map(Number)
+  .some((pid) => /^(cron|crond|fcron)\n$/.test(procFile(pid, 'comm')) && pidNamespace(pid) === pidNamespace(process.pid));
+
+// Whether a line of a crontab or unit takes the backup, given the script: after the script's name, up to what the shell does with it (a pipe, a file, the next command), stands
+// no command (`drill`, `status`), and no option with which nothing is taken. FILE of --settings is neither.
+const isNight = (line, script) => !/^\s*#/.test(line) && line.split(script).slice(1)
+  .map((after) => after.replace(/^['"]/, '').replace(/\s--settings[ =]+('[^']*'|"[^"]*"|[^\s'"])+/, '').split(/\d*>|\s#|[|;&<]/)[0])
+  .some((words) => words.split(/\s+/).every((word) => word === '' || /^--(?!dry-run|help|version|print-settings)/.test(word)));
+
+/** Given the script, returns what starts its nightly run ('' = nothing that is known here, and then why) and when next (null: not within eight days, or it cannot be told). */
 async function scheduleOf(script) {
-  const isNight = (line) => line.includes(script) && !/^\s*#/.test(line) && !/\s(recover|drill|status|doctor|audit|prune|report)\b/.test(line.slice(line.indexOf(script)));
   const crontabs = [...textsIn('/etc/cron.d').filter(({ name }) => !/[.~]/.test(name)).map(({ text }) => text), textIfAny('/etc/crontab'), (await look(['crontab', '-l'])).out];
-  const lines = crontabs.flatMap((text) => text.split('\n').filter(isNight)), times = lines.map((line) => nextOf(line, new Date())).filter((one) => one !== null).sort((one, other) => one.getTime() - other.getTime());
-  if (lines.length > 0) return { by: 'cron', at: times[0] ?? null };
-  const unit = textsIn('/etc/systemd/system').find(({ name, text }) => name.endsWith('.service') && text.split('\n').some((line) => /^ExecStart=/.test(line) && isNight(line)))?.name;
-  if (!unit) return { by: '', at: null };
-  const told = await look(['systemctl', 'show', '--property=ActiveState,NextElapseUSecRealtime', unit.replace(/service$/, 'timer')], { env: { TZ: 'UTC' } }), [, day, hour] = /(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)/.exec(told.out) ?? [];
-  if (/^ActiveState=inactive/m.test(told.out)) return { by: '', at: null };
-  return { by: 'systemd', at: day ? new Date(`${day}T${hour}Z`) : null };
+  const lines = crontabs.flatMap((text) => text.split('\n').filter((line) => isNight(line, script)));
+  const hasOwnZone = crontabs.some((text) => /^CRON_TZ=/m.test(text)); // then when is not known here
+  const times = (hasOwnZone ? [] : lines).map((line) => nextOf(line, new Date())).filter((one) => one !== null).sort((one, other) => one.getTime() - other.getTime());
+  if (lines.length > 0 && cronRuns()) return { by: 'cron', at: times[0] ?? null, why: '' };
+  const why = lines.length > 0 ? 'a crontab line is there, but no cron runs' : 'no crontab line and no timer starts this script';
+  const starts = (text) => text.split('\n').some((line) => line.startsWith('ExecStart=') && isNight(line, script));
+  const unit = textsIn('/etc/systemd/system').find(({ name, text }) => name.endsWith('.service') && starts(text))?.name.replace(/service$/, 'timer');
+  const { out } = unit ? await look(['systemctl', 'show', '--property=ActiveState,NextElapseUSecRealtime', unit], { env: { TZ: 'UTC' } }) : { out: '' };
+  if (!unit || /^ActiveState=inactive/m.test(out)) return { by: '', at: null, why };
+  const [, day, hour] = /(\d{4}-\d\d-\d\d) (\d\d:\d\d:\d\d)/.exec(out) ?? [];
+  return { by: 'systemd', at: day ? new Date(`${day}T${hour}Z`) : null, why: '' };
 }
 
 /**
@@ -7864,20 +7928,22 @@ const localTime = (at) => `${at.toLocaleDateString('sv-SE')} ${at.toTimeString()
  * or something is left stopped. With --quiet it says nothing when all is well.
  */
 async function status(settings, script, remote) {
-  const known = await whatIsKnown(settings, remote), { server, good, last, ageHours, left, disorder, trend, asked, trouble, isRecent, drills: { last: drill, ageDays, warning: aboutDrills } } = known;
+  const known = await whatIsKnown(settings, remote), { server, good, trend, left, asked, drills } = known, drill = drills.last;
   const nextRun = await scheduleOf(script), warnings = statusWarnings(known), next = whatToDo(known);
-  const isBad = left !== null || disorder !== '' || !isRecent, isGood = !isBad && last.outcome === 'good' && aboutDrills === '' && trouble === '';
+  const isBad = left !== null || known.disorder !== '' || !known.isRecent, isGood = !isBad && known.last.outcome === 'good' && drills.warning === '' && known.trouble === '';
   const [outcome, mark, code] = left ? ['down', 'CRITICAL', 2] : isBad ? ['failed', 'CRITICAL', 2] : isGood ? ['good', 'OK', 0] : ['warning', 'WARNING', 1];
   if (mode.json) {
-    answer(JSON.stringify({ server, outcome, ageHours: good ? ageHours : null, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend,
-      drill: drill && { archive: drill.archive, proven: drill.proven, madeAt: drill.madeAt, ageDays, restoreSeconds: drill.restoreSeconds },
+    answer(JSON.stringify({ server, outcome, ageHours: good ? known.ageHours : null, archive: good?.archive ?? '', downSeconds: good?.downSeconds ?? null, trend,
+      drill: drill && { archive: drill.archive, proven: drill.proven, madeAt: drill.madeAt, ageDays: drills.ageDays, restoreSeconds: drill.restoreSeconds },
       warnings, next, nextRun: { by: nextRun.by, at: nextRun.at?.toISOString() ?? null }, remote: asked }));
   } else if (!mode.quiet || code > 0) {
     const line = (name, text) => `  ${name.padEnd(11)} ${text}`;
     answer([`${mark}: ${server}: ${headline(known, warnings)}`,
       ...(trend ? trendLines(good, trend).map(([name, text]) => line(name, text)) : []),
-      line('next run', nextRun.at ? `${localTime(nextRun.at)}, in ${days((nextRun.at.getTime() - Date.now()) / 3_600_000)} (${nextRun.by})` : nextRun.by ? `by ${nextRun.by}, when is not known here` : 'nothing starts it: node backup.js setup --schedule cron'),
-      line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${days(Math.max(0, ageDays * 24))} ago; a restore takes about ${span(drill.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
+      line('next run', nextRun.at ? `${localTime(nextRun.at)}, in ${days((nextRun.at.getTime() - Date.now()) / 3_600_000)} (${nextRun.by})`
+        : nextRun.by ? `by ${nextRun.by}, when is not known here` : `nothing starts it, ${nextRun.why}: node backup.js setup --schedule cron`),
+      line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${days(Math.max(0, drills.ageDays * 24))} ago; a restore takes about ${span(drill.restoreSeconds)}`
+        : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
       ...(asked ? [line('repository', `${good ? `${asked.archive ? 'has that archive' : 'DOES NOT HAVE that archive'}${asked.proof ? ' and its proof' : ''}; ` : ''}newest proven: ${asked.newest || 'none'}`)] : []),
       ...(warnings.length > 0 ? warnings : ['none']).map((one, index) => line(index === 0 ? 'warnings' : '', one)),
       line('next', next || (code === 0 ? 'nothing to do' : 'see the warnings'))].join('\n'));
@@ -7978,7 +8044,7 @@ async function doctor(loaded, script) {
 
 async function everyCheck({ settings, file }, script) {
   const checks = [];
-  let parts = [];
+  let plan = null;
   const add = (check, ok, detail, hint = '', needed = false) => checks.push({ check, ok, detail, hint, needed });
   const attempt = async (check, work) => {
     try {
@@ -8005,41 +8071,46 @@ async function everyCheck({ settings, file }, script) {
   if (isRemote(settings)) await attempt('ssh connection', () => tryConnection(settings));
   await attempt('repository', async () => `it opens (${(await tryRepository(settings)).encryption})`);
   await attempt('parts and paths', async () => {
-    const plan = await makePlan(settings, new Date());
-    parts = plan.parts;
+    plan = await makePlan(settings, new Date());
     return `${count(plan.parts.length, 'part')}, ${count(plan.roots.length, 'path')}: all there`;
   });
-  add('unsaved', warnings.length === 0, warnings.join('; ') || 'nothing found here is left out', 'name it in `stop`, `folders` or `volumes`');
+  const unsaved = warnings.filter((one) => UNSAVED.test(one)), others = warnings.filter((one) => !UNSAVED.test(one)), nameIt = 'name it in `stop`, `folders` or `volumes`';
+  if (unsaved.length > 0 || !plan) add('unsaved', unsaved.length > 0 ? false : null, unsaved.join('; ') || NO_PLAN, unsaved.length > 0 ? nameIt : '');
+  else add('unsaved', true, 'nothing found here is left out', nameIt);
+  if (others.length > 0) add('warned of', false, others.join('; '), 'a run says the same every night, and ends with 1: mend it');
   const history = readHistory(settings.stateFolder), strangers = lastGoodRun(settings.stateFolder) ? await listArchives(settings, serverName(settings)).then((all) => strangersAmong(all, history), () => null) : null;
   add('own name', strangers && strangers.length === 0, strangers === null ? 'nothing to compare with yet' : strangers.length > 0 ? `no run here wrote ${strangers.slice(0, 3).map(named).join(', ')}` : 'every archive of this name was written here',
     strangers === null ? '' : 'does another server write under the same name? Each needs a repository and a `server` of its own: change one of them, and run setup there');
   checks.push(...await checkServer(settings));
-  if (hasSystemd()) add('starts at boot', ...await startAtBoot(parts));
+  if (hasSystemd()) add('starts at boot', ...await startsAtBoot(plan));
   add('clock', ...await clockIsRight());
-  const free = freeBytes(fs.existsSync(settings.stateFolder) ? settings.stateFolder : '/');
-  add('free space', free > 64e6, `${size(free)} in ${named(settings.stateFolder)}; how much the storage has, only its keeper knows`, 'make room: without it no run begins');
+  const free = freeBytes(fs.existsSync(settings.stateFolder) ? settings.stateFolder : '/'), needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // as a run reckons
+  const room = `${size(free)} in ${named(settings.stateFolder)}, of which a run needs ${size(needed)}; how much the storage has, only its keeper knows`;
+  add('free space', free >= needed, room, 'make room: without it no run begins', true);
   const nightly = await scheduleOf(script);
-  add('schedule', nightly.by !== '', nightly.by ? `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}` : 'no crontab line and no timer starts this script', 'node backup.js setup --schedule cron    (or systemd)');
+  add('schedule', nightly.by !== '', nightly.why || `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}`, 'node backup.js setup --schedule cron    (or systemd)');
   const { ping, command, metrics } = settings.tell, isTold = Boolean(ping || command.length > 0 || metrics);
   add('told', isTold ? true : nightly.by === 'systemd' ? false : null, isTold ? 'by `tell`' : nightly.by === 'systemd' ? 'a systemd timer mails nobody, and `tell` is empty: nobody hears of a night that failed' : nightly.by === 'cron' ? 'cron mails root what --quiet prints; whether somebody reads that is not known here' : 'nothing starts it, so there is nothing to tell',
     'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');
-  const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays);
-  add('last drill', settings.drill.maxAgeDays === 0 ? null : last ? warning === '' : warning === '' ? null : false,
-    warning || (last ? `${last.archive} was proven ${count(Math.max(0, Math.floor(ageDays)), 'day')} ago; a restore takes about ${span(last.restoreSeconds)}` : settings.drill.maxAgeDays === 0 ? 'no drills here, say the settings' : 'none yet'), 'node backup.js drill');
-  const sheet = sheetFile(settings);
-  const isHere = fs.existsSync(sheet);
-  add('key exported', isHere || fs.existsSync(sheetMark(settings)), isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : fs.existsSync(sheetMark(settings)) ? 'the recovery sheet was made, and is not here any more' : 'no recovery sheet was made here', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
-  if (isHere || fs.existsSync(sheetMark(settings))) add('sheet kept apart', !isHere, isHere ? 'the recovery sheet still lies on this server: who breaks in has it, and who loses the server loses it' : 'it is not on this server', `print it, put it away, then: rm ${pasteable([sheet, sheet.replace(/txt$/, 'html')])}`);
+  const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays), hasDrills = settings.drill.maxAgeDays > 0;
+  const drilled = last && `${last.archive} was ${last.proven ? '' : 'not '}proven ${count(Math.max(0, Math.floor(ageDays)), 'day')} ago; a restore takes about ${span(last.restoreSeconds)}`;
+  add('last drill', warning ? false : hasDrills && last ? true : null, warning || drilled || (hasDrills ? 'none yet' : 'no drills here, say the settings'), 'node backup.js drill');
+  const sheet = sheetFile(settings), isHere = fs.existsSync(sheet), wasMade = isHere || fs.existsSync(sheetMark(settings));
+  const made = isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made, and is not here any more';
+  add('key exported', wasMade, wasMade ? made : 'no recovery sheet was made here', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
+  const lies = 'the recovery sheet still lies on this server: who breaks in has it, and who loses the server loses it';
+  if (wasMade) add('sheet kept apart', !isHere, isHere ? lies : 'it is not on this server', `print it, put it away, then: rm ${pasteable([sheet, sheet.replace(/txt$/, 'html')])}`);
   return checks;
 }
+
+const UNSAVED = /(is not|cannot be|cannot be stopped or) saved\b/; // how whoever looks for clusters, tablespaces and volumes words it
+const NO_PLAN = 'not looked at: `parts and paths` failed';
 
 /** What remembers that the sheet was made, when it has been printed and removed. */
 const sheetMark = (settings) => path.join(path.dirname(settings.keyFile), 'recovery-sheet.made');
 
 /** Where the recovery sheet lies. */
-function sheetFile(settings) {
-  return path.join(path.dirname(settings.keyFile), 'recovery-sheet.txt');
-}
+const sheetFile = (settings) => path.join(path.dirname(settings.keyFile), 'recovery-sheet.txt');
 
 /** What the storage itself reports of the command it forces on us: shell, paths, append-only, quota, version. */
 async function checkServer(settings) {
@@ -8064,9 +8135,11 @@ async function checkServer(settings) {
 }
 
 // What is not started at boot stays down after a power cut in the day, when no run left a ledger.
-async function startAtBoot(parts) {
-  const units = parts.filter((part) => part.wasRunning && part.unit).map((part) => part.unit);
-  const not = (await describeUnits(units)).filter((facts) => facts.UnitFileState === 'disabled' && facts.TriggeredBy === '').map((facts) => facts.Id);
+async function startsAtBoot(plan) {
+  if (!plan) return [null, NO_PLAN, ''];
+  const units = plan.parts.filter((part) => part.wasRunning && part.unit).map((part) => part.unit), all = await describeUnits(units).catch(() => null);
+  if (!all) return [null, 'systemd does not answer', ''];
+  const not = all.filter((facts) => facts.UnitFileState === 'disabled' && facts.TriggeredBy === '').map((facts) => facts.Id);
   return [not.length === 0, not.length > 0 ? `not started at boot: ${not.join(', ')}` : 'every unit named in `stop` that runs', `systemctl enable ${not.join(' ')}`];
 }
 
@@ -8082,16 +8155,15 @@ async function clockIsRight() {
 // =========================================================================================================
 // ==== ANSWERS ====
 // The walk for a server that has no settings yet: questions on a terminal, or options.
-// Either ends in a settings file beside the script, which its owner then reads and edits. It looks at what runs to make a
-// proposal, and whether what is answered is here. Changes one file, and never one that is there.
+// Either ends in a settings file beside the script, which its owner then reads and edits. It looks at what runs to make a proposal, and whether what is answered
+// is here. Changes one file, never one that is there, and not before every answer is as its setting must be.
 
 /** Whether somebody sits at a terminal and can answer. */
 const canAsk = () => Boolean(process.stdin.isTTY);
 
 /**
- * Ask one question. Given what an empty answer means and what an answer must look like, returns the answer; asks again until
- * it fits. doubt: what may be wrong with it ('' = nothing); the same answer once more is believed. Throws Problem (64)
- * without a terminal.
+ * Ask one question. Given what an empty answer means and what an answer must look like (or what says what is wrong with one, '' = nothing), returns the answer;
+ * asks again until it fits. doubt: what may be wrong with it; the same answer once more is believed. Throws Problem (64) without a terminal.
  */
 async function ask(question, usual, form, how = 'shown', doubt = async (_answer) => '') {
   if (!canAsk()) throw new Problem(`${question} There is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
@@ -8099,11 +8171,12 @@ async function ask(question, usual, form, how = 'shown', doubt = async (_answer)
   try {
     for (let doubted = null; ;) {
       const asked = lines.question(`${question}${usual ? ` [${usual}]` : ''} `);
-      if (how === 'hidden') (lines)._writeToOutput = () => {}; // no other way is left to hide what is typed (nodejs/node #30427)
+      if (how === 'hidden') Object.assign(lines, { _writeToOutput: () => {} }); // no other way is left to hide what is typed (nodejs/node #30427)
       const answer = (await asked).trim() || usual;
-      const why = !form.test(answer) ? 'not understood: please write it as the question shows' : answer === doubted ? '' : await doubt(answer);
+      const wrong = typeof form === 'function' ? form(answer) : form.test(answer) ? '' : 'not understood: please write it as the question shows';
+      const why = wrong || (answer === doubted ? '' : await doubt(answer));
       if (why === '') return answer;
-      doubted = form.test(answer) ? answer : null;
+      doubted = wrong === '' ? answer : null;
       process.stderr.write(`${why}${doubted === null ? '' : '. Write it anew, or the same once more to keep it'}\n`);
     }
   } finally {
@@ -8111,9 +8184,7 @@ async function ask(question, usual, form, how = 'shown', doubt = async (_answer)
   }
 }
 
-async function agrees(question) {
-  return /^y/i.test(await ask(`${question} [yes/no]`, '', /^(y(es)?|no?)$/i));
-}
+const agrees = async (question) => /^y/i.test(await ask(`${question} [yes/no]`, '', /^(y(es)?|no?)$/i));
 
 const USUAL_UNITS = /^(nginx|apache2|httpd|caddy|tomcat\d*|odoo|php[\d.]*-fpm|gunicorn|uwsgi|supervisor|geoserver|redis-server|rabbitmq-server|memcached)\.service$/;
 
@@ -8130,50 +8201,68 @@ const wordsIn = (text) => text.split(',').map((one) => one.trim()).filter((one) 
 async function partsNotHere(entries, usual) {
   const containers = await findContainers(false), clusters = await findClusters(containers), wrong = [], known = warnings.length;
   for (const one of entries) {
-    try {
-      await findPart(one, usual, containers, clusters);
-    } catch (error) {
+    await findPart(one, usual, containers, clusters).catch((error) => {
       if (!(error instanceof Problem)) throw error;
       wrong.push(error.message);
-    }
+    });
   }
   warnings.splice(known); // they are of an answer that may be another one yet: the doctor looks again
   return wrong.join('; ');
 }
 
-function foldersNotHere(folders) {
+async function foldersNotHere(folders, stop) {
+  if (folders.length + stop.length === 0) return 'nothing is stopped: name at least one';
   const gone = folders.filter((one) => !fs.existsSync(one));
   return gone.length > 0 ? `not here: ${gone.map(named).join(', ')}` : '';
 }
 
-function whyNoTimeZone(window) {
-  const zone = window.split(' ')[1] ?? 'UTC';
-  try {
-    new Intl.DateTimeFormat('en', { timeZone: zone });
-    return '';
-  } catch {
-    return `${zone} is no time zone that is known here (they are called Africa/Maputo, America/Lima, UTC)`;
-  }
+/** What is wrong with a value of a setting, as its rule will say when the file is read; '' = nothing. */
+function mistakesIn(name, value) {
+  const found = [];
+  if (value !== null) TABLE.find((one) => one.name === name).rule(value, name, (at, message) => found.push(`${at} ${message}`));
+  return found.join('; ');
 }
 
+// '01:00-05:30 Africa/Maputo' as the setting; null = any time. What cannot be read is left for the rule to refuse.
+const windowIn = (answer) => (answer === 'any' ? null : { .../^(?<from>[^\s-]*)-?(?<until>\S*) *(?<timeZone>.*)$/.exec(answer)?.groups });
+
+/** A quota as borg takes it: the letters are capitals, and less than 10M is too little (borg serve --storage-quota). */
+const QUOTA = /^(\d+(\.\d+)?[GTP]|[1-9]\d+(\.\d+)?M|[1-9]\d{4,}K|[1-9]\d{7,})$/;
+
+// What is wrong with an option is told without its value: an address may hold a password.
+function refuseOption(option, why) {
+  if (why) throw new Problem(`--${option}: ${why}`, { exitCode: 64, hint: 'nothing was touched: mend it, and call setup again' });
+}
+
+/** Throws Problem (64) when a quota is given ('' = none) and borg would not take it. */
+const refuseQuota = (quota) => refuseOption('quota', quota && !QUOTA.test(quota) ? 'must be like 500G, and no less than 10M' : '');
+
 /**
- * Given the script, the settings as they are before (`usual`: nothing but defaults), and what the command line says (server, repository, stop, folders, volumes, window, language: lists with commas),
- * asks for the rest and writes backup.settings.js beside the script. Throws Problem (64) when nobody can be asked for what is missing.
+ * Given the script, the settings as they are before (`usual`: nothing but defaults), and what the command line says (server, repository, stop, folders, volumes, window, language:
+ * lists with commas; quota), asks for the rest and writes backup.settings.js beside the script. Throws Problem (64), with nothing written, when nobody can be asked, or what it says is wrong.
  */
 async function firstSettings(script, usual, given, yes) {
   const isAsked = !yes && canAsk();
-  const answerTo = async (key, question, otherwise, form, doubt = async (_answer) => '') => given[key] || (isAsked ? ask(question, otherwise, form, 'shown', doubt) : otherwise);
-  if (!isAsked && !given.repository) throw new Problem('there are no settings yet',
+  const answerTo = async (key, question, otherwise, valueOf, doubt = async (_answer) => '') => {
+    const form = (answer) => mistakesIn(key, valueOf(answer)), said = given[key];
+    if (said) refuseOption(key, form(said) || await doubt(said));
+    return valueOf(said || (isAsked ? await ask(question, otherwise, form, 'shown', doubt) : otherwise));
+  };
+  if (!isAsked && !(given.repository && (given.stop || given.folders || given.volumes))) throw new Problem('there are no settings yet',
     { exitCode: 64, hint: 'run setup on a terminal, which asks; or fill in the block at the top of backup.js; or say all here: setup --repository ssh://borg@storage.example.org/./web1 --stop \'postgres *\' --folders /srv/files' });
-  const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname(), /^(?!proven-)[A-Za-z0-9][\w.-]*$/);
-  const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', /^(?!\S*\/NAME$)(ssh:\/\/\S+|\/\S+|[^\s:]+:\S+)$/);
-  const stop = wordsIn(await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?', isAsked ? (await proposal()).join(', ') : '', /^( *(service|compose|container|postgres) [^,]+(,|$))*$/, (answer) => partsNotHere(wordsIn(answer), usual)));
-  const folders = wordsIn(await answerTo('folders', 'Which folders are saved, with commas (databases named above are saved whole anyway)?', '', stop.length > 0 ? /^/ : /^\//, async (answer) => foldersNotHere(wordsIn(answer))));
-  const volumes = wordsIn(await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stop.some((one) => /^(container|compose) /.test(one)) ? '*' : '', /^/));
-  const window = await answerTo('window', 'Between which hours may it be down (01:00-05:30 Africa/Maputo, or: any)?', isAsked ? `01:00-05:30 ${Intl.DateTimeFormat().resolvedOptions().timeZone}` : 'any', /^(any|\d\d:\d\d-\d\d:\d\d \S+)$/, async (answer) => whyNoTimeZone(answer));
-  const [, from = '', until = '', timeZone = ''] = /^(\d\d:\d\d)-(\d\d:\d\d) (\S+)$/.exec(window) ?? [];
-  const language = await answerTo('language', 'Language of what is written for people (en, es)?', 'en', /^(en|es)$/);
-  const settings = { server, stop, folders, volumes, repository, window: until ? { from, until, timeZone } : null, language: language };
+  refuseQuota(given.quota ?? '');
+  const asItIs = (answer) => answer;
+  const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname(), asItIs);
+  const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', asItIs,
+    async (answer) => (answer.endsWith('/NAME') ? 'write another name for NAME' : ''));
+  const stop = await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?',
+    isAsked ? (await proposal()).join(', ') : '', wordsIn, (answer) => partsNotHere(wordsIn(answer), usual));
+  const folders = await answerTo('folders', 'Which folders are saved, with commas (databases named above are saved whole anyway)?', '', wordsIn, (answer) => foldersNotHere(wordsIn(answer), stop));
+  const volumes = await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stop.some((one) => /^(container|compose) /.test(one)) ? '*' : '', wordsIn);
+  const usualWindow = isAsked ? `01:00-05:30 ${Intl.DateTimeFormat().resolvedOptions().timeZone}` : 'any';
+  const window = await answerTo('window', 'Between which hours may it be down (01:00-05:30 Africa/Maputo, or: any)?', usualWindow, windowIn);
+  const language = await answerTo('language', 'Language of what is written for people (en, es)?', 'en', asItIs);
+  const settings = { server, stop, folders, volumes, repository, window, language };
   const file = path.join(path.dirname(script), 'backup.settings.js'), lines = Object.entries(settings).map(([key, value]) => `  ${key}: ${JSON.stringify(value)},`);
   const text = `// What this server stops and saves; every other setting has its default (node backup.js --print-settings).\nconst settings = {\n${lines.join('\n')}\n};\n`;
   writeDurably(file, text);
@@ -8191,6 +8280,7 @@ async function firstSettings(script, usual, given, yes) {
 /** `setup`: given the settings, the script and the options, makes what is missing. Returns 0 when a run would now work. */
 async function setup(loaded, script, options) {
   const { settings } = loaded, isAsked = !options.yes && canAsk();
+  refuseQuota(options.quota);
   await borgVersion();
   for (const file of [settings.sshKey, settings.keyFile, settings.passphraseFile, settings.knownHostsFile, path.join(settings.stateFolder, 'x')]) {
     fs.mkdirSync(path.dirname(file), { recursive: true, mode: 0o700 });
@@ -8214,8 +8304,9 @@ async function setup(loaded, script, options) {
   return code === 1 ? 0 : code;
 }
 
-/** A key or passphrase of a repository that is there already, put where the settings say. Throws Problem (64) rather than overwrite another one. */
+/** A key or passphrase of a repository that is there already, put where the settings say. Throws Problem (64) when it is not there, and rather than overwrite another one. */
 function takeOver(given, place) {
+  if (!fs.existsSync(given)) throw new Problem(`${named(given)} is not there`, { exitCode: 64 });
   const text = fs.readFileSync(given, 'utf8');
   if (fs.existsSync(place) && fs.readFileSync(place, 'utf8') !== text) throw new Problem(`${named(place)} is there already, and is another one than ${named(given)}`,
     { exitCode: 64, hint: 'move it away first, when you are sure that nothing is encrypted with it' });
@@ -8223,12 +8314,9 @@ function takeOver(given, place) {
   say(`${named(given)} is now ${named(place)}, too`);
 }
 
-/**
- * Show what the storage's keeper has to do, and wait until it is done, when somebody is here to say so. Throws Problem while
- * the storage does not let us in.
- */
+/** Show what the storage's keeper has to do, and wait until it is done, when somebody is here to say so. Throws Problem while the storage does not let us in. */
 async function reachStorage(settings, quota, isAsked) {
-  sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota, /^\d+(\.\d+)?[KMGTP]?$/i) : quota));
+  sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota, QUOTA) : quota));
   for (;;) {
     try {
       await tryConnection(settings); // says what to do while the storage does not know the key
@@ -8243,17 +8331,20 @@ async function reachStorage(settings, quota, isAsked) {
 }
 
 async function makeSshKey(settings) {
-  if (fs.existsSync(settings.sshKey)) return;
-  const done = await change(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-C', `cold-backup ${serverName(settings)}`, '-f', settings.sshKey]);
+  const { sshKey } = settings, isHere = fs.existsSync(sshKey), hint = '`sshKey` must be a private key of ssh without a passphrase';
+  if (isHere && !fs.existsSync(`${sshKey}.pub`)) writeDurably(`${sshKey}.pub`, await lookFor('the ssh key has no public half', ['ssh-keygen', '-y', '-P', '', '-f', sshKey], hint));
+  if (isHere) return;
+  const done = await change(['ssh-keygen', '-q', '-t', 'ed25519', '-N', '', '-C', `cold-backup ${serverName(settings)}`, '-f', sshKey]);
   if (done.code !== 0) throw failure('the ssh key cannot be made', done);
 }
 
 async function makeKnownHost(settings, yes) {
   if (fs.existsSync(settings.knownHostsFile)) return;
-  const { host, port } = repositoryAddress(settings.repository);
-  const keys = await lookFor(`the storage ${host} does not show its host key`, ['ssh-keyscan', '-T', '10', ...(port ? ['-p', port] : []), '--', host], 'is it reachable from here (VPN, firewall, name)?');
-  if (keys.trim() === '') throw new Problem(`the storage ${host} does not show its host key`,
-    { hint: 'is it reachable from here (VPN, firewall, name)?' });
+  const { host, port } = repositoryAddress(settings.repository), what = `the storage ${host} does not show its host key`;
+  const hint = 'is it reachable from here (VPN, firewall, name)? What root\'s ssh configuration says of it (an alias, ProxyJump), ssh-keyscan does not read: then log in there once, '
+    + `compare the fingerprint, and: ${pasteable(['cp', path.join(homedir(), '.ssh/known_hosts'), settings.knownHostsFile])}`;
+  const keys = await lookFor(what, ['ssh-keyscan', '-T', '10', ...(port ? ['-p', port] : []), '--', host], hint);
+  if (keys.trim() === '') throw new Problem(what, { hint });
   const draft = `${settings.knownHostsFile}.new`;
   fs.writeFileSync(draft, keys, { mode: 0o600 });
   const prints = await look(['ssh-keygen', '-l', '-f', draft]);
@@ -8294,21 +8385,22 @@ and, when the repository is there, so that a full disk can still be cleaned up (
 /** Find the repository or make it. One that is there already (of borgmatic, or of this server's former self) is taken over with its archives. */
 async function makeRepository(settings, isAsked) {
   let there = await askBorg(settings, ['info', '--json']);
-  const isMissing = () => /"msgid": "Repository\.(DoesNotExist|InvalidRepository)"/.test(there.said); // an empty folder that the storage's keeper has made is no repository yet
-  if (there.code !== 0 && isMissing()) return initRepository(settings);
-  if (there.code !== 0 && !fs.existsSync(settings.keyFile) && await findKey(settings)) there = await askBorg(settings, ['info', '--json']);
-  if (there.code !== 0 && !fs.existsSync(settings.passphraseFile) && isAsked) {
+  // An empty folder that the storage's keeper has made is no repository yet.
+  if (/"msgid": "Repository\.(DoesNotExist|InvalidRepository)"/.test(there.said)) return initRepository(settings);
+  // Only of a repository that it has found does borg say this; of a key file that is not there, 1.2 says it with an error of Python's that names it.
+  const lacksKeyFile = () => there.code !== 0 && (/"msgid": "Keyfile/.test(there.said) || there.said.includes(settings.keyFile));
+  const lacksKey = () => lacksKeyFile() || (there.code !== 0 && /"msgid": "(Pass|RepoKeyNotFound)/.test(there.said));
+  if (lacksKeyFile() && !fs.existsSync(settings.keyFile) && await findKey(settings)) there = await askBorg(settings, ['info', '--json']);
+  if (lacksKey() && !fs.existsSync(settings.passphraseFile) && isAsked) {
     writeDurably(settings.passphraseFile, `${await ask('The repository is there already. Its passphrase?', '', /./, 'hidden')}\n`);
     there = await askBorg(settings, ['info', '--json']);
     if (there.code !== 0) fs.rmSync(settings.passphraseFile);
   }
-  if (there.code !== 0) {
-    if (!fs.existsSync(settings.passphraseFile) || !fs.existsSync(settings.keyFile)) {
-      throw new Problem('the repository is there, but its key or passphrase is not here', { said: borgFailure('', there).facts.said,
-        hint: 'bring both from the recovery sheet, or from where the tool before kept them: node backup.js setup --passphrase-file FILE --key-file FILE; do not make new ones' });
-    }
-    throw borgFailure('the repository cannot be reached yet', there);
+  if (lacksKey() && !(fs.existsSync(settings.passphraseFile) && fs.existsSync(settings.keyFile))) {
+    throw new Problem('the repository is there, but its key or passphrase is not here', { said: borgFailure('', there).facts.said,
+      hint: 'bring both from the recovery sheet, or from where the tool before kept them: node backup.js setup --passphrase-file FILE --key-file FILE; do not make new ones' });
   }
+  if (there.code !== 0) throw borgFailure('the repository cannot be reached yet', there);
   if (!fs.existsSync(settings.keyFile)) { // the key lies in the repository: a copy here, or whoever holds our ssh key could destroy the only one
     const done = await change(['borg', 'key', 'export', '::', settings.keyFile], { env: borgEnvironment(settings), seconds: 600 });
     if (done.code !== 0) throw borgFailure('the key cannot be exported', done);
@@ -8328,22 +8420,19 @@ async function initRepository(settings) {
   say('made the repository and its key');
 }
 
-/** borg keeps keys in ~/.config/borg/keys: the one that fits this repository is copied to where the settings say. Returns whether there is one. */
+/** borg keeps keys in ~/.config/borg/keys: the one with which this repository opens, or lacks only its passphrase, is copied to where the settings say. Returns whether there is one. */
 async function findKey(settings) {
   const folder = path.join(homedir(), '.config/borg/keys');
   for (const name of fs.existsSync(folder) ? fs.readdirSync(folder) : []) {
     const done = await askBorg({ ...settings, keyFile: path.join(folder, name) }, ['info', '--json']);
-    if (done.code !== 0 && /"msgid": "Keyfile(NotFound|Mismatch|Invalid)Error"/.test(done.said)) continue;
+    if (done.code !== 0 && !/"msgid": "Pass/.test(done.said)) continue;
     takeOver(path.join(folder, name), settings.keyFile);
     return true;
   }
   return false;
 }
 
-/**
- * The recovery sheet: what a restore needs when this server is gone, as text and as a page to print with the key in QR
- * codes. Both lie beside the key, readable by root only.
- */
+/** The recovery sheet: what a restore needs when this server is gone, as text and as a page to print with the key in QR codes. Both lie beside the key, readable by root only. */
 async function writeSheet(settings) {
   const sheet = sheetFile(settings), page = sheet.replace(/txt$/, 'html');
   if (fs.existsSync(sheet) || fs.existsSync(sheetMark(settings))) return; // printed and removed: it is not written to disk again

@@ -6,7 +6,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { Problem, count, lastLines, named, say, size } from './say.ts';
 import { failure, goOn, look } from './shell.ts';
-import { freeBytes, isBelow, plainText } from './files.ts';
+import { freeBytes, isBelow, outermost, plainText } from './files.ts';
 import { SANDBOX_MARK, markOfRun } from './processes.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
@@ -178,8 +178,7 @@ function packagesMissing({ version, container }: ClusterPassport, { packages, co
 
 /** Extract the files of a cluster. Given that what runs it is here, refuses without room, or when borg cannot read everything. */
 async function extractCluster(one: Drill, { passport, listing }: Copy): Promise<Verdict> {
-  const whole = passport.roots.filter((root) => path.isAbsolute(root) && path.normalize(root) === root && root !== '/');
-  const roots = whole.filter((root) => !whole.some((other) => other !== root && isBelow(root, other))); // pg_wal lies below the data directory, most often
+  const roots = outermost(passport.roots.filter((root) => path.isAbsolute(root) && path.normalize(root) === root && root !== '/')); // pg_wal lies below the data directory, most often
   if (roots.length === 0 || !roots.some((root) => isBelow(passport.dataDirectory, root))) throw new Problem('the record of this archive does not name its files');
   const { bytes, files } = await bytesBelow(listing, roots);
   const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed

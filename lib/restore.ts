@@ -6,7 +6,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, count, mode, named, say, sayBlock, sayLive, size, span, warn, warnings } from './say.ts';
 import { change } from './shell.ts';
-import { freeBytes, heldFolder, isBelow } from './files.ts';
+import { freeBytes, heldFolder, isBelow, outermost } from './files.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
 import { borgEnvironment, borgFailure, borgOnlyWarned, parseLine } from './borg.ts';
@@ -129,7 +129,7 @@ export function extractCommands(archive: string, manifest: Manifest, wanted: str
   const volumes = manifest.plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path);
   const command = (more: string[], patterns: string[]) => ['borg', '--log-json', '--progress', 'extract', '--sparse', ...more, `::${archive}`, ...patterns];
   const isVolume = (file: string) => volumes.some((volume) => isBelow(file, volume));
-  const patterns = (isMeant: (file: string) => boolean, whole: string[]) => [...above.filter(isMeant).map(asExactly), ...whole.map(asPattern)];
+  const patterns = (isMeant: (file: string) => boolean, whole: string[]) => [...above.filter(isMeant).map(asExactly), ...outermost(whole).map(asPattern)];
   const byName = patterns((file) => !isVolume(file), wanted.filter((file) => !isVolume(file)));
   const nested = volumes.filter((volume) => wanted.length === 0 || wanted.some((file) => !isVolume(file) && isBelow(volume, file)));
   const numbered = patterns(isVolume, [...wanted.filter(isVolume), ...nested]);
