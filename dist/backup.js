@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: b85240e2d6e06853fedc68fac25a1bc4d52f51dda56f0ac9ab09aec656011f38
+// Checksum of all but the settings: 1ff146b29ffa24d98cb55a2ab882034c2c251b3215bddb09a235b880672c7cbe
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7870,8 +7870,9 @@ function textIfAny(file) {
 
 const textsIn = (folder) => (fs.existsSync(folder) ? fs.readdirSync(folder) : []).map((name) => ({ name, text: textIfAny(path.join(folder, name)) }));
 
-// Whether a cron is at work here: a process of that name (busybox's is crond) that is in no container, or systemd-cron, which has none.
-const cronRuns = () => fs.existsSync('/usr/lib/systemd/system-generators/systemd-crontab-generator') || fs.readdirSync('/proc').map(Number)
+// Whether a cron is at work here: a process of that name (busybox's is crond) that is in no container, or systemd-cron, which has none. Without systemd it may be
+// started later, so there it is enough that one is installed.
+const cronRuns = () => ['/usr/lib/systemd/system-generators/systemd-crontab-generator', ...(hasSystemd() ? [] : ['/usr/sbin/cron', '/usr/sbin/crond'])].some((file) => fs.existsSync(file)) || fs.readdirSync('/proc').map(Number)
   .some((pid) => /^(cron|crond|fcron)\n$/.test(procFile(pid, 'comm')) && pidNamespace(pid) === pidNamespace(process.pid));
 
 // Whether a line of a crontab or unit takes the backup, given the script: after the script's name, up to what the shell does with it (a pipe, a file, the next command), stands

@@ -86,8 +86,9 @@ function textIfAny(file: string): string {
 
 const textsIn = (folder: string) => (fs.existsSync(folder) ? fs.readdirSync(folder) : []).map((name) => ({ name, text: textIfAny(path.join(folder, name)) }));
 
-// Whether a cron is at work here: a process of that name (busybox's is crond) that is in no container, or systemd-cron, which has none.
-const cronRuns = () => fs.existsSync('/usr/lib/systemd/system-generators/systemd-crontab-generator') || fs.readdirSync('/proc').map(Number)
+// Whether a cron is at work here: a process of that name (busybox's is crond) that is in no container, or systemd-cron, which has none. Without systemd it may be
+// started later, so there it is enough that one is installed.
+const cronRuns = () => ['/usr/lib/systemd/system-generators/systemd-crontab-generator', ...(hasSystemd() ? [] : ['/usr/sbin/cron', '/usr/sbin/crond'])].some((file) => fs.existsSync(file)) || fs.readdirSync('/proc').map(Number)
   .some((pid) => /^(cron|crond|fcron)\n$/.test(procFile(pid, 'comm')) && pidNamespace(pid) === pidNamespace(process.pid));
 
 // Whether a line of a crontab or unit takes the backup, given the script: after the script's name, up to what the shell does with it (a pipe, a file, the next command), stands
