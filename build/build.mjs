@@ -116,8 +116,7 @@ own['backup.ts'] = own['backup.ts'].slice(0, -start.length).trimEnd() + '\n'; //
 
 /** A chapter without its types, without its imports (noted in `borrowed`) and without the word "export". */
 function chapterText(file) {
-  if (/\n{3,}/.test(read(file))) throw new Error('one blank line is enough: then those that types leave behind can go');
-  const text = withoutTypes(read(file));
+  const source = read(file), text = withoutTypes(source);
   if (!text.startsWith('// ')) throw new Error('please open the chapter with a // comment');
   const head = /^(?:\/\/.*\n|[ \t]*\n|import [^;]*;\n)*/.exec(text)[0]; // imports stand only here: a text further down may look like one
   const body = text.slice(head.length).replace(/^export (?=async |const |let |function |class )/gm, '');
@@ -126,7 +125,7 @@ function chapterText(file) {
   const plain = head.replace(/^import ([^;]*?) from '([^']+)';\n/gm, (line, what, from) => {
     noteImport(file, what, from);
     return '';
-  }).concat(body).replace(/\n{3,}/g, '\n\n');
+  }).concat(body).replace(/\n{3,}/g, (lines) => (source.includes(lines) ? lines : '\n\n')); // what types leave behind; a text may hold blank lines
   new vm.Script(plain); // throws when an import, an export or an await outside a function is left
   if (/\bimport\(/.test(compact(plain, 'js'))) throw new Error('please import at the head of the chapter, not with import()');
   return plain.trim() + '\n';

@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 1ff146b29ffa24d98cb55a2ab882034c2c251b3215bddb09a235b880672c7cbe
+// Checksum of all but the settings: f901e4aa2760bdce7ccfcc4f37ccdf26e9423d4de386261fc74d89c66f7dbb27
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7401,7 +7401,7 @@ async function countRows(server, database, which, scan) {
  */
 function rowsExpected(rows, then, now) {
   const [file, inserted = NaN, deleted = NaN] = (then ?? '').split(' ').map(Number), [fileNow, insertedNow = NaN, deletedNow = NaN] = (now ?? '').split(' ').map(Number);
-  if (then && now && file !== fileNow) return { least: 0, most: Infinity };
+  if (then && now && !Number.isNaN(file) && file !== fileNow) return { least: 0, most: Infinity };
   const more = insertedNow - inserted, less = deletedNow - deleted;
   if (more >= 0 && less >= 0) return { least: rows - less, most: rows + more };
   return { least: Math.ceil(rows * 0.8), most: Infinity }; // no statistics, or begun anew: then only a loss that no evening explains

@@ -147,7 +147,7 @@ async function countRows(server: Cluster, database: string, which: string, scan:
  */
 export function rowsExpected(rows: number, then: string | undefined, now: string | undefined): { least: number; most: number } {
   const [file, inserted = NaN, deleted = NaN] = (then ?? '').split(' ').map(Number), [fileNow, insertedNow = NaN, deletedNow = NaN] = (now ?? '').split(' ').map(Number);
-  if (then && now && file !== fileNow) return { least: 0, most: Infinity };
+  if (then && now && !Number.isNaN(file) && file !== fileNow) return { least: 0, most: Infinity };
   const more = insertedNow - inserted, less = deletedNow - deleted;
   if (more >= 0 && less >= 0) return { least: rows - less, most: rows + more };
   return { least: Math.ceil(rows * 0.8), most: Infinity }; // no statistics, or begun anew: then only a loss that no evening explains
