@@ -1,6 +1,6 @@
 // The command line: which command, with which options. Nothing is done here; each command is a chapter of its own.
 import fs from 'node:fs';
-import { dirname, join } from 'node:path';
+import { dirname, join, resolve } from 'node:path';
 import minimist from 'minimist';
 import { settings } from './lib/settings.ts';
 import type { Settings } from './lib/settings.ts';
@@ -74,6 +74,10 @@ function readOptions(argv: string[]): Options {
     { exitCode: 64 });
   for (const option of ['lang', 'language']) if (found[option] && !['en', 'es'].includes(found[option])) throw new Problem(`--${option} ${found[option]}: it is 'en' or 'es'`,
     { exitCode: 64 });
+  for (const option of ['key-file', 'passphrase-file', 'ssh-key'].filter((one) => found[one] && !found.help)) {
+    const why = !found.repository && command !== 'setup' ? 'it goes with --repository' : fs.existsSync(found[option]) ? '' : 'there is no such file';
+    if (why) throw new Problem(`--${option} ${found[option]}: ${why}`, { exitCode: 64 });
+  }
   if (command === 'restore' && !found.help) refuseRestore(words, found.to ?? '', found);
   if (command === 'find' && !words[0] && !found.help) throw new Problem('find needs a part of a path',
     { exitCode: 64, hint: 'node backup.js find plan.pdf' });
@@ -94,12 +98,12 @@ function refuseRestore(words: string[], to: string, flags: Record<string, unknow
 }
 
 /** Given the command line without node and script, does what it says. Returns the exit code. */
-async function command(argv: string[]): Promise<number> {
+async function obey(argv: string[]): Promise<number> {
   const { command: name, words, values, flags } = readOptions(argv);
   if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune', 'report', 'status'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]!), file = values.settings!;
-  if (flags.help || name === 'help') return said(helpText(name === 'help' ? words[0] ?? '' : name));
-  if (flags.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
+  if (flags.help || name === 'help') return answered(helpText(name === 'help' ? words[0] ?? '' : name));
+  if (flags.version) return answered(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
   if (name === 'recover') return recoverAll(script, file);
   if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
   if (name === 'audit') return audit(settings, loadOperator(script, file), words, { full: flags.full!, accept: flags.accept!, yes: flags.yes!, undoPlan: flags['undo-plan']! });
@@ -109,7 +113,7 @@ async function command(argv: string[]): Promise<number> {
   if (name === 'setup') await answerFirst(script, file, values, flags.yes!);
   const loaded = values.repository && name !== 'setup' ? bareMachine(values) : loadSettings(settings, script, file);
   const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
-  if (flags['print-settings']) return said(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
+  if (flags['print-settings']) return answered(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
   if (name === 'setup') return setup(loaded, script, { yes: flags.yes!, schedule: values.schedule!, quota: values.quota!, keyFile: values['key-file']!, passphraseFile: values['passphrase-file']! });
   if (name === 'doctor') return doctor(loaded, script);
   if (name === 'status') return status(loaded.settings, script, flags.remote!);
@@ -135,12 +139,12 @@ async function answerFirst(script: string, file: string, values: Record<string, 
 // A machine without settings: repository, key and passphrase are on the command line; borg's cache lives as long as we do.
 function bareMachine(values: Record<string, string>): Loaded {
   const whole = withDefaults(settings);
-  const own = { server: '', repository: values.repository!, keyFile: values['key-file'] || whole.keyFile, passphraseFile: values['passphrase-file'] || whole.passphraseFile,
-    sshKey: values['ssh-key'] || whole.sshKey, stateFolder: temporaryFolder() };
+  const own = { server: '', repository: values.repository!, keyFile: resolve(values['key-file'] || whole.keyFile), passphraseFile: resolve(values['passphrase-file'] || whole.passphraseFile),
+    sshKey: resolve(values['ssh-key'] || whole.sshKey), stateFolder: temporaryFolder() }; // borg reads them in other folders than ours
   return { settings: { ...whole, ...own }, file: 'the command line', text: '', given: own, lines: new Map() };
 }
 
-function said(text: string): number {
+function answered(text: string): number {
   answer(text);
   return 0;
 }
@@ -176,7 +180,7 @@ async function main(): Promise<void> {
   for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {}); // a closed terminal or pipe must not kill us
   let code: number;
   try {
-    code = await command(process.argv.slice(2));
+    code = await obey(process.argv.slice(2));
   } catch (error) {
     sayError(error);
     if (mode.json && error instanceof Problem) answer(JSON.stringify({ outcome: 'failed', exitCode: error.facts.exitCode ?? 2, error: error.message, hint: error.facts.hint ?? '' }));

@@ -245,8 +245,10 @@ scenarios('in place', import.meta.url, {
     for (const part of [world.web, world.app]) part.stopNow();
     world.db.stop();
     for (const gone of [path.dirname(world.db.dataDirectory), world.files, world.server.stateFolder, path.join(world.server.folder, 'backup.settings.js')]) fs.rmSync(gone, { recursive: true });
-    const words = ['restore', 'latest', '--in-place', '--repository', world.storage.repository('web1'), '--key-file', path.join(world.folder, 'key'), '--passphrase-file', path.join(world.folder, 'passphrase')];
-    const said = restored(await world.server.run(words));
+    const here = (...words: string[]) => start([process.execPath, world.server.script, 'restore', 'latest', '--in-place', ...words], { cwd: world.folder }).ended; // relative paths, as people type them
+    assert.match(restored(await here('--key-file', 'key'), 64), /--key-file key: it goes with --repository/);
+    assert.match(restored(await here('--repository', world.storage.repository('web1'), '--key-file', 'kee'), 64), /--key-file kee: there is no such file/);
+    const said = restored(await here('--repository', world.storage.repository('web1'), '--key-file', 'key', '--passphrase-file', 'passphrase'));
     assert.match(said, /no command of an archive is run: web, app, idle[^]*started postgres/);
     assert.deepEqual(contents(world), saved);
     assert.equal(fs.statSync(path.dirname(world.db.dataDirectory)).mode & 0o777, 0o755);
