@@ -41,7 +41,7 @@ export async function restoreInPlace(loaded: Loaded, script: string, words: stri
   await borgVersion();
   const comeback = await workOut(settings, words, how, startedAt);
   showComeback(comeback);
-  const why = whyNot(comeback);
+  const why = await whyNot(comeback);
   if (why && !(mode.dryRun && mode.json)) throw why;
   if (why) sayError(why); // the plan, with its findings, is the answer already
   if (why) return 2;
@@ -50,10 +50,10 @@ export async function restoreInPlace(loaded: Loaded, script: string, words: stri
 }
 
 /** What speaks against it, before anything is touched: a finding of the judge, or no room. */
-function whyNot(comeback: Comeback): Problem | null {
+async function whyNot(comeback: Comeback): Promise<Problem | null> {
   if (comeback.findings.some((one) => one.verdict === 'refused')) return new Problem('this archive cannot work on this machine: see the findings marked "refused"',
     { hint: 'mend them with the commands above, then begin again; nothing was touched' });
-  const noRoom = whyNoRoom(comeback.pieces);
+  const noRoom = await whyNoRoom(comeback.pieces);
   return noRoom.length === 0 ? null : new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`,
     { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
 }

@@ -5,8 +5,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, count, named, say, size, warn } from './say.ts';
-import { change, failure, goOn, look } from './shell.ts';
-import { freeBytes, heldFolder, isBelow, outermost } from './files.ts';
+import { change, failure, goOn, look, lookFor } from './shell.ts';
+import { freeBytes, heldFolder, isBelow } from './files.ts';
 import type { Settings } from './settings.ts';
 import { hostPathOf } from './containers.ts';
 import type { Mount } from './containers.ts';
@@ -106,8 +106,8 @@ export async function countPieces(settings: Settings, archive: string, pieces: P
   };
   const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, asPattern(LISTING), ...pieces.map((piece) => asPattern(piece.recorded))], { onLine, keepBytes: 0 });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
-  const below = pieces.find((piece) => [...links.keys()].some((link) => link !== piece.recorded && isBelow(piece.recorded, link))); // some come in a pass of their own
-  if (trouble || below) throw unsafe(archive, trouble || `${named(below!.recorded)} lies below a link`);
+  const belowLink = pieces.find((piece) => [...links.keys()].some((link) => link !== piece.recorded && isBelow(piece.recorded, link))); // some come in a pass of their own
+  if (trouble || belowLink) throw unsafe(archive, trouble || `${named(belowLink!.recorded)} lies below a link`);
   if (damaged) throw new Problem(`${named(`/${damaged}`)} in ${archive} is damaged: nothing of it is extracted`,
     { hint: 'restore an older archive, and let the operator audit the repository' });
   const missing = pieces.find((piece) => piece.files === 0 && !mountPoints().includes(piece.place));
@@ -115,13 +115,15 @@ export async function countPieces(settings: Settings, archive: string, pieces: P
   for (const piece of pieces.filter((one) => one.files === 0)) warn(`${named(piece.place)} is a mount point, and the archive has nothing for it: it stays as it is`);
 }
 
-/** Given the pieces, returns why there is no room for old and new contents together; [] = there is. */
-export function whyNoRoom(pieces: Piece[]): string[] {
-  return [...new Set(pieces.map((piece) => piece.staging))].flatMap((staging) => {
-    const own = pieces.filter((piece) => piece.staging === staging), disk = path.dirname(staging);
-    const needed = own.reduce((sum, piece) => sum + piece.bytes + piece.files * 4096, 64e6), free = freeBytes(disk);
-    return free < needed ? [`the disk of ${named(disk)} has ${size(free)} free, ${size(needed)} are needed beside the old contents`] : [];
-  });
+/** Given the pieces, returns why there is no room for old and new contents together; [] = there is. A disk may have several stagings: of its subvolumes, of what is mounted from it. */
+export async function whyNoRoom(pieces: Piece[]): Promise<string[]> {
+  const disks = new Map<string, { folder: string; needed: number }>();
+  for (const { staging, bytes, files } of pieces) {
+    const folder = path.dirname(staging), key = (await look(['findmnt', '--noheadings', '--first-only', '--output=MAJ:MIN', '--target', folder])).out.trim() || folder;
+    disks.set(key, { folder, needed: (disks.get(key)?.needed ?? 64e6) + bytes + files * 4096 });
+  }
+  return [...disks.values()].filter(({ folder, needed }) => freeBytes(folder) < needed)
+    .map(({ folder, needed }) => `the disk of ${named(folder)} has ${size(freeBytes(folder))} free, ${size(needed)} are needed beside the old contents`);
 }
 
 /**
@@ -171,21 +173,15 @@ async function compareWithListing(manifest: Manifest, pieces: Piece[], folder: s
   if (listed && listed.code !== 0) throw failure('what was extracted cannot be listed', listed);
   const prefixes = [...new Set(pieces.map((piece) => latin(piece.staging)))];
   await reduce(found, seen, (file) => file.slice(prefixes.find((prefix) => isBelow(file, prefix))!.length));
-  for (const file of [told, seen]) await lookOrThrow(['sort', '--zero-terminated', '--unique', `--output=${file}`, file]);
-  const { out } = await lookOrThrow(['comm', '--zero-terminated', '-3', told, seen]);
-  const differing = [...new Set(out.split('\0').filter((one) => one !== '').map((one) => one.replace(/^\t/, '').split('\t').slice(3).join('\t')))];
+  for (const file of [told, seen]) await lookFor('what was extracted cannot be compared', ['sort', '--zero-terminated', '--unique', `--output=${file}`, file], '', { seconds: 3600 });
+  const unlike = await lookFor('what was extracted cannot be compared', ['comm', '--zero-terminated', '-3', told, seen], '', { seconds: 3600 });
+  const differing = [...new Set(unlike.split('\0').filter((one) => one !== '').map((one) => one.replace(/^\t/, '').split('\t').slice(3).join('\t')))];
   if (differing.length === 0) return;
   throw new Problem(`not as they were saved: ${count(differing.length, 'file')}: ${differing.slice(0, 10).map(named).join(', ')}`,
     { hint: 'this archive is damaged, or its record is: restore an older one' });
 }
 
 const latin = (file: string) => Buffer.from(file).toString('latin1');
-
-async function lookOrThrow(argv: string[]): Promise<{ out: string }> {
-  const done = await look(argv, { seconds: 3600 });
-  if (done.code !== 0) throw failure('what was extracted cannot be compared', done);
-  return done;
-}
 
 // Of a listing, what must be the same here: kind and path, of files size and time, too. borg saves no sockets. Seconds will do: not every file system keeps more.
 async function reduce(from: string, to: string, pathOf: (file: string) => string | null): Promise<void> {
