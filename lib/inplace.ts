@@ -27,6 +27,7 @@ import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
 import type { Manifest } from './record.ts';
 import { armGuard, dismissGuard } from './guard.ts';
 import { bringBackLeftovers, takeRunLock } from './run.ts';
+import { NOT_LOADED } from './judge.ts';
 import { stage, swapsOf, whereIs, whyNoRoom } from './places.ts';
 import type { Piece } from './places.ts';
 import { byHand, partsToCome, showComeback, workOut } from './comeback.ts';
@@ -189,6 +190,7 @@ async function checkWhatCameBack(comeback: Comeback): Promise<string[]> {
   return wrong;
 }
 
+const IN_ENGLISH = { lc_messages: 'C' }; // what the server says is looked into
 async function checkDatabases(here: Cluster, recorded: Manifest['postgres'][number]['databases']): Promise<string[]> {
   const wrong: string[] = [];
   const present = (await queryCluster(here, 'template1', 'select datname from pg_database where datallowconn')).out.split('\n').filter((name) => name !== '' && !/=|:\/\//.test(name)); // psql would take these for addresses
@@ -197,14 +199,15 @@ async function checkDatabases(here: Cluster, recorded: Manifest['postgres'][numb
     const of = `database ${named(name)} of ${named(here.name)}`;
     if (!present.includes(name)) { wrong.push(`${of} is missing`); continue; }
     const done = await queryCluster(here, name, `select jsonb_build_object('rows', ${databaseQuestions.rows}, 'tables', ${databaseQuestions.estimatedRows}, 'libraries',
-      (select coalesce(jsonb_agg(distinct probin), '[]') from pg_proc where probin is not null and oid >= 16384))`); // those of extensions: the server has its own
+      (select coalesce(jsonb_agg(distinct probin), '[]') from pg_proc where probin is not null and oid >= 16384))`, 60, IN_ENGLISH); // those of extensions: the server has its own
     const { code, said } = done, why = lastLines(said, 1);
     if (code === 1 && /lock timeout|statement timeout/.test(why)) { warn(`${of} is in use, and was not looked through: ${why}`); continue; }
     if (code !== 0) { wrong.push(`${of} ${code === 2 ? 'does not open' : 'cannot be read'}: ${why}`); continue; }
     const facts: { libraries: string[]; tables: Record<string, number>; rows: Record<string, number | null> } = answerOf(of, done, { libraries: ['text'], tables: { '*': 'anything' }, rows: { '*': 'anything' } });
-    const loads = facts.libraries.map((library) => `load '${library.replaceAll("'", "''")}'`);
-    const loaded = loads.length > 0 ? await queryCluster(here, name, loads.join('; ')) : { code: 0, said: '' };
-    if (loaded.code !== 0) wrong.push(`${of} misses a library: ${lastLines(loaded.said, 1)}`);
+    for (const library of facts.libraries) { // one by one: some only want to be preloaded (see the judge)
+      const missing = NOT_LOADED.exec((await queryCluster(here, name, `load '${library.replaceAll("'", "''")}'`, 60, IN_ENGLISH)).said);
+      if (missing) wrong.push(`${of} misses a library: ${missing[0]}`);
+    }
     for (const [table, then] of Object.entries(rows)) {
       const now = facts.rows[table] ?? null; // null: not counted
       if (facts.tables[table] === undefined) wrong.push(`${of} has no table ${table}, which had ${then} rows`);

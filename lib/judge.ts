@@ -154,11 +154,11 @@ function librariesOf(told: ClusterPassport): Needed[] {
 }
 
 // LOAD may fail because a library wants to be loaded at the start (pg_cron); then it is here. Only what says that it is not, or does not fit, counts.
-const NOT_LOADED = /^(could not access file|could not load library|incompatible library)/;
+export const NOT_LOADED = /^(ERROR: +)?(could not access file|could not load library|incompatible library).*/m;
 
 function libraryFindings(cluster: PlannedCluster, told: ClusterPassport, abilities: Abilities): Finding[] {
   const elsewhere = (told.settings?.dynamic_library_path ?? '').split(':').filter((one) => one.startsWith('/'));
-  const isThere = (library: string) => [library, ...elsewhere.map((folder) => path.join(folder, library))].some((file) => fs.existsSync(file) || fs.existsSync(`${file}.so`));
+  const isThere = (library: string) => [library, ...elsewhere.map((one) => path.join(one, library))].some((file) => path.isAbsolute(file) && (fs.existsSync(file) || fs.existsSync(`${file}.so`)));
   return librariesOf(told).flatMap(({ library, breaks, verdict }): Finding[] => {
     const failed = LOADABLE.test(library) ? abilities.libraries[library] ?? '' : 'missing';
     if (LOADABLE.test(library) ? !NOT_LOADED.test(failed) : cluster.container) return [];
@@ -216,7 +216,8 @@ function dictionaryFiles(told: ClusterPassport): { database: string; dictionary:
 }
 
 function dictionaryFindings(cluster: PlannedCluster, told: ClusterPassport, abilities: Abilities): Finding[] {
-  const isThere = (names: string[]) => abilities.files[names[0]!] || (!cluster.container && names.some((name) => fs.existsSync(path.join(abilities.share, 'tsearch_data', name)))); // Debian's lead out of the sandbox
+  // Debian's are links into /var/cache/postgresql, which the sandbox does not show.
+  const isThere = (names: string[]) => abilities.files[names[0]!] || (!cluster.container && names.some((name) => fs.existsSync(path.join(abilities.share, 'tsearch_data', name))));
   return dictionaryFiles(told).filter(({ names }) => !isThere(names)).map(({ database, dictionary, names }) => finding(told.name, `dictionary ${dictionary}`, { recorded: names[0]!, here: 'missing', verdict: 'after',
     breaks: `text search with it fails in ${database}`, mend: [`# copy ${path.join(abilities.share, 'tsearch_data', names[0]!)} from the saved server or its backup`] }));
 }

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { allIsWell, answers, expectEnd, good, held, letGo, nearby, nothingIsLeft, scenarios, whatRuns, wrap } from './scenario.ts';
+import { allIsWell, answers, good, held, letGo, nearby, nothingIsLeft, randomFile, scenarios, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { stamps, treeFacts } from './night.ts';
 import { start, waitFor } from './script.ts';
@@ -286,6 +286,23 @@ scenarios('in place', import.meta.url, {
     restored(await inPlace(world));
     await settled(world);
     assert.deepEqual(contents(world), saved);
+  },
+
+  'what comes back to one disk at two mount points is added up; a library that only wants to be preloaded is not missing': async (world) => {
+    nearby(world);
+    randomFile(world, 'big', 30);
+    world.db.sql('postgres', "create function preloaded() returns int language c as '$libdir/plpgsql', 'plpgsql_call_handler'; update pg_proc set probin = '$libdir/pg_cron' where proname = 'preloaded'");
+    await good(world);
+    execFileSync('mount', ['--bind', world.files, world.files]);
+    const dry = () => inPlace(world, '--dry-run', '--json'), plan = JSON.parse(restored(await dry())), needed = plan.swaps.map((one: any) => one.bytes + one.files * 4096);
+    assert.equal(plan.stagings.length, 2);
+    const { blocks, bavail, bsize } = fs.statfsSync(world.folder);
+    execFileSync('mount', ['-o', `remount,size=${(blocks - bavail) * bsize + 64e6 + Math.max(...needed) + Math.min(...needed) / 2}`, world.folder]);
+    assert.match(restored(await dry(), 2), /no room for old and new contents together/);
+    execFileSync('mount', ['-o', 'remount,size=50%', world.folder]);
+    execFileSync('umount', [world.files]);
+    assert.match(restored(await inPlace(world)), /1 table with the recorded rows/);
+    await allIsWell(world);
   },
 
   ...Object.fromEntries([0, 1].map((half) => [
