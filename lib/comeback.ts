@@ -6,9 +6,12 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, count, mode, named, oneLine, pasteable, say, sayBlock, size, warn, warnings } from './say.ts';
+import { look } from './shell.ts';
 import { isBelow, temporaryFolder } from './files.ts';
+import { processes } from './processes.ts';
 import { isPartName } from './rules.ts';
 import type { Settings } from './settings.ts';
+import type { Loaded } from './check.ts';
 import type { Part } from './units.ts';
 import { containerParts, findContainers } from './containers.ts';
 import type { Container } from './containers.ts';
@@ -27,7 +30,7 @@ import type { Finding } from './judge.ts';
 import { LISTING, countPieces, extractions, findPieces, staged, whereIs } from './places.ts';
 import type { Piece } from './places.ts';
 
-export type InPlace = { bare: boolean; reindex: boolean; stateFolder: string }; // stateFolder: of the ledger; borg's may be another on a bare machine
+export type InPlace = { bare: boolean; reindex: boolean; stateFolder: string };
 export type ArchivedCluster = Manifest['plan']['clusters'][number];
 /** A restore in place, worked out before anything is changed: printed by --dry-run, and what the run follows. */
 export type Comeback = {
@@ -42,12 +45,14 @@ const SYSTEM_FOLDERS = ['/', '/bin', '/boot', '/dev', '/etc', '/lib', '/lib32', 
 const NEVER = /^\/(bin|boot|dev|lib|lib32|lib64|proc|run|sbin|sys|usr\/(bin|sbin|lib|lib32|lib64))(\/|$)/;
 
 /** Look at archive and machine. Changes nothing. */
-export async function workOut(settings: Settings, [name = '', ...words]: string[], how: InPlace, startedAt: string): Promise<Comeback> {
+export async function workOut({ settings, file }: Loaded, [name = '', ...words]: string[], how: InPlace, startedAt: string): Promise<Comeback> {
   const archives = await listArchives(settings, how.bare ? '' : serverName(settings)), archive = archiveMeant(archives, name);
   if (name === 'latest') warnUnlessOurs(settings.stateFolder, archives, archive);
   const manifest = { ...soundManifest(await readFromArchive(settings, archive, 'record/manifest.json'), archive), archive }; // a record may claim any name
   const stamp = startedAt.slice(0, 19).replaceAll(':', '');
-  const pieces = await findPieces(rootsMeant(manifest, words, [how.stateFolder, process.argv[1] ?? '', settings.keyFile, settings.passphraseFile]), stamp);
+  const { keyFile, passphraseFile, sshKey, knownHostsFile } = settings;
+  const own = [process.execPath, process.argv[1] ?? '', file, keyFile, passphraseFile, sshKey, knownHostsFile].filter((one) => fs.existsSync(one));
+  const pieces = await findPieces(rootsMeant(manifest, words, [how.stateFolder, ...own].flatMap((one) => [path.resolve(one), realOr(one)])), stamp);
   await countPieces(settings, archive, pieces);
   const clusters = manifest.plan.clusters.filter((one) => whereIs(pieces, one.dataDirectory, (piece) => piece.place) !== '');
   const scratch = temporaryFolder(), findings = await judge(manifest, clusters, { scratch }).finally(() => fs.rmSync(scratch, { recursive: true, force: true })); // now, not at the end: we may be killed
@@ -66,7 +71,7 @@ function rootsMeant(manifest: Manifest, words: string[], own: string[]): Root[] 
     else names.push(word);
   }
   const { roots } = manifest.plan, chosen = names.length === 0 ? roots : names.flatMap((name) => rootsOfPart(manifest, name));
-  const isOwn = (folder: string) => own.some((file) => isBelow(path.resolve(file), folder));
+  const isOwn = (folder: string) => own.some((file) => isBelow(file, folder));
   const usable = chosen.filter(({ path: file, why }) => /^volume [^/]/.test(why) || !(SYSTEM_FOLDERS.includes(file) || NEVER.test(file) || isOwn(file)));
   for (const one of chosen.filter((root) => !usable.includes(root))) {
     const text = `${named(one.path)} ${isOwn(one.path) ? 'holds what this restore itself needs' : 'belongs to the system'}, and is not exchanged as a whole`;
@@ -98,7 +103,7 @@ function rootsOfPart({ plan, containers }: Manifest, wanted: string): Root[] {
 /** What has to stop here for this restore, and what sleeps here but is to run afterwards. */
 async function partsOf(comeback: Comeback): Promise<{ parts: Part[]; asleep: Part[] }> {
   const { manifest, pieces, isWhole } = comeback;
-  const containers = await findContainers(false), clusters = await findClusters(containers);
+  const containers = await findContainers(await isDockerNeeded(comeback)), clusters = await findClusters(containers);
   const known = await partsNamed(comeback, containers, clusters);
   const places = pieces.flatMap(({ place }) => [place, realOr(place)]);
   const touches = (file: string) => file !== '' && file !== '/' && [file, realOr(file)].some((one) => places.some((place) => isBelow(one, place) || isBelow(place, one)));
@@ -114,6 +119,13 @@ async function partsOf(comeback: Comeback): Promise<{ parts: Part[]; asleep: Par
   }
   const ranThen = new Set(manifest.plan.parts.filter((part) => part.wasRunning).map((part) => part.name));
   return { parts: parts.filter((part) => part.wasRunning), asleep: parts.filter((part) => !part.wasRunning && part.kind !== 'postgres' && ranThen.has(part.name)).map(withOwnUnit) };
+}
+
+// Where Docker is, its answer is needed: what does not answer may run all the same, and would go on writing into the old contents.
+async function isDockerNeeded({ settings, how, manifest }: Comeback): Promise<boolean> {
+  const names = how.bare ? manifest.plan.parts.map((part) => part.name) : [...settings.stop.flat(), ...settings.volumes.map(() => 'container *')];
+  const isMeant = names.some((one) => isPartName(one) && /^(compose|container) /.test(one)) || processes().some(({ program }) => program === 'dockerd');
+  return isMeant && (await look(['docker', '--version'])).code !== 127;
 }
 
 function realOr(file: string): string {
@@ -139,8 +151,9 @@ async function partsNamed({ settings, how, manifest }: Comeback, containers: Con
         const found = await findPart(one, settings, containers, clusters);
         parts.push(...found.parts.filter((part) => !parts.some((other) => other.name === part.name)).map(({ stage: step = 0, ...part }) => ({ ...part, group: index * 100 + step })));
       } catch (error) {
-        if (!(error instanceof Problem) || error.facts.exitCode) throw error;
-        say(`not here: ${error.message}`);
+        const lacksProgram = typeof one !== 'string' && [126, 127].includes((await look(one.running)).code);
+        if (!(error instanceof Problem) || error.facts.exitCode || (error.facts.ran && !lacksProgram)) throw error; // a command that failed says nothing of the part
+        (String(one).startsWith('postgres ') ? say : warn)(`not here: ${error.message}`); // a cluster may come back
       }
     }
   }

@@ -33,14 +33,15 @@ import type { Piece } from './places.ts';
 import { byHand, partsToCome, showComeback, workOut } from './comeback.ts';
 import type { ArchivedCluster, Comeback, InPlace } from './comeback.ts';
 
-/** Given the settings, the script and the words, does all of it. Returns the exit code. Throws Problem while nothing has been changed. */
+// `how`: { bare: no settings here, reindex, stateFolder: where ledger and lock are }; on a bare machine borg's cache is elsewhere (settings.stateFolder).
+/** Given the settings, the script, the words and how, does all of it. Returns the exit code. Throws Problem while nothing has been changed. */
 export async function restoreInPlace(loaded: Loaded, script: string, words: string[], how: InPlace): Promise<number> {
   const settings = mode.dryRun ? { ...loaded.settings, stateFolder: temporaryFolder() } : loaded.settings;
   if (!mode.dryRun) await begin(settings, how);
   const startedAt = new Date().toISOString();
   if (!mode.dryRun) openTranscript(path.join(how.stateFolder, 'log'), `${startedAt.slice(0, 19)}-restore`);
   await borgVersion();
-  const comeback = await workOut(settings, words, how, startedAt);
+  const comeback = await workOut({ ...loaded, settings }, words, how, startedAt);
   showComeback(comeback);
   const why = await whyNot(comeback);
   if (why && !(mode.dryRun && mode.json)) throw why;

@@ -305,6 +305,18 @@ scenarios('in place', import.meta.url, {
     await allIsWell(world);
   },
 
+  'what does not answer may run all the same, and what the restore itself needs stays: nothing is touched': async (world) => {
+    nearby(world);
+    const settings = (container: boolean) => ({ stop: [world.web.entry, { ...world.idle.entry, name: 'gone', running: [path.join(world.folder, 'gone.sh')] }, ...(container ? ['container shop'] : []), `postgres ${world.db.dataDirectory}`], repository: world.storage.repository('web1') });
+    const dry = (options: { env?: NodeJS.ProcessEnv } = {}) => world.server.run(['restore', 'latest', '--in-place', '--dry-run'], options);
+    world.server.writeSettings(settings(true)); // Docker is somewhere in these scenarios, and silent
+    assert.match(restored(await dry(), 2), /Docker does not answer/);
+    assert.match(restored(await dry(wrap(world, 'docker', 'exit 127')), 1), /not here: gone: [^]*not here: container shop: there is no such container/);
+    world.server.writeSettings({ ...settings(false), sshKey: path.join(world.files, 'file 3') });
+    assert.match(restored(await dry(), 1), new RegExp(`${world.files} holds what this restore itself needs`));
+    await allIsWell(world);
+  },
+
   ...Object.fromEntries([0, 1].map((half) => [
     `killed at any moment, part ${half + 1}: within 15 s either the old contents run or the new ones, whole, and the next restore works`,
     (world: World) => killAt(world, someMoments(half)),
