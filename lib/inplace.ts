@@ -7,7 +7,7 @@ import { randomUUID } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, count, lastLines, mode, named, openTranscript, say, sayBlock, sayError, span, warn, warnings } from './say.ts';
-import { change, failure, goOn, waitUntil } from './shell.ts';
+import { askedToStop, change, failure, goOn, waitUntil } from './shell.ts';
 import { isBelow, temporaryFolder } from './files.ts';
 import { refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
@@ -141,31 +141,38 @@ function refuseUsedPlaces({ pieces, clusters, parts }: Comeback): void {
   if (used) throw new Problem(`PostgreSQL runs in ${named(used)}, and it was stopped a moment ago`, { hint: 'who started it? Then begin again' });
 }
 
-/** Tell what runs now and how to get to the other state; check what came back. Returns the exit code. */
+/** Close what is over, check what came back, tell it all. Returns the exit code. */
 async function finish(comeback: Comeback, ledger: Ledger, guardPid: number, down: string[], trouble: unknown): Promise<number> {
-  const { how: { stateFolder }, archive } = comeback, restore = ledger.restore!, isOpen = down.length > 0 || undecidedParts(ledger).length > 0;
-  await removeStagings(restore);
-  if (!isOpen) closeLedger(stateFolder);
-  else {
-    ledger.reported = down.length > 0 ? 'down' : 'failed'; // the guard goes on from the ledger
-    keepLedgerIfPossible(stateFolder, ledger);
-  }
-  const services = servicesNow(ledger, down), wrong: string[] = [];
+  const { how: { stateFolder } } = comeback, { state } = ledger.restore!, isOpen = down.length > 0 || undecidedParts(ledger).length > 0;
+  if (state !== '') await removeStagings(ledger.restore!); // until then they are needed: without them no swap can be undone, and one that was never begun looks done
+  ledger.reported = down.length > 0 ? 'down' : 'failed';
+  if (isOpen) keepLedgerIfPossible(stateFolder, ledger); // the guard goes on from it
+  else closeLedger(stateFolder);
   if (guardPid && !isOpen) dismissGuard(guardPid, stateFolder);
+  const wrong = trouble || state !== 'new' || down.length > 0 ? [] : await checkWhatCameBack(comeback).catch((error): string[] => {
+    trouble = askedToStop() ? error : null;
+    return trouble ? [] : [`the check did not get through: ${error.message}`];
+  });
+  return tellEnd(comeback, ledger, { down, isOpen, trouble, wrong });
+}
+
+/** Tell what runs now and how to get to the other state. Returns the exit code. */
+function tellEnd({ archive, how }: Comeback, ledger: Ledger, { down, isOpen, trouble, wrong }: { down: string[]; isOpen: boolean; trouble: unknown; wrong: string[] }): number {
+  const { state, swaps } = ledger.restore!, seconds = downSecondsOf(ledger);
+  const services = ledger.parts.length > 0 || down.length === 0 ? servicesNow(ledger, down) : 'NOTHING IS STARTED. Act now: node backup.js recover';
   if (trouble) sayError(trouble, services);
-  if (!trouble && restore.state === 'new' && down.length === 0) wrong.push(...await checkWhatCameBack(comeback).catch((error) => [`the check did not get through: ${error.message}`]));
-  const text = restore.swaps.length > 0 ? tellRestore(stateFolder, ledger, isOpen) : '';
+  const text = swaps.length > 0 ? tellRestore(how.stateFolder, ledger, isOpen) : '';
   if (!trouble && down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`,
-    { hint: 'look at its own log; mend it, and the guard starts it. Or go back with the commands below' }), services);
+    { hint: state === '' ? 'mend or mount the disk, then: node backup.js recover' : 'look at its own log; mend it, and the guard starts it. Or go back with the commands below' }), services);
   if (wrong.length > 0) sayError(new Problem(`${archive} is in place and runs, but ${wrong.join('; ')}`,
     { hint: 'go back with the commands below, or restore another archive' }), services);
   const asked = trouble instanceof Problem ? trouble.facts.exitCode ?? 2 : 2, isBad = trouble !== null || wrong.length > 0;
-  const exitCode = down.length > 0 ? 3 : isBad ? asked : warnings.length > 0 ? 1 : 0, seconds = downSecondsOf(ledger);
-  const head = trouble || wrong.length > 0 || down.length > 0 ? 'NOT GOOD' : 'restored';
-  const lines = [`${head}: ${restore.state === 'new' ? `${archive} is in place` : 'the old contents are in place'}, down ${span(seconds)}; services: ${services}`, text,
+  const exitCode = down.length > 0 ? 3 : isBad ? asked : warnings.length > 0 ? 1 : 0;
+  const place = { new: `${archive} is in place`, old: 'the old contents are in place', '': 'it is undecided whether old or new contents are in place' }[state];
+  const lines = [`${exitCode >= 2 ? 'NOT GOOD' : 'restored'}: ${place}, down ${span(seconds)}; services: ${services}`, text,
     ...(warnings.length > 0 ? ['warnings', ...warnings.map((one) => `  ${one}`)] : [])];
   sayBlock(`\n${lines.filter((line) => line !== '').join('\n')}`);
-  if (mode.json) answer(JSON.stringify({ archive, state: restore.state, exitCode, downSeconds: seconds, swaps: restore.swaps, wrong, down, warnings }));
+  if (mode.json) answer(JSON.stringify({ archive, state, exitCode, downSeconds: seconds, swaps, wrong, down, warnings }));
   return exitCode;
 }
 

@@ -52,14 +52,14 @@ async function settled(world: World): Promise<void> {
   assert.deepEqual(left(world, '.cold-backup-restore-*'), []);
 }
 
-/** A restore under strace: `start` begins one that is killed as it enters its rename(2) number N; `numbers` are those of a whole one that touch a place. */
+/** A restore under strace: `start` begins one that is killed as it enters its rename(2) number N, or to which something else happens; `numbers` are those of a whole one that touch a place. */
 async function underStrace(world: World) {
   const trace = (words: string[], env?: NodeJS.ProcessEnv) => start(['strace', '--string-limit=500', '--trace=rename', ...words, process.execPath, world.server.script, 'restore', 'latest', '--in-place'], { env });
   const log = path.join(world.folder, 'strace');
   restored(await trace([`--output=${log}`]).ended);
   const renames = fs.readFileSync(log, 'utf8').split('\n').filter((line) => line.startsWith('rename('));
   const numbers = renames.flatMap((line, index) => ([world.files, world.db.dataDirectory].some((place) => new RegExp(`"/proc/self/fd/\\d+/${path.basename(place)}"`).test(line)) ? [index + 1] : [])); // in folders that are held open
-  return { numbers, start: (number: number, { env }: { env?: NodeJS.ProcessEnv } = {}) => trace([`--output=${log}`, `--inject=rename:signal=SIGKILL:when=${number}`], env) };
+  return { numbers, start: (number: number, { env }: { env?: NodeJS.ProcessEnv } = {}, happens = (at: number) => `signal=SIGKILL:when=${at}`) => trace([`--output=${log}`, `--inject=rename:${happens(number)}`], env) };
 }
 
 /** When to kill: so many milliseconds after the restore has said this. Half of them in their order, other ones every time; COLD_BACKUP_KILLS=17 takes all. */
@@ -286,6 +286,19 @@ scenarios('in place', import.meta.url, {
     restored(await inPlace(world));
     await settled(world);
     assert.deepEqual(contents(world), saved);
+  },
+
+  'the disk fails in the middle of the swap, and so does the way back: what is needed for it stays, and the old contents run as soon as the disk works': async (world) => {
+    nearby(world);
+    const { numbers, start: startFailing } = await underStrace(world);
+    damage(world);
+    const damaged = contents(world), ended = await startFailing(numbers[3]!, {}, (at) => `error=EIO:when=${at}+`).ended; // the first place is new, the second one free; the guard's disk works
+    const said = restored(ended, 3);
+    for (const words of [/services: NOT RUNNING: web, app, /, /NOT GOOD: it is undecided whether old or new contents are in place/]) assert.match(said, words);
+    assert.doesNotMatch(said, /\$ rm -rf/);
+    await allIsWell(world, 30);
+    await settled(world);
+    assert.deepEqual(contents(world), damaged);
   },
 
   'what comes back to one disk at two mount points is added up; a library that only wants to be preloaded is not missing': async (world) => {
