@@ -6,7 +6,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, count, mode, named, oneLine, pasteable, say, sayBlock, size, warn, warnings } from './say.ts';
-import { look } from './shell.ts';
+import { hasSystemd, look } from './shell.ts';
 import { isBelow, temporaryFolder } from './files.ts';
 import { processes } from './processes.ts';
 import { isPartName } from './rules.ts';
@@ -175,9 +175,18 @@ export async function partsToCome({ asleep, clusters, parts, pieces, settings, m
     const isDebian = /^\d+(\.\d+)?\/[\w.-]+$/.test(cluster.name) && whereIs(pieces, `/etc/postgresql/${cluster.name}`, (piece) => piece.place) !== '';
     const binaries = (await findPrograms(cluster, manifest))?.binaries ?? '';
     if (!isDebian && binaries === '') warn(`no PostgreSQL ${cluster.version} is here to start ${named(cluster.name)}`);
-    else found.push({ ...await clusterPart({ ...describeCluster(isDebian ? cluster.name : dataDirectory, folder, isDebian ? 'Debian' : ''), dataDirectory, binaries }, settings.stopTimeoutSeconds), group: 1_000_000 });
+    else found.push({ ...await clusterPart({ ...describeCluster(isDebian ? cluster.name : dataDirectory, folder, isDebian ? 'Debian' : ''), dataDirectory, binaries }, settings.stopTimeoutSeconds),
+      ...(isDebian ? {} : await ownUnit(cluster, dataDirectory, manifest)), group: 1_000_000 });
   }
   return found;
+}
+
+// Debian's clusters have units by their names. Of another one the archive has the name: believed when the unit of that name here speaks of that data directory.
+async function ownUnit(cluster: ArchivedCluster, dataDirectory: string, manifest: Manifest): Promise<Partial<Part>> {
+  const unit: unknown = manifest.plan.parts.find((part) => part.dataDirectory === cluster.dataDirectory)?.unit;
+  if (!hasSystemd() || typeof unit !== 'string' || !/^[\w@.:-]+\.service$/.test(unit)) return {};
+  const { out } = await look(['systemctl', 'show', '--property=Environment,ExecStart', '--', unit]);
+  return out.split(/[\s=;]+/).some((word) => path.resolve('/', word) === dataDirectory) ? { unit, start: ['systemctl', 'start', '--', unit], stop: ['systemctl', 'stop', '--', unit] } : {};
 }
 
 // ---- what is said before ----

@@ -56,4 +56,14 @@ describe('in place on a systemd host', { skip: cannotRun }, () => {
     assert.equal(await host.must('head -1 /var/lib/postgresql/15/main/postmaster.pid'), main);
     assert.equal(await host.must('stat -c %u /var/lib/docker/volumes/shop_db/_data/PG_VERSION'), '999');
   });
+
+  scenario('a cluster that is not one of Debian\'s comes back by its own unit, though nothing of it ran here', async () => {
+    await host.write('/etc/systemd/system/own-db.service', daemon('', 'Type=notify\nUser=postgres\nKillSignal=SIGINT\nTimeoutStopSec=600\nExecStart=/usr/lib/postgresql/15/bin/postgres -D /srv/own/data -p 5499'), 0o644);
+    await host.must(`install -d -o postgres /srv/own && runuser -u postgres -- /usr/lib/postgresql/15/bin/initdb --no-sync -D /srv/own/data && systemctl daemon-reload && systemctl start own-db`);
+    await product.expect([], 0);
+    await host.must('systemctl stop own-db; rm -rf /srv/own/data');
+    await product.expect(['restore', 'latest', '--in-place', 'postgres', '/srv/own/data'], 0, /\$ systemctl start -- own-db\.service/, /started postgres \/srv\/own\/data/);
+    assert.equal(await host.must('systemctl is-active own-db'), 'active');
+    await host.must('systemctl stop own-db; rm -rf /srv/own /etc/systemd/system/own-db.service; systemctl daemon-reload');
+  });
 });
