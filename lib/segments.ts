@@ -1,19 +1,15 @@
-// The files of a borg 1 repository, read from outside: its transactions, and what each changed.
-// And when the storage itself says it was. No key is needed and borg is not asked. A repository is a list of segment files that
-// only grows; each entry is crc32, size, tag and, for PUT and DELETE, the id of a chunk; a COMMIT ends a transaction, whose
-// number is that of its segment file (borg: docs/internals/data-structures.rst, "Segments"; repository.py). The storage's server
-// writes a DELETE before it PUTs an id again, whatever a client asks: a client cannot hide that. The reader below is Python,
-// which is there wherever borg is. It only reads, one entry at a time.
+// The files of a borg 1 repository, read from outside: its transactions, what each changed, and when.
+// That is by the storage's own note. No key is needed and borg is not asked. A repository is a list of segment files that only grows; each entry is crc32, size, tag
+// and, for PUT and DELETE, the id of a chunk; a COMMIT ends a transaction, whose number is that of its segment file (borg: docs/internals/data-structures.rst,
+// "Segments"; repository.py). The storage's server writes a DELETE before it PUTs an id again, whatever a client asks: a client cannot hide that. The reader below
+// is Python, which is there wherever borg is. It only reads, one entry at a time.
 import { Problem } from './say.ts';
 import { misfit } from './form.ts';
 import type { Form } from './form.ts';
 import { folderThere, onStorage } from './operator.ts';
 import type { OperatedServer } from './operator.ts';
 
-/**
- * One transaction. deletes and found: [id, its place in the transaction]; found: PUTs of the ids that were asked for.
- * manifest: size of the last one, null: none was written.
- */
+/** One transaction. deletes and found: [id, its place in the transaction]; found: PUTs of the ids that were asked for. manifest: size of the last one, null: none was written. */
 export type Transaction = { number: number; time: string | null; fileTime: string; puts: number; bytes: number; manifest: number | null; deletes: [string, number][]; deleted: number; found: [string, number][] };
 
 /** The repository as it was read. oldFiles: the segment files up to `after`; oldLog: the file `transactions` up to its first `logBytes` bytes. state: changes when anybody writes anything, committed or not.
@@ -22,10 +18,7 @@ export type Reading = { transactions: Transaction[]; config: Record<string, stri
   oldFiles: { count: number; sha256: string }; log: { bytes: number; sha256: string }; oldLog: string; appendOnlyLines: number; state: string; serving: string[]; locked: boolean;
   now: string; newest: string; quotas: string[]; disk: { free: number; total: number; id: number } };
 
-/**
- * What to read: transactions after that one, up to this one (0: all); the ids whose PUTs are wanted; whether data is read,
- * too, and its checksum compared.
- */
+/** What to read: transactions after that one, up to this one (0: all); the ids whose PUTs are wanted; whether data is read, too, and its checksum compared. */
 export type Wanted = { after: number; until: number; logBytes: number; ids: string[]; data: boolean };
 
 const READER = String.raw`
@@ -116,18 +109,17 @@ say(config=dict(config['repository']), nonce=open('nonce').read().strip() if os.
     state=hashlib.sha256(repr((digest(sizes), log, open('nonce').read() if os.path.exists('nonce') else '')).encode()).hexdigest(), serving=serving, locked=os.path.exists('lock.exclusive') and bool(os.listdir('lock.exclusive')))
 `;
 
-/**
- * The reader as a text for python3. served: where the repository is when `borg serve` opens it; folder: where it is now. Its
- * last line is a JSON object.
- */
+/** The reader as a text for python3. served: where the repository is when `borg serve` opens it; folder: where it is now. Its last line is a JSON object. */
 export function readerText(folder: string, served: string, { after, until, logBytes, ids, data }: Wanted): string {
   const values = { REPO: folder, SERVED: served, AFTER: after, UNTIL: until, LOG: logBytes, IDS: ids };
   return `${Object.entries(values).map(([name, value]) => `${name} = ${JSON.stringify(value)}\n`).join('')}DATA = ${data ? 'True' : 'False'}\n${READER}`;
 }
 
 const SUM: Form = { sha256: 'text' };
-const PART_OF_FILES: Form = { 'found?': 'text', 'deleted?': 'anything', 'place?': 'number', 'number?': 'id', 'time?': 'time', 'fileTime?': 'time', 'puts?': 'number', 'bytes?': 'number', 'manifest?': 'number' };
-const WHOLE_OF_FILES: Form = { config: { '*': 'text', id: 'hex' }, nonce: 'text', damage: ['text'], last: 'id', bytes: 'number', segments: 'number', files: { ...SUM, count: 'number' }, oldFiles: { ...SUM, count: 'number' }, log: { ...SUM, bytes: 'number' },
+// What READER prints: a line for each piece that was found or deleted, one for each transaction, and at the end one for the whole.
+const FOUND_LINE: Form = { found: 'hex', place: 'number' }, DELETED_LINE: Form = { deleted: 'hex', place: 'number' };
+const TRANSACTION_LINE: Form = { number: 'id', 'time?': 'time', fileTime: 'time', puts: 'number', bytes: 'number', 'manifest?': 'number', deleted: 'number' };
+const LAST_LINE: Form = { config: { '*': 'text', id: 'hex' }, nonce: 'text', damage: ['text'], last: 'id', bytes: 'number', segments: 'number', files: { ...SUM, count: 'number' }, oldFiles: { ...SUM, count: 'number' }, log: { ...SUM, bytes: 'number' },
   oldLog: 'text', appendOnlyLines: 'number', state: 'text', serving: ['text'], locked: 'yes or no',
   now: 'time', newest: 'text', quotas: ['text'], disk: { free: 'number', total: 'number', id: 'number' } };
 
@@ -137,7 +129,7 @@ function readerLine(line: string, server: string): any {
   try {
     what = JSON.parse(line);
   } catch { /* told below */ }
-  const odd = misfit(what, what?.config === undefined ? PART_OF_FILES : WHOLE_OF_FILES);
+  const form = what?.config ? LAST_LINE : what?.found !== undefined ? FOUND_LINE : what?.place !== undefined ? DELETED_LINE : TRANSACTION_LINE, odd = misfit(what, form);
   if (odd) throw new Problem(`what the storage of ${server} says of the repository's files is not understood (${odd})`,
     { said: line.slice(0, 200), hint: 'is that a plain shell over there, which says nothing of its own? Else ask the storage\'s keeper' });
   return what;
@@ -152,12 +144,13 @@ export async function readRepository(one: OperatedServer, wanted: Wanted, folder
   let rest: Omit<Reading, 'transactions'> | null = null;
   const onLine = (line: string) => {
     const what = readerLine(line, one.server);
-    if (typeof what.found === 'string') found.push([what.found, what.place]);
-    else if (typeof what.place === 'number') deletes.push([what.deleted, what.place]);
-    else if (typeof what.number === 'number') transactions.push({ ...what, found: found.splice(0), deletes: deletes.splice(0) });
-    else rest = what;
+    if (what.config) rest = what;
+    else if (what.found !== undefined) found.push([what.found, what.place]);
+    else if (what.place !== undefined) deletes.push([what.deleted, what.place]);
+    else transactions.push({ ...what, found: found.splice(0), deletes: deletes.splice(0) });
   };
-  await onStorage(one, `the files of the repository of ${one.server} cannot be read`, ['python3', '-'], readerText(folder, folderThere(one), wanted), { looks: true, onLine, keepBytes: 0, seconds: 24 * 3600 });
+  await onStorage(one, `the files of the repository of ${one.server} cannot be read`, ['python3', '-'], readerText(folder, folderThere(one), wanted),
+    { looks: true, onLine, keepBytes: 0, seconds: wanted.after === STATE_ALONE.after ? 600 : 24 * 3600 });
   if (!rest) throw new Problem(`the files of the repository of ${one.server} were not read to their end`);
   return { ...rest as Omit<Reading, 'transactions'>, transactions };
 }
@@ -165,5 +158,5 @@ export async function readRepository(one: OperatedServer, wanted: Wanted, folder
 /** When a transaction was, as the storage itself noted: ISO 8601 UTC, to the second. */
 export const timeOf = ({ time, fileTime }: Transaction) => `${(time ?? fileTime).slice(0, 19)}Z`;
 
-/** What to read when only the repository's state is of interest, not its transactions. */
+/** What to read when only the repository's state is of interest, not its transactions: no data file has so high a number, so none is opened. */
 export const STATE_ALONE: Wanted = { after: 2 ** 32 - 1, until: 0, logBytes: 0, ids: [], data: false };
