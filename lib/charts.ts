@@ -3,6 +3,9 @@
 // failed is a cross, a warning a triangle, a missing one an empty square. Only makes text.
 import { printable } from './say.ts';
 
+/** What became of a day: a night, 'missing', or '' where there is nothing to say yet. */
+export type DayState = 'good' | 'warning' | 'failed' | 'missing' | '';
+export type Day = { day: string; state: DayState };
 /** Text that is markup of our own making. The mark is a symbol, which no JSON can hold. */
 export type Markup = { [OURS]: string };
 const OURS = Symbol('markup');
@@ -15,7 +18,6 @@ export function markup(texts: TemplateStringsArray, ...values: unknown[]): Marku
 }
 
 export const textOf = (made: Markup) => made[OURS];
-
 /** Markup of our own, as it stands: never a word from outside. */
 export const ownMarkup = (text: string): Markup => ({ [OURS]: text });
 
@@ -25,10 +27,6 @@ function escaped(value: unknown): string {
   if (typeof value === 'object' && OURS in value) return (value as Markup)[OURS];
   return printable(String(value)).slice(0, MOST_SHOWN).replace(/[&<>"'`]/g, (sign) => `&#${sign.charCodeAt(0)};`);
 }
-
-/** What became of a day: a night, 'missing', or '' where there is nothing to say yet. */
-export type DayState = 'good' | 'warning' | 'failed' | 'missing' | '';
-export type Day = { day: string; state: DayState };
 
 // Each state in a square of 9 by 9, drawn from its left upper corner.
 const SHAPES: Record<Exclude<DayState, ''>, string> = { good: 'h9v9h-9z', warning: 'm4.5 0l5 9h-10z', failed: 'm1 1l7 7m0-7l-7 7', missing: 'm1.5 1.5h6v6h-6z' };

@@ -1,19 +1,16 @@
 // What the operator knows of each server, for the report.
-// Out of the ledger, a read-only look at the storage, and (with the key) the list of archives, the history in the newest proof
-// and the record of each archive. What never changes any more (a history, a passport) is kept beside the ledger, so that a
-// second report reads only what is new, and one of a server that cannot be reached still shows what was known. Everything that
-// comes from an archive may be an intruder's: it is taken by form and length, never as it stands. Changes only files in
-// `ledgerFolder`/.report.
+// Out of the ledger, a read-only look at the storage, and (with the key) the list of archives, the history in the newest proof and the record of each archive. What never changes
+// any more (a history, a passport) is kept beside the ledger, so that a second report reads only what is new, and one of a server that cannot be reached still shows what was
+// known. Everything that comes from an archive may be an intruder's: it is taken by form and length, never as it stands. Changes only files in `ledgerFolder`/.report.
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, lastLines, say } from './say.ts';
 import { goOn } from './shell.ts';
-import { writeDurably } from './files.ts';
 import type { Settings } from './settings.ts';
 import { WITHOUT_LOCK, kindOf, listEverything, readFromArchive } from './archives.ts';
 import type { ListedArchive } from './archives.ts';
 import { soundManifest } from './record.ts';
-import { ANYWHERE, borgSettings, canDecrypt, hasShell } from './operator.ts';
+import { ANYWHERE, borgSettings, canWrite, canDecrypt, fourAtATime, hasShell, writeHere } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
 import { STATE_ALONE, readRepository } from './segments.ts';
 import type { Reading } from './segments.ts';
@@ -25,10 +22,7 @@ export type Night = { startedAt: string; outcome: 'good' | 'warning' | 'failed';
 export type Drilled = { archive: string; proven: boolean; madeAt: string; restoreSeconds: number };
 /** What is needed to use an archive, in short. */
 export type ShortPassport = { system: string; architecture: string; paths: string[]; containers: string[]; clusters: { name: string; version: string; databases: { name: string; bytes: number; extensions: string[] }[] }[] };
-/**
- * A cold archive. seenAt: by the storage's clock when the ledger has it (isSeen), else as its server claims. passport: a
- * text says why there is none.
- */
+/** A cold archive. seenAt: by the storage's clock when the ledger has it (isSeen), else as its server claims. passport: a text says why there is none. */
 export type ShownArchive = { name: string; seenAt: string; isSeen: boolean; isProven: boolean; passport: ShortPassport | string };
 export type Space = { usedBytes: number; freeBytes: number; quotaBytes: number; perDay: number | null; disk: string; daysLeft: number | null };
 /** All about a server. trouble: why it could not be looked at now; archives: newest first; nights: oldest first. */
@@ -38,13 +32,11 @@ export type ServerFacts = { one: OperatedServer; trouble: { message: string; hin
 type Kept = { proof: string; nights: Night[]; drill: Drilled | null; passports: Record<string, ShortPassport | string> }; // passports: by the archive's id
 
 const MOST_LINES = 1000, MOST_TEXT = 300, MOST_ITEMS = 100; // of what an archive says
-const AT_ONCE = 4; // servers
 const LONGEST = { seconds: 1800 };
 
 /** Given the operator's settings and the servers, returns what is known of each. Never throws a Problem: who cannot be reached says why. */
 export async function factsOfAll(builtIn: Settings, operator: Operator, servers: OperatedServer[]): Promise<ServerFacts[]> {
-  const facts: ServerFacts[] = [];
-  for (let from = 0; from < servers.length; from += AT_ONCE) facts.push(...await Promise.all(servers.slice(from, from + AT_ONCE).map((one) => lookAtServer(builtIn, operator, one))));
+  const facts = await fourAtATime(servers, (one) => lookAtServer(builtIn, operator, one));
   shareDisks(facts);
   return facts;
 }
@@ -70,8 +62,6 @@ async function lookAtServer(builtIn: Settings, operator: Operator, one: Operated
   return { one, trouble, archives: archivesOf(one.server, listed, book, kept), nights: kept.nights, drill: kept.drill, audit: last ? { at: last.at, verdict: last.verdict } : null, isPruning: Boolean(book?.pruning), space: spaceOf(one, reading, book) };
 }
 
-// ---- archives ----
-
 const isFuture = (time: string) => Date.parse(time) > Date.now() + 3_600_000; // a time that a client claims, and cannot be
 
 // Newest first, by the time that counts. Without a list of today: those of the last audit.
@@ -84,10 +74,7 @@ function archivesOf(server: string, listed: ListedArchive[] | null, book: Book |
   }).sort((one, other) => (one.seenAt < other.seenAt ? 1 : -1));
 }
 
-/**
- * Read what is new: the history in the newest proof, and the record of each archive that was never read. A record that
- * cannot be had is told, and no reason for no report.
- */
+/** Read what is new: the history in the newest proof, and the record of each archive that was never read. A record that cannot be had is told, and no reason for no report. */
 async function readNew(settings: Settings, server: string, listed: ListedArchive[], kept: Kept): Promise<void> {
   const cold = listed.filter(({ name }) => kindOf(server, name) === 'cold'), read = (archive: string, file: string) => readFromArchive(settings, archive, file, { ...ANYWHERE, ...LONGEST }, WITHOUT_LOCK);
   const newest = listed.filter(({ name, endedAt }) => kindOf(server, name) === 'proof' && !isFuture(endedAt)).pop();
@@ -151,9 +138,12 @@ const bytesOfQuota = (quota: string) => {
 function spaceOf({ storage }: OperatedServer, reading: Reading | null, book: Book | null): Space | null {
   if (!reading) return null;
   const quotas = reading.quotas.map(bytesOfQuota).filter((bytes) => bytes > 0), since = new Date(Date.now() - 30 * 86_400_000).toISOString().slice(0, 10);
-  const all = [...book?.days ?? []].sort((one, other) => (one.day < other.day ? -1 : 1)), lately = all.filter(({ day }) => day > since), days = lately.length > 0 ? (Date.now() - Date.parse(lately[0]!.day)) / 86_400_000 : 0;
+  const all = [...book?.days ?? []].sort((one, other) => (one.day < other.day ? -1 : 1)), lately = all.filter(({ day }) => day > since);
+  const days = lately.length > 0 ? (Date.parse(book!.lastAuditAt) - Date.parse(lately[0]!.day)) / 86_400_000 : 0; // what came after the last audit is not known
+  const came = lately.filter(({ day }) => day !== all[0]!.day).reduce((sum, { bytes }) => sum + bytes, 0); // on the first day of all came everything
+  const freed = (book?.prunes ?? []).filter(({ at }) => at.slice(0, 10) > since).reduce((sum, { freedBytes }) => sum + freedBytes, 0);
   return { usedBytes: reading.bytes, freeBytes: reading.disk.free, quotaBytes: quotas.length > 0 ? Math.min(...quotas) : 0, disk: JSON.stringify([storage.filter((word) => !word.startsWith('-')), reading.disk.id]),
-    perDay: days >= 2 ? lately.filter(({ day }) => day !== all[0]!.day).reduce((sum, { bytes }) => sum + bytes, 0) / days : null, daysLeft: null }; // on the first day of all came everything
+    perDay: days >= 2 ? Math.max(0, came - freed) / days : null, daysLeft: null };
 }
 
 /** A disk is full for all of its servers on the same day; a quota for its own alone. */
@@ -166,8 +156,6 @@ function shareDisks(facts: ServerFacts[]): void {
   }
 }
 
-// ---- what is kept ----
-
 const keptFile = ({ ledgerFolder }: Operator, server: string) => path.join(ledgerFolder, '.report', `${server}.json`);
 
 function readKept(operator: Operator, server: string): Kept {
@@ -179,6 +167,6 @@ function readKept(operator: Operator, server: string): Kept {
 }
 
 function writeKept(operator: Operator, server: string, kept: Kept): void {
-  fs.mkdirSync(path.dirname(keptFile(operator, server)), { recursive: true, mode: 0o700 });
-  writeDurably(keptFile(operator, server), JSON.stringify({ format: 1, ...kept }));
+  canWrite(operator.ledgerFolder, () => fs.mkdirSync(path.dirname(keptFile(operator, server)), { recursive: true, mode: 0o700 }));
+  writeHere(keptFile(operator, server), JSON.stringify({ format: 1, ...kept }));
 }

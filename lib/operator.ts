@@ -5,7 +5,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, named } from './say.ts';
 import { change, failure, look } from './shell.ts';
-import { temporaryFolder } from './files.ts';
+import { temporaryFolder, writeDurably } from './files.ts';
 import type { Done, RunOptions } from './shell.ts';
 import { aCommand, aGroup, aLanguage, aNumber, aPath, aRepository, aSecretFile, aServer, aTimeZone, isGroup, refuseUnknown, shown } from './rules.ts';
 import type { Wrong } from './rules.ts';
@@ -37,8 +37,7 @@ export function loadOperator(script: string, file: string): Operator {
     { exitCode: 64, hint });
   const { settings } = loadWith<Omit<Operator, 'file'>>(null, script, source, (found, wrong) => {
     if (isGroup(found) && !('servers' in found) && ('stop' in found || 'folders' in found || 'repository' in found)) {
-      throw new Problem(`${named(source)} is the file of a production server, not the operator's: audit, prune and report are not for a production server`,
-        { exitCode: 64, hint });
+      throw new Problem(`${named(source)} is the file of a production server, not the operator's: audit, prune and report are not for a production server`, { exitCode: 64, hint });
     }
     return filledOperator(found, wrong);
   });
@@ -60,11 +59,12 @@ function filledOperator(found: unknown, wrong: Wrong): Record<string, any> {
   return { ledgerFolder, servers: list, language };
 }
 
-function filledServer(one: unknown, at: string, wrong: Wrong): Record<string, any> {
-  if (!isGroup(one)) return wrong(at, `must be a group in { }, not ${shown(one)}`), {};
+function filledServer(given: unknown, at: string, wrong: Wrong): Record<string, any> {
+  if (!isGroup(given)) return wrong(at, `must be a group in { }, not ${shown(given)}`), {};
+  const one = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== '')); // '' is: not given
   refuseUnknown(one, at, [...Object.keys(RULES_OF_SERVER), 'keep'], wrong);
   for (const [key, rule] of Object.entries(RULES_OF_SERVER)) {
-    if (one[key] !== undefined && one[key] !== '') rule(one[key], `${at}.${key}`, wrong);
+    if (one[key] !== undefined) rule(one[key], `${at}.${key}`, wrong);
     else if (key === 'server' || key === 'repository') wrong(`${at}.${key}`, 'is missing');
   }
   const keep = isGroup(one.keep) ? { ...KEEP, ...one.keep } : one.keep ?? KEEP; // aGroup wants all of them
@@ -91,19 +91,14 @@ export function borgSettings(builtIn: Settings, { ledgerFolder }: Operator, one:
     if (file && !fs.existsSync(file)) throw new Problem(`${named(file)} is not there`,
       { exitCode: 64, hint: 'the escrowed key and passphrase stand on the recovery sheet of this server' });
   }
-  fs.mkdirSync(path.join(settings.stateFolder, 'borg'), { recursive: true, mode: 0o700 });
+  canWrite(ledgerFolder, () => fs.mkdirSync(path.join(settings.stateFolder, 'borg'), { recursive: true, mode: 0o700 }));
   return settings;
 }
 
-/**
- * From here a repository may be somewhere else than yesterday: its pruned copy, a storage that moved. That it is the same
- * one, its id in the ledger tells.
- */
+/** From here a repository may be somewhere else than yesterday: its pruned copy, a storage that moved. That it is the same one, its id in the ledger tells. */
 export const ANYWHERE = { env: { BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' } };
-
 /** Whether archives can be named: with key and passphrase. Without, the audit reads the repository's files alone. */
 export const canDecrypt = ({ passphraseFile }: OperatedServer) => passphraseFile !== '';
-
 /** Whether the repository's files can be read: by a shell there, or because they lie here. */
 export const hasShell = ({ storage, repository }: OperatedServer) => storage.length > 0 || repository.startsWith('/');
 
@@ -113,25 +108,47 @@ export function folderThere({ repository }: OperatedServer): string {
   return folder.replace(/^~\//, './').replace(/(?<=.)\/+$/, '');
 }
 
+/** Write something on the operator's own disk. Throws Problem when that cannot be: a disk that is full, a folder of somebody else's. */
+export function canWrite(place: string, write: () => unknown): void {
+  try {
+    write();
+  } catch (error: any) {
+    throw new Problem(`${named(place)} cannot be written: ${error.code ?? error.message}`, { hint: 'look at `df -h`, and at who may write there' });
+  }
+}
+
+/** Write a file there, whole or not at all. */
+export const writeHere = (file: string, text: string): void => canWrite(file, () => writeDurably(file, text));
+
+// A line that died silently (a VPN, a firewall) holds nothing up for longer than a minute; who says so otherwise is heard.
+const aliveOrEnded = (words: string[]) => (path.basename(words[0] ?? '') !== 'ssh' || words.some((word) => /ServerAlive/i.test(word)) ? words
+  : [words[0]!, '-o', 'ServerAliveInterval=10', '-o', 'ServerAliveCountMax=6', ...words.slice(1)]);
+
+/** Do something for each, four at a time. Returns what came of them, in the same order. */
+export async function fourAtATime<One, Result>(all: One[], work: (one: One) => Promise<Result>): Promise<Result[]> {
+  const results: Result[] = [];
+  for (let from = 0; from < all.length; from += 4) results.push(...await Promise.all(all.slice(from, from + 4).map(work)));
+  return results;
+}
+
 let scratch = ''; // made once
 export const IS_GONE = 'is not there any more'; // what an audit of a known repository makes an alarm of
 
-/**
- * Run a script (of sh or python3) on the storage: it goes there on standard input, so that no shell in between reads its
- * words. looks: it changes nothing.
- */
+/** Run a script (of sh or python3) on the storage: it goes there on standard input, so that no shell in between reads its words. looks: it changes nothing. */
 export async function onStorage(one: OperatedServer, what: string, interpreter: string[], script: string, options: RunOptions & { looks?: boolean } = {}): Promise<Done> {
   const file = path.join(scratch ||= temporaryFolder(), 'script');
   fs.writeFileSync(file, script, { mode: 0o600 });
   const fd = fs.openSync(file, 'r'), { looks = false, ...more } = options;
   fs.rmSync(file); // several servers are read at the same time
   try {
-    const done = await (looks ? look : change)([...one.storage, ...interpreter], { seconds: 3600, ...more, stdin: fd });
+    const done = await (looks ? look : change)([...aliveOrEnded(one.storage), ...interpreter], { seconds: 3600, ...more, stdin: fd });
     if (done.code === 0) return done;
     if (/^NOT THERE: /m.test(done.said)) throw new Problem(`the repository of ${one.server} ${IS_GONE}`,
       { said: done.said, hint: 'was a prune interrupted? `node backup.js prune` puts it in order. Else ask the storage\'s keeper' });
+    const [, refused] = /^REFUSED: (.*)$/m.exec(done.said) ?? [];
+    if (refused) throw new Problem(`${what}: ${refused}`);
     const hint = done.code === 127 ? `${interpreter[0]} is not there: borg is a Python program, so install python3 on the storage` : `does this open a shell there: ${one.storage.join(' ')}`;
-    throw failure(what, done, one.storage.length > 0 ? hint : '');
+    throw failure(what, done, one.storage.length > 0 && (looks || [126, 127, 255].includes(done.code)) ? hint : '');
   } finally {
     fs.closeSync(fd);
   }

@@ -1,20 +1,16 @@
 // Which servers have no recent backup? Asked by the operator, as often as cron likes.
-// It reads the ledger, and on the storage the times of what was written since the last audit, by the storage's own clock. No
-// borg key and no passphrase is touched. So it is known that a server wrote, and whether as much as its proven nights do; that
-// the archive is proven, only an audit can tell, and the answer says which of the two it is. Only reads.
+// It reads the ledger, and on the storage the times of what was written since the last audit, by the storage's own clock. No borg key and no passphrase is touched. So it is known
+// that a server wrote, and whether as much as its proven nights do; that the archive is proven, only an audit can tell, and the answer says which of the two it is. Only reads.
 import { Problem, answer, lastLines, mode, span } from './say.ts';
 import { goOn } from './shell.ts';
-import { hasShell, serversMeant } from './operator.ts';
+import { fourAtATime, hasShell, serversMeant } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
 import { STATE_ALONE, readRepository, timeOf } from './segments.ts';
 import { present, readBook } from './book.ts';
 import type { Book } from './book.ts';
 import { provenOnes } from './findings.ts';
 
-/**
- * archive: the newest proven one that an audit saw; seenAt: when the storage says; writtenAt: the last transaction there;
- * since: transactions after the last audit.
- */
+/** archive: the newest proven one that an audit saw; seenAt: when the storage says; writtenAt: the last transaction there; since: transactions after the last audit. */
 type Overdue = { server: string; outcome: 'good' | 'warning' | 'failed'; ageHours: number | null; archive: string; seenAt: string; writtenAt: string; since: number | null; lastAuditAt: string; why: string; next: string };
 
 const UNAUDITED_DAYS = 8; // for so long it is enough that a server wrote as it does on a proven night
@@ -24,8 +20,7 @@ const UNAUDITED_DAYS = 8; // for so long it is enough that a server wrote as it 
  * of them. With --quiet only those of which something is to be said.
  */
 export async function statusOfAll(operator: Operator, names: string[]): Promise<number> {
-  const all: Overdue[] = [];
-  for (const one of serversMeant(operator, names)) all.push(await overdueOf(operator, one));
+  const all = await fourAtATime(serversMeant(operator, names), (one) => overdueOf(operator, one));
   const marks = { good: 'OK', warning: 'WARNING', failed: 'CRITICAL' }, shown = all.filter(({ outcome }) => !mode.quiet || outcome !== 'good');
   if (mode.json) answer(JSON.stringify(all, null, 1));
   else if (shown.length > 0) answer(shown.map(({ server, outcome, why, next }) => `${marks[outcome]}: ${server}: ${why}${next ? `\n  next: ${next}` : ''}`).join('\n'));
@@ -41,7 +36,7 @@ async function overdueOf(operator: Operator, one: OperatedServer): Promise<Overd
     const { now, writtenAt, since } = hasShell(one) ? await writtenSince(one, book) : { now: new Date().toISOString(), writtenAt: '', since: [] };
     const hours = (time: string) => (Date.parse(now) - Date.parse(time)) / 3_600_000, ago = (time: string) => `${span(Math.max(0, hours(time)) * 3600)} ago`;
     Object.assign(found, { writtenAt, since: hasShell(one) ? since.length : null, ageHours: newest ? Math.max(0, hours(newest.seenAt)) : null });
-    const known = newest ? `${newest.name}, proven, written ${ago(newest.seenAt)} by the storage's clock` : 'no proven archive is known';
+    const known = newest ? `${newest.name}, proven, written ${ago(newest.seenAt)} by the ${newest.seenBy === 'storage' ? 'storage' : 'server'}'s clock` : 'no proven archive is known';
     if (newest && hours(newest.seenAt) <= maxAgeHours) return is('good', known, '');
     if (!hasShell(one)) return is('warning', `${known}; the storage gives no shell: what came since, only an audit can tell`);
     if (writtenAt === '' || hours(writtenAt) > maxAgeHours) return is('failed', `${known}; nothing came since${writtenAt ? `: last written to ${ago(writtenAt)}` : ''}`, `node backup.js doctor    (on ${server})`);
@@ -69,5 +64,5 @@ async function writtenSince(one: OperatedServer, book: Book | null): Promise<{ n
 function transactionsOfANight(book: Book): number {
   const all = present(book).filter(({ transaction }) => transaction > 0), proofs = all.filter(({ kind }) => kind === 'proof').map(({ transaction }) => transaction).sort((a, b) => a - b).slice(-8);
   const counts = proofs.slice(1).map((proof, index) => new Set(all.filter(({ transaction }) => transaction > proofs[index]! && transaction <= proof).map(({ transaction }) => transaction)).size);
-  return Math.min(...counts.length > 0 ? counts : [2]);
+  return Math.min(...counts.length > 0 ? counts : [2]); // an archive and its proof
 }

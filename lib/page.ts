@@ -17,10 +17,7 @@ export type Page = { language: 'en' | 'es'; words: ReportWords; now: number; byt
 export function pageIn(language: 'en' | 'es', now: number): Page {
   const words = REPORT_WORDS[language], local = (text: string) => text.replace('.', words.decimal);
   return { language, words, now, bytes: (number) => local(size(number)), time: (seconds) => local(span(seconds)), ago: (at) => words.ago(ageText(hoursSince(at, now), words)),
-    dateIn: (timeZone, form) => {
-      const format = new Intl.DateTimeFormat(words.locale, { ...form, timeZone });
-      return (at) => format.format(new Date(at));
-    } };
+    dateIn: (timeZone, form) => (at) => new Intl.DateTimeFormat(words.locale, { ...form, timeZone }).format(new Date(at)) };
 }
 
 export const code = (command: string) => markup`<code>${command}</code>`;

@@ -4,10 +4,9 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, mode, named, say, warn } from './say.ts';
-import { writeDurably } from './files.ts';
 import type { Settings } from './settings.ts';
 import { VERSION } from './about.ts';
-import { serversMeant } from './operator.ts';
+import { canWrite, serversMeant, writeHere } from './operator.ts';
 import type { Operator } from './operator.ts';
 import { factsOfAll } from './fleet.ts';
 import { markup, nightSign, ownMarkup, strip, textOf } from './charts.ts';
@@ -22,13 +21,13 @@ import { STYLE } from './style.ts';
 export async function report(builtIn: Settings, operator: Operator, names: string[], to: string, language: string): Promise<number> {
   if (to === '') throw new Problem('report needs --to FILE', { exitCode: 64, hint: 'node backup.js report --to backups.html' });
   const file = path.resolve(to), there = fs.statSync(file, { throwIfNoEntry: false });
-  if (there && !there.isFile()) throw new Problem(`${named(file)} is there, and is no file`,
-    { exitCode: 64, hint: 'name a file: it is written anew each time' });
+  if (there && !there.isFile()) throw new Problem(`${named(file)} is there, and is no file`, { exitCode: 64, hint: 'name a file: it is written anew each time' });
   if (!fs.statSync(path.dirname(file), { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`there is no folder ${named(path.dirname(file))}`,
     { exitCode: 64, hint: 'name a file in a folder that is there' });
+  canWrite(file, () => fs.accessSync(path.dirname(file), fs.constants.W_OK)); // told before minutes of reading
   const facts = await factsOfAll(builtIn, operator, serversMeant(operator, names)), now = Date.now(), page = pageIn((language || operator.language) as 'en' | 'es', now);
   const judge = ({ words, dateIn }: Page) => facts.map((each) => judged(each, words, dateIn(each.one.timeZone, { dateStyle: 'medium', timeStyle: 'short' }), now)).sort((one, other) => LIGHTS.indexOf(one.light) - LIGHTS.indexOf(other.light));
-  writeDurably(file, textOf(wholePage(page, judge(page))));
+  writeHere(file, textOf(wholePage(page, judge(page))));
   const told = judge(pageIn('en', now)); // the terminal speaks English
   if (mode.json) answer(JSON.stringify(told.map(({ one, light, why, next, newest, ageHours, drill, audit, space }) => ({ server: one.server, outcome: light, why, next: next?.command ?? '', where: next?.where ?? '', archive: newest?.name ?? '', ageHours, drill, audit, space })), null, 1));
   for (const { one, light, why, next, trouble } of told) if (light !== 'good') (trouble ? warn : say)(`${one.server}: ${light}: ${why[0]}${next ? `; next: ${next.command}` : ''}`);
@@ -42,16 +41,11 @@ function wholePage(page: Page, servers: Judged[]): Markup {
   const when = dateIn(Intl.DateTimeFormat().resolvedOptions().timeZone, { dateStyle: 'full', timeStyle: 'short' })(new Date(now).toISOString());
   const tally = LIGHTS.map((light) => ({ light, number: servers.filter((one) => one.light === light).length })).filter(({ number }) => number > 0);
   return markup`<!doctype html>
-<html lang="${language}">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="color-scheme" content="light dark">
+<html lang="${language}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"><meta name="color-scheme" content="light dark">
 <title>${words.title}: ${words.servers(servers.length)}</title>
 <style>${ownMarkup(STYLE)}</style>
-</head>
-<body>
+</head><body>
 <a class="skip" href="#main">${words.skip}</a>
 <header>
 <h1>${words.title}</h1>
@@ -71,8 +65,7 @@ ${servers.map((one) => serverSection(page, one))}
 <p>${words.footer}</p>
 <p>cold-backup ${VERSION}</p>
 </footer>
-</body>
-</html>
+</body></html>
 `;
 }
 

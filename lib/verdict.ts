@@ -6,10 +6,7 @@ import type { ReportWords } from './reportwords.ts';
 import type { Day } from './charts.ts';
 
 export type Light = 'good' | 'warning' | 'failed' | 'unknown';
-/**
- * A server's facts with what they mean. why: in the order of importance; next: the command, on that server or on the
- * operator's computer; null: nothing to do.
- */
+/** A server's facts with what they mean. why: in the order of importance; next: the command, on that server or on the operator's computer; null: nothing to do. */
 export type Judged = ServerFacts & { light: Light; why: string[]; next: { command: string; where: 'server' | 'here' } | null; newest: ShownArchive | null; ageHours: number | null };
 
 const AUDIT_DAYS = 8, FULL_DAYS = 30;
@@ -49,10 +46,7 @@ export function judged(facts: ServerFacts, words: ReportWords, shownTime: (time:
   return { ...facts, light, why: holding.map(([, , say]) => say()), next: first?.[3] ?? null, newest, ageHours };
 }
 
-/**
- * What became of each of the last days, as the clock of the server's time zone shows them: the best of a day's runs counts.
- * Before the first night there is nothing to say.
- */
+/** What became of each of the last days, as the clock of the server's time zone shows them: the best of a day's runs counts. Before the first night there is nothing to say. */
 export function daysOf({ one, nights, archives }: ServerFacts, count: number, now: number): Day[] {
   const day = new Intl.DateTimeFormat('sv-SE', { timeZone: one.timeZone, year: 'numeric', month: '2-digit', day: '2-digit' }), states = new Map<string, Day['state']>(); // 2026-11-23
   const note = (time: string, state: Day['state']) => {

@@ -154,6 +154,20 @@ describe('the report', { skip: cannotRunHere(['chromium']) }, () => {
       assert.match(ended.err, error);
     }
     assert.deepEqual(fs.readdirSync(there), []);
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'ro', 'tmpfs', there]);
+    const ended = await operator.run(['report', 'shop', '--to', path.join(there, 'page.html')], watched());
+    execFileSync('umount', [there]);
+    assert.equal(ended.code, 2);
+    assert.match(ended.err, /page\.html.* cannot be written: EROFS\n {2}hint: look at `df -h`/);
+  });
+
+  test('what prunes freed counts against what came: a repository that stays as it is is never full', async () => {
+    const ledger = path.join(operator.folder, 'ledger/late.json'), was = read(ledger), book = JSON.parse(was);
+    const perDay = async () => JSON.parse((await operator.run(['report', 'late', '--to', path.join(folder, 'space.html'), '--json'])).out)[0].space.perDay;
+    assert.ok(await perDay() > 0);
+    fs.writeFileSync(ledger, JSON.stringify({ ...book, prunes: [{ at: new Date().toISOString(), deleted: [], freedBytes: 1e12 }] }));
+    assert.equal(await perDay(), 0);
+    fs.writeFileSync(ledger, was);
   });
 
   // ---- status --all ----
