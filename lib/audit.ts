@@ -1,22 +1,21 @@
 // The audit: has somebody tampered with an append-only repository?
-// It reads what is new since the last audit, compares it with the ledger, and says `clean` or `alarm`. A clean one moves the
-// ledger's mark forward; an alarm leaves it where it was, so that every audit after it finds the same, until it is undone, or
-// the operator accepts it. Changes the ledger alone; on the storage nothing.
+// It reads what is new since the last audit, compares it with the ledger, and says `clean` or `alarm`. A clean one moves the ledger's mark forward; an alarm leaves
+// it where it was, so that every audit after it finds the same, until it is undone, or the operator accepts it. Changes the ledger alone; on the storage nothing.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Problem, answer, count, lastLines, mode, named, oneLine, say, sayError, size, span } from './say.ts';
+import { Problem, answer, count, lastLines, mode, named, oneLine, say, size, span } from './say.ts';
 import { goOn } from './shell.ts';
 import type { Settings } from './settings.ts';
 import { WITHOUT_LOCK, kindOf, listEverything, stampOf } from './archives.ts';
 import type { ListedArchive } from './archives.ts';
 import { orWrongBorg } from './list.ts';
 import { agrees } from './answers.ts';
-import { ANYWHERE, IS_GONE, borgSettings, canDecrypt, hasShell, serversMeant } from './operator.ts';
+import { ANYWHERE, IS_GONE, borgSettings, canDecrypt, hasShell } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
 import { readRepository, timeOf } from './segments.ts';
 import type { Reading, Wanted } from './segments.ts';
-import { lockBook, newBook, present, readBook, writeBook } from './book.ts';
+import { eachServer, namedUntil, newBook, present, readBook, writeBook } from './book.ts';
 import type { Book, Finding, KnownArchive } from './book.ts';
-import { byDay, findingsOf, hashedConfig, listedBriefly, provenOnes } from './findings.ts';
+import { LATEST_PROOF, byDay, findingsOf, hashedConfig, listedBriefly, provenOnes } from './findings.ts';
 import type { Evidence } from './findings.ts';
 import { undoPlan } from './undo.ts';
 
@@ -24,49 +23,44 @@ import { undoPlan } from './undo.ts';
 export type Audited = { server: string; verdict: 'clean' | 'alarm'; findings: Finding[]; notes: string[]; book: Book; evidence: Evidence };
 
 type AuditOptions = { full: boolean; accept: boolean; yes: boolean; undoPlan: boolean };
+type Given = Pick<Evidence, 'book' | 'reading' | 'isFirst' | 'now'>;
 
 const SETTLED = 90; // seconds after which a new archive without its proof counts as unproven: until then its run is starting services again
 
-/**
- * `audit [SERVER...]`: given the operator's file, audits each server. Returns 0 when all are clean, 2 after an alarm or when
- * one could not be audited.
- */
+/** `audit [SERVER...]`: given the operator's file, audits each server. Returns 0 when all are clean, 2 after an alarm or when one could not be audited. */
 export async function audit(builtIn: Settings, operator: Operator, names: string[], options: AuditOptions): Promise<number> {
   const results: object[] = [];
-  let code = 0;
-  for (const one of serversMeant(operator, names)) {
-    try {
-      lockBook(operator, one.server);
-      const { server, verdict, findings, notes, book, evidence } = await auditServer(builtIn, operator, one, options);
-      const plan = findings.length > 0 ? undoPlan(operator, one, book, evidence, findings) : `# ${server}: no alarm, so there is nothing to undo`;
-      results.push({ server, verdict, findings, notes, newTransactions: evidence.reading?.transactions.length ?? null, archives: present(book).length, ...(options.undoPlan ? { undoPlan: plan } : {}) });
-      if (options.undoPlan && !mode.json) answer(plan);
-      else if (!mode.json && !(mode.quiet && verdict === 'clean')) answer(auditText(server, verdict, findings, notes));
-      if (verdict === 'alarm') code = 2;
-    } catch (error) {
-      if (!(error instanceof Problem)) throw error;
-      goOn();
-      sayError(error);
-      results.push({ server: one.server, verdict: 'unknown', findings: [], notes: [], error: error.message });
-      code = Math.max(code === 75 ? 0 : code, error.facts.exitCode ?? 2);
-    }
-  }
+  const exitCode = await eachServer(operator, names, async (one) => {
+    const { server, verdict, findings, notes, book, evidence } = await auditServer(builtIn, operator, one, options);
+    const plan = findings.length > 0 ? undoPlan(operator, one, book, evidence, findings) : `# ${server}: no alarm, so there is nothing to undo`;
+    results.push({ server, verdict, findings, notes, newTransactions: evidence.reading?.transactions.length ?? null, archives: present(book).length, ...(options.undoPlan ? { undoPlan: plan } : {}) });
+    if (options.undoPlan && !mode.json) answer(plan);
+    else if (!mode.json && !(mode.quiet && verdict === 'clean')) answer(auditText(server, verdict, findings, notes));
+    return verdict === 'alarm' ? 2 : 0;
+  }, (server, error) => results.push({ server, verdict: 'unknown', findings: [], notes: [], error }));
   if (mode.json) answer(JSON.stringify(results, null, 1));
-  return code;
+  return exitCode;
 }
 
 /** Audit one server and write its ledger. Throws Problem when the repository cannot be read. */
-export async function auditServer(builtIn: Settings, operator: Operator, one: OperatedServer, options: AuditOptions): Promise<Audited> {
+export async function auditServer(builtIn: Settings, operator: Operator, one: OperatedServer, options: Partial<AuditOptions> = {}): Promise<Audited> {
   const now = new Date().toISOString(), was = readBook(operator, one), book = was ?? newBook(one, now);
   if (!hasShell(one) && !canDecrypt(one)) throw new Problem(`${one.server}: without a shell on the storage and without the passphrase there is nothing to audit by`,
     { exitCode: 64, hint: 'give `storage`, or `keyFile` and `passphraseFile`' });
   if (book.pruning) throw new Problem(`${one.server}: the prune of ${book.pruning.startedAt} was interrupted`,
     { hint: `node backup.js prune ${one.server} puts it in order, and audits` });
-  const evidence = await gather(builtIn, operator, one, { book, isFirst: was === null, now }, options.full).catch((error) => nothingLeft(error, was, now));
+  let evidence: Evidence;
+  try {
+    evidence = await gather(builtIn, operator, one, { book, isFirst: was === null, now }, options.full === true);
+  } catch (error) { // a known repository that is not there is an alarm; whatever else fails is no verdict at all
+    if (was === null || !(error instanceof Problem) || !error.message.endsWith(IS_GONE)) throw error;
+    evidence = { book, isFirst: false, reading: null, puts: new Map(), listed: [], listTrouble: error, fresh: [], now };
+  }
   const findings = findingsOf(evidence).map((found) => ({ ...found, undo: undoOf(one, found) }));
   if (evidence.listTrouble && findings.length === 0) throw evidence.listTrouble;
   const notes = notesOf(evidence, canDecrypt(one));
-  const isAccepted = findings.length > 0 && options.accept && await acceptFindings(one.server, findings, options.yes);
+  if (findings.length > 0 && options.accept && !mode.json) answer(auditText(one.server, 'alarm', findings, []));
+  const isAccepted = findings.length > 0 && options.accept === true && (options.yes || await agrees(`Take what was found on ${one.server} as it is, from now on?`));
   const verdict = findings.length > 0 && !isAccepted ? 'alarm' : 'clean';
   book.lastAuditAt = verdict === 'clean' ? now : book.lastAuditAt;
   book.audits.push({ at: now, verdict, transactions: evidence.reading?.transactions.length ?? 0, findings, ...(isAccepted ? { accepted: `by the operator, ${now}` } : {}) });
@@ -75,30 +69,10 @@ export async function auditServer(builtIn: Settings, operator: Operator, one: Op
   return { server: one.server, verdict, findings: isAccepted ? [] : findings, notes: isAccepted ? [...notes, `${count(findings.length, 'finding')} accepted`] : notes, book, evidence };
 }
 
-// A known repository that is not there is an alarm; whatever else fails is no verdict at all.
-function nothingLeft(error: unknown, book: Book | null, now: string): Evidence {
-  if (!book || !(error instanceof Problem) || !error.message.endsWith(IS_GONE)) throw error;
-  return { book, isFirst: false, reading: null, puts: new Map(), listed: [], listTrouble: error, fresh: [], now };
-}
-
 /** Read what there is to judge by: the files since the mark, the list of archives, and where in the files the ids that matter were PUT. */
 async function gather(builtIn: Settings, operator: Operator, one: OperatedServer, { book, isFirst, now }: Pick<Evidence, 'book' | 'isFirst' | 'now'>, full: boolean): Promise<Evidence> {
   const mark = book.mark, after = mark?.transaction ?? 0, logBytes = mark?.log.bytes ?? 0, began = Date.now();
-  let listed: ListedArchive[] | null = null, listTrouble: Problem | null = null, reading: Reading | null = null as Reading | null;
-  const read = async () => (hasShell(one) ? readRepository(one, { after, until: 0, logBytes, ids: [], data: !isFirst }) : null);
-  const settings = canDecrypt(one) ? borgSettings(builtIn, operator, one) : null;
-  for (let isOne = false; !isOne;) { // until nobody wrote between the first look and the last
-    reading = await read();
-    const isNew = !reading || isFirst || reading.transactions.length > 0; // without a new transaction the list is that of the last audit
-    try {
-      listed = settings && isNew ? await orWrongBorg(listSettled(settings, one.server, book)) : null;
-    } catch (error) { // it may be what was done to the repository that keeps borg from reading it: the files tell
-      if (!(error instanceof Problem) || isFirst || !reading) throw error;
-      listTrouble = error;
-    }
-    const later = reading && isNew ? await readRepository(one, { after: reading.last, until: 0, logBytes: 0, ids: [], data: false }) : null; // an upload that is not committed is no matter
-    isOne = !later || (later.transactions.length === 0 && later.log.sha256 === reading!.log.sha256);
-  }
+  const { reading, listed, listTrouble } = await readUntilSettled(one, canDecrypt(one) ? borgSettings(builtIn, operator, one) : null, book, isFirst);
   if (full && reading) reading.damage = (await readRepository(one, { after: 0, until: reading.last, logBytes, ids: [], data: true })).damage;
   const known = new Set(book.archives.map(({ id }) => id)), added = listed?.filter(({ id }) => !known.has(id)) ?? [];
   const puts = new Map<string, [number, number][]>(), at = new Map<number, string>(reading?.transactions.map((transaction) => [transaction.number, timeOf(transaction)]));
@@ -106,11 +80,36 @@ async function gather(builtIn: Settings, operator: Operator, one: OperatedServer
   if (reading && ids.size > 0) await findPuts(one, { after: mark?.previous ?? 0, until: reading.last, logBytes, ids: [...ids], data: false }, puts, at);
   const missing = reading ? added.filter(({ id }) => !puts.has(id)).map(({ id }) => id) : [];
   if (missing.length > 0 && after > 0) await findPuts(one, { after: 0, until: reading!.last, logBytes, ids: missing, data: false }, puts, at);
-  const fresh = added.map((archive) => knownArchive(archive, one.server, puts.get(archive.id)?.[0]?.[0] ?? 0, at, { reading, isFirst, now }));
+  const fresh = added.map((archive) => knownArchive(archive, one.server, puts.get(archive.id)?.[0]?.[0] ?? 0, at, { book, reading, isFirst, now }));
   noteSizes(fresh, listed ?? []);
   countNewBytes(fresh, book, reading);
   say(`${one.server}: ${reading ? `read ${count(reading.transactions.length, 'transaction')}${after > 0 ? ' since the last audit' : ''} in ${span((Date.now() - began) / 1000)}` : 'no shell on the storage: only the list of archives is compared'}`);
   return { book, isFirst, reading, puts, listed, listTrouble, fresh, now };
+}
+
+/**
+ * Read the files since the mark and list the archives, until nobody wrote between the first look and the last. What came meanwhile is added to what was read:
+ * during a long upload nothing is read twice.
+ */
+async function readUntilSettled(one: OperatedServer, settings: Settings | null, book: Book, isFirst: boolean): Promise<Pick<Evidence, 'reading' | 'listed' | 'listTrouble'>> {
+  const { mark } = book, read = (after: number) => readRepository(one, { after, until: 0, logBytes: mark?.log.bytes ?? 0, ids: [], data: mark !== null });
+  let reading = hasShell(one) ? await read(mark?.transaction ?? 0) : null;
+  for (;;) {
+    let listed: ListedArchive[] | null = null, listTrouble: Problem | null = null;
+    const isNew = !reading || isFirst || reading.transactions.length > 0 || namedUntil(book) < reading.last; // else the list is that of the last audit
+    try {
+      if (settings && isNew) listed = await orWrongBorg(listSettled(settings, one.server, book));
+    } catch (error) { // it may be what was done to the repository that keeps borg from reading it: the files tell
+      if (!(error instanceof Problem) || isFirst || !reading) throw error;
+      listTrouble = error;
+    }
+    if (!reading || !isNew) return { reading, listed, listTrouble };
+    const later = await read(reading.last); // an upload that is not committed is no matter
+    if (later.transactions.length === 0 && later.log.sha256 === reading.log.sha256) return { reading, listed, listTrouble };
+    const isSame = later.oldFiles.sha256 === reading.files.sha256, isLogged = reading.appendOnlyLines === 0 || reading.transactions.at(-1)?.time !== null; // the log gets its line after the commit
+    reading = !isSame || !isLogged ? await read(mark?.transaction ?? 0)
+      : { ...later, transactions: [...reading.transactions, ...later.transactions], damage: [...reading.damage, ...later.damage], oldFiles: reading.oldFiles };
+  }
 }
 
 // A run writes its proof when all services are up again: an archive of a minute ago need not have one.
@@ -134,8 +133,9 @@ async function findPuts(one: OperatedServer, wanted: Wanted, puts: Evidence['put
   }
 }
 
-function knownArchive({ id, name, startedAt, endedAt }: ListedArchive, server: string, transaction: number, at: Map<number, string>, { reading, isFirst, now }: { reading: Reading | null; isFirst: boolean; now: string }): KnownArchive {
-  const logged = transaction > 0 && (!isFirst || reading!.appendOnlyLines > 0), seenAt = logged ? at.get(transaction)! : isFirst ? endedAt : `${now.slice(0, 19)}Z`;
+function knownArchive({ id, name, startedAt, endedAt }: ListedArchive, server: string, transaction: number, at: Map<number, string>, { book: { mark, lastAuditAt }, reading, isFirst, now }: Given): KnownArchive {
+  const logged = transaction > 0 && (mark !== null || reading!.appendOnlyLines > 0), between = [lastAuditAt, endedAt, now].map((time) => `${time.slice(0, 19)}Z`).sort()[1]!;
+  const seenAt = logged ? at.get(transaction)! : isFirst ? endedAt : between; // who lies can only lie within the time between two audits
   return { id, name, kind: kindOf(server, name), seenAt, seenBy: logged ? 'storage' : isFirst ? 'first audit' : 'audit', transaction, claimedAt: startedAt, endedAt, originalBytes: null, files: null, newBytes: null };
 }
 
@@ -150,16 +150,17 @@ function noteSizes(archives: KnownArchive[], listed: ListedArchive[]): void {
 
 // What a run sent: everything since the proof before it.
 function countNewBytes(fresh: KnownArchive[], book: Book, reading: Reading | null): void {
-  let before = book.mark?.transaction ?? 0;
+  let before = book.mark?.transaction ?? (book.audits.length === 0 ? 0 : Infinity); // what came before the mark was not read
   for (const cold of provenOnes(fresh)) {
     const proof = fresh.find(({ name }) => name === `proven-${cold.name}`)!;
-    if (reading) cold.newBytes = reading.transactions.filter(({ number }) => number > before && number <= proof.transaction).reduce((sum, { bytes }) => sum + bytes, 0);
+    if (reading && proof.transaction > before) cold.newBytes = reading.transactions.filter(({ number }) => number > before && number <= proof.transaction).reduce((sum, { bytes }) => sum + bytes, 0);
     before = Math.max(before, proof.transaction);
   }
 }
 
 /** The ledger takes in what was found: the new mark, archives, bytes a day. Given what was accepted, too. */
 function moveForward({ book, reading, listed, fresh, now }: Evidence, accepted: Finding[]): void {
+  book.namedUntil = listed && reading ? reading.last : namedUntil(book);
   if (reading) {
     const { transactions, last, files, log, nonce } = reading, lastOne = transactions[transactions.length - 1];
     const manifestBytes = transactions.reduce((bytes, { manifest }) => manifest ?? bytes, book.mark?.manifestBytes ?? 0);
@@ -179,7 +180,7 @@ function moveForward({ book, reading, listed, fresh, now }: Evidence, accepted: 
   for (const one of present(book)) {
     if (!ids.has(one.id)) Object.assign(one, { goneAt: now, goneBy: one.kind === 'checkpoint' ? 'its run' : accepted.length > 0 ? 'accepted' : 'unknown' });
     else if (one.kind === 'cold' && names.has(`proven-${one.name}`)) delete one.unproven;
-    else if (one.kind === 'cold') one.unproven = true;
+    else if (one.kind === 'cold' && Date.parse(now) - Date.parse(one.seenAt) > LATEST_PROOF) one.unproven = true; // until then its run may be starting services
   }
 }
 
@@ -194,6 +195,8 @@ function notesOf({ book, isFirst, reading, listed, listTrouble, fresh, now }: Ev
   const proven = provenOnes([...present(book), ...fresh]).pop(), all = listed?.length ?? 0, notes: string[] = [];
   if (isFirst) notes.push(`first audit: it trusts what it found${reading ? `, ${count(reading.transactions.length, 'transaction')} in ${size(reading.bytes)}` : ''}${listed ? `, ${count(all, 'archive')}` : ''}`);
   if (isFirst) notes.push(...oddAtFirst({ reading, fresh }));
+  if (!isFirst && reading && !book.mark) notes.push('the files of the repository were not read before, or not since a prune in place: they are trusted as they are');
+  if (!isFirst && listed && book.archives.length === 0 && namedUntil(book) === 0) notes.push('archives had no names here before: they are trusted as they are');
   if (listTrouble) notes.push(`the archives cannot be listed: ${listTrouble.message}: ${lastLines(listTrouble.facts.said ?? '', 1)}`);
   else if (!hasKey) notes.push('without the passphrase archives have no names here, and times are not compared');
   if (!reading) notes.push('the storage has no shell: overwritten data, a changed key or configuration and damage cannot be seen');
@@ -218,9 +221,4 @@ function auditText(server: string, verdict: string, findings: Finding[], notes: 
   return [`${server}: ALARM: ${count(findings.length, 'finding')}. Do not prune or compact this repository`, ...findings.flatMap(({ rule, at, archives, what, undo }) => [`  ${rule.padEnd(4)} ${at.slice(0, 19)}Z  ${oneLine(what)}`,
     ...(archives.length > 0 ? [`       archives: ${listedBriefly(archives.map(named), 20)}`] : []), `       undo: ${undo}`]),
   ...notes.map((note) => `  note: ${note}`), `  next: node backup.js audit ${server} --undo-plan    (or, when you know who did it and want to keep it: --accept)`].join('\n');
-}
-
-async function acceptFindings(server: string, findings: Finding[], yes: boolean): Promise<boolean> {
-  if (!mode.json) answer(auditText(server, 'alarm', findings, []));
-  return yes || agrees(`Take what was found on ${server} as it is, from now on?`);
 }

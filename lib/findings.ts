@@ -7,22 +7,19 @@ import { count, named, size, span } from './say.ts';
 import type { Problem } from './say.ts';
 import { stampOf } from './archives.ts';
 import type { ListedArchive } from './archives.ts';
-import { present } from './book.ts';
+import { namedUntil, present } from './book.ts';
 import type { Book, Finding, KnownArchive } from './book.ts';
 import { timeOf } from './segments.ts';
 import type { Reading, Transaction } from './segments.ts';
 
-/**
- * What an audit has in hand. puts: where the ids that matter were PUT: [transaction, place]. listed: null without the key,
- * or when it cannot be had (listTrouble).
- */
+/** What an audit has in hand. puts: where the ids that matter were PUT: [transaction, place]. listed: null without the key, or when it cannot be had (listTrouble). */
 export type Evidence = { book: Book; isFirst: boolean; reading: Reading | null; puts: Map<string, [number, number][]>; listed: ListedArchive[] | null; listTrouble: Problem | null; fresh: KnownArchive[]; now: string };
 
 const HOUR = 3_600_000;
 const SMALLEST_ENTRY = 32; // bytes by which the manifest shrinks, at least, when an archive leaves it: the id alone. A checkpoint's name that becomes the final one is 11
 const MOST_TRANSACTIONS = 600; // a day: one every five minutes, twice
 const MOST_ARCHIVES = 150; // a day
-const LATEST_PROOF = 2 * HOUR; // after its archive
+export const LATEST_PROOF = 2 * HOUR; // after its archive
 const NONCE_JUMP = 1n << 44n; // a session takes 2^28 at least (borg: NONCE_SPACE_RESERVATION)
 
 const aFinding = (rule: string, at: string, transaction: number | null, archives: string[], what: string): Finding => ({ rule, at, archives, what, undo: '', transaction });
@@ -31,11 +28,15 @@ const sha256 = (text: string) => createHash('sha256').update(text).digest('hex')
 
 /** Everything that is wrong, the earliest first. */
 export function findingsOf(evidence: Evidence): Finding[] {
-  const { reading, listed, isFirst } = evidence;
-  if (isFirst) return reading ? damaged(reading, evidence.now) : []; // what was there before we came is trusted
-  const taken = reading ? rewritten(evidence, reading) : [], missing = listed ? gone(evidence, listed) : [];
-  const found = [...taken, ...missing, ...(reading ? [...manifests(evidence, reading, taken.length + missing.length > 0), ...unexpected(evidence, reading), ...configuration(evidence, reading), ...damaged(reading, evidence.now)] : []),
-    ...(listed ? [...strangers(evidence), ...times(evidence), ...proofs(evidence, listed)] : []), ...sizes(evidence)];
+  const { reading, listed, isFirst, book } = evidence, areFilesKnown = book.mark !== null, areNamesKnown = book.archives.length > 0 || namedUntil(book) > 0;
+  if (isFirst) return reading ? damagedFiles(reading, evidence.now) : []; // what was there before we came is trusted
+  const rewrites = reading && areFilesKnown ? rewritten(evidence, reading) : [], missing = listed ? goneArchives(evidence, listed) : [];
+  const found = [...rewrites, ...missing];
+  if (reading && areFilesKnown) found.push(...manifests(evidence, reading, found.length > 0), ...unexpected(evidence, reading));
+  if (reading && Object.keys(book.config).length > 0) found.push(...configuration(evidence, reading));
+  if (reading) found.push(...damagedFiles(reading, evidence.now));
+  if (listed && areNamesKnown) found.push(...strangers(evidence), ...wrongTimes(evidence), ...falseProofs(evidence, listed));
+  if (listed ? areNamesKnown : areFilesKnown) found.push(...oddSizes(evidence));
   return onceEach(found).sort((one, other) => (one.transaction ?? Infinity) - (other.transaction ?? Infinity) || (one.rule < other.rule ? -1 : 1));
 }
 
@@ -54,16 +55,16 @@ function rewritten({ book, puts, fresh, listed }: Evidence, { transactions, oldF
     for (const [id, place] of one.deletes) {
       const all = puts.get(id) ?? [], isEarlier = ([number, at]: [number, number]) => number < one.number || (number === one.number && at < place);
       const last = all.filter(isEarlier).pop()?.[0], archive = known.get(id), isKept = archive && archive.kind !== 'checkpoint' && !archive.goneAt;
+      if (last === one.number) continue; // what one transaction puts and takes back was never there: a file that could not be read to its end
       if (all.some((put) => !isEarlier(put))) overwritten.push(id);
-      else if (last === one.number) continue; // what one transaction puts and takes back was never there: a file that could not be read to its end
-      else if (last === before && !isKept && (archive || !listed || before !== book.mark?.transaction)) checkpoints.push(id); // with the key the ledger knows each archive up to its mark
+      else if (last === before && !isKept && (archive || !listed || before > namedUntil(book))) checkpoints.push(id); // up to there the ledger knows each archive
       else if (archive && isKept) found.push(aFinding('R8', timeOf(one), one.number, [archive.name], `archive ${named(archive.name)} was deleted, or renamed or written anew, which deletes it, too`));
       else deleted.push(id);
     }
     if (checkpoints.length > 1 || deleted.length > 0 || overwritten.length > 0 || one.manifest === null) deleted.push(...checkpoints); // no honest run
-    const uncounted = one.deleted - one.deletes.length, place = `in transaction ${one.number}`;
-    if (overwritten.length > 0) found.push(aFinding('R1', timeOf(one), one.number, [], `${count(overwritten.length, 'piece')} of stored data ${overwritten.length === 1 ? 'was' : 'were'} overwritten ${place}: every archive that holds such a piece is damaged`));
-    if (deleted.length + uncounted > 0) found.push(aFinding('R2', timeOf(one), one.number, [], `${count(deleted.length + uncounted, 'piece')} of stored data ${deleted.length + uncounted === 1 ? 'was' : 'were'} deleted ${place}`));
+    const uncounted = one.deleted - one.deletes.length, where = `in transaction ${one.number}`;
+    if (overwritten.length > 0) found.push(aFinding('R1', timeOf(one), one.number, [], `${count(overwritten.length, 'piece')} of stored data ${overwritten.length === 1 ? 'was' : 'were'} overwritten ${where}: every archive that holds such a piece is damaged`));
+    if (deleted.length + uncounted > 0) found.push(aFinding('R2', timeOf(one), one.number, [], `${count(deleted.length + uncounted, 'piece')} of stored data ${deleted.length + uncounted === 1 ? 'was' : 'were'} deleted ${where}`));
     before = one.number;
   }
   const { mark } = book;
@@ -73,12 +74,12 @@ function rewritten({ book, puts, fresh, listed }: Evidence, { transactions, oldF
   return found;
 }
 
-/** R3, and R4: by the names, a transaction that stored data and is that of no archive in the list; without them, a list that became shorter. */
+/** R3: a transaction without a list of archives. R4 with the key: one stored data, and no archive in the list is its. R4 without the key: the list became shorter. */
 function manifests({ book, listed, fresh, puts }: Evidence, { transactions }: Reading, isTampered: boolean): Finding[] {
-  const found: Finding[] = [], shorter: Finding[] = [], ends = new Set(fresh.map(({ transaction }) => transaction)), freshIds = new Set(fresh.map(({ id }) => id)), taken = new Set([...puts].filter(([id]) => !freshIds.has(id)).flatMap(([, list]) => list.map(([number]) => number)));
+  const found: Finding[] = [], shorter: Finding[] = [], ends = new Set(fresh.map(({ transaction }) => transaction)), freshIds = new Set(fresh.map(({ id }) => id)), accounted = new Set([...puts].filter(([id]) => !freshIds.has(id)).flatMap(([, list]) => list.map(([number]) => number)));
   let last = book.mark?.manifestBytes ?? 0;
   for (const one of transactions) {
-    if (listed && one.puts > 0 && one.manifest !== null && !ends.has(one.number) && !taken.has(one.number)) {
+    if (listed && one.puts > 0 && one.manifest !== null && !ends.has(one.number) && !accounted.has(one.number)) {
       found.push(aFinding('R4', timeOf(one), one.number, [], `transaction ${one.number} stored ${size(one.bytes)}, and there is no archive of it: it was taken out of the list, or somebody stores other things here`));
     }
     if (one.manifest === null) found.push(aFinding('R3', timeOf(one), one.number, [], `transaction ${one.number} has no list of archives: no borg client ends one so`));
@@ -87,6 +88,8 @@ function manifests({ book, listed, fresh, puts }: Evidence, { transactions }: Re
       last = one.manifest;
     }
   }
+  // Who hid an archive did it later than its run: the way back leads to before that.
+  for (const one of found) if (one.rule === 'R4') one.transaction = shorter.find(({ transaction }) => transaction! > one.transaction!)?.transaction ?? one.transaction;
   return listed && !isTampered ? found : [...found, ...shorter]; // another compression makes the list shorter, too: with the names that alone is no alarm
 }
 
@@ -137,10 +140,10 @@ export const hashedConfig = (config: Record<string, string>): Record<string, str
   Object.fromEntries(Object.entries(config).filter(([key]) => key !== 'last_segment_checked').map(([key, value]) => [key, key === 'key' ? `sha256 ${sha256(value)}` : value]));
 
 /** R9. */
-const damaged = ({ damage }: Reading, now: string): Finding[] => (damage.length === 0 ? [] : [aFinding('R9', now, null, [], `the repository's files are damaged: ${listedBriefly(damage, 5)}`)]);
+const damagedFiles = ({ damage }: Reading, now: string): Finding[] => (damage.length === 0 ? [] : [aFinding('R9', now, null, [], `the repository's files are damaged: ${listedBriefly(damage, 5)}`)]);
 
 /** R8, by the list of archives. */
-function gone({ book, reading }: Evidence, listed: ListedArchive[]): Finding[] {
+function goneArchives({ book, reading }: Evidence, listed: ListedArchive[]): Finding[] {
   const ids = new Set(listed.map(({ id }) => id)), names = new Set(listed.map(({ name }) => name));
   return present(book).filter(({ id, kind }) => kind !== 'checkpoint' && !ids.has(id)).map(({ id, name }) => {
     const deletion = reading?.transactions.find(({ deletes }) => deletes.some(([one]) => one === id));
@@ -150,11 +153,11 @@ function gone({ book, reading }: Evidence, listed: ListedArchive[]): Finding[] {
 }
 
 /** R10. What the client claims, against what the storage saw. */
-function times({ book, fresh, reading }: Evidence): Finding[] {
+function wrongTimes({ book, fresh, reading }: Evidence): Finding[] {
   return fresh.flatMap((one) => {
     const stamp = stampOf(one.name), wrong = (what: string) => [aFinding('R10', one.seenAt, one.transaction || null, [one.name], `archive ${named(one.name)} ${what}`)];
     const seen = `the storage saw it on ${one.seenAt}`;
-    if (one.seenBy === 'storage' && one.transaction <= (book.mark?.transaction ?? 0) && reading) return wrong('is new in the list, but its data is older than the last audit');
+    if (one.seenBy === 'storage' && one.transaction <= namedUntil(book) && reading) return wrong('is new in the list, but its data is older than the last audit');
     if (Date.parse(one.endedAt) - Date.parse(one.seenAt) > HOUR) return wrong(`claims a time in the future: ${one.endedAt}; ${seen}`);
     if (one.seenBy === 'storage' ? apart(one.endedAt, one.seenAt) > HOUR : Date.parse(one.endedAt) < Date.parse(book.lastAuditAt) - HOUR) return wrong(`claims another time than it was written at: ${one.endedAt}; ${seen}`);
     if (stamp && (Date.parse(stamp) - Date.parse(one.claimedAt) > HOUR || Date.parse(one.seenAt) - Date.parse(stamp) > 7 * 24 * HOUR)) return wrong(`bears another time in its name than it was written at; ${seen}`);
@@ -163,7 +166,7 @@ function times({ book, fresh, reading }: Evidence): Finding[] {
 }
 
 /** R11. Only the run itself says that an archive is good, and at once. */
-function proofs({ book, fresh }: Evidence, listed: ListedArchive[]): Finding[] {
+function falseProofs({ book, fresh }: Evidence, listed: ListedArchive[]): Finding[] {
   const all = new Map([...present(book), ...fresh].map((one) => [one.name, one]));
   return fresh.filter(({ kind }) => kind === 'proof').flatMap((proof) => {
     const name = proof.name.slice('proven-'.length), cold = all.get(name), claims = listed.find(({ id }) => id === proof.id)?.facts.id;
@@ -176,11 +179,8 @@ function proofs({ book, fresh }: Evidence, listed: ListedArchive[]): Finding[] {
   });
 }
 
-/**
- * R6. Given archives that are new and proven, how they compare with those before: a night that holds half or less, or thrice
- * and more, or sends more than ever.
- */
-function sizes({ book, fresh, reading, listed }: Evidence): Finding[] {
+/** R6. Given archives that are new and proven, how they compare with those before: a night that holds half or less, or thrice and more, or sends more than ever. */
+function oddSizes({ book, fresh, reading, listed }: Evidence): Finding[] {
   const proven = provenOnes(present(book)), found: Finding[] = [];
   for (const one of provenOnes(fresh)) {
     const wrong = (what: string) => found.push(aFinding('R6', one.seenAt, one.transaction || null, [one.name], `${one.name} ${what}`));
@@ -214,9 +214,7 @@ export function oddSize({ originalBytes, files }: KnownArchive, earlier: KnownAr
 
 const isSudden = (bytes: number, before: number[], repositoryBytes: number) => before.length >= 5 && bytes > 16e6 && bytes > 5 * Math.max(...before) && bytes > (repositoryBytes - bytes) / 2;
 
-export function byDay(transactions: Transaction[]): Map<string, Transaction[]> {
-  return groups(transactions, (one) => timeOf(one).slice(0, 10));
-}
+export const byDay = (transactions: Transaction[]) => groups(transactions, (one) => timeOf(one).slice(0, 10));
 
 function groups<T>(list: T[], keyOf: (one: T) => string): Map<string, T[]> {
   const found = new Map<string, T[]>();

@@ -11,10 +11,7 @@ import type { Evidence } from './findings.ts';
 import { timeOf } from './segments.ts';
 import type { Reading } from './segments.ts';
 
-/**
- * Given a server, its ledger and what the audit found, returns the plan as text: one block of shell for the storage, one for
- * the operator's computer, one for the server.
- */
+/** Given a server, its ledger and what the audit found, returns the plan as text: one block of shell for the storage, one for the operator's computer, one for the server. */
 export function undoPlan({ ledgerFolder }: Operator, one: OperatedServer, book: Book, { reading, fresh, listed }: Evidence, findings: Finding[]): string {
   const { server } = one, folder = pasteable([folderThere(one)]), first = Math.min(...findings.map(({ transaction }) => transaction ?? Infinity));
   const head = [`# ${server}: the way back. Nothing of it has been done.`, ...findings.map(({ rule, what }) => asComment(`${rule} ${what}`))];

@@ -163,6 +163,16 @@ describe('an intruder with the append-only key', { skip: cannotRunHere() }, () =
     asBefore();
     server.borg('delete', `::${good[5]}`); // as if the run had not proven it
     assert.equal((await operator.run(['audit', '--accept', '--yes'])).code, 0);
+    assert.equal(operator.book().archives.find(({ name }: any) => name === good[4]).unproven, undefined, 'its run may still be starting services');
+    plant(server, good[5]!);
+    assert.deepEqual(verdictOf(await operator.run(['audit', '--json'])).rules, []);
+
+    asBefore();
+    server.borg('delete', `::${good[5]}`);
+    const book = operator.book();
+    for (const one of book.archives) one.seenAt = new Date(Date.parse(one.seenAt) - 3 * 3_600_000).toISOString(); // a proof may be written two hours later
+    fs.writeFileSync(path.join(operator.folder, 'ledger/web1.json'), JSON.stringify(book));
+    assert.equal((await operator.run(['audit', '--accept', '--yes'])).code, 0);
     assert.equal(operator.book().archives.find(({ name }: any) => name === good[4]).unproven, true);
     assert.match((await operator.run(['prune', '--yes'])).err, /the newest archive, .*, is not proven: nothing is pruned/);
     plant(server, good[5]!);
@@ -239,6 +249,66 @@ describe('an intruder with the append-only key', { skip: cannotRunHere() }, () =
     server.borg('delete', `::${good[0]}`);
     const { rules, archives } = verdictOf(await operator.run(['audit', '--json']));
     assert.ok(rules.includes('R8') && rules.includes('R4') && archives.includes(good[0]!));
+    operator.write(operator.entry());
+    asBefore();
+  });
+
+  test('evidence of a kind that the ledger never had is no alarm: names after audits without the passphrase, files after audits without a shell', async () => {
+    asBefore();
+    const keyless = operator.entry({ keyFile: '', passphraseFile: '' }), cleanAs = async (entry: Record<string, unknown>) => {
+      operator.write(entry);
+      const { all } = verdictOf(await operator.run(['audit', '--json']));
+      assert.deepEqual(all.findings, [], JSON.stringify(entry));
+      return JSON.stringify(all.notes);
+    };
+    await night('thursday ');
+    await cleanAs(keyless);
+    await cleanAs(operator.entry()); // without anything new, and yet it names what came
+    assert.deepEqual(operator.book().archives.map(({ name }: any) => name).sort(), server.archives().sort());
+    await night('friday ');
+    await cleanAs(keyless);
+    await night('saturday ');
+    await cleanAs(operator.entry());
+
+    asBefore();
+    fs.rmSync(path.join(operator.folder, 'ledger/web1.json'));
+    await cleanAs(keyless);
+    await night('thursday ');
+    assert.match(await cleanAs(operator.entry()), /archives had no names here before: they are trusted as they are/);
+    plant(server, 'web1-2025-12-24T02:00:00');
+    assert.deepEqual(verdictOf(await operator.run(['audit', '--json'])).rules, ['R10']);
+
+    asBefore();
+    fs.rmSync(path.join(operator.folder, 'ledger/web1.json'));
+    await cleanAs(operator.entry({ storage: [] }));
+    await night('thursday ');
+    assert.match(await cleanAs(operator.entry()), /the files of the repository were not read before/);
+    server.borg('delete', `::${good[0]}`);
+    assert.ok(verdictOf(await operator.run(['audit', '--json'])).rules.includes('R8'));
+    asBefore();
+  });
+
+  test('an alarm is not hidden by another server of which nothing can be said, and a storage that answers oddly breaks no ledger', async () => {
+    asBefore();
+    const odd = (line: string) => {
+      const file = path.join(folder, 'odd-shell');
+      fs.writeFileSync(file, `#!/bin/sh\necho '${line}'\nexec "$@"\n`, { mode: 0o755 });
+      operator.write(operator.entry({ storage: [file, ...(operator.entry().storage as string[])] }));
+      return operator.run(['audit', '--json']);
+    };
+    const ledger = fs.readFileSync(path.join(operator.folder, 'ledger/web1.json'), 'utf8');
+    for (const line of ['{"number": 9, "fileTime": "2026-01-01"}', '{"number": 9, "puts": 1, "bytes": 1, "deleted": 0}', '{"place": 1}', '{"found": "x", "place": 1}', 'null']) {
+      const ended = await odd(line);
+      assert.equal(verdictOf(ended).verdict, 'unknown', line);
+      assert.match(ended.err, /says of the repository's files is not understood/);
+    }
+    assert.equal(fs.readFileSync(path.join(operator.folder, 'ledger/web1.json'), 'utf8'), ledger);
+    server.borg('delete', `::${good[2]}`);
+    operator.write(operator.entry(), operator.entry({ server: 'web2', keyFile: '/nowhere/key' }));
+    assert.equal((await operator.run(['audit'])).code, 2);
+    assert.equal((await operator.run(['audit', 'web2'])).code, 64);
+    operator.write(operator.entry({ timeZone: '', maxAgeHours: '' }));
+    assert.match((await operator.run(['prune', '--yes'])).err, /nothing is pruned/);
     operator.write(operator.entry());
     asBefore();
   });
