@@ -78,7 +78,7 @@ export const newBook = ({ server, repository }: OperatedServer, now: string): Bo
   mark: null, appendOnly: false, config: {}, archives: [], days: [], audits: [], prunes: [], pruning: null });
 
 /** One audit or prune of a server at a time, on this computer. Returns the lock: an open file. Throws Problem (75) when there is another one. */
-export function lockBook({ ledgerFolder }: Operator, server: string): number {
+function lockBook({ ledgerFolder }: Operator, server: string): number {
   canWrite(ledgerFolder, () => { fs.mkdirSync(ledgerFolder, { recursive: true, mode: 0o700 }); fs.accessSync(ledgerFolder, fs.constants.W_OK); });
   refuseIfOthersCanChange(ledgerFolder, '`ledgerFolder`');
   const lock = takeLock(ledgerFolder, 1, `.${server}.lock`);

@@ -1,62 +1,50 @@
 // Retention, from the operator's computer, after a clean audit: what goes, what is refused.
-// The question, and the servers' access around it, which is always given back. What is deleted is deleted in a copy (the chapter
-// before), or, where the storage gives no shell, in the repository itself.
-// Changes: the repository, the ledger, and access by the operator's own commands.
+// The question, and the servers' access around it, which is always given back. What is deleted is deleted in a copy (the chapter before), or, where the storage
+// gives no shell, in the repository itself. Changes: the repository, the ledger, and access by the operator's own commands.
+
 import fs from 'node:fs';
 import { answerOf } from './form.ts';
-import { Problem, answer, count, mode, named, say, sayError } from './say.ts';
-import { change, failure, goOn } from './shell.ts';
+import { Problem, answer, count, mode, named, say } from './say.ts';
+import { change, failure } from './shell.ts';
 import type { Settings } from './settings.ts';
 import { isRemote } from './borg.ts';
 import { listIds, readFromArchive } from './archives.ts';
 import { serverCommandLine, sshToStorage } from './storage.ts';
 import { agrees } from './answers.ts';
-import { ANYWHERE, borgSettings, canDecrypt, hasShell, serversMeant } from './operator.ts';
+import { ANYWHERE, borgSettings, canDecrypt, hasShell } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
 import { STATE_ALONE, readRepository } from './segments.ts';
-import { lockBook, present, readBook, writeBook } from './book.ts';
+import { eachServer, present, readBook, writeBook } from './book.ts';
 import type { Book } from './book.ts';
 import { provenOnes } from './findings.ts';
 import { auditServer, oddAtFirst } from './audit.ts';
 import { fatesOf } from './retention.ts';
 import type { Fate } from './retention.ts';
-import { deleteAndCheck, finishPrune, memoryOfCopy, pruneInCopy, refuseIfWriting, shell } from './pruning.ts';
+import { compactAndCheck, deleteByName, expectedAfter, finishPrune, memoryOfCopy, mendSwap, pruneInCopy, refuseIfWriting } from './pruning.ts';
 import type { Job } from './pruning.ts';
 
 type Pruned = { server: string; outcome: 'pruned' | 'nothing to prune' | 'dry run' | 'refused'; deleted: string[]; kept: { archive: string; why: string }[]; freedBytes: number; error?: string };
-/**
- * `prune [SERVER...]`: given the operator's file, prunes each server after a clean audit. Returns 0, 2 when one was refused
- * or failed, 75 when somebody is writing just now.
- */
+
+/** `prune [SERVER...]`: given the operator's file, prunes each server after a clean audit. Returns 0, 2 when one was refused or failed, 75 when somebody is writing just now. */
 export async function prune(builtIn: Settings, operator: Operator, names: string[], yes: boolean): Promise<number> {
   const results: Pruned[] = [];
-  let code = 0;
-  for (const one of serversMeant(operator, names)) {
-    try {
-      lockBook(operator, one.server);
-      results.push(await pruneServer(builtIn, operator, one, yes));
-    } catch (error) {
-      if (!(error instanceof Problem)) throw error;
-      sayError(error);
-      results.push({ server: one.server, outcome: 'refused', deleted: [], kept: [], freedBytes: 0, error: error.message });
-      code = Math.max(code === 75 ? 0 : code, error.facts.exitCode ?? 2);
-      goOn();
-    }
-  }
+  const exitCode = await eachServer(operator, names, async (one) => {
+    results.push(await pruneServer(builtIn, operator, one, yes));
+    return 0;
+  }, (server, error) => results.push({ server, outcome: 'refused', deleted: [], kept: [], freedBytes: 0, error }));
   if (mode.json) answer(JSON.stringify(results, null, 1));
-  return code;
+  return exitCode;
 }
 
 /** Prune one server. Throws Problem when it is refused, or when it failed: then the repository is what it was. */
 async function pruneServer(builtIn: Settings, operator: Operator, one: OperatedServer, yes: boolean): Promise<Pruned> {
-  if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`,
-    { exitCode: 64 });
+  if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`, { exitCode: 64 });
   if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`,
     { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const settings = borgSettings(builtIn, operator, one), before = readBook(operator, one);
   if (before?.pruning && !mode.dryRun) await finishInterrupted({ operator, one, settings, book: before, audited: '' });
   await refuseAppendOnly(one, settings);
-  const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
+  const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one);
   if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0]!.what}): nothing is pruned`,
     { hint: `node backup.js audit ${one.server}` });
   const odd = before ? [] : oddAtFirst(evidence);
@@ -95,10 +83,7 @@ async function refuseUnsure({ one, book }: Job): Promise<void> {
   if (hasShell(one)) refuseIfWriting(one, await readRepository(one, STATE_ALONE));
 }
 
-/**
- * The archive that the last drill on the server proved, as the history in the newest proof tells; '' when there is none.
- * What it claims can only keep more.
- */
+/** The archive that the last drill on the server proved, as the history in the newest proof tells; '' when there is none. What it claims can only keep more. */
 async function drilledLast({ settings, book, one }: Job): Promise<string> {
   const newest = provenOnes(present(book)).pop();
   if (!newest) return '';
@@ -114,16 +99,18 @@ async function withAccessCut<T>(job: Job, work: () => Promise<T>): Promise<T> {
   const { operator, one, book } = job;
   book.pruning = { startedAt: new Date().toISOString(), stage: hasShell(one) ? 'copy' : 'hosted', deleting: [], accessCut: one.cutAccess.length > 0 };
   writeBook(operator, book);
-  let failed: unknown = null, result: T | undefined;
-  try {
+  return thenGiveBack(job, async () => {
     if (one.cutAccess.length > 0) {
       const done = await change(one.cutAccess, { seconds: 600 });
       if (done.code !== 0) throw failure(`${one.server}: its access could not be cut: nothing was pruned`, done);
     }
-    result = await work();
-  } catch (error) {
-    failed = error;
-  }
+    return work();
+  });
+}
+
+async function thenGiveBack<T>(job: Job, work: () => Promise<T>): Promise<T> {
+  let failed: unknown = null;
+  const result = await work().catch((error) => { failed = error; });
   await giveBack(job, failed);
   if (failed) throw failed;
   return result as T;
@@ -135,50 +122,45 @@ async function giveBack({ operator, one, book, settings }: Job, failed: unknown)
     if (done.code !== 0) throw failure(`${one.server}: ITS ACCESS COULD NOT BE GIVEN BACK: it cannot save its data tonight${failed instanceof Problem ? ` (and before: ${failed.message})` : ''}`, done, 'mend it and run `node backup.js prune` again, or give it back by hand');
     book.pruning.accessCut = false;
   }
-  if (book.pruning?.stage !== 'swap') {
+  if (book.pruning?.stage !== 'swap' && (book.pruning?.stage !== 'hosted' || book.pruning.deleting.length === 0)) {
     book.pruning = null;
     fs.rmSync(memoryOfCopy(settings), { recursive: true, force: true });
   }
   writeBook(operator, book);
 }
 
-/**
- * What an interrupted prune left: not yet swapped, or in the middle of it, it is undone; swapped, it is finished. Access is
- * given back in any case.
- */
+/** What an interrupted prune left: not yet swapped, or in the middle of it, it is undone; swapped, it is finished. Access is given back in any case. */
 async function finishInterrupted(job: Job): Promise<void> {
   const { one, book } = job;
   say(`${one.server}: the prune of ${book.pruning!.startedAt} was interrupted: what it left is put in order first`);
-  let failed: unknown = null;
-  try {
-    if (book.pruning!.stage === 'hosted') noteDeleted(book, await listIds(job.settings, ANYWHERE));
-    else {
-      const done = await shell(one, 'what an interrupted prune left cannot be removed', 'if [ ! -e "$folder" ] && [ -e "$old" ]; then mv -T "$old" "$folder"; fi\nif [ -e "$folder" ]; then rm -rf "$copy"; fi\nif [ -e "$old" ]; then echo swapped; fi\n');
-      if (/^swapped$/m.test(done.out)) await finishPrune(job);
-    }
-    book.pruning!.stage = 'copy';
-  } catch (error) {
-    failed = error;
-  }
-  await giveBack(job, failed);
-  if (failed) throw failed;
+  await thenGiveBack(job, async () => {
+    if (book.pruning!.stage === 'hosted') await noteDeleted(job.settings, book);
+    else if (await mendSwap(job) && book.pruning!.stage === 'swap') await finishPrune(job);
+    book.pruning!.stage = 'done';
+  });
 }
-
-// ---- where the storage gives no shell ----
 
 /** Hosted borg: no copy can be made there, so borg deletes and compacts in the repository itself. Returns 0: how much became free is not told. */
 async function pruneInPlace({ operator, one, settings, book }: Job, going: Fate[]): Promise<number> {
   book.pruning!.deleting = going.map(({ archive }) => archive.id);
   writeBook(operator, book); // killed from here on, the next call still knows who deleted them
   say(`${one.server}: the storage gives no shell: there is no copy to go back to, and nothing but borg's own lock keeps the server from writing meanwhile`);
-  await deleteAndCheck(settings, book, going);
-  noteDeleted(book, await listIds(settings, ANYWHERE));
-  writeBook(operator, book);
+  try {
+    await compactAndCheck(settings, await deleteByName(settings, book, going), expectedAfter(book, going));
+    await noteDeleted(settings, book);
+  } catch (error) { // what is gone was deleted by us, whatever came after it
+    const isNoted = await noteDeleted(settings, book).then(() => true, () => false);
+    if (error instanceof Problem) error.message += isNoted ? '; what was deleted until then is noted' : '; what was deleted is not known yet: call prune again';
+    throw error;
+  }
   return 0;
 }
 
-function noteDeleted(book: Book, left: string[]): void {
-  const at = new Date().toISOString(), deleted = present(book).filter(({ id }) => book.pruning!.deleting.includes(id) && !left.includes(id));
+// Which of those that were to be deleted are gone. After it nothing is left to do.
+async function noteDeleted(settings: Settings, book: Book): Promise<void> {
+  const left = await listIds(settings, ANYWHERE), at = new Date().toISOString(), deleted = present(book).filter(({ id }) => book.pruning!.deleting.includes(id) && !left.includes(id));
+  book.pruning!.stage = 'done';
   for (const archive of deleted) Object.assign(archive, { goneAt: at, goneBy: 'prune' });
+  book.mark = null; // compacting wrote data files anew: the next audit that can read them takes them as they are
   if (deleted.length > 0) book.prunes.push({ at, deleted: deleted.map(({ name }) => name), freedBytes: 0 });
 }

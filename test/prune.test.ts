@@ -3,6 +3,7 @@
 import './alone.ts';
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
+import { randomBytes } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
@@ -21,6 +22,7 @@ describe('prune', { skip: cannotRunHere() }, () => {
   let storage: Storage, server: Server, operator: OperatorHere, all: string[], env: NodeJS.ProcessEnv;
 
   const local = (words: string[]) => execFileSync('borg', words, { env, encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
+  const pruned = (): string[] => operator.book().archives.filter(({ goneBy }: any) => goneBy === 'prune').map(({ name }: any) => name);
   const names = () => local(['list', '--short', '--consider-checkpoints']).trim().split('\n');
 
   before(async () => {
@@ -165,7 +167,7 @@ describe('prune', { skip: cannotRunHere() }, () => {
     fs.writeFileSync(path.join(bin, 'borg'), '#!/bin/sh\ncase " $* " in *" check "*) echo it is bad >&2; exit 2;; esac\nexec /usr/bin/borg "$@"\n', { mode: 0o755 });
     const failed = await operator.run(['prune', '--yes'], { PATH: `${bin}:${process.env.PATH}` });
     assert.equal(failed.code, 2);
-    assert.match(failed.err, /does not pass its check after pruning; nothing was pruned/);
+    assert.match(failed.err, /does not pass its check after pruning \(exit code 2\); nothing was pruned/);
     assert.doesNotMatch(fs.readFileSync(keys, 'utf8'), /^#/m, 'access was not given back');
     holds(all);
 
@@ -184,20 +186,20 @@ describe('prune', { skip: cannotRunHere() }, () => {
   });
 
   // A wrapper around ssh that ends the whole prune before or after the n-th script it sends to the storage.
-  const killing = (when: 'before' | 'after', number: number): NodeJS.ProcessEnv => {
+  const killing = (when: 'before' | 'after', number: number, instead = ''): NodeJS.ProcessEnv => {
     fs.rmSync(path.join(folder, 'count'), { force: true });
     fs.writeFileSync(path.join(bin, 'ssh'), ['#!/bin/sh', `case " $* " in *" sh -s ") echo x >> ${folder}/count;; *) exec /usr/bin/ssh "$@";; esac`,
       `die() { [ "$(wc -l < ${folder}/count)" -eq ${number} ] && kill -9 "$(cat ${folder}/pid)" && sleep 0.2; }`,
-      ...(when === 'before' ? ['die && exit 1 # it, too: or its script would come to the storage late, when the next call is at work', 'exec /usr/bin/ssh "$@"'] : ['/usr/bin/ssh "$@"', 'code=$?', 'die', 'exit $code']), ''].join('\n'), { mode: 0o755 });
+      ...(when === 'before' ? [`if [ "$(wc -l < ${folder}/count)" -eq ${number} ]; then ${instead}die; exit 1; fi`, 'exec /usr/bin/ssh "$@"'] : ['/usr/bin/ssh "$@"', 'code=$?', 'die', 'exit $code']), ''].join('\n'), { mode: 0o755 });
     return { PATH: `${bin}:${process.env.PATH}` };
   };
-  const killedAt = async (when: 'before' | 'after', number: number) => {
-    const script = operator.start(['prune', '--yes'], killing(when, number));
+  const killedAt = async (when: 'before' | 'after', number: number, instead = '') => {
+    const script = operator.start(['prune', '--yes'], killing(when, number, instead));
     fs.writeFileSync(path.join(folder, 'pid'), String(script.pid));
     assert.equal((await script.ended).code, 137);
     fs.rmSync(path.join(bin, 'ssh'));
   };
-  const AFTER: Record<string, ['before' | 'after', number]> = { 'its copy was made': ['after', 2], 'the copy was pruned and checked': ['after', 3], 'the copy has taken the repository\'s place': ['after', 4], 'the old one was removed': ['after', 5] };
+  const AFTER: Record<string, ['before' | 'after', number]> = { 'its copy was made': ['after', 1], 'the copy was pruned and checked': ['after', 2], 'the copy has taken the repository\'s place': ['after', 3], 'the old one was removed': ['after', 4] };
   for (const [moment, [when, number]] of Object.entries(AFTER)) {
     test(`killed when ${moment}: every archive is there, and the next call brings it to its end`, async () => {
       asBefore();
@@ -214,13 +216,62 @@ describe('prune', { skip: cannotRunHere() }, () => {
 
   test('a power cut on the storage between the two renames: the repository is put back, then pruned', async () => {
     asBefore();
-    await killedAt('before', 4);
+    await killedAt('before', 3);
     const repository = storage.repository('web1');
     fs.renameSync(repository, `${repository}.before-prune`);
     const next = await operator.run(['prune', '--yes']);
     assert.equal(next.code, 0, next.out + next.err);
-    const gone = operator.book().archives.filter(({ goneBy }: any) => goneBy === 'prune').map(({ name }: any) => name);
-    holds(all.filter((name) => !gone.includes(name)));
+    holds(all.filter((name) => !pruned().includes(name)));
+  });
+
+  test('and when somebody made a new repository at the empty place meanwhile: it is set aside, named, and the good one is put back', async () => {
+    asBefore();
+    await killedAt('before', 3);
+    const repository = storage.repository('web1'), fresh = { ...server.borgEnv(), BORG_BASE_DIR: path.join(folder, 'fresh-borg') };
+    fs.renameSync(repository, `${repository}.before-prune`);
+    execFileSync('borg', ['init', '--encryption', 'none'], { env: fresh, stdio: 'pipe' }); // by the append-only key
+    const next = await operator.run(['prune', '--yes']), [, aside] = /another one was made there: it lies in (\S+\.unexpected-\d+) now/.exec(next.err) ?? [];
+    assert.equal(next.code, 0, next.out + next.err);
+    fs.rmSync(aside!, { recursive: true });
+    holds(all.filter((name) => !pruned().includes(name)));
+  });
+
+  test('a script of a call that was killed, which comes to the storage when the next call is over, touches nothing', async () => {
+    asBefore();
+    await killedAt('before', 3, `cat > ${folder}/late; `);
+    const late = fs.readFileSync(path.join(folder, 'late'), 'utf8'), next = await operator.run(['prune', '--yes']);
+    assert.equal(next.code, 0, next.out + next.err);
+    assert.match(late, /swapped/);
+    assert.throws(() => execFileSync('sh', ['-s'], { input: late, stdio: 'pipe' }), /REFUSED: the copy is not there any more/);
+    holds(all.filter((name) => !pruned().includes(name)));
+  });
+
+  test('a repository that is a link, or a file system of its own, or with an old one beside it: refused in words, before anything is touched', async () => {
+    asBefore();
+    const repository = storage.repository('web1'), aside = path.join(folder, 'elsewhere'), refused = async (words: RegExp) => {
+      const ended = await operator.run(['prune', '--yes']);
+      assert.equal(ended.code, 2, ended.out + ended.err);
+      assert.match(ended.err, words);
+      assert.doesNotMatch(ended.err, /does this open a shell/);
+    };
+    fs.mkdirSync(`${repository}.before-prune`);
+    await refused(/before-prune is there, left by an earlier prune/);
+    fs.rmdirSync(`${repository}.before-prune`);
+    fs.renameSync(repository, aside);
+    fs.symlinkSync(aside, repository);
+    await refused(/the copy cannot be made: the repository is a link/);
+    fs.rmSync(repository);
+    fs.mkdirSync(repository);
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=200m', 'tmpfs', repository]);
+    try {
+      execFileSync('cp', ['-a', `${aside}/.`, repository]);
+      await refused(/the repository is a file system of its own/);
+    } finally {
+      execFileSync('umount', [repository]);
+    }
+    fs.rmdirSync(repository);
+    fs.renameSync(aside, repository);
+    holds(all);
   });
 
   test('a night that runs while the copy is pruned loses nothing: the copy is thrown away', async () => {
@@ -268,6 +319,36 @@ describe('prune', { skip: cannotRunHere() }, () => {
     fs.rmSync(aside, { recursive: true });
   });
 
+  test('what compacting writes anew, and frees only with the old repository, is reckoned before it begins', async () => {
+    asBefore();
+    const repository = storage.repository('web1'), repositories = path.dirname(repository), aside = path.join(folder, 'aside');
+    for (const one of ['stays', 'goes']) fs.writeFileSync(path.join(folder, one), randomBytes(12_000_000));
+    for (const [daysAgo, ...sources] of [[20, 'stays', 'goes'], [1, 'stays']] as const) { // the first one's data is in one data file, of which the second one needs half
+      const at = `${new Date(Date.now() - daysAgo * 86_400_000).toISOString().slice(0, 10)}T02:00:00`;
+      local(['create', '--timestamp', at, `::web1-${at}-warm.checkpoint`, ...sources.map((one) => path.join(folder, one))]);
+      fs.appendFileSync(path.join(repository, 'transactions'), `transaction ${Math.max(...fs.readdirSync(path.join(repository, 'data/0')).map(Number))}, UTC time ${at}.000000\n`);
+    }
+    execFileSync('sed', ['-i', 's/^max_segment_size = .*/max_segment_size = 1000000/', path.join(repository, 'config')]);
+    fs.rmSync(path.join(operator.folder, 'ledger/web1.json'));
+    assert.equal((await operator.run(['audit'])).code, 0);
+    const whole = names(), bytes = Number(execFileSync('du', ['-s', '--block-size=1', repository], { encoding: 'utf8' }).split('\t')[0]);
+    fs.renameSync(repositories, aside);
+    fs.mkdirSync(repositories);
+    execFileSync('mount', ['-t', 'tmpfs', '-o', `size=${bytes + 25_000_000}`, 'tmpfs', repositories]); // one data file, a twentieth and 16 MB would fit
+    try {
+      execFileSync('cp', ['-a', path.join(aside, 'web1'), repositories]);
+      const ended = await operator.run(['prune', '--yes']);
+      assert.equal(ended.code, 2, ended.out + ended.err);
+      assert.match(ended.err, /the storage has 2[3-5]\.\d MB free; compacting .* needs (29|3[01])\.\d MB besides what is there: nothing was pruned/);
+      assert.match(ended.out, /borg compact --debug --threshold 1000/);
+      holds(whole);
+    } finally {
+      execFileSync('umount', [repositories]);
+      fs.rmdirSync(repositories);
+      fs.renameSync(aside, repositories);
+    }
+  });
+
   test('hosted borg, without a shell: audited by the list, pruned in place, and said plainly; killed in between, the next audit is no alarm', async () => {
     asBefore();
     fs.rmSync(path.join(operator.folder, 'ledger'), { recursive: true });
@@ -294,5 +375,45 @@ describe('prune', { skip: cannotRunHere() }, () => {
     holds(all.filter((name) => !gone.includes(name)));
     plant(server, 'web1-2026-11-01T02:00:00', ['--timestamp', '2026-11-01T02:00:00']);
     assert.ok(verdictOf(await operator.run(['audit', '--json'])).rules.includes('R10'));
+  });
+
+  test('hosted borg, audited once a week: each night counts as the day on which it was, and no alarm is raised', async () => {
+    asBefore();
+    fs.rmSync(path.join(operator.folder, 'ledger'), { recursive: true });
+    operator.write(operator.entry({ keep, storage: [] }));
+    assert.equal((await operator.run(['audit'])).code, 0);
+    const staying = async () => JSON.parse((await operator.run(['prune', '--dry-run', '--json'])).out)[0].kept.map(({ archive }: any) => archive), all = operator.book(), planned = await staying();
+    const lastAuditAt = new Date(Date.now() - 12 * 86_400_000).toISOString(), book = { ...all, lastAuditAt, archives: all.archives.filter(({ endedAt }: any) => endedAt < lastAuditAt) };
+    assert.ok(all.archives.length - book.archives.length > 10);
+    fs.writeFileSync(path.join(operator.folder, 'ledger/web1.json'), JSON.stringify(book));
+    assert.deepEqual(verdictOf(await operator.run(['audit', '--json'])).all.findings, []);
+    for (const { seenAt, seenBy, endedAt } of operator.book().archives) assert.equal(seenAt, endedAt, seenBy);
+    assert.deepEqual(await staying(), planned);
+    operator.write(operator.entry({ keep, storage: [], maxAgeHours: 48 }));
+    assert.match((await operator.run(['status', '--all'])).out, /^OK: web1: .*, proven, written .* ago by the server's clock$/m);
+  });
+
+  test('hosted borg: a prune that fails after its deletion says so, and what it deleted is no alarm', async () => {
+    const failing = async (script: string) => {
+      asBefore();
+      fs.rmSync(path.join(operator.folder, 'ledger'), { recursive: true });
+      operator.write(operator.entry({ keep, storage: [] }));
+      assert.equal((await operator.run(['audit'])).code, 0);
+      fs.writeFileSync(path.join(bin, 'borg'), `#!/bin/sh\ncase " $* " in ${script} esac\nexec /usr/bin/borg "$@"\n`, { mode: 0o755 });
+      const ended = await operator.run(['prune', '--yes'], { PATH: `${bin}:${process.env.PATH}` });
+      fs.rmSync(path.join(bin, 'borg'));
+      assert.equal(ended.code, 2, ended.out + ended.err);
+      assert.doesNotMatch(ended.err, /nothing was pruned/);
+      return ended.err;
+    };
+    assert.match(await failing('*" compact "*) exit 2;;'), /the repository cannot be compacted .*; what was deleted until then is noted/);
+    assert.equal(operator.book().pruning, null);
+    assert.ok(pruned().length > 10);
+    assert.deepEqual(verdictOf(await operator.run(['audit', '--json'])).all.findings, []);
+    assert.match(await failing(`*" compact "*) touch ${bin}/gone; exit 2;; *" list "*) [ ! -e ${bin}/gone ] || exit 2;;`), /the repository cannot be compacted .*; what was deleted is not known/);
+    assert.match((await operator.run(['audit'])).err, /the prune of .* was interrupted/);
+    assert.equal((await operator.run(['prune', '--yes'])).code, 0);
+    assert.ok(pruned().length > 10);
+    assert.deepEqual(verdictOf(await operator.run(['audit', '--json'])).all.findings, []);
   });
 });
