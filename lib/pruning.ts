@@ -47,7 +47,7 @@ export async function runThere(job: Job, what: string, script: string): Promise<
   const done = await onStorage(job.one, `${job.one.server}: ${what}`, ['sh', '-s'], `set -eu
 trap '' HUP PIPE
 folder=${pasteable([folder])} copy=${pasteable([copy])} old=${pasteable([old])}
-if command -v flock > /dev/null; then exec 9< "$(dirname "$folder")"; flock 9 || true; fi
+if command -v flock > /dev/null && [ -r "$(dirname "$folder")" ]; then exec 9< "$(dirname "$folder")"; flock 9 || true; fi
 refuse() { echo "REFUSED: $1" >&2; exit 1; }
 aside() { if [ -e "$folder" ]; then other="$folder.unexpected-$(date +%s)"; mv -T "$folder" "$other"; echo "ASIDE: $other"; fi; }
 ${script}`, { unlimited: true });
