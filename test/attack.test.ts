@@ -249,7 +249,23 @@ describe('an intruder with the append-only key', { skip: cannotRunHere() }, () =
     server.borg('delete', `::${good[0]}`);
     const { rules, archives } = verdictOf(await operator.run(['audit', '--json']));
     assert.ok(rules.includes('R8') && rules.includes('R4') && archives.includes(good[0]!));
+    asBefore();
+    for (const more of [['repository.delete(b"q" * 32)'], []]) speakProtocol(server, ['repository.put(b"q" * 32, b"y" * 200)', ...more, 'repository.commit()']); // as with a file that can be read on the second day alone
+    assert.deepEqual(verdictOf(await operator.run(['audit', '--json'])).rules, ['R3'], 'what was taken back by who stored it was never there, and is not overwritten later');
     operator.write(operator.entry());
+    asBefore();
+  });
+
+  test('hides an archive of an honest night when another one was saved after it: the plan gives both back', async () => {
+    asBefore();
+    for (const text of ['thursday ', 'friday ']) await night(text);
+    const all = server.archives(), hidden = all.slice(-4, -2);
+    speakProtocol(server, ['from borg.helpers import Manifest', 'manifest, key = Manifest.load(repository, Manifest.NO_OPERATION_CHECK)', ...hidden.map((name) => `del manifest.archives["${name}"]`), 'manifest.write()', 'repository.commit()']);
+    assert.ok(verdictOf(await operator.run(['audit', '--json'])).rules.includes('R4'));
+    const { plan, said } = await carryOut(['storage', 'operator']);
+    assert.match(said, /^web1: clean$/m, plan);
+    assert.doesNotMatch(plan, /were written later, and go, too/);
+    assert.deepEqual(operator.book().archives.map(({ name }: any) => name), all);
     asBefore();
   });
 
