@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: f901e4aa2760bdce7ccfcc4f37ccdf26e9423d4de386261fc74d89c66f7dbb27
+// Checksum of all but the settings: 4053fe6d89f8a1f9c9746b92ffaa0e76dc1b3e504c09c3b1dbb6429c29e8e9cc
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -77,7 +77,7 @@
 //   ==== MAIN PROGRAM ====     The command line: which command, with which options.
 //   ==== OPERATOR'S PART ====  What follows runs only on the operator's own machine.
 //   ==== OPERATOR ====         The operator's own computer: its settings name every server with full access to its repository.
-//   ==== SEGMENTS ====         The files of a borg 1 repository, read from outside: its transactions, and what each changed.
+//   ==== SEGMENTS ====         The files of a borg 1 repository, read from outside: its transactions, what each changed, and when.
 //   ==== OPERATOR'S LEDGER ==== The operator's ledger: what audits saw of a server's repository, one JSON file a server.
 //   ==== FINDINGS ====         What an audit finds wrong, rule by rule.
 //   ==== UNDO ====             The way back after an alarm: `audit --undo-plan` prints commands and runs none of them.
@@ -169,6 +169,7 @@ const hostname = (...given) => require('node:os').hostname(...given);
 const path = require('node:path');
 const dirname = (...given) => require('node:path').dirname(...given);
 const join = (...given) => require('node:path').join(...given);
+const resolve = (...given) => require('node:path').resolve(...given);
 const createInterface = (...given) => require('node:readline/promises').createInterface(...given);
 const sleep = (...given) => require('node:timers/promises').setTimeout(...given);
 const inspect = (...given) => require('node:util').inspect(...given);
@@ -2614,9 +2615,9 @@ function borgEnvironment(settings, run = '') {
   };
 }
 
-/** 0 is good; 1 and 100 to 127 are warnings; everything else is an error (docs/usage/general/return-codes.rst.inc). */
+/** 0 is good; 1 and from 100 on are warnings (docs/usage/general/return-codes.rst.inc), but for 126 and 127, with which who was to start borg says that it cannot. */
 function borgOnlyWarned(code) {
-  return code === 1 || (code >= 100 && code < 128);
+  return code === 1 || (code >= 100 && code < 126);
 }
 
 /** A Problem out of a borg that failed: its own last error, and the hint for it. */
@@ -6196,11 +6197,11 @@ function librariesOf(told) {
 }
 
 // LOAD may fail because a library wants to be loaded at the start (pg_cron); then it is here. Only what says that it is not, or does not fit, counts.
-const NOT_LOADED = /^(could not access file|could not load library|incompatible library)/;
+const NOT_LOADED = /^(ERROR: +)?(could not access file|could not load library|incompatible library).*/m;
 
 function libraryFindings(cluster, told, abilities) {
   const elsewhere = (told.settings?.dynamic_library_path ?? '').split(':').filter((one) => one.startsWith('/'));
-  const isThere = (library) => [library, ...elsewhere.map((folder) => path.join(folder, library))].some((file) => fs.existsSync(file) || fs.existsSync(`${file}.so`));
+  const isThere = (library) => [library, ...elsewhere.map((one) => path.join(one, library))].some((file) => path.isAbsolute(file) && (fs.existsSync(file) || fs.existsSync(`${file}.so`)));
   return librariesOf(told).flatMap(({ library, breaks, verdict }) => {
     const failed = LOADABLE.test(library) ? abilities.libraries[library] ?? '' : 'missing';
     if (LOADABLE.test(library) ? !NOT_LOADED.test(failed) : cluster.container) return [];
@@ -6258,7 +6259,8 @@ function dictionaryFiles(told) {
 }
 
 function dictionaryFindings(cluster, told, abilities) {
-  const isThere = (names) => abilities.files[names[0]] || (!cluster.container && names.some((name) => fs.existsSync(path.join(abilities.share, 'tsearch_data', name)))); // Debian's lead out of the sandbox
+  // Debian's are links into /var/cache/postgresql, which the sandbox does not show.
+  const isThere = (names) => abilities.files[names[0]] || (!cluster.container && names.some((name) => fs.existsSync(path.join(abilities.share, 'tsearch_data', name))));
   return dictionaryFiles(told).filter(({ names }) => !isThere(names)).map(({ database, dictionary, names }) => finding(told.name, `dictionary ${dictionary}`, { recorded: names[0], here: 'missing', verdict: 'after',
     breaks: `text search with it fails in ${database}`, mend: [`# copy ${path.join(abilities.share, 'tsearch_data', names[0])} from the saved server or its backup`] }));
 }
@@ -6551,7 +6553,7 @@ async function extract(settings, argv, target, title, mark = {}, cwd = target) {
     if (file !== undefined && damaged.length < 100) damaged.push(`${named(`/${file}`)} is damaged in the repository: borg has zeros for what is missing`);
   };
   const done = await change(argv, { cwd, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
-  if (done.code !== 0 && (!borgOnlyWarned(done.code) || done.code > 125)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
   if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
   return { warned: done.code !== 0, damaged };
 }
@@ -6675,8 +6677,8 @@ async function countPieces(settings, archive, pieces) {
   };
   const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, asPattern(LISTING), ...pieces.map((piece) => asPattern(piece.recorded))], { onLine, keepBytes: 0 });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
-  const below = pieces.find((piece) => [...links.keys()].some((link) => link !== piece.recorded && isBelow(piece.recorded, link))); // some come in a pass of their own
-  if (trouble || below) throw unsafe(archive, trouble || `${named(below.recorded)} lies below a link`);
+  const belowLink = pieces.find((piece) => [...links.keys()].some((link) => link !== piece.recorded && isBelow(piece.recorded, link))); // some come in a pass of their own
+  if (trouble || belowLink) throw unsafe(archive, trouble || `${named(belowLink.recorded)} lies below a link`);
   if (damaged) throw new Problem(`${named(`/${damaged}`)} in ${archive} is damaged: nothing of it is extracted`,
     { hint: 'restore an older archive, and let the operator audit the repository' });
   const missing = pieces.find((piece) => piece.files === 0 && !mountPoints().includes(piece.place));
@@ -6684,13 +6686,15 @@ async function countPieces(settings, archive, pieces) {
   for (const piece of pieces.filter((one) => one.files === 0)) warn(`${named(piece.place)} is a mount point, and the archive has nothing for it: it stays as it is`);
 }
 
-/** Given the pieces, returns why there is no room for old and new contents together; [] = there is. */
-function whyNoRoom(pieces) {
-  return [...new Set(pieces.map((piece) => piece.staging))].flatMap((staging) => {
-    const own = pieces.filter((piece) => piece.staging === staging), disk = path.dirname(staging);
-    const needed = own.reduce((sum, piece) => sum + piece.bytes + piece.files * 4096, 64e6), free = freeBytes(disk);
-    return free < needed ? [`the disk of ${named(disk)} has ${size(free)} free, ${size(needed)} are needed beside the old contents`] : [];
-  });
+/** Given the pieces, returns why there is no room for old and new contents together; [] = there is. A disk may have several stagings: of its subvolumes, of what is mounted from it. */
+async function whyNoRoom(pieces) {
+  const disks = new Map();
+  for (const { staging, bytes, files } of pieces) {
+    const folder = path.dirname(staging), key = (await look(['findmnt', '--noheadings', '--first-only', '--output=MAJ:MIN', '--target', folder])).out.trim() || folder;
+    disks.set(key, { folder, needed: (disks.get(key)?.needed ?? 64e6) + bytes + files * 4096 });
+  }
+  return [...disks.values()].filter(({ folder, needed }) => freeBytes(folder) < needed)
+    .map(({ folder, needed }) => `the disk of ${named(folder)} has ${size(freeBytes(folder))} free, ${size(needed)} are needed beside the old contents`);
 }
 
 /**
@@ -6740,21 +6744,15 @@ async function compareWithListing(manifest, pieces, folder) {
   if (listed && listed.code !== 0) throw failure('what was extracted cannot be listed', listed);
   const prefixes = [...new Set(pieces.map((piece) => latin(piece.staging)))];
   await reduce(found, seen, (file) => file.slice(prefixes.find((prefix) => isBelow(file, prefix)).length));
-  for (const file of [told, seen]) await lookOrThrow(['sort', '--zero-terminated', '--unique', `--output=${file}`, file]);
-  const { out } = await lookOrThrow(['comm', '--zero-terminated', '-3', told, seen]);
-  const differing = [...new Set(out.split('\0').filter((one) => one !== '').map((one) => one.replace(/^\t/, '').split('\t').slice(3).join('\t')))];
+  for (const file of [told, seen]) await lookFor('what was extracted cannot be compared', ['sort', '--zero-terminated', '--unique', `--output=${file}`, file], '', { seconds: 3600 });
+  const unlike = await lookFor('what was extracted cannot be compared', ['comm', '--zero-terminated', '-3', told, seen], '', { seconds: 3600 });
+  const differing = [...new Set(unlike.split('\0').filter((one) => one !== '').map((one) => one.replace(/^\t/, '').split('\t').slice(3).join('\t')))];
   if (differing.length === 0) return;
   throw new Problem(`not as they were saved: ${count(differing.length, 'file')}: ${differing.slice(0, 10).map(named).join(', ')}`,
     { hint: 'this archive is damaged, or its record is: restore an older one' });
 }
 
 const latin = (file) => Buffer.from(file).toString('latin1');
-
-async function lookOrThrow(argv) {
-  const done = await look(argv, { seconds: 3600 });
-  if (done.code !== 0) throw failure('what was extracted cannot be compared', done);
-  return done;
-}
 
 // Of a listing, what must be the same here: kind and path, of files size and time, too. borg saves no sockets. Seconds will do: not every file system keeps more.
 async function reduce(from, to, pathOf) {
@@ -6806,18 +6804,19 @@ function swapsOf(pieces, stamp) {
 // and what the restore in place follows. Nothing that an archive says of itself is believed (see PLACES). What is stopped and
 // started comes from this machine's own settings; where there are none, names of units, containers and clusters come from the
 // archive. Changes nothing.
-// stateFolder: of the ledger; borg's may be another on a bare machine
 
 const SYSTEM_FOLDERS = ['/', '/bin', '/boot', '/dev', '/etc', '/lib', '/lib32', '/lib64', '/proc', '/root', '/run', '/sbin', '/sys', '/tmp', '/usr', '/var', '/var/lib'];
 const NEVER = /^\/(bin|boot|dev|lib|lib32|lib64|proc|run|sbin|sys|usr\/(bin|sbin|lib|lib32|lib64))(\/|$)/;
 
 /** Look at archive and machine. Changes nothing. */
-async function workOut(settings, [name = '', ...words], how, startedAt) {
+async function workOut({ settings, file }, [name = '', ...words], how, startedAt) {
   const archives = await listArchives(settings, how.bare ? '' : serverName(settings)), archive = archiveMeant(archives, name);
   if (name === 'latest') warnUnlessOurs(settings.stateFolder, archives, archive);
   const manifest = { ...soundManifest(await readFromArchive(settings, archive, 'record/manifest.json'), archive), archive }; // a record may claim any name
   const stamp = startedAt.slice(0, 19).replaceAll(':', '');
-  const pieces = await findPieces(rootsMeant(manifest, words, [how.stateFolder, process.argv[1] ?? '', settings.keyFile, settings.passphraseFile]), stamp);
+  const { keyFile, passphraseFile, sshKey, knownHostsFile } = settings;
+  const own = [process.execPath, process.argv[1] ?? '', file, keyFile, passphraseFile, sshKey, knownHostsFile].filter((one) => fs.existsSync(one));
+  const pieces = await findPieces(rootsMeant(manifest, words, [how.stateFolder, ...own].flatMap((one) => [path.resolve(one), realOr(one)])), stamp);
   await countPieces(settings, archive, pieces);
   const clusters = manifest.plan.clusters.filter((one) => whereIs(pieces, one.dataDirectory, (piece) => piece.place) !== '');
   const scratch = temporaryFolder(), findings = await judge(manifest, clusters, { scratch }).finally(() => fs.rmSync(scratch, { recursive: true, force: true })); // now, not at the end: we may be killed
@@ -6836,7 +6835,7 @@ function rootsMeant(manifest, words, own) {
     else names.push(word);
   }
   const { roots } = manifest.plan, chosen = names.length === 0 ? roots : names.flatMap((name) => rootsOfPart(manifest, name));
-  const isOwn = (folder) => own.some((file) => isBelow(path.resolve(file), folder));
+  const isOwn = (folder) => own.some((file) => isBelow(file, folder));
   const usable = chosen.filter(({ path: file, why }) => /^volume [^/]/.test(why) || !(SYSTEM_FOLDERS.includes(file) || NEVER.test(file) || isOwn(file)));
   for (const one of chosen.filter((root) => !usable.includes(root))) {
     const text = `${named(one.path)} ${isOwn(one.path) ? 'holds what this restore itself needs' : 'belongs to the system'}, and is not exchanged as a whole`;
@@ -6868,7 +6867,7 @@ function rootsOfPart({ plan, containers }, wanted) {
 /** What has to stop here for this restore, and what sleeps here but is to run afterwards. */
 async function partsOf(comeback) {
   const { manifest, pieces, isWhole } = comeback;
-  const containers = await findContainers(false), clusters = await findClusters(containers);
+  const containers = await findContainers(await isDockerNeeded(comeback)), clusters = await findClusters(containers);
   const known = await partsNamed(comeback, containers, clusters);
   const places = pieces.flatMap(({ place }) => [place, realOr(place)]);
   const touches = (file) => file !== '' && file !== '/' && [file, realOr(file)].some((one) => places.some((place) => isBelow(one, place) || isBelow(place, one)));
@@ -6884,6 +6883,13 @@ async function partsOf(comeback) {
   }
   const ranThen = new Set(manifest.plan.parts.filter((part) => part.wasRunning).map((part) => part.name));
   return { parts: parts.filter((part) => part.wasRunning), asleep: parts.filter((part) => !part.wasRunning && part.kind !== 'postgres' && ranThen.has(part.name)).map(withOwnUnit) };
+}
+
+// Where Docker is, its answer is needed: what does not answer may run all the same, and would go on writing into the old contents.
+async function isDockerNeeded({ settings, how, manifest }) {
+  const names = how.bare ? manifest.plan.parts.map((part) => part.name) : [...settings.stop.flat(), ...settings.volumes.map(() => 'container *')];
+  const isMeant = names.some((one) => isPartName(one) && /^(compose|container) /.test(one)) || processes().some(({ program }) => program === 'dockerd');
+  return isMeant && (await look(['docker', '--version'])).code !== 127;
 }
 
 function realOr(file) {
@@ -6909,8 +6915,9 @@ async function partsNamed({ settings, how, manifest }, containers, clusters) {
         const found = await findPart(one, settings, containers, clusters);
         parts.push(...found.parts.filter((part) => !parts.some((other) => other.name === part.name)).map(({ stage: step = 0, ...part }) => ({ ...part, group: index * 100 + step })));
       } catch (error) {
-        if (!(error instanceof Problem) || error.facts.exitCode) throw error;
-        say(`not here: ${error.message}`);
+        const lacksProgram = typeof one !== 'string' && [126, 127].includes((await look(one.running)).code);
+        if (!(error instanceof Problem) || error.facts.exitCode || (error.facts.ran && !lacksProgram)) throw error; // a command that failed says nothing of the part
+        (String(one).startsWith('postgres ') ? say : warn)(`not here: ${error.message}`); // a cluster may come back
       }
     }
   }
@@ -6932,9 +6939,18 @@ async function partsToCome({ asleep, clusters, parts, pieces, settings, manifest
     const isDebian = /^\d+(\.\d+)?\/[\w.-]+$/.test(cluster.name) && whereIs(pieces, `/etc/postgresql/${cluster.name}`, (piece) => piece.place) !== '';
     const binaries = (await findPrograms(cluster, manifest))?.binaries ?? '';
     if (!isDebian && binaries === '') warn(`no PostgreSQL ${cluster.version} is here to start ${named(cluster.name)}`);
-    else found.push({ ...await clusterPart({ ...describeCluster(isDebian ? cluster.name : dataDirectory, folder, isDebian ? 'Debian' : ''), dataDirectory, binaries }, settings.stopTimeoutSeconds), group: 1_000_000 });
+    else found.push({ ...await clusterPart({ ...describeCluster(isDebian ? cluster.name : dataDirectory, folder, isDebian ? 'Debian' : ''), dataDirectory, binaries }, settings.stopTimeoutSeconds),
+      ...(isDebian ? {} : await ownUnit(cluster, dataDirectory, manifest)), group: 1_000_000 });
   }
   return found;
+}
+
+// Debian's clusters have units by their names. Of another one the archive has the name: believed when the unit of that name here speaks of that data directory.
+async function ownUnit(cluster, dataDirectory, manifest) {
+  const unit = manifest.plan.parts.find((part) => part.dataDirectory === cluster.dataDirectory)?.unit;
+  if (!hasSystemd() || typeof unit !== 'string' || !/^[\w@.:-]+\.service$/.test(unit)) return {};
+  const { out } = await look(['systemctl', 'show', '--property=Environment,ExecStart', '--', unit]);
+  return out.split(/[\s=;]+/).some((word) => path.resolve('/', word) === dataDirectory) ? { unit, start: ['systemctl', 'start', '--', unit], stop: ['systemctl', 'stop', '--', unit] } : {};
 }
 
 // ---- what is said before ----
@@ -6994,16 +7010,17 @@ function byHand({ archive, pieces, parts }) {
 // its guard, by `recover`, or by the next run (see SWAP).
 // Changes: the places, the parts that use them, staging folders, volumes that Docker does not have yet.
 
-/** Given the settings, the script and the words, does all of it. Returns the exit code. Throws Problem while nothing has been changed. */
+// `how`: { bare: no settings here, reindex, stateFolder: where ledger and lock are }; on a bare machine borg's cache is elsewhere (settings.stateFolder).
+/** Given the settings, the script, the words and how, does all of it. Returns the exit code. Throws Problem while nothing has been changed. */
 async function restoreInPlace(loaded, script, words, how) {
   const settings = mode.dryRun ? { ...loaded.settings, stateFolder: temporaryFolder() } : loaded.settings;
   if (!mode.dryRun) await begin(settings, how);
   const startedAt = new Date().toISOString();
   if (!mode.dryRun) openTranscript(path.join(how.stateFolder, 'log'), `${startedAt.slice(0, 19)}-restore`);
   await borgVersion();
-  const comeback = await workOut(settings, words, how, startedAt);
+  const comeback = await workOut({ ...loaded, settings }, words, how, startedAt);
   showComeback(comeback);
-  const why = whyNot(comeback);
+  const why = await whyNot(comeback);
   if (why && !(mode.dryRun && mode.json)) throw why;
   if (why) sayError(why); // the plan, with its findings, is the answer already
   if (why) return 2;
@@ -7012,10 +7029,10 @@ async function restoreInPlace(loaded, script, words, how) {
 }
 
 /** What speaks against it, before anything is touched: a finding of the judge, or no room. */
-function whyNot(comeback) {
+async function whyNot(comeback) {
   if (comeback.findings.some((one) => one.verdict === 'refused')) return new Problem('this archive cannot work on this machine: see the findings marked "refused"',
     { hint: 'mend them with the commands above, then begin again; nothing was touched' });
-  const noRoom = whyNoRoom(comeback.pieces);
+  const noRoom = await whyNoRoom(comeback.pieces);
   return noRoom.length === 0 ? null : new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`,
     { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
 }
@@ -7101,31 +7118,38 @@ function refuseUsedPlaces({ pieces, clusters, parts }) {
   if (used) throw new Problem(`PostgreSQL runs in ${named(used)}, and it was stopped a moment ago`, { hint: 'who started it? Then begin again' });
 }
 
-/** Tell what runs now and how to get to the other state; check what came back. Returns the exit code. */
+/** Close what is over, check what came back, tell it all. Returns the exit code. */
 async function finish(comeback, ledger, guardPid, down, trouble) {
-  const { how: { stateFolder }, archive } = comeback, restore = ledger.restore, isOpen = down.length > 0 || undecidedParts(ledger).length > 0;
-  await removeStagings(restore);
-  if (!isOpen) closeLedger(stateFolder);
-  else {
-    ledger.reported = down.length > 0 ? 'down' : 'failed'; // the guard goes on from the ledger
-    keepLedgerIfPossible(stateFolder, ledger);
-  }
-  const services = servicesNow(ledger, down), wrong = [];
+  const { how: { stateFolder } } = comeback, { state } = ledger.restore, isOpen = down.length > 0 || undecidedParts(ledger).length > 0;
+  if (state !== '') await removeStagings(ledger.restore); // until then they are needed: without them no swap can be undone, and one that was never begun looks done
+  ledger.reported = down.length > 0 ? 'down' : 'failed';
+  if (isOpen) keepLedgerIfPossible(stateFolder, ledger); // the guard goes on from it
+  else closeLedger(stateFolder);
   if (guardPid && !isOpen) dismissGuard(guardPid, stateFolder);
+  const wrong = trouble || state !== 'new' || down.length > 0 ? [] : await checkWhatCameBack(comeback).catch((error) => {
+    trouble = askedToStop() ? error : null;
+    return trouble ? [] : [`the check did not get through: ${error.message}`];
+  });
+  return tellEnd(comeback, ledger, { down, isOpen, trouble, wrong });
+}
+
+/** Tell what runs now and how to get to the other state. Returns the exit code. */
+function tellEnd({ archive, how }, ledger, { down, isOpen, trouble, wrong }) {
+  const { state, swaps } = ledger.restore, seconds = downSecondsOf(ledger);
+  const services = ledger.parts.length > 0 || down.length === 0 ? servicesNow(ledger, down) : 'NOTHING IS STARTED. Act now: node backup.js recover';
   if (trouble) sayError(trouble, services);
-  if (!trouble && restore.state === 'new' && down.length === 0) wrong.push(...await checkWhatCameBack(comeback).catch((error) => [`the check did not get through: ${error.message}`]));
-  const text = restore.swaps.length > 0 ? tellRestore(stateFolder, ledger, isOpen) : '';
+  const text = swaps.length > 0 ? tellRestore(how.stateFolder, ledger, isOpen) : '';
   if (!trouble && down.length > 0) sayError(new Problem(`not running: ${down.join(', ')}`,
-    { hint: 'look at its own log; mend it, and the guard starts it. Or go back with the commands below' }), services);
+    { hint: state === '' ? 'mend or mount the disk, then: node backup.js recover' : 'look at its own log; mend it, and the guard starts it. Or go back with the commands below' }), services);
   if (wrong.length > 0) sayError(new Problem(`${archive} is in place and runs, but ${wrong.join('; ')}`,
     { hint: 'go back with the commands below, or restore another archive' }), services);
   const asked = trouble instanceof Problem ? trouble.facts.exitCode ?? 2 : 2, isBad = trouble !== null || wrong.length > 0;
-  const exitCode = down.length > 0 ? 3 : isBad ? asked : warnings.length > 0 ? 1 : 0, seconds = downSecondsOf(ledger);
-  const head = trouble || wrong.length > 0 || down.length > 0 ? 'NOT GOOD' : 'restored';
-  const lines = [`${head}: ${restore.state === 'new' ? `${archive} is in place` : 'the old contents are in place'}, down ${span(seconds)}; services: ${services}`, text,
+  const exitCode = down.length > 0 ? 3 : isBad ? asked : warnings.length > 0 ? 1 : 0;
+  const place = { new: `${archive} is in place`, old: 'the old contents are in place', '': 'it is undecided whether old or new contents are in place' }[state];
+  const lines = [`${exitCode >= 2 ? 'NOT GOOD' : 'restored'}: ${place}, down ${span(seconds)}; services: ${services}`, text,
     ...(warnings.length > 0 ? ['warnings', ...warnings.map((one) => `  ${one}`)] : [])];
   sayBlock(`\n${lines.filter((line) => line !== '').join('\n')}`);
-  if (mode.json) answer(JSON.stringify({ archive, state: restore.state, exitCode, downSeconds: seconds, swaps: restore.swaps, wrong, down, warnings }));
+  if (mode.json) answer(JSON.stringify({ archive, state, exitCode, downSeconds: seconds, swaps, wrong, down, warnings }));
   return exitCode;
 }
 
@@ -7151,6 +7175,7 @@ async function checkWhatCameBack(comeback) {
   return wrong;
 }
 
+const IN_ENGLISH = { lc_messages: 'C' }; // what the server says is looked into
 async function checkDatabases(here, recorded) {
   const wrong = [];
   const present = (await queryCluster(here, 'template1', 'select datname from pg_database where datallowconn')).out.split('\n').filter((name) => name !== '' && !/=|:\/\//.test(name)); // psql would take these for addresses
@@ -7159,14 +7184,15 @@ async function checkDatabases(here, recorded) {
     const of = `database ${named(name)} of ${named(here.name)}`;
     if (!present.includes(name)) { wrong.push(`${of} is missing`); continue; }
     const done = await queryCluster(here, name, `select jsonb_build_object('rows', ${databaseQuestions.rows}, 'tables', ${databaseQuestions.estimatedRows}, 'libraries',
-      (select coalesce(jsonb_agg(distinct probin), '[]') from pg_proc where probin is not null and oid >= 16384))`); // those of extensions: the server has its own
+      (select coalesce(jsonb_agg(distinct probin), '[]') from pg_proc where probin is not null and oid >= 16384))`, 60, IN_ENGLISH); // those of extensions: the server has its own
     const { code, said } = done, why = lastLines(said, 1);
     if (code === 1 && /lock timeout|statement timeout/.test(why)) { warn(`${of} is in use, and was not looked through: ${why}`); continue; }
     if (code !== 0) { wrong.push(`${of} ${code === 2 ? 'does not open' : 'cannot be read'}: ${why}`); continue; }
     const facts = answerOf(of, done, { libraries: ['text'], tables: { '*': 'anything' }, rows: { '*': 'anything' } });
-    const loads = facts.libraries.map((library) => `load '${library.replaceAll("'", "''")}'`);
-    const loaded = loads.length > 0 ? await queryCluster(here, name, loads.join('; ')) : { code: 0, said: '' };
-    if (loaded.code !== 0) wrong.push(`${of} misses a library: ${lastLines(loaded.said, 1)}`);
+    for (const library of facts.libraries) { // one by one: some only want to be preloaded (see the judge)
+      const missing = NOT_LOADED.exec((await queryCluster(here, name, `load '${library.replaceAll("'", "''")}'`, 60, IN_ENGLISH)).said);
+      if (missing) wrong.push(`${of} misses a library: ${missing[0]}`);
+    }
     for (const [table, then] of Object.entries(rows)) {
       const now = facts.rows[table] ?? null; // null: not counted
       if (facts.tables[table] === undefined) wrong.push(`${of} has no table ${table}, which had ${then} rows`);
@@ -8600,6 +8626,10 @@ function readOptions(argv) {
     { exitCode: 64 });
   for (const option of ['lang', 'language']) if (found[option] && !['en', 'es'].includes(found[option])) throw new Problem(`--${option} ${found[option]}: it is 'en' or 'es'`,
     { exitCode: 64 });
+  for (const option of ['key-file', 'passphrase-file', 'ssh-key'].filter((one) => found[one] && !found.help)) {
+    const why = !found.repository && command !== 'setup' ? 'it goes with --repository' : fs.existsSync(found[option]) ? '' : 'there is no such file';
+    if (why) throw new Problem(`--${option} ${found[option]}: ${why}`, { exitCode: 64 });
+  }
   if (command === 'restore' && !found.help) refuseRestore(words, found.to ?? '', found);
   if (command === 'find' && !words[0] && !found.help) throw new Problem('find needs a part of a path',
     { exitCode: 64, hint: 'node backup.js find plan.pdf' });
@@ -8620,12 +8650,12 @@ function refuseRestore(words, to, flags) {
 }
 
 /** Given the command line without node and script, does what it says. Returns the exit code. */
-async function command(argv) {
+async function obey(argv) {
   const { command: name, words, values, flags } = readOptions(argv);
   if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune', 'report', 'status'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]), file = values.settings;
-  if (flags.help || name === 'help') return said(helpText(name === 'help' ? words[0] ?? '' : name));
-  if (flags.version) return said(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
+  if (flags.help || name === 'help') return answered(helpText(name === 'help' ? words[0] ?? '' : name));
+  if (flags.version) return answered(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
   if (name === 'recover') return recoverAll(script, file);
   if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
   if (name === 'audit') return audit(settings, loadOperator(script, file), words, { full: flags.full, accept: flags.accept, yes: flags.yes, undoPlan: flags['undo-plan'] });
@@ -8635,7 +8665,7 @@ async function command(argv) {
   if (name === 'setup') await answerFirst(script, file, values, flags.yes);
   const loaded = values.repository && name !== 'setup' ? bareMachine(values) : loadSettings(settings, script, file);
   const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
-  if (flags['print-settings']) return said(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
+  if (flags['print-settings']) return answered(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
   if (name === 'setup') return setup(loaded, script, { yes: flags.yes, schedule: values.schedule, quota: values.quota, keyFile: values['key-file'], passphraseFile: values['passphrase-file'] });
   if (name === 'doctor') return doctor(loaded, script);
   if (name === 'status') return status(loaded.settings, script, flags.remote);
@@ -8661,12 +8691,12 @@ async function answerFirst(script, file, values, yes) {
 // A machine without settings: repository, key and passphrase are on the command line; borg's cache lives as long as we do.
 function bareMachine(values) {
   const whole = withDefaults(settings);
-  const own = { server: '', repository: values.repository, keyFile: values['key-file'] || whole.keyFile, passphraseFile: values['passphrase-file'] || whole.passphraseFile,
-    sshKey: values['ssh-key'] || whole.sshKey, stateFolder: temporaryFolder() };
+  const own = { server: '', repository: values.repository, keyFile: resolve(values['key-file'] || whole.keyFile), passphraseFile: resolve(values['passphrase-file'] || whole.passphraseFile),
+    sshKey: resolve(values['ssh-key'] || whole.sshKey), stateFolder: temporaryFolder() }; // borg reads them in other folders than ours
   return { settings: { ...whole, ...own }, file: 'the command line', text: '', given: own, lines: new Map() };
 }
 
-function said(text) {
+function answered(text) {
   answer(text);
   return 0;
 }
@@ -8702,7 +8732,7 @@ async function main() {
   for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {}); // a closed terminal or pipe must not kill us
   let code;
   try {
-    code = await command(process.argv.slice(2));
+    code = await obey(process.argv.slice(2));
   } catch (error) {
     sayError(error);
     if (mode.json && error instanceof Problem) answer(JSON.stringify({ outcome: 'failed', exitCode: error.facts.exitCode ?? 2, error: error.message, hint: error.facts.hint ?? '' }));
@@ -8737,8 +8767,7 @@ function loadOperator(script, file) {
     { exitCode: 64, hint });
   const { settings } = loadWith(null, script, source, (found, wrong) => {
     if (isGroup(found) && !('servers' in found) && ('stop' in found || 'folders' in found || 'repository' in found)) {
-      throw new Problem(`${named(source)} is the file of a production server, not the operator's: audit, prune and report are not for a production server`,
-        { exitCode: 64, hint });
+      throw new Problem(`${named(source)} is the file of a production server, not the operator's: audit, prune and report are not for a production server`, { exitCode: 64, hint });
     }
     return filledOperator(found, wrong);
   });
@@ -8760,11 +8789,12 @@ function filledOperator(found, wrong) {
   return { ledgerFolder, servers: list, language };
 }
 
-function filledServer(one, at, wrong) {
-  if (!isGroup(one)) return wrong(at, `must be a group in { }, not ${shown(one)}`), {};
+function filledServer(given, at, wrong) {
+  if (!isGroup(given)) return wrong(at, `must be a group in { }, not ${shown(given)}`), {};
+  const one = Object.fromEntries(Object.entries(given).filter(([, value]) => value !== '')); // '' is: not given
   refuseUnknown(one, at, [...Object.keys(RULES_OF_SERVER), 'keep'], wrong);
   for (const [key, rule] of Object.entries(RULES_OF_SERVER)) {
-    if (one[key] !== undefined && one[key] !== '') rule(one[key], `${at}.${key}`, wrong);
+    if (one[key] !== undefined) rule(one[key], `${at}.${key}`, wrong);
     else if (key === 'server' || key === 'repository') wrong(`${at}.${key}`, 'is missing');
   }
   const keep = isGroup(one.keep) ? { ...KEEP, ...one.keep } : one.keep ?? KEEP; // aGroup wants all of them
@@ -8791,19 +8821,14 @@ function borgSettings(builtIn, { ledgerFolder }, one) {
     if (file && !fs.existsSync(file)) throw new Problem(`${named(file)} is not there`,
       { exitCode: 64, hint: 'the escrowed key and passphrase stand on the recovery sheet of this server' });
   }
-  fs.mkdirSync(path.join(settings.stateFolder, 'borg'), { recursive: true, mode: 0o700 });
+  canWrite(ledgerFolder, () => fs.mkdirSync(path.join(settings.stateFolder, 'borg'), { recursive: true, mode: 0o700 }));
   return settings;
 }
 
-/**
- * From here a repository may be somewhere else than yesterday: its pruned copy, a storage that moved. That it is the same
- * one, its id in the ledger tells.
- */
+/** From here a repository may be somewhere else than yesterday: its pruned copy, a storage that moved. That it is the same one, its id in the ledger tells. */
 const ANYWHERE = { env: { BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes' } };
-
 /** Whether archives can be named: with key and passphrase. Without, the audit reads the repository's files alone. */
 const canDecrypt = ({ passphraseFile }) => passphraseFile !== '';
-
 /** Whether the repository's files can be read: by a shell there, or because they lie here. */
 const hasShell = ({ storage, repository }) => storage.length > 0 || repository.startsWith('/');
 
@@ -8813,25 +8838,47 @@ function folderThere({ repository }) {
   return folder.replace(/^~\//, './').replace(/(?<=.)\/+$/, '');
 }
 
+/** Write something on the operator's own disk. Throws Problem when that cannot be: a disk that is full, a folder of somebody else's. */
+function canWrite(place, write) {
+  try {
+    write();
+  } catch (error) {
+    throw new Problem(`${named(place)} cannot be written: ${error.code ?? error.message}`, { hint: 'look at `df -h`, and at who may write there' });
+  }
+}
+
+/** Write a file there, whole or not at all. */
+const writeHere = (file, text) => canWrite(file, () => writeDurably(file, text));
+
+// A line that died silently (a VPN, a firewall) holds nothing up for longer than a minute; who says so otherwise is heard.
+const aliveOrEnded = (words) => (path.basename(words[0] ?? '') !== 'ssh' || words.some((word) => /ServerAlive/i.test(word)) ? words
+  : [words[0], '-o', 'ServerAliveInterval=10', '-o', 'ServerAliveCountMax=6', ...words.slice(1)]);
+
+/** Do something for each, four at a time. Returns what came of them, in the same order. */
+async function fourAtATime(all, work) {
+  const results = [];
+  for (let from = 0; from < all.length; from += 4) results.push(...await Promise.all(all.slice(from, from + 4).map(work)));
+  return results;
+}
+
 let scratch = ''; // made once
 const IS_GONE = 'is not there any more'; // what an audit of a known repository makes an alarm of
 
-/**
- * Run a script (of sh or python3) on the storage: it goes there on standard input, so that no shell in between reads its
- * words. looks: it changes nothing.
- */
+/** Run a script (of sh or python3) on the storage: it goes there on standard input, so that no shell in between reads its words. looks: it changes nothing. */
 async function onStorage(one, what, interpreter, script, options = {}) {
   const file = path.join(scratch ||= temporaryFolder(), 'script');
   fs.writeFileSync(file, script, { mode: 0o600 });
   const fd = fs.openSync(file, 'r'), { looks = false, ...more } = options;
   fs.rmSync(file); // several servers are read at the same time
   try {
-    const done = await (looks ? look : change)([...one.storage, ...interpreter], { seconds: 3600, ...more, stdin: fd });
+    const done = await (looks ? look : change)([...aliveOrEnded(one.storage), ...interpreter], { seconds: 3600, ...more, stdin: fd });
     if (done.code === 0) return done;
     if (/^NOT THERE: /m.test(done.said)) throw new Problem(`the repository of ${one.server} ${IS_GONE}`,
       { said: done.said, hint: 'was a prune interrupted? `node backup.js prune` puts it in order. Else ask the storage\'s keeper' });
+    const [, refused] = /^REFUSED: (.*)$/m.exec(done.said) ?? [];
+    if (refused) throw new Problem(`${what}: ${refused}`);
     const hint = done.code === 127 ? `${interpreter[0]} is not there: borg is a Python program, so install python3 on the storage` : `does this open a shell there: ${one.storage.join(' ')}`;
-    throw failure(what, done, one.storage.length > 0 ? hint : '');
+    throw failure(what, done, one.storage.length > 0 && (looks || [126, 127, 255].includes(done.code)) ? hint : '');
   } finally {
     fs.closeSync(fd);
   }
@@ -8839,12 +8886,11 @@ async function onStorage(one, what, interpreter, script, options = {}) {
 
 // =========================================================================================================
 // ==== SEGMENTS ====
-// The files of a borg 1 repository, read from outside: its transactions, and what each changed.
-// And when the storage itself says it was. No key is needed and borg is not asked. A repository is a list of segment files that
-// only grows; each entry is crc32, size, tag and, for PUT and DELETE, the id of a chunk; a COMMIT ends a transaction, whose
-// number is that of its segment file (borg: docs/internals/data-structures.rst, "Segments"; repository.py). The storage's server
-// writes a DELETE before it PUTs an id again, whatever a client asks: a client cannot hide that. The reader below is Python,
-// which is there wherever borg is. It only reads, one entry at a time.
+// The files of a borg 1 repository, read from outside: its transactions, what each changed, and when.
+// That is by the storage's own note. No key is needed and borg is not asked. A repository is a list of segment files that only grows; each entry is crc32, size, tag
+// and, for PUT and DELETE, the id of a chunk; a COMMIT ends a transaction, whose number is that of its segment file (borg: docs/internals/data-structures.rst,
+// "Segments"; repository.py). The storage's server writes a DELETE before it PUTs an id again, whatever a client asks: a client cannot hide that. The reader below
+// is Python, which is there wherever borg is. It only reads, one entry at a time.
 
 const READER = String.raw`
 import configparser, datetime, hashlib, json, os, struct, sys, time, zlib
@@ -8934,18 +8980,17 @@ say(config=dict(config['repository']), nonce=open('nonce').read().strip() if os.
     state=hashlib.sha256(repr((digest(sizes), log, open('nonce').read() if os.path.exists('nonce') else '')).encode()).hexdigest(), serving=serving, locked=os.path.exists('lock.exclusive') and bool(os.listdir('lock.exclusive')))
 `;
 
-/**
- * The reader as a text for python3. served: where the repository is when `borg serve` opens it; folder: where it is now. Its
- * last line is a JSON object.
- */
+/** The reader as a text for python3. served: where the repository is when `borg serve` opens it; folder: where it is now. Its last line is a JSON object. */
 function readerText(folder, served, { after, until, logBytes, ids, data }) {
   const values = { REPO: folder, SERVED: served, AFTER: after, UNTIL: until, LOG: logBytes, IDS: ids };
   return `${Object.entries(values).map(([name, value]) => `${name} = ${JSON.stringify(value)}\n`).join('')}DATA = ${data ? 'True' : 'False'}\n${READER}`;
 }
 
 const SUM = { sha256: 'text' };
-const PART_OF_FILES = { 'found?': 'text', 'deleted?': 'anything', 'place?': 'number', 'number?': 'id', 'time?': 'time', 'fileTime?': 'time', 'puts?': 'number', 'bytes?': 'number', 'manifest?': 'number' };
-const WHOLE_OF_FILES = { config: { '*': 'text', id: 'hex' }, nonce: 'text', damage: ['text'], last: 'id', bytes: 'number', segments: 'number', files: { ...SUM, count: 'number' }, oldFiles: { ...SUM, count: 'number' }, log: { ...SUM, bytes: 'number' },
+// What READER prints: a line for each piece that was found or deleted, one for each transaction, and at the end one for the whole.
+const FOUND_LINE = { found: 'hex', place: 'number' }, DELETED_LINE = { deleted: 'hex', place: 'number' };
+const TRANSACTION_LINE = { number: 'id', 'time?': 'time', fileTime: 'time', puts: 'number', bytes: 'number', 'manifest?': 'number', deleted: 'number' };
+const LAST_LINE = { config: { '*': 'text', id: 'hex' }, nonce: 'text', damage: ['text'], last: 'id', bytes: 'number', segments: 'number', files: { ...SUM, count: 'number' }, oldFiles: { ...SUM, count: 'number' }, log: { ...SUM, bytes: 'number' },
   oldLog: 'text', appendOnlyLines: 'number', state: 'text', serving: ['text'], locked: 'yes or no',
   now: 'time', newest: 'text', quotas: ['text'], disk: { free: 'number', total: 'number', id: 'number' } };
 
@@ -8955,7 +9000,7 @@ function readerLine(line, server) {
   try {
     what = JSON.parse(line);
   } catch { /* told below */ }
-  const odd = misfit(what, what?.config === undefined ? PART_OF_FILES : WHOLE_OF_FILES);
+  const form = what?.config ? LAST_LINE : what?.found !== undefined ? FOUND_LINE : what?.place !== undefined ? DELETED_LINE : TRANSACTION_LINE, odd = misfit(what, form);
   if (odd) throw new Problem(`what the storage of ${server} says of the repository's files is not understood (${odd})`,
     { said: line.slice(0, 200), hint: 'is that a plain shell over there, which says nothing of its own? Else ask the storage\'s keeper' });
   return what;
@@ -8970,12 +9015,13 @@ async function readRepository(one, wanted, folder = folderThere(one)) {
   let rest = null;
   const onLine = (line) => {
     const what = readerLine(line, one.server);
-    if (typeof what.found === 'string') found.push([what.found, what.place]);
-    else if (typeof what.place === 'number') deletes.push([what.deleted, what.place]);
-    else if (typeof what.number === 'number') transactions.push({ ...what, found: found.splice(0), deletes: deletes.splice(0) });
-    else rest = what;
+    if (what.config) rest = what;
+    else if (what.found !== undefined) found.push([what.found, what.place]);
+    else if (what.place !== undefined) deletes.push([what.deleted, what.place]);
+    else transactions.push({ ...what, found: found.splice(0), deletes: deletes.splice(0) });
   };
-  await onStorage(one, `the files of the repository of ${one.server} cannot be read`, ['python3', '-'], readerText(folder, folderThere(one), wanted), { looks: true, onLine, keepBytes: 0, seconds: 24 * 3600 });
+  await onStorage(one, `the files of the repository of ${one.server} cannot be read`, ['python3', '-'], readerText(folder, folderThere(one), wanted),
+    { looks: true, onLine, keepBytes: 0, seconds: wanted.after === STATE_ALONE.after ? 600 : 24 * 3600 });
   if (!rest) throw new Problem(`the files of the repository of ${one.server} were not read to their end`);
   return { ...rest, transactions };
 }
@@ -8983,26 +9029,25 @@ async function readRepository(one, wanted, folder = folderThere(one)) {
 /** When a transaction was, as the storage itself noted: ISO 8601 UTC, to the second. */
 const timeOf = ({ time, fileTime }) => `${(time ?? fileTime).slice(0, 19)}Z`;
 
-/** What to read when only the repository's state is of interest, not its transactions. */
+/** What to read when only the repository's state is of interest, not its transactions: no data file has so high a number, so none is opened. */
 const STATE_ALONE = { after: 2 ** 32 - 1, until: 0, logBytes: 0, ids: [], data: false };
 
 // =========================================================================================================
 // ==== OPERATOR'S LEDGER ====
 // The operator's ledger: what audits saw of a server's repository, one JSON file a server.
-// Readable, on the operator's computer. It is what the storage and the server are measured by, so it never forgets: archives
+// In the code it is `book`: `ledger` is what a night has stopped. It is readable, on the operator's computer. It is what the storage and the server are measured by, so it never forgets: archives
 // that were pruned stay in it, with the day. Written whole or not at all. Changes only files in `ledgerFolder`.
 
 const bookFile = ({ ledgerFolder }, server) => path.join(ledgerFolder, `${server}.json`);
 
 const MARK_FORM = { transaction: 'id', previous: 'id', time: 'time', files: { count: 'number', sha256: 'text' }, log: { bytes: 'number', sha256: 'text' }, manifestBytes: 'number', nonce: 'text' };
-const BOOK_FORM = { server: 'text', firstAuditAt: 'time', lastAuditAt: 'time', 'mark?': MARK_FORM, appendOnly: 'yes or no', config: { '*': 'text' }, days: [{ day: 'text', bytes: 'number', transactions: 'number' }], audits: [{ at: 'time' }], prunes: [{ at: 'time' }],
-  archives: [{ id: 'text', name: 'text', kind: 'text', seenAt: 'time', seenBy: 'text', transaction: 'id', claimedAt: 'time', endedAt: 'time', 'originalBytes?': 'number', 'files?': 'number', 'newBytes?': 'number', 'goneAt?': 'time' }],
+const BOOK_FORM = { server: 'text', firstAuditAt: 'time', lastAuditAt: 'time', 'mark?': MARK_FORM, 'namedUntil?': 'id', appendOnly: 'yes or no', config: { '*': 'text' },
+  days: [{ day: 'text', bytes: 'number', transactions: 'number' }], audits: [{ at: 'time' }], prunes: [{ at: 'time', freedBytes: 'number' }],
+  archives: [{ id: 'text', name: 'text', kind: 'text', seenAt: 'time', seenBy: 'text', transaction: 'id', claimedAt: 'time', endedAt: 'time',
+    'originalBytes?': 'number', 'files?': 'number', 'newBytes?': 'number', 'goneAt?': 'time' }],
   'pruning?': { startedAt: 'time', stage: 'text', deleting: ['text'], accessCut: 'yes or no', 'mark?': MARK_FORM, 'bytes?': ['number'] } };
 
-/**
- * The ledger of a server; null before its first audit. Throws Problem (64) when the file is there and is none: a ledger is
- * never begun anew by itself.
- */
+/** The ledger of a server; null before its first audit. Throws Problem (64) when there is a file and it cannot be read as a ledger: it is never begun anew by itself. */
 function readBook(operator, { server, repository }) {
   const file = bookFile(operator, server);
   let text;
@@ -9024,23 +9069,46 @@ function readBook(operator, { server, repository }) {
   }
 }
 
-function newBook({ server, repository }, now) {
-  return { format: 1, server, repository, firstAuditAt: now, lastAuditAt: now, mark: null, appendOnly: false, config: {}, archives: [], days: [], audits: [], prunes: [], pruning: null };
+const newBook = ({ server, repository }, now) => ({ format: 1, server, repository, firstAuditAt: now, lastAuditAt: now,
+  mark: null, appendOnly: false, config: {}, archives: [], days: [], audits: [], prunes: [], pruning: null });
+
+/** One audit or prune of a server at a time, on this computer. Returns the lock: an open file. Throws Problem (75) when there is another one. */
+function lockBook({ ledgerFolder }, server) {
+  canWrite(ledgerFolder, () => { fs.mkdirSync(ledgerFolder, { recursive: true, mode: 0o700 }); fs.accessSync(ledgerFolder, fs.constants.W_OK); });
+  refuseIfOthersCanChange(ledgerFolder, '`ledgerFolder`');
+  const lock = takeLock(ledgerFolder, 1, `.${server}.lock`);
+  if (lock !== null) return lock;
+  throw new Problem(`${server}: another audit or prune of it is going on`, { exitCode: 75, hint: 'wait for its end' });
 }
 
-/** One audit or prune of a server at a time, on this computer. Throws Problem (75) when there is another one. */
-function lockBook({ ledgerFolder }, server) {
-  fs.mkdirSync(ledgerFolder, { recursive: true, mode: 0o700 });
-  refuseIfOthersCanChange(ledgerFolder, '`ledgerFolder`');
-  if (takeLock(ledgerFolder, 1, `.${server}.lock`) === null) throw new Problem(`${server}: another audit or prune of it is going on`,
-    { exitCode: 75, hint: 'wait for its end' });
+/**
+ * Audit or prune each server meant, alone on its ledger. Given what to do and what to note of one that failed, returns the exit code: an alarm or a failure (2) is
+ * never hidden by another server's "not now".
+ */
+async function eachServer(operator, names, work, failed) {
+  const codes = [0];
+  for (const one of serversMeant(operator, names)) {
+    let lock = null;
+    try {
+      lock = lockBook(operator, one.server);
+      codes.push(await work(one));
+    } catch (error) {
+      if (!(error instanceof Problem)) throw error;
+      if (error.message !== askedToStop()?.why) sayError(error); // that is told in the end
+      failed(one.server, error.message);
+      codes.push(error.facts.exitCode ?? 2);
+      goOn();
+    } finally {
+      if (lock !== null) fs.closeSync(lock);
+    }
+  }
+  return [2, 64, 75].find((code) => codes.includes(code)) ?? Math.max(...codes);
 }
 
 /** Write the ledger, on disk when this returns. */
-function writeBook(operator, book) {
-  writeDurably(bookFile(operator, book.server), `${JSON.stringify(book, null, 1)}\n`);
-}
-
+const writeBook = (operator, book) => writeHere(bookFile(operator, book.server), `${JSON.stringify(book, null, 1)}\n`);
+/** The last transaction up to which archives have names in the ledger: audits without the key move the mark alone. 0: no audit saw names and transactions both. */
+const namedUntil = (book) => book.namedUntil ?? (book.archives.length > 0 ? book.mark?.transaction ?? 0 : 0);
 /** The archives that are still there, as far as the ledger knows. */
 const present = (book) => book.archives.filter((one) => !one.goneAt);
 
@@ -9064,11 +9132,15 @@ const sha256 = (text) => createHash('sha256').update(text).digest('hex');
 
 /** Everything that is wrong, the earliest first. */
 function findingsOf(evidence) {
-  const { reading, listed, isFirst } = evidence;
-  if (isFirst) return reading ? damaged(reading, evidence.now) : []; // what was there before we came is trusted
-  const taken = reading ? rewritten(evidence, reading) : [], missing = listed ? gone(evidence, listed) : [];
-  const found = [...taken, ...missing, ...(reading ? [...manifests(evidence, reading, taken.length + missing.length > 0), ...unexpected(evidence, reading), ...configuration(evidence, reading), ...damaged(reading, evidence.now)] : []),
-    ...(listed ? [...strangers(evidence), ...times(evidence), ...proofs(evidence, listed)] : []), ...sizes(evidence)];
+  const { reading, listed, isFirst, book } = evidence, areFilesKnown = book.mark !== null, areNamesKnown = book.archives.length > 0 || namedUntil(book) > 0;
+  if (isFirst) return reading ? damagedFiles(reading, evidence.now) : []; // what was there before we came is trusted
+  const rewrites = reading && areFilesKnown ? rewritten(evidence, reading) : [], missing = listed ? goneArchives(evidence, listed) : [];
+  const found = [...rewrites, ...missing];
+  if (reading && areFilesKnown) found.push(...manifests(evidence, reading, found.length > 0), ...unexpected(evidence, reading));
+  if (reading && Object.keys(book.config).length > 0) found.push(...configuration(evidence, reading));
+  if (reading) found.push(...damagedFiles(reading, evidence.now));
+  if (listed && areNamesKnown) found.push(...strangers(evidence), ...wrongTimes(evidence), ...falseProofs(evidence, listed));
+  if (listed ? areNamesKnown : areFilesKnown) found.push(...oddSizes(evidence));
   return onceEach(found).sort((one, other) => (one.transaction ?? Infinity) - (other.transaction ?? Infinity) || (one.rule < other.rule ? -1 : 1));
 }
 
@@ -9087,16 +9159,16 @@ function rewritten({ book, puts, fresh, listed }, { transactions, oldFiles }) {
     for (const [id, place] of one.deletes) {
       const all = puts.get(id) ?? [], isEarlier = ([number, at]) => number < one.number || (number === one.number && at < place);
       const last = all.filter(isEarlier).pop()?.[0], archive = known.get(id), isKept = archive && archive.kind !== 'checkpoint' && !archive.goneAt;
+      if (last === one.number) continue; // what one transaction puts and takes back was never there: a file that could not be read to its end
       if (all.some((put) => !isEarlier(put))) overwritten.push(id);
-      else if (last === one.number) continue; // what one transaction puts and takes back was never there: a file that could not be read to its end
-      else if (last === before && !isKept && (archive || !listed || before !== book.mark?.transaction)) checkpoints.push(id); // with the key the ledger knows each archive up to its mark
+      else if (last === before && !isKept && (archive || !listed || before > namedUntil(book))) checkpoints.push(id); // up to there the ledger knows each archive
       else if (archive && isKept) found.push(aFinding('R8', timeOf(one), one.number, [archive.name], `archive ${named(archive.name)} was deleted, or renamed or written anew, which deletes it, too`));
       else deleted.push(id);
     }
     if (checkpoints.length > 1 || deleted.length > 0 || overwritten.length > 0 || one.manifest === null) deleted.push(...checkpoints); // no honest run
-    const uncounted = one.deleted - one.deletes.length, place = `in transaction ${one.number}`;
-    if (overwritten.length > 0) found.push(aFinding('R1', timeOf(one), one.number, [], `${count(overwritten.length, 'piece')} of stored data ${overwritten.length === 1 ? 'was' : 'were'} overwritten ${place}: every archive that holds such a piece is damaged`));
-    if (deleted.length + uncounted > 0) found.push(aFinding('R2', timeOf(one), one.number, [], `${count(deleted.length + uncounted, 'piece')} of stored data ${deleted.length + uncounted === 1 ? 'was' : 'were'} deleted ${place}`));
+    const uncounted = one.deleted - one.deletes.length, where = `in transaction ${one.number}`;
+    if (overwritten.length > 0) found.push(aFinding('R1', timeOf(one), one.number, [], `${count(overwritten.length, 'piece')} of stored data ${overwritten.length === 1 ? 'was' : 'were'} overwritten ${where}: every archive that holds such a piece is damaged`));
+    if (deleted.length + uncounted > 0) found.push(aFinding('R2', timeOf(one), one.number, [], `${count(deleted.length + uncounted, 'piece')} of stored data ${deleted.length + uncounted === 1 ? 'was' : 'were'} deleted ${where}`));
     before = one.number;
   }
   const { mark } = book;
@@ -9106,12 +9178,12 @@ function rewritten({ book, puts, fresh, listed }, { transactions, oldFiles }) {
   return found;
 }
 
-/** R3, and R4: by the names, a transaction that stored data and is that of no archive in the list; without them, a list that became shorter. */
+/** R3: a transaction without a list of archives. R4 with the key: one stored data, and no archive in the list is its. R4 without the key: the list became shorter. */
 function manifests({ book, listed, fresh, puts }, { transactions }, isTampered) {
-  const found = [], shorter = [], ends = new Set(fresh.map(({ transaction }) => transaction)), freshIds = new Set(fresh.map(({ id }) => id)), taken = new Set([...puts].filter(([id]) => !freshIds.has(id)).flatMap(([, list]) => list.map(([number]) => number)));
+  const found = [], shorter = [], ends = new Set(fresh.map(({ transaction }) => transaction)), freshIds = new Set(fresh.map(({ id }) => id)), accounted = new Set([...puts].filter(([id]) => !freshIds.has(id)).flatMap(([, list]) => list.map(([number]) => number)));
   let last = book.mark?.manifestBytes ?? 0;
   for (const one of transactions) {
-    if (listed && one.puts > 0 && one.manifest !== null && !ends.has(one.number) && !taken.has(one.number)) {
+    if (listed && one.puts > 0 && one.manifest !== null && !ends.has(one.number) && !accounted.has(one.number)) {
       found.push(aFinding('R4', timeOf(one), one.number, [], `transaction ${one.number} stored ${size(one.bytes)}, and there is no archive of it: it was taken out of the list, or somebody stores other things here`));
     }
     if (one.manifest === null) found.push(aFinding('R3', timeOf(one), one.number, [], `transaction ${one.number} has no list of archives: no borg client ends one so`));
@@ -9120,6 +9192,8 @@ function manifests({ book, listed, fresh, puts }, { transactions }, isTampered) 
       last = one.manifest;
     }
   }
+  // Who hid an archive did it later than its run: the way back leads to before that.
+  for (const one of found) if (one.rule === 'R4') one.transaction = shorter.find(({ transaction }) => transaction > one.transaction)?.transaction ?? one.transaction;
   return listed && !isTampered ? found : [...found, ...shorter]; // another compression makes the list shorter, too: with the names that alone is no alarm
 }
 
@@ -9170,10 +9244,10 @@ const hashedConfig = (config) =>
   Object.fromEntries(Object.entries(config).filter(([key]) => key !== 'last_segment_checked').map(([key, value]) => [key, key === 'key' ? `sha256 ${sha256(value)}` : value]));
 
 /** R9. */
-const damaged = ({ damage }, now) => (damage.length === 0 ? [] : [aFinding('R9', now, null, [], `the repository's files are damaged: ${listedBriefly(damage, 5)}`)]);
+const damagedFiles = ({ damage }, now) => (damage.length === 0 ? [] : [aFinding('R9', now, null, [], `the repository's files are damaged: ${listedBriefly(damage, 5)}`)]);
 
 /** R8, by the list of archives. */
-function gone({ book, reading }, listed) {
+function goneArchives({ book, reading }, listed) {
   const ids = new Set(listed.map(({ id }) => id)), names = new Set(listed.map(({ name }) => name));
   return present(book).filter(({ id, kind }) => kind !== 'checkpoint' && !ids.has(id)).map(({ id, name }) => {
     const deletion = reading?.transactions.find(({ deletes }) => deletes.some(([one]) => one === id));
@@ -9183,11 +9257,11 @@ function gone({ book, reading }, listed) {
 }
 
 /** R10. What the client claims, against what the storage saw. */
-function times({ book, fresh, reading }) {
+function wrongTimes({ book, fresh, reading }) {
   return fresh.flatMap((one) => {
     const stamp = stampOf(one.name), wrong = (what) => [aFinding('R10', one.seenAt, one.transaction || null, [one.name], `archive ${named(one.name)} ${what}`)];
     const seen = `the storage saw it on ${one.seenAt}`;
-    if (one.seenBy === 'storage' && one.transaction <= (book.mark?.transaction ?? 0) && reading) return wrong('is new in the list, but its data is older than the last audit');
+    if (one.seenBy === 'storage' && one.transaction <= namedUntil(book) && reading) return wrong('is new in the list, but its data is older than the last audit');
     if (Date.parse(one.endedAt) - Date.parse(one.seenAt) > HOUR) return wrong(`claims a time in the future: ${one.endedAt}; ${seen}`);
     if (one.seenBy === 'storage' ? apart(one.endedAt, one.seenAt) > HOUR : Date.parse(one.endedAt) < Date.parse(book.lastAuditAt) - HOUR) return wrong(`claims another time than it was written at: ${one.endedAt}; ${seen}`);
     if (stamp && (Date.parse(stamp) - Date.parse(one.claimedAt) > HOUR || Date.parse(one.seenAt) - Date.parse(stamp) > 7 * 24 * HOUR)) return wrong(`bears another time in its name than it was written at; ${seen}`);
@@ -9196,7 +9270,7 @@ function times({ book, fresh, reading }) {
 }
 
 /** R11. Only the run itself says that an archive is good, and at once. */
-function proofs({ book, fresh }, listed) {
+function falseProofs({ book, fresh }, listed) {
   const all = new Map([...present(book), ...fresh].map((one) => [one.name, one]));
   return fresh.filter(({ kind }) => kind === 'proof').flatMap((proof) => {
     const name = proof.name.slice('proven-'.length), cold = all.get(name), claims = listed.find(({ id }) => id === proof.id)?.facts.id;
@@ -9209,11 +9283,8 @@ function proofs({ book, fresh }, listed) {
   });
 }
 
-/**
- * R6. Given archives that are new and proven, how they compare with those before: a night that holds half or less, or thrice
- * and more, or sends more than ever.
- */
-function sizes({ book, fresh, reading, listed }) {
+/** R6. Given archives that are new and proven, how they compare with those before: a night that holds half or less, or thrice and more, or sends more than ever. */
+function oddSizes({ book, fresh, reading, listed }) {
   const proven = provenOnes(present(book)), found = [];
   for (const one of provenOnes(fresh)) {
     const wrong = (what) => found.push(aFinding('R6', one.seenAt, one.transaction || null, [one.name], `${one.name} ${what}`));
@@ -9247,9 +9318,7 @@ function oddSize({ originalBytes, files }, earlier) {
 
 const isSudden = (bytes, before, repositoryBytes) => before.length >= 5 && bytes > 16e6 && bytes > 5 * Math.max(...before) && bytes > (repositoryBytes - bytes) / 2;
 
-function byDay(transactions) {
-  return groups(transactions, (one) => timeOf(one).slice(0, 10));
-}
+const byDay = (transactions) => groups(transactions, (one) => timeOf(one).slice(0, 10));
 
 function groups(list, keyOf) {
   const found = new Map();
@@ -9265,10 +9334,7 @@ const listedBriefly = (texts, most = 10) => texts.slice(0, most).join(', ') + (t
 // the files of later transactions are taken away, and with them what borg derived from them (borg: docs/usage/notes.rst, "Append-only
 // mode"). Nothing is thrown away before a copy is made; what honest nights wrote after the attack is named, because it goes, too.
 
-/**
- * Given a server, its ledger and what the audit found, returns the plan as text: one block of shell for the storage, one for
- * the operator's computer, one for the server.
- */
+/** Given a server, its ledger and what the audit found, returns the plan as text: one block of shell for the storage, one for the operator's computer, one for the server. */
 function undoPlan({ ledgerFolder }, one, book, { reading, fresh, listed }, findings) {
   const { server } = one, folder = pasteable([folderThere(one)]), first = Math.min(...findings.map(({ transaction }) => transaction ?? Infinity));
   const head = [`# ${server}: the way back. Nothing of it has been done.`, ...findings.map(({ rule, what }) => asComment(`${rule} ${what}`))];
@@ -9319,52 +9385,45 @@ function rollBack(good, files) {
 // =========================================================================================================
 // ==== AUDIT ====
 // The audit: has somebody tampered with an append-only repository?
-// It reads what is new since the last audit, compares it with the ledger, and says `clean` or `alarm`. A clean one moves the
-// ledger's mark forward; an alarm leaves it where it was, so that every audit after it finds the same, until it is undone, or
-// the operator accepts it. Changes the ledger alone; on the storage nothing.
+// It reads what is new since the last audit, compares it with the ledger, and says `clean` or `alarm`. A clean one moves the ledger's mark forward; an alarm leaves
+// it where it was, so that every audit after it finds the same, until it is undone, or the operator accepts it. Changes the ledger alone; on the storage nothing.
 
 const SETTLED = 90; // seconds after which a new archive without its proof counts as unproven: until then its run is starting services again
 
-/**
- * `audit [SERVER...]`: given the operator's file, audits each server. Returns 0 when all are clean, 2 after an alarm or when
- * one could not be audited.
- */
+/** `audit [SERVER...]`: given the operator's file, audits each server. Returns 0 when all are clean, 2 after an alarm or when one could not be audited. */
 async function audit(builtIn, operator, names, options) {
   const results = [];
-  let code = 0;
-  for (const one of serversMeant(operator, names)) {
-    try {
-      lockBook(operator, one.server);
-      const { server, verdict, findings, notes, book, evidence } = await auditServer(builtIn, operator, one, options);
-      const plan = findings.length > 0 ? undoPlan(operator, one, book, evidence, findings) : `# ${server}: no alarm, so there is nothing to undo`;
-      results.push({ server, verdict, findings, notes, newTransactions: evidence.reading?.transactions.length ?? null, archives: present(book).length, ...(options.undoPlan ? { undoPlan: plan } : {}) });
-      if (options.undoPlan && !mode.json) answer(plan);
-      else if (!mode.json && !(mode.quiet && verdict === 'clean')) answer(auditText(server, verdict, findings, notes));
-      if (verdict === 'alarm') code = 2;
-    } catch (error) {
-      if (!(error instanceof Problem)) throw error;
-      goOn();
-      sayError(error);
-      results.push({ server: one.server, verdict: 'unknown', findings: [], notes: [], error: error.message });
-      code = Math.max(code === 75 ? 0 : code, error.facts.exitCode ?? 2);
-    }
-  }
+  const exitCode = await eachServer(operator, names, async (one) => {
+    const { server, verdict, findings, notes, book, evidence } = await auditServer(builtIn, operator, one, options);
+    const plan = findings.length > 0 ? undoPlan(operator, one, book, evidence, findings) : `# ${server}: no alarm, so there is nothing to undo`;
+    results.push({ server, verdict, findings, notes, newTransactions: evidence.reading?.transactions.length ?? null, archives: present(book).length, ...(options.undoPlan ? { undoPlan: plan } : {}) });
+    if (options.undoPlan && !mode.json) answer(plan);
+    else if (!mode.json && !(mode.quiet && verdict === 'clean')) answer(auditText(server, verdict, findings, notes));
+    return verdict === 'alarm' ? 2 : 0;
+  }, (server, error) => results.push({ server, verdict: 'unknown', findings: [], notes: [], error }));
   if (mode.json) answer(JSON.stringify(results, null, 1));
-  return code;
+  return exitCode;
 }
 
 /** Audit one server and write its ledger. Throws Problem when the repository cannot be read. */
-async function auditServer(builtIn, operator, one, options) {
+async function auditServer(builtIn, operator, one, options = {}) {
   const now = new Date().toISOString(), was = readBook(operator, one), book = was ?? newBook(one, now);
   if (!hasShell(one) && !canDecrypt(one)) throw new Problem(`${one.server}: without a shell on the storage and without the passphrase there is nothing to audit by`,
     { exitCode: 64, hint: 'give `storage`, or `keyFile` and `passphraseFile`' });
   if (book.pruning) throw new Problem(`${one.server}: the prune of ${book.pruning.startedAt} was interrupted`,
     { hint: `node backup.js prune ${one.server} puts it in order, and audits` });
-  const evidence = await gather(builtIn, operator, one, { book, isFirst: was === null, now }, options.full).catch((error) => nothingLeft(error, was, now));
+  let evidence;
+  try {
+    evidence = await gather(builtIn, operator, one, { book, isFirst: was === null, now }, options.full === true);
+  } catch (error) { // a known repository that is not there is an alarm; whatever else fails is no verdict at all
+    if (was === null || !(error instanceof Problem) || !error.message.endsWith(IS_GONE)) throw error;
+    evidence = { book, isFirst: false, reading: null, puts: new Map(), listed: [], listTrouble: error, fresh: [], now };
+  }
   const findings = findingsOf(evidence).map((found) => ({ ...found, undo: undoOf(one, found) }));
   if (evidence.listTrouble && findings.length === 0) throw evidence.listTrouble;
   const notes = notesOf(evidence, canDecrypt(one));
-  const isAccepted = findings.length > 0 && options.accept && await acceptFindings(one.server, findings, options.yes);
+  if (findings.length > 0 && options.accept && !mode.json) answer(auditText(one.server, 'alarm', findings, []));
+  const isAccepted = findings.length > 0 && options.accept === true && (options.yes || await agrees(`Take what was found on ${one.server} as it is, from now on?`));
   const verdict = findings.length > 0 && !isAccepted ? 'alarm' : 'clean';
   book.lastAuditAt = verdict === 'clean' ? now : book.lastAuditAt;
   book.audits.push({ at: now, verdict, transactions: evidence.reading?.transactions.length ?? 0, findings, ...(isAccepted ? { accepted: `by the operator, ${now}` } : {}) });
@@ -9373,30 +9432,10 @@ async function auditServer(builtIn, operator, one, options) {
   return { server: one.server, verdict, findings: isAccepted ? [] : findings, notes: isAccepted ? [...notes, `${count(findings.length, 'finding')} accepted`] : notes, book, evidence };
 }
 
-// A known repository that is not there is an alarm; whatever else fails is no verdict at all.
-function nothingLeft(error, book, now) {
-  if (!book || !(error instanceof Problem) || !error.message.endsWith(IS_GONE)) throw error;
-  return { book, isFirst: false, reading: null, puts: new Map(), listed: [], listTrouble: error, fresh: [], now };
-}
-
 /** Read what there is to judge by: the files since the mark, the list of archives, and where in the files the ids that matter were PUT. */
 async function gather(builtIn, operator, one, { book, isFirst, now }, full) {
   const mark = book.mark, after = mark?.transaction ?? 0, logBytes = mark?.log.bytes ?? 0, began = Date.now();
-  let listed = null, listTrouble = null, reading = null;
-  const read = async () => (hasShell(one) ? readRepository(one, { after, until: 0, logBytes, ids: [], data: !isFirst }) : null);
-  const settings = canDecrypt(one) ? borgSettings(builtIn, operator, one) : null;
-  for (let isOne = false; !isOne;) { // until nobody wrote between the first look and the last
-    reading = await read();
-    const isNew = !reading || isFirst || reading.transactions.length > 0; // without a new transaction the list is that of the last audit
-    try {
-      listed = settings && isNew ? await orWrongBorg(listSettled(settings, one.server, book)) : null;
-    } catch (error) { // it may be what was done to the repository that keeps borg from reading it: the files tell
-      if (!(error instanceof Problem) || isFirst || !reading) throw error;
-      listTrouble = error;
-    }
-    const later = reading && isNew ? await readRepository(one, { after: reading.last, until: 0, logBytes: 0, ids: [], data: false }) : null; // an upload that is not committed is no matter
-    isOne = !later || (later.transactions.length === 0 && later.log.sha256 === reading.log.sha256);
-  }
+  const { reading, listed, listTrouble } = await readUntilSettled(one, canDecrypt(one) ? borgSettings(builtIn, operator, one) : null, book, isFirst);
   if (full && reading) reading.damage = (await readRepository(one, { after: 0, until: reading.last, logBytes, ids: [], data: true })).damage;
   const known = new Set(book.archives.map(({ id }) => id)), added = listed?.filter(({ id }) => !known.has(id)) ?? [];
   const puts = new Map(), at = new Map(reading?.transactions.map((transaction) => [transaction.number, timeOf(transaction)]));
@@ -9404,11 +9443,36 @@ async function gather(builtIn, operator, one, { book, isFirst, now }, full) {
   if (reading && ids.size > 0) await findPuts(one, { after: mark?.previous ?? 0, until: reading.last, logBytes, ids: [...ids], data: false }, puts, at);
   const missing = reading ? added.filter(({ id }) => !puts.has(id)).map(({ id }) => id) : [];
   if (missing.length > 0 && after > 0) await findPuts(one, { after: 0, until: reading.last, logBytes, ids: missing, data: false }, puts, at);
-  const fresh = added.map((archive) => knownArchive(archive, one.server, puts.get(archive.id)?.[0]?.[0] ?? 0, at, { reading, isFirst, now }));
+  const fresh = added.map((archive) => knownArchive(archive, one.server, puts.get(archive.id)?.[0]?.[0] ?? 0, at, { book, reading, isFirst, now }));
   noteSizes(fresh, listed ?? []);
   countNewBytes(fresh, book, reading);
   say(`${one.server}: ${reading ? `read ${count(reading.transactions.length, 'transaction')}${after > 0 ? ' since the last audit' : ''} in ${span((Date.now() - began) / 1000)}` : 'no shell on the storage: only the list of archives is compared'}`);
   return { book, isFirst, reading, puts, listed, listTrouble, fresh, now };
+}
+
+/**
+ * Read the files since the mark and list the archives, until nobody wrote between the first look and the last. What came meanwhile is added to what was read:
+ * during a long upload nothing is read twice.
+ */
+async function readUntilSettled(one, settings, book, isFirst) {
+  const { mark } = book, read = (after) => readRepository(one, { after, until: 0, logBytes: mark?.log.bytes ?? 0, ids: [], data: mark !== null });
+  let reading = hasShell(one) ? await read(mark?.transaction ?? 0) : null;
+  for (;;) {
+    let listed = null, listTrouble = null;
+    const isNew = !reading || isFirst || reading.transactions.length > 0 || namedUntil(book) < reading.last; // else the list is that of the last audit
+    try {
+      if (settings && isNew) listed = await orWrongBorg(listSettled(settings, one.server, book));
+    } catch (error) { // it may be what was done to the repository that keeps borg from reading it: the files tell
+      if (!(error instanceof Problem) || isFirst || !reading) throw error;
+      listTrouble = error;
+    }
+    if (!reading || !isNew) return { reading, listed, listTrouble };
+    const later = await read(reading.last); // an upload that is not committed is no matter
+    if (later.transactions.length === 0 && later.log.sha256 === reading.log.sha256) return { reading, listed, listTrouble };
+    const isSame = later.oldFiles.sha256 === reading.files.sha256, isLogged = reading.appendOnlyLines === 0 || reading.transactions.at(-1)?.time !== null; // the log gets its line after the commit
+    reading = !isSame || !isLogged ? await read(mark?.transaction ?? 0)
+      : { ...later, transactions: [...reading.transactions, ...later.transactions], damage: [...reading.damage, ...later.damage], oldFiles: reading.oldFiles };
+  }
 }
 
 // A run writes its proof when all services are up again: an archive of a minute ago need not have one.
@@ -9432,8 +9496,9 @@ async function findPuts(one, wanted, puts, at) {
   }
 }
 
-function knownArchive({ id, name, startedAt, endedAt }, server, transaction, at, { reading, isFirst, now }) {
-  const logged = transaction > 0 && (!isFirst || reading.appendOnlyLines > 0), seenAt = logged ? at.get(transaction) : isFirst ? endedAt : `${now.slice(0, 19)}Z`;
+function knownArchive({ id, name, startedAt, endedAt }, server, transaction, at, { book: { mark, lastAuditAt }, reading, isFirst, now }) {
+  const logged = transaction > 0 && (mark !== null || reading.appendOnlyLines > 0), between = [lastAuditAt, endedAt, now].map((time) => `${time.slice(0, 19)}Z`).sort()[1];
+  const seenAt = logged ? at.get(transaction) : isFirst ? endedAt : between; // who lies can only lie within the time between two audits
   return { id, name, kind: kindOf(server, name), seenAt, seenBy: logged ? 'storage' : isFirst ? 'first audit' : 'audit', transaction, claimedAt: startedAt, endedAt, originalBytes: null, files: null, newBytes: null };
 }
 
@@ -9448,16 +9513,17 @@ function noteSizes(archives, listed) {
 
 // What a run sent: everything since the proof before it.
 function countNewBytes(fresh, book, reading) {
-  let before = book.mark?.transaction ?? 0;
+  let before = book.mark?.transaction ?? (book.audits.length === 0 ? 0 : Infinity); // what came before the mark was not read
   for (const cold of provenOnes(fresh)) {
     const proof = fresh.find(({ name }) => name === `proven-${cold.name}`);
-    if (reading) cold.newBytes = reading.transactions.filter(({ number }) => number > before && number <= proof.transaction).reduce((sum, { bytes }) => sum + bytes, 0);
+    if (reading && proof.transaction > before) cold.newBytes = reading.transactions.filter(({ number }) => number > before && number <= proof.transaction).reduce((sum, { bytes }) => sum + bytes, 0);
     before = Math.max(before, proof.transaction);
   }
 }
 
 /** The ledger takes in what was found: the new mark, archives, bytes a day. Given what was accepted, too. */
 function moveForward({ book, reading, listed, fresh, now }, accepted) {
+  book.namedUntil = listed && reading ? reading.last : namedUntil(book);
   if (reading) {
     const { transactions, last, files, log, nonce } = reading, lastOne = transactions[transactions.length - 1];
     const manifestBytes = transactions.reduce((bytes, { manifest }) => manifest ?? bytes, book.mark?.manifestBytes ?? 0);
@@ -9477,7 +9543,7 @@ function moveForward({ book, reading, listed, fresh, now }, accepted) {
   for (const one of present(book)) {
     if (!ids.has(one.id)) Object.assign(one, { goneAt: now, goneBy: one.kind === 'checkpoint' ? 'its run' : accepted.length > 0 ? 'accepted' : 'unknown' });
     else if (one.kind === 'cold' && names.has(`proven-${one.name}`)) delete one.unproven;
-    else if (one.kind === 'cold') one.unproven = true;
+    else if (one.kind === 'cold' && Date.parse(now) - Date.parse(one.seenAt) > LATEST_PROOF) one.unproven = true; // until then its run may be starting services
   }
 }
 
@@ -9492,6 +9558,8 @@ function notesOf({ book, isFirst, reading, listed, listTrouble, fresh, now }, ha
   const proven = provenOnes([...present(book), ...fresh]).pop(), all = listed?.length ?? 0, notes = [];
   if (isFirst) notes.push(`first audit: it trusts what it found${reading ? `, ${count(reading.transactions.length, 'transaction')} in ${size(reading.bytes)}` : ''}${listed ? `, ${count(all, 'archive')}` : ''}`);
   if (isFirst) notes.push(...oddAtFirst({ reading, fresh }));
+  if (!isFirst && reading && !book.mark) notes.push('the files of the repository were not read before, or not since a prune in place: they are trusted as they are');
+  if (!isFirst && listed && book.archives.length === 0 && namedUntil(book) === 0) notes.push('archives had no names here before: they are trusted as they are');
   if (listTrouble) notes.push(`the archives cannot be listed: ${listTrouble.message}: ${lastLines(listTrouble.facts.said ?? '', 1)}`);
   else if (!hasKey) notes.push('without the passphrase archives have no names here, and times are not compared');
   if (!reading) notes.push('the storage has no shell: overwritten data, a changed key or configuration and damage cannot be seen');
@@ -9516,11 +9584,6 @@ function auditText(server, verdict, findings, notes) {
   return [`${server}: ALARM: ${count(findings.length, 'finding')}. Do not prune or compact this repository`, ...findings.flatMap(({ rule, at, archives, what, undo }) => [`  ${rule.padEnd(4)} ${at.slice(0, 19)}Z  ${oneLine(what)}`,
     ...(archives.length > 0 ? [`       archives: ${listedBriefly(archives.map(named), 20)}`] : []), `       undo: ${undo}`]),
   ...notes.map((note) => `  note: ${note}`), `  next: node backup.js audit ${server} --undo-plan    (or, when you know who did it and want to keep it: --accept)`].join('\n');
-}
-
-async function acceptFindings(server, findings, yes) {
-  if (!mode.json) answer(auditText(server, 'alarm', findings, []));
-  return yes || agrees(`Take what was found on ${server} as it is, from now on?`);
 }
 
 // =========================================================================================================
@@ -9578,9 +9641,8 @@ function periodOf(rule, { id, seenAt }, timeZone) {
 // =========================================================================================================
 // ==== PRUNING ====
 // A repository pruned in a hard-linked copy beside it, which no server can reach.
-// Delete, compact, check, list there; then two renames. Whatever breaks before them leaves the repository as it was; whatever
-// breaks after is finished by the next call. Changes, on the storage: the copy, and in the end the repository; here: the ledger,
-// and what borg remembers of the repository.
+// Delete, compact, check, list there; then two renames. Whatever breaks before them leaves the repository as it was; whatever breaks after is finished by the next
+// call. Changes, on the storage: the copy, and in the end the repository; here: the ledger, and what borg remembers of the repository.
 
 const NAMES_AT_A_TIME = 200;
 
@@ -9592,39 +9654,74 @@ function refuseIfWriting(one, { serving, locked }) {
     hint: one.cutAccess.length > 0 ? 'does `cutAccess` end its `borg serve`, too?' : 'call again when its run is over, or give `cutAccess` and `giveAccess` in the operator\'s file' });
 }
 
-const places = (one) => {
-  const folder = folderThere(one);
-  return { folder, copy: `${folder}.pruning`, old: `${folder}.before-prune` };
+// The copy bears the time of its own prune: a script of a call that is long dead, and comes late, finds no copy of its own and touches nothing.
+const foldersOf = ({ one, book }) => {
+  const folder = folderThere(one), ending = `.pruning-${book.pruning.startedAt.replace(/\W/g, '')}`;
+  return { folder, copy: folder + ending, old: `${folder}.before-prune`, ending };
 };
 
 // What borg remembers of the copy (cache, newest state seen) is kept apart: a copy that is thrown away must not make the repository itself look rolled back.
 const memoryOfCopy = ({ stateFolder }) => `${stateFolder}.pruning`;
 
-const shell = (one, what, script) => onStorage(one, `${one.server}: ${what}`, ['sh', '-s'], `set -eu\ntrap '' HUP PIPE\nfolder=${pasteable([places(one).folder])} copy=${pasteable([places(one).copy])} old=${pasteable([places(one).old])}\n${script}`, { unlimited: true });
+/**
+ * Run a script of sh beside the repository, which knows $folder, $copy and $old. It ends by itself even when the line breaks, and one waits for the other (a lock
+ * on the folder above). Returns how it ended; what it set aside is told. Throws Problem when it fails.
+ */
+async function runThere(job, what, script) {
+  const { folder, copy, old } = foldersOf(job);
+  const done = await onStorage(job.one, `${job.one.server}: ${what}`, ['sh', '-s'], `set -eu
+trap '' HUP PIPE
+folder=${pasteable([folder])} copy=${pasteable([copy])} old=${pasteable([old])}
+if command -v flock > /dev/null && [ -r "$(dirname "$folder")" ]; then exec 9< "$(dirname "$folder")"; flock 9 || true; fi
+refuse() { echo "REFUSED: $1" >&2; exit 1; }
+aside() { if [ -e "$folder" ]; then other="$folder.unexpected-$(date +%s)"; mv -T "$folder" "$other"; echo "ASIDE: $other"; fi; }
+${script}`, { unlimited: true });
+  const [, aside] = /^ASIDE: (.*)$/m.exec(done.out) ?? [];
+  if (aside) warn(`${job.one.server}: while the repository was not at its place, another one was made there: it lies in ${aside} now. Look at it, then remove it`);
+  return done;
+}
 
 /** Delete, compact and check in a hard-linked copy, and let it take the repository's place. Returns the bytes that became free. */
 async function pruneInCopy(job, going) {
   const { operator, one, settings, book, audited } = job;
   const began = await readRepository(one, STATE_ALONE);
   refuseIfWriting(one, began);
-  if (began.state !== audited) throw written(one); // what no audit saw is not compacted away
-  await refuseWithoutSpace(one, began);
+  if (began.state !== audited) throw wroteMeanwhile(one); // what no audit saw is not compacted away
+  refuseWithoutSpace(one, began, Math.min(began.bytes, Number(began.config.max_segment_size ?? 5e8)));
   // What borg changes in place is copied, all else is linked: borg never writes into a data file that is there (repository.py, LoggedIO).
-  await shell(one, 'the copy cannot be made', 'rm -rf "$copy"\ntest ! -e "$old"\ncp -al "$folder" "$copy"\nfor file in transactions config nonce README; do if [ -e "$folder/$file" ]; then cp -a --remove-destination "$folder/$file" "$copy/"; fi; done\nrm -rf "$copy"/lock.*\n');
+  await runThere(job, 'the copy cannot be made', `
+if [ -L "$folder" ]; then refuse "the repository is a link: name the folder itself in the operator's file"; fi
+if [ "$(stat -c %d "$folder")" != "$(stat -c %d "$folder/..")" ]; then refuse 'the repository is a file system of its own: it belongs into a folder there, beside which a copy has its place'; fi
+if [ -e "$old" ]; then refuse "$old is there, left by an earlier prune: look at it, then remove it"; fi
+rm -rf "$folder".pruning-*
+cp -al "$folder" "$copy"
+for file in transactions config nonce README; do
+  if [ -e "$folder/$file" ]; then cp -a --remove-destination "$folder/$file" "$copy/"; fi
+done
+rm -rf "$copy"/lock.*
+`);
   try {
-    const there = { ...settings, repository: `${settings.repository.replace(/\/+$/, '')}.pruning`, stateFolder: memoryOfCopy(settings) };
+    const there = { ...settings, repository: settings.repository.replace(/\/+$/, '') + foldersOf(job).ending, stateFolder: memoryOfCopy(settings) };
     fs.rmSync(there.stateFolder, { recursive: true, force: true });
     fs.cpSync(settings.stateFolder, there.stateFolder, { recursive: true });
-    await deleteAndCheck(there, book, going);
+    const left = await deleteByName(there, book, going);
+    refuseWithoutSpace(one, await readRepository(one, STATE_ALONE), await bytesWrittenAnew(there));
+    await compactAndCheck(there, left, expectedAfter(book, going));
     const is = await readRepository(one, STATE_ALONE);
     refuseIfWriting(one, is);
-    if (is.state !== began.state) throw written(one);
-    await shell(one, 'the copy cannot be made ready', 'chown -R --reference="$folder" "$copy" 2>/dev/null || true\nowner=$(stat -c %u "$folder")\nif find "$copy" ! -user "$owner" | grep -q .; then echo "not everything in the copy belongs to the owner of the repository: run this as its owner, or as root" >&2; exit 1; fi\nsync\n');
-    const after = await readRepository(one, { ...STATE_ALONE, after: 0 }, places(one).copy), numbers = after.transactions.map(({ number }) => number);
+    if (is.state !== began.state) throw wroteMeanwhile(one);
+    await runThere(job, 'the copy cannot be made ready', `
+chown -R --reference="$folder" "$copy" 2> /dev/null || true
+owner=$(stat -c %u "$folder")
+if find "$copy" ! -user "$owner" | grep -q .; then refuse 'not everything in the copy belongs to the owner of the repository: run this as its owner, or as root'; fi
+sync
+`);
+    const after = await readRepository(one, { ...STATE_ALONE, after: 0 }, foldersOf(job).copy), numbers = after.transactions.map(({ number }) => number);
     book.pruning = { ...book.pruning, stage: 'swap', deleting: going.map(({ archive }) => archive.id), bytes: [began.bytes, after.bytes],
       mark: { transaction: after.last, previous: numbers[numbers.length - 2] ?? 0, time: new Date().toISOString(), files: after.files, log: after.log, manifestBytes: 0, nonce: after.nonce } };
   } catch (error) {
-    await shell(one, 'the copy cannot be removed', 'rm -rf "$copy"\n');
+    await runThere(job, 'the copy cannot be removed', 'rm -rf "$copy"\n');
+    if (error instanceof Problem && !/nothing (was|is) pruned/.test(error.message)) error.message += '; nothing was pruned';
     throw error;
   }
   writeBook(operator, book);
@@ -9632,62 +9729,104 @@ async function pruneInCopy(job, going) {
   return finishPrune(job);
 }
 
+const RELOCATED = { ...ANYWHERE, seconds: 7 * 24 * 3600 };
+
+/** The archives that stay: in the ledger, and not going. */
+const expectedAfter = (book, going) => present(book).filter(({ id }) => !going.some(({ archive }) => archive.id === id));
+
 /**
- * In the copy: delete by name, and be sure that these and no others are gone (borg 1.2 deletes what it finds, and is
- * content); compact; read all of it. Throws Problem when anything is not as it should be.
+ * Delete by name, and be sure that these and no others are gone (borg 1.2 deletes what it finds, and is content). Returns
+ * the ids that are left. Throws Problem when anything is not as it should be.
  */
-async function deleteAndCheck(there, book, going) {
-  const relocated = { ...ANYWHERE, seconds: 7 * 24 * 3600 }, goingIds = new Set(going.map(({ archive }) => archive.id));
+async function deleteByName(there, book, going) {
   for (let from = 0; from < going.length; from += NAMES_AT_A_TIME) {
     const [first, ...others] = going.slice(from, from + NAMES_AT_A_TIME).map(({ archive }) => archive.name);
-    await borgMust(there, 'the archives cannot be deleted', ['delete', `::${first}`, ...others], relocated);
+    await borgMust(there, 'the archives cannot be deleted', ['delete', `::${first}`, ...others]);
   }
-  const left = await listIds(there, relocated), expected = present(book).filter(({ id }) => !goingIds.has(id));
-  const missing = expected.filter(({ id }) => !left.includes(id)), still = going.filter(({ archive }) => left.includes(archive.id));
-  if (missing.length + still.length > 0) throw new Problem(`after the deletion these are ${missing.length > 0 ? 'gone, too' : 'still there'}: ${[...missing, ...still.map(({ archive }) => archive)].map(({ name }) => name).join(', ')}; nothing was pruned`);
-  await borgMust(there, 'the repository cannot be compacted', ['compact'], relocated);
-  await borgMust(there, 'the repository does not pass its check after pruning', ['check', '--repository-only'], relocated);
-  if ((await listIds(there, relocated)).length !== left.length) throw new Problem('after compacting the list of archives is another one; nothing was pruned');
+  const left = await listIds(there, RELOCATED), missing = expectedAfter(book, going).filter(({ id }) => !left.includes(id));
+  const still = going.map(({ archive }) => archive).filter(({ id }) => left.includes(id)), names = [...missing, ...still].map(({ name }) => name);
+  if (names.length > 0) throw new Problem(`after the deletion these are ${missing.length > 0 ? 'gone, too' : 'still there'}: ${names.join(', ')}`);
+  return left;
+}
+
+/** Compact what was deleted, and read all that is left. Given the ids and the archives that must be there then. Throws Problem when anything is not as it should be. */
+async function compactAndCheck(there, left, expected) {
+  await borgMust(there, 'the repository cannot be compacted', ['compact']);
+  await borgMust(there, 'the repository does not pass its check after pruning', ['check', '--repository-only']);
+  if ((await listIds(there, RELOCATED)).length !== left.length) throw new Problem('after compacting the list of archives is another one');
   const newest = provenOnes(expected).pop();
-  if (newest) JSON.parse(await readFromArchive(there, newest.name, 'record/manifest.json', relocated)); // it can still be read
+  if (newest) JSON.parse(await readFromArchive(there, newest.name, 'record/manifest.json', RELOCATED)); // it can still be read
 }
 
-async function borgMust(settings, what, words, options) {
+async function borgMust(settings, what, words, options = {}) {
   say(`  $ borg ${words.join(' ')}`);
-  const done = await askBorg(settings, words, options);
-  if (done.code !== 0) throw borgFailure(`${what}; nothing was pruned`, done);
+  const done = await askBorg(settings, words, { ...RELOCATED, ...options });
+  if (done.code !== 0) throw borgFailure(what, done);
 }
 
-async function refuseWithoutSpace(one, { bytes, segments, config }) {
-  const done = await shell(one, 'its free space cannot be seen', 'df -Pk "$folder" | tail -n 1\n');
-  const free = Number(done.out.trim().split(/\s+/)[3]) * 1024, needed = Math.min(bytes, Number(config.max_segment_size ?? 5e8)) + bytes / 20 + 16e6;
-  if (free < needed) throw new Problem(`${one.server}: the storage has ${size(free)} free; compacting ${size(bytes)} in ${count(segments, 'file')} needs ${size(needed)} besides what is there: nothing was pruned`,
-    { hint: 'make room on the storage. Nothing is freed before the result has been checked' });
+/**
+ * How many bytes compacting will write: what still counts in each data file of which more than a tenth is free. With a threshold that no file reaches borg only
+ * says so, file by file (repository.py, compact_segments()). Their room comes free only with the old repository, which has links to them.
+ */
+async function bytesWrittenAnew(there) {
+  let bytes = 0;
+  const onErrorLine = (line) => {
+    const [, percent, freeable] = /maybe freeable: ([\d.]+)% \[(\d+) bytes\]/.exec(parseLine(line)?.message ?? '') ?? [];
+    if (Number(percent) > 10) bytes += (Number(freeable) / Number(percent)) * 100 - Number(freeable);
+  };
+  await borgMust(there, 'what compacting would write cannot be seen', ['compact', '--debug', '--threshold', '1000'], { onErrorLine });
+  return bytes;
 }
 
-const written = (one) => new Problem(`${one.server}: somebody wrote to the repository since it was audited: nothing was pruned, and nothing is lost`,
+function refuseWithoutSpace(one, { bytes, segments, disk }, writtenBytes) {
+  const needed = writtenBytes + bytes / 20 + 16e6;
+  if (disk.free < needed) throw new Problem(`${one.server}: the storage has ${size(disk.free)} free; compacting ${size(bytes)} in ${count(segments, 'file')} needs ${size(needed)}`
+    + ' besides what is there: nothing was pruned', { hint: 'make room on the storage. Nothing is freed before the result has been checked' });
+}
+
+const wroteMeanwhile = (one) => new Problem(`${one.server}: somebody wrote to the repository since it was audited: nothing was pruned, and nothing is lost`,
   { exitCode: 75, hint: 'call again when its run is over' });
 
 /**
- * The pruned copy takes the repository's place: two renames, and between them, while no server can open it, a last look whether anybody wrote until
- * then; if so, the old one goes back. All in one script over there, which ends even when the line breaks. Who reached the empty place
- * meanwhile and made a repository of its own there finds it aside.
+ * The pruned copy takes the repository's place: two renames, and between them, while no server can open it, a last look whether anybody wrote until then; if so, the old one goes
+ * back. All in one script over there, which ends even when the line breaks. Who reached the empty place meanwhile and made a repository of its own there finds it aside.
  */
-async function swap({ one, book }, { state }) {
-  const { folder, old } = places(one), isSame = `*'"state": "${state}"'*'"serving": []'*'"locked": false'*`;
-  const done = await shell(one, 'the copy cannot take the place of the repository', `mv -T "$folder" "$old"\nis=$(python3 - <<'END_OF_READER' || true\n${readerText(old, folder, STATE_ALONE)}\nEND_OF_READER\n)
+async function swap(job, { state }) {
+  const { folder, old } = foldersOf(job), isSame = `*'"state": "${state}"'*'"serving": []'*'"locked": false'*`; // the last three of READER's last line
+  const done = await runThere(job, 'the copy cannot take the place of the repository', `
+if [ ! -e "$copy" ]; then refuse 'the copy is not there any more: another prune was called meanwhile'; fi
+mv -T "$folder" "$old"
+is=$(python3 - <<'END_OF_READER' || true
+${readerText(old, folder, STATE_ALONE)}
+END_OF_READER
+)
+aside
 case "$is" in
-  ${isSame}) if [ -e "$folder" ]; then mv -T "$folder" "$folder.unexpected-$(date +%s)"; fi; mv -T "$copy" "$folder"; sync; echo swapped;;
-  *) if [ -e "$folder" ]; then mv -T "$folder" "$folder.unexpected-$(date +%s)"; fi; mv -T "$old" "$folder"; rm -rf "$copy"; echo back;;
+  ${isSame}) mv -T "$copy" "$folder"; sync; echo swapped;;
+  *) mv -T "$old" "$folder"; rm -rf "$copy"; echo back;;
 esac
 `);
   if (/^swapped$/m.test(done.out)) return;
-  book.pruning.stage = 'copy';
-  throw written(one);
+  job.book.pruning.stage = 'done';
+  throw wroteMeanwhile(job.one);
+}
+
+/**
+ * What a swap that was killed left on the storage. As long as both are there, the copy and the old one, the second rename was not done: the old one is the repository,
+ * whatever stands at its place. Returns whether the swap was done, and only the old one is to be removed.
+ */
+async function mendSwap(job) {
+  const done = await runThere(job, 'what an interrupted prune left cannot be removed', `
+if [ -e "$old" ] && { [ -e "$copy" ] || [ ! -e "$folder" ]; }; then aside; mv -T "$old" "$folder"; sync; fi
+if [ -e "$folder" ]; then rm -rf "$copy"; fi
+if [ -e "$old" ]; then echo swapped; fi
+`);
+  return /^swapped$/m.test(done.out);
 }
 
 /** After the swap: write the ledger, and only then remove the repository as it was. Returns the bytes that became free. */
-async function finishPrune({ operator, one, settings, book }) {
+async function finishPrune(job) {
+  const { operator, one, settings, book } = job;
   if (fs.existsSync(memoryOfCopy(settings))) {
     fs.rmSync(settings.stateFolder, { recursive: true, force: true });
     fs.renameSync(memoryOfCopy(settings), settings.stateFolder);
@@ -9696,11 +9835,16 @@ async function finishPrune({ operator, one, settings, book }) {
   const deleted = present(book).filter(({ id }) => gone.has(id));
   for (const archive of deleted) Object.assign(archive, { goneAt: at, goneBy: 'prune' });
   book.mark = book.pruning.mark; // of the copy, before anybody could write to it: what came since is for the next audit
+  book.namedUntil = book.mark.transaction;
   const [was, is] = book.pruning.bytes, freedBytes = Math.max(0, was - is);
   if (deleted.length > 0) book.prunes.push({ at, deleted: deleted.map(({ name }) => name), freedBytes });
   writeBook(operator, book); // before the old one goes: a call that is killed here finds it and removes it
-  await shell(one, 'the repository as it was cannot be removed', 'rm -rf "$old"\n');
-  book.pruning = { ...book.pruning, stage: 'copy' };
+  await runThere(job, 'the repository as it was cannot be removed', `
+id() { sed -n 's/^id *= *//p' "$1/config"; }
+if [ -e "$old" ] && { [ -z "$(id "$old")" ] || [ "$(id "$old")" != "$(id "$folder")" ]; }; then refuse "$folder is not the repository that was pruned: $old is the one, whole"; fi
+rm -rf "$old"
+`);
+  book.pruning.stage = 'done';
   say(`${one.server}: ${count(deleted.length, 'archive')} deleted, ${size(freedBytes)} freed`);
   return freedBytes;
 }
@@ -9708,42 +9852,29 @@ async function finishPrune({ operator, one, settings, book }) {
 // =========================================================================================================
 // ==== PRUNE ====
 // Retention, from the operator's computer, after a clean audit: what goes, what is refused.
-// The question, and the servers' access around it, which is always given back. What is deleted is deleted in a copy (the chapter
-// before), or, where the storage gives no shell, in the repository itself.
-// Changes: the repository, the ledger, and access by the operator's own commands.
-/**
- * `prune [SERVER...]`: given the operator's file, prunes each server after a clean audit. Returns 0, 2 when one was refused
- * or failed, 75 when somebody is writing just now.
- */
+// The question, and the servers' access around it, which is always given back. What is deleted is deleted in a copy (the chapter before), or, where the storage
+// gives no shell, in the repository itself. Changes: the repository, the ledger, and access by the operator's own commands.
+
+/** `prune [SERVER...]`: given the operator's file, prunes each server after a clean audit. Returns 0, 2 when one was refused or failed, 75 when somebody is writing just now. */
 async function prune(builtIn, operator, names, yes) {
   const results = [];
-  let code = 0;
-  for (const one of serversMeant(operator, names)) {
-    try {
-      lockBook(operator, one.server);
-      results.push(await pruneServer(builtIn, operator, one, yes));
-    } catch (error) {
-      if (!(error instanceof Problem)) throw error;
-      sayError(error);
-      results.push({ server: one.server, outcome: 'refused', deleted: [], kept: [], freedBytes: 0, error: error.message });
-      code = Math.max(code === 75 ? 0 : code, error.facts.exitCode ?? 2);
-      goOn();
-    }
-  }
+  const exitCode = await eachServer(operator, names, async (one) => {
+    results.push(await pruneServer(builtIn, operator, one, yes));
+    return 0;
+  }, (server, error) => results.push({ server, outcome: 'refused', deleted: [], kept: [], freedBytes: 0, error }));
   if (mode.json) answer(JSON.stringify(results, null, 1));
-  return code;
+  return exitCode;
 }
 
 /** Prune one server. Throws Problem when it is refused, or when it failed: then the repository is what it was. */
 async function pruneServer(builtIn, operator, one, yes) {
-  if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`,
-    { exitCode: 64 });
+  if (!canDecrypt(one)) throw new Problem(`${one.server}: prune needs \`keyFile\` and \`passphraseFile\`: archives are deleted by name`, { exitCode: 64 });
   if (!mode.dryRun && !yes && !process.stdin.isTTY) throw new Problem(`${one.server}: prune asks before it deletes, and there is no terminal to answer on`,
     { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const settings = borgSettings(builtIn, operator, one), before = readBook(operator, one);
   if (before?.pruning && !mode.dryRun) await finishInterrupted({ operator, one, settings, book: before, audited: '' });
   await refuseAppendOnly(one, settings);
-  const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one, { full: false, accept: false, yes: false, undoPlan: false });
+  const { verdict, book, findings, evidence } = await auditServer(builtIn, operator, one);
   if (verdict === 'alarm') throw new Problem(`${one.server}: the audit found ${count(findings.length, 'thing')} wrong (${findings[0].what}): nothing is pruned`,
     { hint: `node backup.js audit ${one.server}` });
   const odd = before ? [] : oddAtFirst(evidence);
@@ -9782,10 +9913,7 @@ async function refuseUnsure({ one, book }) {
   if (hasShell(one)) refuseIfWriting(one, await readRepository(one, STATE_ALONE));
 }
 
-/**
- * The archive that the last drill on the server proved, as the history in the newest proof tells; '' when there is none.
- * What it claims can only keep more.
- */
+/** The archive that the last drill on the server proved, as the history in the newest proof tells; '' when there is none. What it claims can only keep more. */
 async function drilledLast({ settings, book, one }) {
   const newest = provenOnes(present(book)).pop();
   if (!newest) return '';
@@ -9801,16 +9929,18 @@ async function withAccessCut(job, work) {
   const { operator, one, book } = job;
   book.pruning = { startedAt: new Date().toISOString(), stage: hasShell(one) ? 'copy' : 'hosted', deleting: [], accessCut: one.cutAccess.length > 0 };
   writeBook(operator, book);
-  let failed = null, result;
-  try {
+  return thenGiveBack(job, async () => {
     if (one.cutAccess.length > 0) {
       const done = await change(one.cutAccess, { seconds: 600 });
       if (done.code !== 0) throw failure(`${one.server}: its access could not be cut: nothing was pruned`, done);
     }
-    result = await work();
-  } catch (error) {
-    failed = error;
-  }
+    return work();
+  });
+}
+
+async function thenGiveBack(job, work) {
+  let failed = null;
+  const result = await work().catch((error) => { failed = error; });
   await giveBack(job, failed);
   if (failed) throw failed;
   return result;
@@ -9822,60 +9952,54 @@ async function giveBack({ operator, one, book, settings }, failed) {
     if (done.code !== 0) throw failure(`${one.server}: ITS ACCESS COULD NOT BE GIVEN BACK: it cannot save its data tonight${failed instanceof Problem ? ` (and before: ${failed.message})` : ''}`, done, 'mend it and run `node backup.js prune` again, or give it back by hand');
     book.pruning.accessCut = false;
   }
-  if (book.pruning?.stage !== 'swap') {
+  if (book.pruning?.stage !== 'swap' && (book.pruning?.stage !== 'hosted' || book.pruning.deleting.length === 0)) {
     book.pruning = null;
     fs.rmSync(memoryOfCopy(settings), { recursive: true, force: true });
   }
   writeBook(operator, book);
 }
 
-/**
- * What an interrupted prune left: not yet swapped, or in the middle of it, it is undone; swapped, it is finished. Access is
- * given back in any case.
- */
+/** What an interrupted prune left: not yet swapped, or in the middle of it, it is undone; swapped, it is finished. Access is given back in any case. */
 async function finishInterrupted(job) {
   const { one, book } = job;
   say(`${one.server}: the prune of ${book.pruning.startedAt} was interrupted: what it left is put in order first`);
-  let failed = null;
-  try {
-    if (book.pruning.stage === 'hosted') noteDeleted(book, await listIds(job.settings, ANYWHERE));
-    else {
-      const done = await shell(one, 'what an interrupted prune left cannot be removed', 'if [ ! -e "$folder" ] && [ -e "$old" ]; then mv -T "$old" "$folder"; fi\nif [ -e "$folder" ]; then rm -rf "$copy"; fi\nif [ -e "$old" ]; then echo swapped; fi\n');
-      if (/^swapped$/m.test(done.out)) await finishPrune(job);
-    }
-    book.pruning.stage = 'copy';
-  } catch (error) {
-    failed = error;
-  }
-  await giveBack(job, failed);
-  if (failed) throw failed;
+  await thenGiveBack(job, async () => {
+    if (book.pruning.stage === 'hosted') await noteDeleted(job.settings, book);
+    else if (await mendSwap(job) && book.pruning.stage === 'swap') await finishPrune(job);
+    book.pruning.stage = 'done';
+  });
 }
-
-// ---- where the storage gives no shell ----
 
 /** Hosted borg: no copy can be made there, so borg deletes and compacts in the repository itself. Returns 0: how much became free is not told. */
 async function pruneInPlace({ operator, one, settings, book }, going) {
   book.pruning.deleting = going.map(({ archive }) => archive.id);
   writeBook(operator, book); // killed from here on, the next call still knows who deleted them
   say(`${one.server}: the storage gives no shell: there is no copy to go back to, and nothing but borg's own lock keeps the server from writing meanwhile`);
-  await deleteAndCheck(settings, book, going);
-  noteDeleted(book, await listIds(settings, ANYWHERE));
-  writeBook(operator, book);
+  try {
+    await compactAndCheck(settings, await deleteByName(settings, book, going), expectedAfter(book, going));
+    await noteDeleted(settings, book);
+  } catch (error) { // what is gone was deleted by us, whatever came after it
+    const isNoted = await noteDeleted(settings, book).then(() => true, () => false);
+    if (error instanceof Problem) error.message += isNoted ? '; what was deleted until then is noted' : '; what was deleted is not known yet: call prune again';
+    throw error;
+  }
   return 0;
 }
 
-function noteDeleted(book, left) {
-  const at = new Date().toISOString(), deleted = present(book).filter(({ id }) => book.pruning.deleting.includes(id) && !left.includes(id));
+// Which of those that were to be deleted are gone. After it nothing is left to do.
+async function noteDeleted(settings, book) {
+  const left = await listIds(settings, ANYWHERE), at = new Date().toISOString(), deleted = present(book).filter(({ id }) => book.pruning.deleting.includes(id) && !left.includes(id));
+  book.pruning.stage = 'done';
   for (const archive of deleted) Object.assign(archive, { goneAt: at, goneBy: 'prune' });
+  book.mark = null; // compacting wrote data files anew: the next audit that can read them takes them as they are
   if (deleted.length > 0) book.prunes.push({ at, deleted: deleted.map(({ name }) => name), freedBytes: 0 });
 }
 
 // =========================================================================================================
 // ==== OVERDUE ====
 // Which servers have no recent backup? Asked by the operator, as often as cron likes.
-// It reads the ledger, and on the storage the times of what was written since the last audit, by the storage's own clock. No
-// borg key and no passphrase is touched. So it is known that a server wrote, and whether as much as its proven nights do; that
-// the archive is proven, only an audit can tell, and the answer says which of the two it is. Only reads.
+// It reads the ledger, and on the storage the times of what was written since the last audit, by the storage's own clock. No borg key and no passphrase is touched. So it is known
+// that a server wrote, and whether as much as its proven nights do; that the archive is proven, only an audit can tell, and the answer says which of the two it is. Only reads.
 
 const UNAUDITED_DAYS = 8; // for so long it is enough that a server wrote as it does on a proven night
 
@@ -9884,8 +10008,7 @@ const UNAUDITED_DAYS = 8; // for so long it is enough that a server wrote as it 
  * of them. With --quiet only those of which something is to be said.
  */
 async function statusOfAll(operator, names) {
-  const all = [];
-  for (const one of serversMeant(operator, names)) all.push(await overdueOf(operator, one));
+  const all = await fourAtATime(serversMeant(operator, names), (one) => overdueOf(operator, one));
   const marks = { good: 'OK', warning: 'WARNING', failed: 'CRITICAL' }, shown = all.filter(({ outcome }) => !mode.quiet || outcome !== 'good');
   if (mode.json) answer(JSON.stringify(all, null, 1));
   else if (shown.length > 0) answer(shown.map(({ server, outcome, why, next }) => `${marks[outcome]}: ${server}: ${why}${next ? `\n  next: ${next}` : ''}`).join('\n'));
@@ -9901,7 +10024,7 @@ async function overdueOf(operator, one) {
     const { now, writtenAt, since } = hasShell(one) ? await writtenSince(one, book) : { now: new Date().toISOString(), writtenAt: '', since: [] };
     const hours = (time) => (Date.parse(now) - Date.parse(time)) / 3_600_000, ago = (time) => `${span(Math.max(0, hours(time)) * 3600)} ago`;
     Object.assign(found, { writtenAt, since: hasShell(one) ? since.length : null, ageHours: newest ? Math.max(0, hours(newest.seenAt)) : null });
-    const known = newest ? `${newest.name}, proven, written ${ago(newest.seenAt)} by the storage's clock` : 'no proven archive is known';
+    const known = newest ? `${newest.name}, proven, written ${ago(newest.seenAt)} by the ${newest.seenBy === 'storage' ? 'storage' : 'server'}'s clock` : 'no proven archive is known';
     if (newest && hours(newest.seenAt) <= maxAgeHours) return is('good', known, '');
     if (!hasShell(one)) return is('warning', `${known}; the storage gives no shell: what came since, only an audit can tell`);
     if (writtenAt === '' || hours(writtenAt) > maxAgeHours) return is('failed', `${known}; nothing came since${writtenAt ? `: last written to ${ago(writtenAt)}` : ''}`, `node backup.js doctor    (on ${server})`);
@@ -9929,26 +10052,22 @@ async function writtenSince(one, book) {
 function transactionsOfANight(book) {
   const all = present(book).filter(({ transaction }) => transaction > 0), proofs = all.filter(({ kind }) => kind === 'proof').map(({ transaction }) => transaction).sort((a, b) => a - b).slice(-8);
   const counts = proofs.slice(1).map((proof, index) => new Set(all.filter(({ transaction }) => transaction > proofs[index] && transaction <= proof).map(({ transaction }) => transaction)).size);
-  return Math.min(...counts.length > 0 ? counts : [2]);
+  return Math.min(...counts.length > 0 ? counts : [2]); // an archive and its proof
 }
 
 // =========================================================================================================
 // ==== FLEET ====
 // What the operator knows of each server, for the report.
-// Out of the ledger, a read-only look at the storage, and (with the key) the list of archives, the history in the newest proof
-// and the record of each archive. What never changes any more (a history, a passport) is kept beside the ledger, so that a
-// second report reads only what is new, and one of a server that cannot be reached still shows what was known. Everything that
-// comes from an archive may be an intruder's: it is taken by form and length, never as it stands. Changes only files in
-// `ledgerFolder`/.report.
+// Out of the ledger, a read-only look at the storage, and (with the key) the list of archives, the history in the newest proof and the record of each archive. What never changes
+// any more (a history, a passport) is kept beside the ledger, so that a second report reads only what is new, and one of a server that cannot be reached still shows what was
+// known. Everything that comes from an archive may be an intruder's: it is taken by form and length, never as it stands. Changes only files in `ledgerFolder`/.report.
 
 const MOST_LINES = 1000, MOST_TEXT = 300, MOST_ITEMS = 100; // of what an archive says
-const AT_ONCE = 4; // servers
 const LONGEST = { seconds: 1800 };
 
 /** Given the operator's settings and the servers, returns what is known of each. Never throws a Problem: who cannot be reached says why. */
 async function factsOfAll(builtIn, operator, servers) {
-  const facts = [];
-  for (let from = 0; from < servers.length; from += AT_ONCE) facts.push(...await Promise.all(servers.slice(from, from + AT_ONCE).map((one) => lookAtServer(builtIn, operator, one))));
+  const facts = await fourAtATime(servers, (one) => lookAtServer(builtIn, operator, one));
   shareDisks(facts);
   return facts;
 }
@@ -9974,8 +10093,6 @@ async function lookAtServer(builtIn, operator, one) {
   return { one, trouble, archives: archivesOf(one.server, listed, book, kept), nights: kept.nights, drill: kept.drill, audit: last ? { at: last.at, verdict: last.verdict } : null, isPruning: Boolean(book?.pruning), space: spaceOf(one, reading, book) };
 }
 
-// ---- archives ----
-
 const isFuture = (time) => Date.parse(time) > Date.now() + 3_600_000; // a time that a client claims, and cannot be
 
 // Newest first, by the time that counts. Without a list of today: those of the last audit.
@@ -9988,10 +10105,7 @@ function archivesOf(server, listed, book, kept) {
   }).sort((one, other) => (one.seenAt < other.seenAt ? 1 : -1));
 }
 
-/**
- * Read what is new: the history in the newest proof, and the record of each archive that was never read. A record that
- * cannot be had is told, and no reason for no report.
- */
+/** Read what is new: the history in the newest proof, and the record of each archive that was never read. A record that cannot be had is told, and no reason for no report. */
 async function readNew(settings, server, listed, kept) {
   const cold = listed.filter(({ name }) => kindOf(server, name) === 'cold'), read = (archive, file) => readFromArchive(settings, archive, file, { ...ANYWHERE, ...LONGEST }, WITHOUT_LOCK);
   const newest = listed.filter(({ name, endedAt }) => kindOf(server, name) === 'proof' && !isFuture(endedAt)).pop();
@@ -10055,9 +10169,12 @@ const bytesOfQuota = (quota) => {
 function spaceOf({ storage }, reading, book) {
   if (!reading) return null;
   const quotas = reading.quotas.map(bytesOfQuota).filter((bytes) => bytes > 0), since = new Date(Date.now() - 30 * 86_400_000).toISOString().slice(0, 10);
-  const all = [...book?.days ?? []].sort((one, other) => (one.day < other.day ? -1 : 1)), lately = all.filter(({ day }) => day > since), days = lately.length > 0 ? (Date.now() - Date.parse(lately[0].day)) / 86_400_000 : 0;
+  const all = [...book?.days ?? []].sort((one, other) => (one.day < other.day ? -1 : 1)), lately = all.filter(({ day }) => day > since);
+  const days = lately.length > 0 ? (Date.parse(book.lastAuditAt) - Date.parse(lately[0].day)) / 86_400_000 : 0; // what came after the last audit is not known
+  const came = lately.filter(({ day }) => day !== all[0].day).reduce((sum, { bytes }) => sum + bytes, 0); // on the first day of all came everything
+  const freed = (book?.prunes ?? []).filter(({ at }) => at.slice(0, 10) > since).reduce((sum, { freedBytes }) => sum + freedBytes, 0);
   return { usedBytes: reading.bytes, freeBytes: reading.disk.free, quotaBytes: quotas.length > 0 ? Math.min(...quotas) : 0, disk: JSON.stringify([storage.filter((word) => !word.startsWith('-')), reading.disk.id]),
-    perDay: days >= 2 ? lately.filter(({ day }) => day !== all[0].day).reduce((sum, { bytes }) => sum + bytes, 0) / days : null, daysLeft: null }; // on the first day of all came everything
+    perDay: days >= 2 ? Math.max(0, came - freed) / days : null, daysLeft: null };
 }
 
 /** A disk is full for all of its servers on the same day; a quota for its own alone. */
@@ -10070,8 +10187,6 @@ function shareDisks(facts) {
   }
 }
 
-// ---- what is kept ----
-
 const keptFile = ({ ledgerFolder }, server) => path.join(ledgerFolder, '.report', `${server}.json`);
 
 function readKept(operator, server) {
@@ -10083,8 +10198,8 @@ function readKept(operator, server) {
 }
 
 function writeKept(operator, server, kept) {
-  fs.mkdirSync(path.dirname(keptFile(operator, server)), { recursive: true, mode: 0o700 });
-  writeDurably(keptFile(operator, server), JSON.stringify({ format: 1, ...kept }));
+  canWrite(operator.ledgerFolder, () => fs.mkdirSync(path.dirname(keptFile(operator, server)), { recursive: true, mode: 0o700 }));
+  writeHere(keptFile(operator, server), JSON.stringify({ format: 1, ...kept }));
 }
 
 // =========================================================================================================
@@ -10157,7 +10272,6 @@ function markup(texts, ...values) {
 }
 
 const textOf = (made) => made[OURS];
-
 /** Markup of our own, as it stands: never a word from outside. */
 const ownMarkup = (text) => ({ [OURS]: text });
 
@@ -10254,10 +10368,7 @@ function judged(facts, words, shownTime, now) {
   return { ...facts, light, why: holding.map(([, , say]) => say()), next: first?.[3] ?? null, newest, ageHours };
 }
 
-/**
- * What became of each of the last days, as the clock of the server's time zone shows them: the best of a day's runs counts.
- * Before the first night there is nothing to say.
- */
+/** What became of each of the last days, as the clock of the server's time zone shows them: the best of a day's runs counts. Before the first night there is nothing to say. */
 function daysOf({ one, nights, archives }, count, now) {
   const day = new Intl.DateTimeFormat('sv-SE', { timeZone: one.timeZone, year: 'numeric', month: '2-digit', day: '2-digit' }), states = new Map(); // 2026-11-23
   const note = (time, state) => {
@@ -10316,10 +10427,7 @@ details { margin: 1rem 0; } summary { cursor: pointer; color: var(--link); } .of
 function pageIn(language, now) {
   const words = REPORT_WORDS[language], local = (text) => text.replace('.', words.decimal);
   return { language, words, now, bytes: (number) => local(size(number)), time: (seconds) => local(span(seconds)), ago: (at) => words.ago(ageText(hoursSince(at, now), words)),
-    dateIn: (timeZone, form) => {
-      const format = new Intl.DateTimeFormat(words.locale, { ...form, timeZone });
-      return (at) => format.format(new Date(at));
-    } };
+    dateIn: (timeZone, form) => (at) => new Intl.DateTimeFormat(words.locale, { ...form, timeZone }).format(new Date(at)) };
 }
 
 const code = (command) => markup`<code>${command}</code>`;
@@ -10415,13 +10523,13 @@ function holdings({ words, bytes }, { passport }, isSame) {
 async function report(builtIn, operator, names, to, language) {
   if (to === '') throw new Problem('report needs --to FILE', { exitCode: 64, hint: 'node backup.js report --to backups.html' });
   const file = path.resolve(to), there = fs.statSync(file, { throwIfNoEntry: false });
-  if (there && !there.isFile()) throw new Problem(`${named(file)} is there, and is no file`,
-    { exitCode: 64, hint: 'name a file: it is written anew each time' });
+  if (there && !there.isFile()) throw new Problem(`${named(file)} is there, and is no file`, { exitCode: 64, hint: 'name a file: it is written anew each time' });
   if (!fs.statSync(path.dirname(file), { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`there is no folder ${named(path.dirname(file))}`,
     { exitCode: 64, hint: 'name a file in a folder that is there' });
+  canWrite(file, () => fs.accessSync(path.dirname(file), fs.constants.W_OK)); // told before minutes of reading
   const facts = await factsOfAll(builtIn, operator, serversMeant(operator, names)), now = Date.now(), page = pageIn((language || operator.language), now);
   const judge = ({ words, dateIn }) => facts.map((each) => judged(each, words, dateIn(each.one.timeZone, { dateStyle: 'medium', timeStyle: 'short' }), now)).sort((one, other) => LIGHTS.indexOf(one.light) - LIGHTS.indexOf(other.light));
-  writeDurably(file, textOf(wholePage(page, judge(page))));
+  writeHere(file, textOf(wholePage(page, judge(page))));
   const told = judge(pageIn('en', now)); // the terminal speaks English
   if (mode.json) answer(JSON.stringify(told.map(({ one, light, why, next, newest, ageHours, drill, audit, space }) => ({ server: one.server, outcome: light, why, next: next?.command ?? '', where: next?.where ?? '', archive: newest?.name ?? '', ageHours, drill, audit, space })), null, 1));
   for (const { one, light, why, next, trouble } of told) if (light !== 'good') (trouble ? warn : say)(`${one.server}: ${light}: ${why[0]}${next ? `; next: ${next.command}` : ''}`);
@@ -10435,16 +10543,11 @@ function wholePage(page, servers) {
   const when = dateIn(Intl.DateTimeFormat().resolvedOptions().timeZone, { dateStyle: 'full', timeStyle: 'short' })(new Date(now).toISOString());
   const tally = LIGHTS.map((light) => ({ light, number: servers.filter((one) => one.light === light).length })).filter(({ number }) => number > 0);
   return markup`<!doctype html>
-<html lang="${language}">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<meta name="color-scheme" content="light dark">
+<html lang="${language}"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"><meta name="color-scheme" content="light dark">
 <title>${words.title}: ${words.servers(servers.length)}</title>
 <style>${ownMarkup(STYLE)}</style>
-</head>
-<body>
+</head><body>
 <a class="skip" href="#main">${words.skip}</a>
 <header>
 <h1>${words.title}</h1>
@@ -10464,8 +10567,7 @@ ${servers.map((one) => serverSection(page, one))}
 <p>${words.footer}</p>
 <p>cold-backup ${VERSION}</p>
 </footer>
-</body>
-</html>
+</body></html>
 `;
 }
 

@@ -66,9 +66,9 @@ export function borgEnvironment(settings: Settings, run = ''): Record<string, st
   };
 }
 
-/** 0 is good; 1 and 100 to 127 are warnings; everything else is an error (docs/usage/general/return-codes.rst.inc). */
+/** 0 is good; 1 and from 100 on are warnings (docs/usage/general/return-codes.rst.inc), but for 126 and 127, with which who was to start borg says that it cannot. */
 export function borgOnlyWarned(code: number): boolean {
-  return code === 1 || (code >= 100 && code < 128);
+  return code === 1 || (code >= 100 && code < 126);
 }
 
 /** A Problem out of a borg that failed: its own last error, and the hint for it. */

@@ -152,7 +152,7 @@ export async function extract(settings: Settings, argv: string[], target: string
     if (file !== undefined && damaged.length < 100) damaged.push(`${named(`/${file}`)} is damaged in the repository: borg has zeros for what is missing`);
   };
   const done = await change(argv, { cwd, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
-  if (done.code !== 0 && (!borgOnlyWarned(done.code) || done.code > 125)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
+  if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
   if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
   return { warned: done.code !== 0, damaged };
 }
