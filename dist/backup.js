@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 4053fe6d89f8a1f9c9746b92ffaa0e76dc1b3e504c09c3b1dbb6429c29e8e9cc
+// Checksum of all but the settings: 9536ee6348e942770c2a757e85f9c646b83df0a845eab5a1de08f2b129c46fbe
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -6044,7 +6044,7 @@ function canListen(port, host) {
 // =========================================================================================================
 // ==== AHEAD ====
 // Ahead: what the judge says of partners when a cluster goes back in time (see PARTNERS).
-// What goes wrong in silence, and the commands against it; the last steps are a person's. Only makes text; names are quoted.
+// Only makes text; names in it are quoted.
 
 // What is said of each kind of partner: what goes wrong in silence, and the commands against it, the last ones for a person.
 const PARTNERS = {
@@ -8047,7 +8047,7 @@ async function askRepository(settings, server, archive) {
 /** The ledger of a run that is over and left something stopped; null when all runs, or while a run is at work, which starts it itself. */
 function leftStopped(stateFolder) {
   const ledger = readLedger(stateFolder);
-  if (!ledger || ledger.parts.every((part) => part.runningAt !== null)) return null;
+  if (!ledger || (ledger.parts.every((part) => part.runningAt !== null) && ledger.restore?.state !== '')) return null; // a restore may be undecided with nothing stopped
   const lock = ledger.reported === 'down' ? 0 : takeLock(stateFolder, 0);
   if (lock) fs.closeSync(lock);
   return lock === null ? null : ledger;

@@ -1,5 +1,5 @@
 // Ahead: what the judge says of partners when a cluster goes back in time (see PARTNERS).
-// What goes wrong in silence, and the commands against it; the last steps are a person's. Only makes text; names are quoted.
+// Only makes text; names in it are quoted.
 import { pasteable } from './say.ts';
 import type { ClusterPassport } from './passport.ts';
 import { partnersOf } from './partners.ts';

@@ -130,7 +130,7 @@ async function askRepository(settings: Settings, server: string, archive: string
 /** The ledger of a run that is over and left something stopped; null when all runs, or while a run is at work, which starts it itself. */
 function leftStopped(stateFolder: string): Ledger | null {
   const ledger = readLedger(stateFolder);
-  if (!ledger || ledger.parts.every((part) => part.runningAt !== null)) return null;
+  if (!ledger || (ledger.parts.every((part) => part.runningAt !== null) && ledger.restore?.state !== '')) return null; // a restore may be undecided with nothing stopped
   const lock = ledger.reported === 'down' ? 0 : takeLock(stateFolder, 0);
   if (lock) fs.closeSync(lock);
   return lock === null ? null : ledger;
