@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 9536ee6348e942770c2a757e85f9c646b83df0a845eab5a1de08f2b129c46fbe
+// Checksum of all but the settings: a3743f92dc7c4a862db540426fb84eb10eecfdcfe104b689d335146a22a34342
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3213,8 +3213,8 @@ function partnersOf({ slots = [], standbys = [], subscriptions = [], recovery = 
 // the state folder before they are made, and whoever finds that list without its run (the guard, `recover`, the next run)
 // removes them.
 
-const MARK = '.cold-backup-snapshot-';
-const SMALL = { files: 500, bytes: 16e6 };
+const COPY_MARK = '.cold-backup-snapshot-';
+const SMALL_FOLDER = { files: 500, bytes: 16e6 };
 const LEAST_FREE = 256e6;
 const FREE_SHARE = 0.1; // of what lies on the file system: blocks that are written while a copy is there are new ones
 const LONGEST_COPY_SECONDS = 86_400;
@@ -3234,7 +3234,7 @@ const liesIn = (file, folder) => file !== folder && isBelow(file, folder);
 async function chooseWays(roots, stateFolder, run) {
   const all = mounts(), hasBtrfs = (await look(['btrfs', '--version'])).code === 0;
   const chosen = [];
-  for (const [index, root] of roots.entries()) chosen.push({ ...root, ...await wayOf(root.path, `${MARK}${run.slice(0, 8)}-${index}`, { roots, all, hasBtrfs, stateFolder }) });
+  for (const [index, root] of roots.entries()) chosen.push({ ...root, ...await wayOf(root.path, `${COPY_MARK}${run.slice(0, 8)}-${index}`, { roots, all, hasBtrfs, stateFolder }) });
   const short = withoutSpace(chosen);
   for (const [folder, why] of short) {
     warn(`no snapshot of ${named(folder)}: ${why}`);
@@ -3276,8 +3276,8 @@ function isSmall(folder) {
     const facts = fs.lstatSync(file);
     files++;
     bytes += facts.isFile() ? facts.size : 0;
-    if (files > SMALL.files || bytes > SMALL.bytes) return false;
-    return !facts.isDirectory() || namesIn(file, SMALL.files + 1).every((name) => walk(path.join(file, name)));
+    if (files > SMALL_FOLDER.files || bytes > SMALL_FOLDER.bytes) return false;
+    return !facts.isDirectory() || namesIn(file, SMALL_FOLDER.files + 1).every((name) => walk(path.join(file, name)));
   };
   try {
     return walk(folder);
@@ -3398,7 +3398,7 @@ async function dropCopies(stateFolder) {
     return;
   }
   try {
-    const there = copies.filter(({ copy }) => path.isAbsolute(copy) && path.basename(copy).startsWith(MARK) && fs.existsSync(copy));
+    const there = copies.filter(({ copy }) => path.isAbsolute(copy) && path.basename(copy).startsWith(COPY_MARK) && fs.existsSync(copy));
     for (const { way, copy } of there) {
       const done = await change(way === 'subvolume' ? ['btrfs', 'subvolume', 'delete', copy] : ['rm', '-rf', '--', copy], { unlimited: true });
       if (done.code !== 0 || fs.existsSync(copy)) warn(`${named(copy)}, a snapshot of ours, could not be removed: ${done.said.trim()}`);
@@ -3814,7 +3814,7 @@ function takeLock(stateFolder, waitSeconds, name = 'lock') {
   return null;
 }
 
-const GIVEN = { mode: 'id', uid: 'id', gid: 'id' };
+const FOLDER_FACTS = { mode: 'id', uid: 'id', gid: 'id' };
 const LEDGER_FORM = {
   run: 'text', server: 'text', archive: 'text', startedAt: 'time', deadlineAt: 'time', stopTimeoutSeconds: 'number',
   before: { units: ['text'], containers: ['text'] },
@@ -3824,7 +3824,7 @@ const LEDGER_FORM = {
   }],
   'restore?': {
     archive: 'text', stamp: 'text', state: 'text', stagings: ['path'], made: ['path'],
-    swaps: [{ place: 'path', staged: 'text', aside: 'path' }], folders: [{ path: 'path', before: GIVEN, after: GIVEN }],
+    swaps: [{ place: 'path', staged: 'text', aside: 'path' }], folders: [{ path: 'path', before: FOLDER_FACTS, after: FOLDER_FACTS }],
     later: [{ name: 'text', group: 'number', start: ['text'], 'stop?': ['text'] }],
   },
 };
@@ -4077,7 +4077,7 @@ function wayBack(stateFolder, ledger, isOpen) {
   ];
 }
 
-const NOTE = 'last-restore.txt';
+const RESTORE_NOTE = 'last-restore.txt';
 
 /** What came of a restore, for people: which state runs, where the other one lies, how to get there. Kept in the state folder, and returned. */
 function tellRestore(stateFolder, ledger, isOpen) {
@@ -4089,9 +4089,9 @@ function tellRestore(stateFolder, ledger, isOpen) {
       'Back to the old ones, with these commands:', ...wayBack(stateFolder, ledger, isOpen).map((argv) => `  ${pasteable(argv)}`),
       ...(asides.length > 0 ? ['When you need the old ones no more:', `  ${pasteable(['rm', '-rf', '--', ...asides])}`] : [])].join('\n');
   try {
-    writeDurably(path.join(stateFolder, NOTE), `${ledger.startedAt}\n${text}\n`);
+    writeDurably(path.join(stateFolder, RESTORE_NOTE), `${ledger.startedAt}\n${text}\n`);
   } catch (error) {
-    warn(`${NOTE} cannot be written: ${error.message}`);
+    warn(`${RESTORE_NOTE} cannot be written: ${error.message}`);
   }
   return text;
 }
@@ -4487,7 +4487,7 @@ const WORDS = { en: ENGLISH, es: SPANISH };
 
 // Folders that a running machine cannot do without: they are not swapped, but laid aside to be compared.
 const SYSTEM = /^\/(|etc|usr(\/.*)?|var|var\/(lib|log|cache|spool|mail)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
-const LOCKED = '-c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0';
+const LOCKED_IN = '-c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0';
 
 const q = (...words) => pasteable(words);
 const block = (lines) => ['```sh', ...lines, '```'].join('\n');
@@ -4499,10 +4499,11 @@ function restoreText(manifest, language) {
   const w = WORDS[language].restore;
   const clusters = manifest.plan.clusters.filter((one) => one.container === '');
   const places = placesOf(manifest, clusters);
-  const parts = [...reach(manifest, w), ...software(manifest, clusters, w), ...owners(manifest, places, w), ...makeRoom(manifest, clusters, places, w), ...extraction(manifest, places, w),
-    ...containersAgain(manifest, w), ...checks(manifest, clusters, w), ...start(manifest, clusters, w), ...partners(manifest, w), ...goingBack(places, w), ...onlyAPart(manifest, clusters, places, w)];
+  const chapters = [...reachChapter(manifest, w), ...softwareChapter(manifest, clusters, w), ...ownersChapter(manifest, places, w),
+    ...makeRoom(manifest, clusters, places, w), ...extraction(manifest, places, w), ...containersAgain(manifest, w), ...checksChapter(manifest, clusters, w),
+    ...startChapter(manifest, clusters, w), ...partnersChapter(manifest, w), ...goingBack(places, w), ...onlyAPart(manifest, clusters, places, w)];
   let number = 0; // of those chapters that this archive needs
-  return parts.map((one) => one.replace(/^## \d+/, () => `## ${++number}`)).join('\n\n') + '\n';
+  return chapters.map((one) => one.replace(/^## \d+/, () => `## ${++number}`)).join('\n\n') + '\n';
 }
 
 function placesOf({ plan }, clusters) {
@@ -4511,7 +4512,7 @@ function placesOf({ plan }, clusters) {
   return { byName: outermost(all.filter((one) => !SYSTEM.test(one))).sort(), byNumber: outermost(byNumber), system: outermost(all.filter((one) => SYSTEM.test(one))) };
 }
 
-function reach({ archive, server, madeAt, plan, host }, w) {
+function reachChapter({ archive, server, madeAt, plan, host }, w) {
   const isRemote = !plan.repository.startsWith('/');
   return [`# ${w.title(archive)}`, `${w.intro(server, madeAt, host.osRelease.PRETTY_NAME ?? os.type(), host.architecture)}\n${w.readOn(w.part)}`, `## 1. ${w.reach}`, w.need(isRemote),
     block([`export BORG_REPO=${q(plan.repository)}`, 'export BORG_KEY_FILE=/root/borg_key', ...(isRemote ? [`export BORG_RSH='ssh -i /root/.ssh/id_ed25519'`] : []), `read -rs -p "${w.passphrase}: " BORG_PASSPHRASE`]),
@@ -4520,7 +4521,7 @@ function reach({ archive, server, madeAt, plan, host }, w) {
     w.record];
 }
 
-function software(manifest, clusters, w) {
+function softwareChapter(manifest, clusters, w) {
   const { packages, containers } = manifest, isDebian = Object.keys(packages.all).some((name) => name === 'dpkg');
   const names = [...(clusters.length > 0 ? Object.keys(packages.needed).filter((name) => !/^(libc6|libicu\d*|tzdata|nodejs|borgbackup)/.test(name)) : []),
     ...(containers.length > 0 ? Object.keys(packages.all).filter((name) => /^(docker\.io|docker-ce|docker-compose.*|containerd(\.io)?)$/.test(name)) : [])];
@@ -4552,7 +4553,7 @@ function locales({ postgres }, w) {
 }
 
 // Files of the host come back to the user of that name; numbers may differ.
-function owners({ host }, { byName }, w) {
+function ownersChapter({ host }, { byName }, w) {
   const users = host.users.filter((one) => one.id !== 0 && one.name), groups = host.groups.filter((one) => one.id !== 0 && one.name);
   const lines = [...groups.map((one) => `getent group ${q(one.name)} >/dev/null || groupadd --gid ${one.id} ${q(one.name)} || groupadd ${q(one.name)}`),
     ...users.map((one) => {
@@ -4611,14 +4612,14 @@ const psqlOf = (one) => ['runuser', '-u', one.owner, '--', 'env', 'PGOPTIONS=-c 
 
 const psqlIn = (one) => ['docker', 'exec', '--interactive', '--user', String(one.uid), one.container, 'sh', '-c', 'exec psql -XqAt -U "${POSTGRES_USER:-postgres}" "$@"', 'sh'];
 
-function checks(manifest, clusters, w) {
+function checksChapter(manifest, clusters, w) {
   const ran = clusters.filter((one) => one.pid !== 0);
   if (ran.length === 0) return [];
-  const starts = ran.map((one) => (one.configFolder ? `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} start -o ${q(LOCKED)}` : startOf(manifest, one)));
+  const starts = ran.map((one) => (one.configFolder ? `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} start -o ${q(LOCKED_IN)}` : startOf(manifest, one)));
   const connections = Object.fromEntries(ran.map((one) => [one.name, psqlOf(one)]));
   return [`## 7. ${w.checks}`, w.alone, untilFirstError(['systemctl daemon-reload || true', ...starts]), w.counted,
     counting(connections, w),
-    ...collations(manifest, ran, w), ...(ran.some((one) => one.configFolder) ? [w.good,
+    ...collationsChapter(manifest, ran, w), ...(ran.some((one) => one.configFolder) ? [w.good,
       block(ran.filter((one) => one.configFolder).map((one) => `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} stop`))] : [])];
 }
 
@@ -4643,7 +4644,7 @@ const counting = (connections, w, first = []) => block([...first, `python3 - <<'
 const startOf = ({ plan }, cluster) => q(...plan.parts.find((part) => part.dataDirectory === cluster.dataDirectory)?.start ?? ['true']);
 
 // Indexes lie in the order of libc or ICU: another version may sort otherwise. Only those are rebuilt that this archive has.
-function collations({ postgres, host }, clusters, w) {
+function collationsChapter({ postgres, host }, clusters, w) {
   const lines = clusters.flatMap((cluster) => {
     const facts = postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
     return (['c', 'i']).flatMap((provider) => {
@@ -4665,7 +4666,7 @@ function collations({ postgres, host }, clusters, w) {
   return lines.length === 0 ? [] : [w.sorted([host.libc, ...new Set(postgres.map((one) => one.icu).filter((one) => one))]), block(lines)];
 }
 
-function start(manifest, clusters, w) {
+function startChapter(manifest, clusters, w) {
   const { plan } = manifest;
   const runsAlready = (part) => clusters.some((one) => one.pid !== 0 && !one.configFolder && one.dataDirectory === part.dataDirectory);
   const parts = [...plan.parts].reverse().filter((part) => part.wasRunning && !runsAlready(part));
@@ -4680,7 +4681,7 @@ function start(manifest, clusters, w) {
 }
 
 // Who holds the same data went on while these clusters go back in time: nobody would notice.
-function partners({ postgres }, w) {
+function partnersChapter({ postgres }, w) {
   const inText = (name) => oneLine(name).replaceAll('`', "'"); // nobody's name opens a block in this file
   const lines = postgres.flatMap((one) => partnersOf(one).map(({ kind, name, database }) => `- PostgreSQL ${inText(one.name)}, ${w.partner[kind](inText(name), inText(database), inText(quotedName(name)))}`));
   return lines.length === 0 ? [] : [`## ${w.others}`, w.partners, lines.join('\n')];
@@ -4854,13 +4855,13 @@ function ownManifest(stateFolder, archive) {
 const rootPaths = (plan) => plan.roots.map((root) => root.path);
 const EARLY_RECORDS = ['record/backup.js', 'record/backup.settings.js'];
 const LATE_RECORDS = ['record/RESTORE.md', 'record/listing']; // written when all is stopped. The newest file of all is one that borg reads anew the next time
-const coldPaths = (plan) => plan.roots.filter((root) => root.way === 'cold').map((root) => root.path);
+const pathsWithoutCopy = (plan) => plan.roots.filter((root) => root.way === 'cold').map((root) => root.path);
 const filesCache = (plan) => (plan.roots.some((root) => root.way === 'reflink') ? 'mtime,size' : ''); // every night's copy has new inodes, and a new ctime
 const wholePaths = (plan) => [...new Set([...plan.clusters.flatMap((cluster) => cluster.roots), ...plan.roots.filter(({ why }) => why.startsWith('cluster ')).map((root) => root.path)])];
 
 /** What a warm pass has to read: what is copied on write need not be there before, but the first night, whose upload may take days. */
 function warmPaths(plan, isFirst) {
-  return plan.snapshot === '' || isFirst ? rootPaths(plan) : coldPaths(plan);
+  return plan.snapshot === '' || isFirst ? rootPaths(plan) : pathsWithoutCopy(plan);
 }
 
 function warmCommand(settings, plan, paths, at = plan.madeAt) {
@@ -4870,7 +4871,7 @@ function warmCommand(settings, plan, paths, at = plan.madeAt) {
 function coldCommand(settings, plan) {
   const clusters = plan.clusters.map(({ name, version }) => ({ name, version }));
   const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20) };
-  const early = plan.snapshot ? coldPaths(plan) : [], late = rootPaths(plan).filter((root) => !early.includes(root)); // borg has read the early ones when it comes to `-`, and waits
+  const early = plan.snapshot ? pathsWithoutCopy(plan) : [], late = rootPaths(plan).filter((root) => !early.includes(root)); // borg has read the early ones when it comes to `-`, and waits
   return inCopies(plan.roots, createCommand(settings, { archive: plan.archive, roots: [...EARLY_RECORDS, ...early, '-', ...late, ...LATE_RECORDS], fed: 'record/manifest.json', whole: wholePaths(plan), comment, filesCache: filesCache(plan) }));
 }
 
@@ -4908,9 +4909,9 @@ function commandsOf(settings, plan) {
     ...(plan.snapshot ? [] : [{ ...cold, note: 'begins here, and waits until everything is stopped' }]),
     ...checkpoints,
     ...running.map((part) => ({ step: 'stop', argv: part.stop })),
-    ...(plan.snapshot ? [...copyCommands(plan.roots).map((argv) => ({ step: 'snapshot', argv })), ...(coldPaths(plan).length > 0 ? [{ ...cold, note: 'waits when it has read what has no snapshot' }] : [])] : []),
+    ...(plan.snapshot ? [...copyCommands(plan.roots).map((argv) => ({ step: 'snapshot', argv })), ...(pathsWithoutCopy(plan).length > 0 ? [{ ...cold, note: 'waits when it has read what has no snapshot' }] : [])] : []),
     ...[...running].reverse().map((part) => ({ step: 'start', argv: part.start })),
-    ...(plan.snapshot && coldPaths(plan).length === 0 ? [cold] : []),
+    ...(plan.snapshot && pathsWithoutCopy(plan).length === 0 ? [cold] : []),
     { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }), note: 'waits until the record has been read back' },
     { step: 'read back', argv: ['borg', 'extract', '--bypass-lock', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
   ];

@@ -12,13 +12,13 @@ import { lastGoodRun, readHistory, trendOf } from './history.ts';
 const rootPaths = (plan: Plan) => plan.roots.map((root) => root.path);
 const EARLY_RECORDS = ['record/backup.js', 'record/backup.settings.js'];
 const LATE_RECORDS = ['record/RESTORE.md', 'record/listing']; // written when all is stopped. The newest file of all is one that borg reads anew the next time
-const coldPaths = (plan: Plan) => plan.roots.filter((root) => root.way === 'cold').map((root) => root.path);
+const pathsWithoutCopy = (plan: Plan) => plan.roots.filter((root) => root.way === 'cold').map((root) => root.path);
 const filesCache = (plan: Plan) => (plan.roots.some((root) => root.way === 'reflink') ? 'mtime,size' : ''); // every night's copy has new inodes, and a new ctime
 const wholePaths = (plan: Plan) => [...new Set([...plan.clusters.flatMap((cluster) => cluster.roots), ...plan.roots.filter(({ why }) => why.startsWith('cluster ')).map((root) => root.path)])];
 
 /** What a warm pass has to read: what is copied on write need not be there before, but the first night, whose upload may take days. */
 export function warmPaths(plan: Plan, isFirst: boolean): string[] {
-  return plan.snapshot === '' || isFirst ? rootPaths(plan) : coldPaths(plan);
+  return plan.snapshot === '' || isFirst ? rootPaths(plan) : pathsWithoutCopy(plan);
 }
 
 export function warmCommand(settings: Settings, plan: Plan, paths: string[], at = plan.madeAt): string[] {
@@ -28,7 +28,7 @@ export function warmCommand(settings: Settings, plan: Plan, paths: string[], at 
 export function coldCommand(settings: Settings, plan: Plan): string[] {
   const clusters = plan.clusters.map(({ name, version }) => ({ name, version }));
   const comment = { format: 1, kind: 'cold', server: plan.server, clusters: clusters.slice(0, 20) };
-  const early = plan.snapshot ? coldPaths(plan) : [], late = rootPaths(plan).filter((root) => !early.includes(root)); // borg has read the early ones when it comes to `-`, and waits
+  const early = plan.snapshot ? pathsWithoutCopy(plan) : [], late = rootPaths(plan).filter((root) => !early.includes(root)); // borg has read the early ones when it comes to `-`, and waits
   return inCopies(plan.roots, createCommand(settings, { archive: plan.archive, roots: [...EARLY_RECORDS, ...early, '-', ...late, ...LATE_RECORDS], fed: 'record/manifest.json', whole: wholePaths(plan), comment, filesCache: filesCache(plan) }));
 }
 
@@ -66,9 +66,9 @@ function commandsOf(settings: Settings, plan: Plan): { step: string; argv: strin
     ...(plan.snapshot ? [] : [{ ...cold, note: 'begins here, and waits until everything is stopped' }]),
     ...checkpoints,
     ...running.map((part) => ({ step: 'stop', argv: part.stop })),
-    ...(plan.snapshot ? [...copyCommands(plan.roots).map((argv) => ({ step: 'snapshot', argv })), ...(coldPaths(plan).length > 0 ? [{ ...cold, note: 'waits when it has read what has no snapshot' }] : [])] : []),
+    ...(plan.snapshot ? [...copyCommands(plan.roots).map((argv) => ({ step: 'snapshot', argv })), ...(pathsWithoutCopy(plan).length > 0 ? [{ ...cold, note: 'waits when it has read what has no snapshot' }] : [])] : []),
     ...[...running].reverse().map((part) => ({ step: 'start', argv: part.start })),
-    ...(plan.snapshot && coldPaths(plan).length === 0 ? [cold] : []),
+    ...(plan.snapshot && pathsWithoutCopy(plan).length === 0 ? [cold] : []),
     { step: 'proof', argv: proofCommand(settings, plan, { archive: plan.archive }), note: 'waits until the record has been read back' },
     { step: 'read back', argv: ['borg', 'extract', '--bypass-lock', '--stdout', `::${plan.archive}`, 'record/manifest.json'] },
   ];

@@ -74,7 +74,7 @@ export function takeLock(stateFolder: string, waitSeconds: number, name = 'lock'
   return null;
 }
 
-const GIVEN: Form = { mode: 'id', uid: 'id', gid: 'id' };
+const FOLDER_FACTS: Form = { mode: 'id', uid: 'id', gid: 'id' };
 const LEDGER_FORM: Form = {
   run: 'text', server: 'text', archive: 'text', startedAt: 'time', deadlineAt: 'time', stopTimeoutSeconds: 'number',
   before: { units: ['text'], containers: ['text'] },
@@ -84,7 +84,7 @@ const LEDGER_FORM: Form = {
   }],
   'restore?': {
     archive: 'text', stamp: 'text', state: 'text', stagings: ['path'], made: ['path'],
-    swaps: [{ place: 'path', staged: 'text', aside: 'path' }], folders: [{ path: 'path', before: GIVEN, after: GIVEN }],
+    swaps: [{ place: 'path', staged: 'text', aside: 'path' }], folders: [{ path: 'path', before: FOLDER_FACTS, after: FOLDER_FACTS }],
     later: [{ name: 'text', group: 'number', start: ['text'], 'stop?': ['text'] }],
   },
 };

@@ -17,7 +17,7 @@ type HostCluster = Manifest['plan']['clusters'][number];
 
 // Folders that a running machine cannot do without: they are not swapped, but laid aside to be compared.
 const SYSTEM = /^\/(|etc|usr(\/.*)?|var|var\/(lib|log|cache|spool|mail)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
-const LOCKED = '-c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0';
+const LOCKED_IN = '-c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0';
 
 const q = (...words: string[]) => pasteable(words);
 const block = (lines: string[]) => ['```sh', ...lines, '```'].join('\n');
@@ -29,10 +29,11 @@ export function restoreText(manifest: Manifest, language: 'en' | 'es'): string {
   const w = WORDS[language].restore;
   const clusters = manifest.plan.clusters.filter((one) => one.container === '');
   const places = placesOf(manifest, clusters);
-  const parts = [...reach(manifest, w), ...software(manifest, clusters, w), ...owners(manifest, places, w), ...makeRoom(manifest, clusters, places, w), ...extraction(manifest, places, w),
-    ...containersAgain(manifest, w), ...checks(manifest, clusters, w), ...start(manifest, clusters, w), ...partners(manifest, w), ...goingBack(places, w), ...onlyAPart(manifest, clusters, places, w)];
+  const chapters = [...reachChapter(manifest, w), ...softwareChapter(manifest, clusters, w), ...ownersChapter(manifest, places, w),
+    ...makeRoom(manifest, clusters, places, w), ...extraction(manifest, places, w), ...containersAgain(manifest, w), ...checksChapter(manifest, clusters, w),
+    ...startChapter(manifest, clusters, w), ...partnersChapter(manifest, w), ...goingBack(places, w), ...onlyAPart(manifest, clusters, places, w)];
   let number = 0; // of those chapters that this archive needs
-  return parts.map((one) => one.replace(/^## \d+/, () => `## ${++number}`)).join('\n\n') + '\n';
+  return chapters.map((one) => one.replace(/^## \d+/, () => `## ${++number}`)).join('\n\n') + '\n';
 }
 
 function placesOf({ plan }: Manifest, clusters: HostCluster[]): Places {
@@ -41,7 +42,7 @@ function placesOf({ plan }: Manifest, clusters: HostCluster[]): Places {
   return { byName: outermost(all.filter((one) => !SYSTEM.test(one))).sort(), byNumber: outermost(byNumber), system: outermost(all.filter((one) => SYSTEM.test(one))) };
 }
 
-function reach({ archive, server, madeAt, plan, host }: Manifest, w: RestoreWords): string[] {
+function reachChapter({ archive, server, madeAt, plan, host }: Manifest, w: RestoreWords): string[] {
   const isRemote = !plan.repository.startsWith('/');
   return [`# ${w.title(archive)}`, `${w.intro(server, madeAt, host.osRelease.PRETTY_NAME ?? os.type(), host.architecture)}\n${w.readOn(w.part)}`, `## 1. ${w.reach}`, w.need(isRemote),
     block([`export BORG_REPO=${q(plan.repository)}`, 'export BORG_KEY_FILE=/root/borg_key', ...(isRemote ? [`export BORG_RSH='ssh -i /root/.ssh/id_ed25519'`] : []), `read -rs -p "${w.passphrase}: " BORG_PASSPHRASE`]),
@@ -50,7 +51,7 @@ function reach({ archive, server, madeAt, plan, host }: Manifest, w: RestoreWord
     w.record];
 }
 
-function software(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
+function softwareChapter(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
   const { packages, containers } = manifest, isDebian = Object.keys(packages.all).some((name) => name === 'dpkg');
   const names = [...(clusters.length > 0 ? Object.keys(packages.needed).filter((name) => !/^(libc6|libicu\d*|tzdata|nodejs|borgbackup)/.test(name)) : []),
     ...(containers.length > 0 ? Object.keys(packages.all).filter((name) => /^(docker\.io|docker-ce|docker-compose.*|containerd(\.io)?)$/.test(name)) : [])];
@@ -82,7 +83,7 @@ function locales({ postgres }: Manifest, w: RestoreWords): string[] {
 }
 
 // Files of the host come back to the user of that name; numbers may differ.
-function owners({ host }: Manifest, { byName }: Places, w: RestoreWords): string[] {
+function ownersChapter({ host }: Manifest, { byName }: Places, w: RestoreWords): string[] {
   const users = host.users.filter((one) => one.id !== 0 && one.name), groups = host.groups.filter((one) => one.id !== 0 && one.name);
   const lines = [...groups.map((one) => `getent group ${q(one.name)} >/dev/null || groupadd --gid ${one.id} ${q(one.name)} || groupadd ${q(one.name)}`),
     ...users.map((one) => {
@@ -141,14 +142,14 @@ const psqlOf = (one: HostCluster) => ['runuser', '-u', one.owner, '--', 'env', '
 
 const psqlIn = (one: HostCluster) => ['docker', 'exec', '--interactive', '--user', String(one.uid), one.container, 'sh', '-c', 'exec psql -XqAt -U "${POSTGRES_USER:-postgres}" "$@"', 'sh'];
 
-function checks(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
+function checksChapter(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
   const ran = clusters.filter((one) => one.pid !== 0);
   if (ran.length === 0) return [];
-  const starts = ran.map((one) => (one.configFolder ? `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} start -o ${q(LOCKED)}` : startOf(manifest, one)));
+  const starts = ran.map((one) => (one.configFolder ? `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} start -o ${q(LOCKED_IN)}` : startOf(manifest, one)));
   const connections = Object.fromEntries(ran.map((one) => [one.name, psqlOf(one)]));
   return [`## 7. ${w.checks}`, w.alone, untilFirstError(['systemctl daemon-reload || true', ...starts]), w.counted,
     counting(connections, w),
-    ...collations(manifest, ran, w), ...(ran.some((one) => one.configFolder) ? [w.good,
+    ...collationsChapter(manifest, ran, w), ...(ran.some((one) => one.configFolder) ? [w.good,
       block(ran.filter((one) => one.configFolder).map((one) => `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} stop`))] : [])];
 }
 
@@ -173,7 +174,7 @@ const counting = (connections: Record<string, string[]>, w: RestoreWords, first:
 const startOf = ({ plan }: Manifest, cluster: HostCluster) => q(...plan.parts.find((part) => part.dataDirectory === cluster.dataDirectory)?.start ?? ['true']);
 
 // Indexes lie in the order of libc or ICU: another version may sort otherwise. Only those are rebuilt that this archive has.
-function collations({ postgres, host }: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
+function collationsChapter({ postgres, host }: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
   const lines = clusters.flatMap((cluster) => {
     const facts = postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
     return (['c', 'i'] as const).flatMap((provider) => {
@@ -195,7 +196,7 @@ function collations({ postgres, host }: Manifest, clusters: HostCluster[], w: Re
   return lines.length === 0 ? [] : [w.sorted([host.libc, ...new Set(postgres.map((one) => one.icu).filter((one) => one))]), block(lines)];
 }
 
-function start(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
+function startChapter(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): string[] {
   const { plan } = manifest;
   const runsAlready = (part: (typeof plan.parts)[number]) => clusters.some((one) => one.pid !== 0 && !one.configFolder && one.dataDirectory === part.dataDirectory);
   const parts = [...plan.parts].reverse().filter((part) => part.wasRunning && !runsAlready(part));
@@ -210,7 +211,7 @@ function start(manifest: Manifest, clusters: HostCluster[], w: RestoreWords): st
 }
 
 // Who holds the same data went on while these clusters go back in time: nobody would notice.
-function partners({ postgres }: Manifest, w: RestoreWords): string[] {
+function partnersChapter({ postgres }: Manifest, w: RestoreWords): string[] {
   const inText = (name: string) => oneLine(name).replaceAll('`', "'"); // nobody's name opens a block in this file
   const lines = postgres.flatMap((one) => partnersOf(one).map(({ kind, name, database }) => `- PostgreSQL ${inText(one.name)}, ${w.partner[kind](inText(name), inText(database), inText(quotedName(name)))}`));
   return lines.length === 0 ? [] : [`## ${w.others}`, w.partners, lines.join('\n')];

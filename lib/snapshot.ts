@@ -17,8 +17,8 @@ export type Way = 'cold' | 'link' | 'copy' | 'reflink' | 'subvolume';
 /** A path to save. strict: everything that writes below it is stopped, so nothing may change there while it is copied. */
 export type Root = { path: string; why: string; strict: boolean; way: Way; because: string; copy: string; id?: string };
 
-const MARK = '.cold-backup-snapshot-';
-const SMALL = { files: 500, bytes: 16e6 };
+const COPY_MARK = '.cold-backup-snapshot-';
+const SMALL_FOLDER = { files: 500, bytes: 16e6 };
 const LEAST_FREE = 256e6;
 const FREE_SHARE = 0.1; // of what lies on the file system: blocks that are written while a copy is there are new ones
 const LONGEST_COPY_SECONDS = 86_400;
@@ -40,7 +40,7 @@ const liesIn = (file: string, folder: string) => file !== folder && isBelow(file
 export async function chooseWays(roots: Root[], stateFolder: string, run: string): Promise<Root[]> {
   const all = mounts(), hasBtrfs = (await look(['btrfs', '--version'])).code === 0;
   const chosen: Root[] = [];
-  for (const [index, root] of roots.entries()) chosen.push({ ...root, ...await wayOf(root.path, `${MARK}${run.slice(0, 8)}-${index}`, { roots, all, hasBtrfs, stateFolder }) });
+  for (const [index, root] of roots.entries()) chosen.push({ ...root, ...await wayOf(root.path, `${COPY_MARK}${run.slice(0, 8)}-${index}`, { roots, all, hasBtrfs, stateFolder }) });
   const short = withoutSpace(chosen);
   for (const [folder, why] of short) {
     warn(`no snapshot of ${named(folder)}: ${why}`);
@@ -84,8 +84,8 @@ function isSmall(folder: string): boolean {
     const facts = fs.lstatSync(file);
     files++;
     bytes += facts.isFile() ? facts.size : 0;
-    if (files > SMALL.files || bytes > SMALL.bytes) return false;
-    return !facts.isDirectory() || namesIn(file, SMALL.files + 1).every((name) => walk(path.join(file, name)));
+    if (files > SMALL_FOLDER.files || bytes > SMALL_FOLDER.bytes) return false;
+    return !facts.isDirectory() || namesIn(file, SMALL_FOLDER.files + 1).every((name) => walk(path.join(file, name)));
   };
   try {
     return walk(folder);
@@ -206,7 +206,7 @@ export async function dropCopies(stateFolder: string): Promise<void> {
     return;
   }
   try {
-    const there = copies.filter(({ copy }) => path.isAbsolute(copy) && path.basename(copy).startsWith(MARK) && fs.existsSync(copy));
+    const there = copies.filter(({ copy }) => path.isAbsolute(copy) && path.basename(copy).startsWith(COPY_MARK) && fs.existsSync(copy));
     for (const { way, copy } of there) {
       const done = await change(way === 'subvolume' ? ['btrfs', 'subvolume', 'delete', copy] : ['rm', '-rf', '--', copy], { unlimited: true });
       if (done.code !== 0 || fs.existsSync(copy)) warn(`${named(copy)}, a snapshot of ours, could not be removed: ${done.said.trim()}`);

@@ -155,7 +155,7 @@ export function wayBack(stateFolder: string, ledger: Ledger, isOpen: boolean): s
   ];
 }
 
-const NOTE = 'last-restore.txt';
+const RESTORE_NOTE = 'last-restore.txt';
 
 /** What came of a restore, for people: which state runs, where the other one lies, how to get there. Kept in the state folder, and returned. */
 export function tellRestore(stateFolder: string, ledger: Ledger, isOpen: boolean): string {
@@ -167,9 +167,9 @@ export function tellRestore(stateFolder: string, ledger: Ledger, isOpen: boolean
       'Back to the old ones, with these commands:', ...wayBack(stateFolder, ledger, isOpen).map((argv) => `  ${pasteable(argv)}`),
       ...(asides.length > 0 ? ['When you need the old ones no more:', `  ${pasteable(['rm', '-rf', '--', ...asides])}`] : [])].join('\n');
   try {
-    writeDurably(path.join(stateFolder, NOTE), `${ledger.startedAt}\n${text}\n`);
+    writeDurably(path.join(stateFolder, RESTORE_NOTE), `${ledger.startedAt}\n${text}\n`);
   } catch (error: any) {
-    warn(`${NOTE} cannot be written: ${error.message}`);
+    warn(`${RESTORE_NOTE} cannot be written: ${error.message}`);
   }
   return text;
 }
