@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: a3743f92dc7c4a862db540426fb84eb10eecfdcfe104b689d335146a22a34342
+// Checksum of all but the settings: e37374e01c79aed5dc2582537ed245caf44de2afc0e8f7f0328b843ae3c996d5
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -8332,9 +8332,8 @@ async function setup(loaded, script, options) {
   return code === 1 ? 0 : code;
 }
 
-/** A key or passphrase of a repository that is there already, put where the settings say. Throws Problem (64) when it is not there, and rather than overwrite another one. */
+/** A key or passphrase of a repository that is there already, put where the settings say. Throws Problem (64) rather than overwrite another one. */
 function takeOver(given, place) {
-  if (!fs.existsSync(given)) throw new Problem(`${named(given)} is not there`, { exitCode: 64 });
   const text = fs.readFileSync(given, 'utf8');
   if (fs.existsSync(place) && fs.readFileSync(place, 'utf8') !== text) throw new Problem(`${named(place)} is there already, and is another one than ${named(given)}`,
     { exitCode: 64, hint: 'move it away first, when you are sure that nothing is encrypted with it' });

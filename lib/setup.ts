@@ -49,9 +49,8 @@ export async function setup(loaded: Loaded, script: string, options: SetupOption
   return code === 1 ? 0 : code;
 }
 
-/** A key or passphrase of a repository that is there already, put where the settings say. Throws Problem (64) when it is not there, and rather than overwrite another one. */
+/** A key or passphrase of a repository that is there already, put where the settings say. Throws Problem (64) rather than overwrite another one. */
 function takeOver(given: string, place: string): void {
-  if (!fs.existsSync(given)) throw new Problem(`${named(given)} is not there`, { exitCode: 64 });
   const text = fs.readFileSync(given, 'utf8');
   if (fs.existsSync(place) && fs.readFileSync(place, 'utf8') !== text) throw new Problem(`${named(place)} is there already, and is another one than ${named(given)}`,
     { exitCode: 64, hint: 'move it away first, when you are sure that nothing is encrypted with it' });

@@ -119,7 +119,7 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
     assert.match(ended.err, /is there already, and is another one than/);
     assert.equal(fs.readFileSync(path.join(folder, 'server3/etc/passphrase'), 'utf8'), was);
     assert.equal((await server.run(['setup', '--yes', '--repository', '/srv/other'])).code, 64);
-    for (const [option, value, why] of [['--key-file', path.join(folder, 'nosuch'), /nosuch is not there/], ['--quota', '500 GB', /--quota: must be like 500G/]] as const) {
+    for (const [option, value, why] of [['--key-file', path.join(folder, 'nosuch'), /nosuch: there is no such file/], ['--quota', '500 GB', /--quota: must be like 500G/]] as const) {
       const wrong = await server.run(['setup', '--yes', option, value]);
       assert.equal(wrong.code, 64, wrong.out + wrong.err);
       assert.match(wrong.err, why);
