@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: e37374e01c79aed5dc2582537ed245caf44de2afc0e8f7f0328b843ae3c996d5
+// Checksum of all but the settings: ce69666ee2bf4135bf943e8d4edd8c7d2c0016c26c182b72d10412331c38d029
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -5498,9 +5498,9 @@ function versionLine({ modifiedAt, bytes }, archives) {
 
 /** `borg ARGS...`: borg on this terminal, with this server's repository, key and passphrase. Returns its exit code. */
 async function borgItself(settings, words) {
-  const child = spawn('borg', words, { stdio: 'inherit', env: { ...process.env, PATH: programPath(), ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: undefined } });
   const hasTerminal = [process.stdin, process.stdout, process.stderr].some((stream) => stream.isTTY); // it sends INT and HUP to both of us, and a second INT means to borg: at once
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => { if (!hasTerminal || signal === 'SIGTERM') child.kill(signal); });
+  const child = spawn('borg', words, { stdio: 'inherit', env: { ...process.env, PATH: programPath(), ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: undefined } });
   return new Promise((resolve, reject) => {
     child.on('error', () => reject(new Problem('borg does not run', { hint: 'install it: `apt-get install borgbackup`' })));
     child.on('exit', (code, signal) => resolve(signal ? 128 + constants.signals[signal] : code ?? 2));
@@ -7908,14 +7908,14 @@ const isNight = (line, script) => !/^\s*#/.test(line) && line.split(script).slic
   .map((after) => after.replace(/^['"]/, '').replace(/\s--settings[ =]+('[^']*'|"[^"]*"|[^\s'"])+/, '').split(/\d*>|\s#|[|;&<]/)[0])
   .some((words) => words.split(/\s+/).every((word) => word === '' || /^--(?!dry-run|help|version|print-settings)/.test(word)));
 
-/** Given the script, returns what starts its nightly run ('' = nothing that is known here, and then why) and when next (null: not within eight days, or it cannot be told). */
+/** Given the script, returns what starts its nightly run ('' = nothing that is known here, and then why, if a crontab line is there all the same) and when next (null: not within eight days, or it cannot be told). */
 async function scheduleOf(script) {
   const crontabs = [...textsIn('/etc/cron.d').filter(({ name }) => !/[.~]/.test(name)).map(({ text }) => text), textIfAny('/etc/crontab'), (await look(['crontab', '-l'])).out];
   const lines = crontabs.flatMap((text) => text.split('\n').filter((line) => isNight(line, script)));
   const hasOwnZone = crontabs.some((text) => /^CRON_TZ=/m.test(text)); // then when is not known here
   const times = (hasOwnZone ? [] : lines).map((line) => nextOf(line, new Date())).filter((one) => one !== null).sort((one, other) => one.getTime() - other.getTime());
   if (lines.length > 0 && cronRuns()) return { by: 'cron', at: times[0] ?? null, why: '' };
-  const why = lines.length > 0 ? 'a crontab line is there, but no cron runs' : 'no crontab line and no timer starts this script';
+  const why = lines.length > 0 ? 'a crontab line is there, but no cron runs' : '';
   const starts = (text) => text.split('\n').some((line) => line.startsWith('ExecStart=') && isNight(line, script));
   const unit = textsIn('/etc/systemd/system').find(({ name, text }) => name.endsWith('.service') && starts(text))?.name.replace(/service$/, 'timer');
   const { out } = unit ? await look(['systemctl', 'show', '--property=ActiveState,NextElapseUSecRealtime', unit], { env: { TZ: 'UTC' } }) : { out: '' };
@@ -7969,7 +7969,7 @@ async function status(settings, script, remote) {
     answer([`${mark}: ${server}: ${headline(known, warnings)}`,
       ...(trend ? trendLines(good, trend).map(([name, text]) => line(name, text)) : []),
       line('next run', nextRun.at ? `${localTime(nextRun.at)}, in ${days((nextRun.at.getTime() - Date.now()) / 3_600_000)} (${nextRun.by})`
-        : nextRun.by ? `by ${nextRun.by}, when is not known here` : `nothing starts it, ${nextRun.why}: node backup.js setup --schedule cron`),
+        : nextRun.by ? `by ${nextRun.by}, when is not known here` : `nothing starts it${nextRun.why && `, ${nextRun.why}`}: node backup.js setup --schedule cron`),
       line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${days(Math.max(0, drills.ageDays * 24))} ago; a restore takes about ${span(drill.restoreSeconds)}`
         : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
       ...(asked ? [line('repository', `${good ? `${asked.archive ? 'has that archive' : 'DOES NOT HAVE that archive'}${asked.proof ? ' and its proof' : ''}; ` : ''}newest proven: ${asked.newest || 'none'}`)] : []),
@@ -8116,7 +8116,7 @@ async function everyCheck({ settings, file }, script) {
   const room = `${size(free)} in ${named(settings.stateFolder)}, of which a run needs ${size(needed)}; how much the storage has, only its keeper knows`;
   add('free space', free >= needed, room, 'make room: without it no run begins', true);
   const nightly = await scheduleOf(script);
-  add('schedule', nightly.by !== '', nightly.why || `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}`, 'node backup.js setup --schedule cron    (or systemd)');
+  add('schedule', nightly.by !== '', nightly.by === '' ? nightly.why || 'no crontab line and no timer starts this script' : `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}`, 'node backup.js setup --schedule cron    (or systemd)');
   const { ping, command, metrics } = settings.tell, isTold = Boolean(ping || command.length > 0 || metrics);
   add('told', isTold ? true : nightly.by === 'systemd' ? false : null, isTold ? 'by `tell`' : nightly.by === 'systemd' ? 'a systemd timer mails nobody, and `tell` is empty: nobody hears of a night that failed' : nightly.by === 'cron' ? 'cron mails root what --quiet prints; whether somebody reads that is not known here' : 'nothing starts it, so there is nothing to tell',
     'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');

@@ -28,6 +28,10 @@ export type Finding = { rule: string; at: string; archives: string[]; what: stri
  */
 export type Mark = { transaction: number; previous: number; time: string; files: { count: number; sha256: string }; log: { bytes: number; sha256: string }; manifestBytes: number; nonce: string };
 
+/**
+ * pruning: a prune that is under way, or was interrupted. stage 'copy': the repository is as it was; 'swap': the copy takes its place; 'hosted': without a copy, these
+ * archives may be gone already; 'done': nothing is left to do. mark: of the pruned copy; bytes: before and after.
+ */
 export type Book = {
   format: 1; server: string; repository: string; firstAuditAt: string; lastAuditAt: string;
   mark: Mark | null; // null: its files cannot be read, or were never
@@ -38,8 +42,6 @@ export type Book = {
   days: { day: string; bytes: number; transactions: number }[];
   audits: { at: string; verdict: 'clean' | 'alarm'; transactions: number; findings: Finding[]; accepted?: string }[];
   prunes: { at: string; deleted: string[]; freedBytes: number }[];
-  // A prune that is under way, or was interrupted. stage 'copy': the repository is as it was; 'swap': the copy takes its place; 'hosted': without a copy, these
-  // archives may be gone already; 'done': nothing is left to do. mark: of the pruned copy; bytes: before and after
   pruning: { startedAt: string; stage: 'copy' | 'swap' | 'hosted' | 'done'; deleting: string[]; accessCut: boolean; mark?: Mark; bytes?: [number, number] } | null;
 };
 

@@ -79,7 +79,7 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   const room = `${size(free)} in ${named(settings.stateFolder)}, of which a run needs ${size(needed)}; how much the storage has, only its keeper knows`;
   add('free space', free >= needed, room, 'make room: without it no run begins', true);
   const nightly = await scheduleOf(script);
-  add('schedule', nightly.by !== '', nightly.why || `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}`, 'node backup.js setup --schedule cron    (or systemd)');
+  add('schedule', nightly.by !== '', nightly.by === '' ? nightly.why || 'no crontab line and no timer starts this script' : `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}`, 'node backup.js setup --schedule cron    (or systemd)');
   const { ping, command, metrics } = settings.tell, isTold = Boolean(ping || command.length > 0 || metrics);
   add('told', isTold ? true : nightly.by === 'systemd' ? false : null, isTold ? 'by `tell`' : nightly.by === 'systemd' ? 'a systemd timer mails nobody, and `tell` is empty: nobody hears of a night that failed' : nightly.by === 'cron' ? 'cron mails root what --quiet prints; whether somebody reads that is not known here' : 'nothing starts it, so there is nothing to tell',
     'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');

@@ -177,9 +177,9 @@ function versionLine({ modifiedAt, bytes }: Version, archives: string[]): string
 
 /** `borg ARGS...`: borg on this terminal, with this server's repository, key and passphrase. Returns its exit code. */
 export async function borgItself(settings: Settings, words: string[]): Promise<number> {
-  const child = spawn('borg', words, { stdio: 'inherit', env: { ...process.env, PATH: programPath(), ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: undefined } });
   const hasTerminal = [process.stdin, process.stdout, process.stderr].some((stream) => stream.isTTY); // it sends INT and HUP to both of us, and a second INT means to borg: at once
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, () => { if (!hasTerminal || signal === 'SIGTERM') child.kill(signal); });
+  const child = spawn('borg', words, { stdio: 'inherit', env: { ...process.env, PATH: programPath(), ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: undefined } });
   return new Promise((resolve, reject) => {
     child.on('error', () => reject(new Problem('borg does not run', { hint: 'install it: `apt-get install borgbackup`' })));
     child.on('exit', (code, signal) => resolve(signal ? 128 + constants.signals[signal] : code ?? 2));

@@ -97,14 +97,14 @@ export const isNight = (line: string, script: string) => !/^\s*#/.test(line) && 
   .map((after) => after.replace(/^['"]/, '').replace(/\s--settings[ =]+('[^']*'|"[^"]*"|[^\s'"])+/, '').split(/\d*>|\s#|[|;&<]/)[0]!)
   .some((words) => words.split(/\s+/).every((word) => word === '' || /^--(?!dry-run|help|version|print-settings)/.test(word)));
 
-/** Given the script, returns what starts its nightly run ('' = nothing that is known here, and then why) and when next (null: not within eight days, or it cannot be told). */
+/** Given the script, returns what starts its nightly run ('' = nothing that is known here, and then why, if a crontab line is there all the same) and when next (null: not within eight days, or it cannot be told). */
 export async function scheduleOf(script: string): Promise<{ by: '' | 'cron' | 'systemd'; at: Date | null; why: string }> {
   const crontabs = [...textsIn('/etc/cron.d').filter(({ name }) => !/[.~]/.test(name)).map(({ text }) => text), textIfAny('/etc/crontab'), (await look(['crontab', '-l'])).out];
   const lines = crontabs.flatMap((text) => text.split('\n').filter((line) => isNight(line, script)));
   const hasOwnZone = crontabs.some((text) => /^CRON_TZ=/m.test(text)); // then when is not known here
   const times = (hasOwnZone ? [] : lines).map((line) => nextOf(line, new Date())).filter((one) => one !== null).sort((one, other) => one.getTime() - other.getTime());
   if (lines.length > 0 && cronRuns()) return { by: 'cron', at: times[0] ?? null, why: '' };
-  const why = lines.length > 0 ? 'a crontab line is there, but no cron runs' : 'no crontab line and no timer starts this script';
+  const why = lines.length > 0 ? 'a crontab line is there, but no cron runs' : '';
   const starts = (text: string) => text.split('\n').some((line) => line.startsWith('ExecStart=') && isNight(line, script));
   const unit = textsIn('/etc/systemd/system').find(({ name, text }) => name.endsWith('.service') && starts(text))?.name.replace(/service$/, 'timer');
   const { out } = unit ? await look(['systemctl', 'show', '--property=ActiveState,NextElapseUSecRealtime', unit], { env: { TZ: 'UTC' } }) : { out: '' };

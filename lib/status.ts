@@ -51,7 +51,7 @@ export async function status(settings: Settings, script: string, remote: boolean
     answer([`${mark}: ${server}: ${headline(known, warnings)}`,
       ...(trend ? trendLines(good!, trend).map(([name, text]) => line(name, text)) : []),
       line('next run', nextRun.at ? `${localTime(nextRun.at)}, in ${days((nextRun.at.getTime() - Date.now()) / 3_600_000)} (${nextRun.by})`
-        : nextRun.by ? `by ${nextRun.by}, when is not known here` : `nothing starts it, ${nextRun.why}: node backup.js setup --schedule cron`),
+        : nextRun.by ? `by ${nextRun.by}, when is not known here` : `nothing starts it${nextRun.why && `, ${nextRun.why}`}: node backup.js setup --schedule cron`),
       line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${days(Math.max(0, drills.ageDays! * 24))} ago; a restore takes about ${span(drill.restoreSeconds)}`
         : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
       ...(asked ? [line('repository', `${good ? `${asked.archive ? 'has that archive' : 'DOES NOT HAVE that archive'}${asked.proof ? ' and its proof' : ''}; ` : ''}newest proven: ${asked.newest || 'none'}`)] : []),
