@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: ce69666ee2bf4135bf943e8d4edd8c7d2c0016c26c182b72d10412331c38d029
+// Checksum of all but the settings: 74e588295d1af89b2a884af9be48a26f4b29ec8cbed076fe75fa28695dec3b5a
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -672,7 +672,7 @@ function askToStop(why, exitCode, hint) {
   if (stopRequest) return say(`${why}: everything is being started again, please wait`);
   stopRequest = { why, exitCode, hint };
   if (shielded) return say(`${why}: everything is being started again first, please wait`);
-  say(`${why}: ending what is under way; whatever was stopped is started again`);
+  say(`${why}: ending what is under way; what was stopped, if anything, is started again`);
   for (const end of enders) end();
 }
 

@@ -59,7 +59,7 @@ export function askToStop(why: string, exitCode: number, hint?: string): void {
   if (stopRequest) return say(`${why}: everything is being started again, please wait`);
   stopRequest = { why, exitCode, hint };
   if (shielded) return say(`${why}: everything is being started again first, please wait`);
-  say(`${why}: ending what is under way; whatever was stopped is started again`);
+  say(`${why}: ending what is under way; what was stopped, if anything, is started again`);
   for (const end of enders) end();
 }
 
