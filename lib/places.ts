@@ -6,7 +6,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, count, named, say, size, warn } from './say.ts';
 import { change, failure, goOn, look, lookFor } from './shell.ts';
-import { freeBytes, heldFolder, isBelow } from './files.ts';
+import { freeBytes, heldFolder, isBelow, outermost } from './files.ts';
 import type { Settings } from './settings.ts';
 import { hostPathOf } from './containers.ts';
 import type { Mount } from './containers.ts';

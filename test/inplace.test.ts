@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { allIsWell, answers, good, held, letGo, nearby, nothingIsLeft, randomFile, scenarios, whatRuns, wrap } from './scenario.ts';
+import { allIsWell, answers, expectEnd, good, held, letGo, nearby, nothingIsLeft, randomFile, scenarios, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { stamps, treeFacts } from './night.ts';
 import { start, waitFor } from './script.ts';
