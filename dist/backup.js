@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 74e588295d1af89b2a884af9be48a26f4b29ec8cbed076fe75fa28695dec3b5a
+// Checksum of all but the settings: b26c42e440b1e17ccd5332dcbad70acbfc3154e7d855bcbc4fe5446d71d19f5f
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7547,6 +7547,9 @@ async function rehearse(settings, borg, server, name, id, folder, full, startedA
   for (const cluster of manifest.postgres) await rehearseCluster(one, cluster);
   await confirm();
   if (manifest.postgres.length === 0 || full) await readBack(one, all.bytes);
+  else if (manifest.plan.roots.some(({ why }) => !why.startsWith('cluster '))) {
+    one.checks.push({ cluster: '', check: READ_BACK, ok: null, seconds: 0, detail: 'folders and volumes were not: only with --full' });
+  }
   for (const { cluster, ...query } of settings.drill.queries) {
     if (!manifest.postgres.some((known) => isNamed(known, cluster))) one.checks.push({ cluster, check: 'your queries', ok: false, seconds: 0, detail: `no cluster ${named(cluster)} in this archive: ${query.sql}` });
   }
@@ -7709,6 +7712,8 @@ async function lockIn(one, copy) {
   if (opened.code !== 0) throw failure('the copy cannot be closed to others', opened);
 }
 
+const READ_BACK = 'everything read back';
+
 /** Read everything in the archive back, without writing it anywhere: every chunk comes over the line, is decrypted and verified by borg. */
 async function readBack(one, bytes) {
   const began = Date.now();
@@ -7723,7 +7728,7 @@ async function readBack(one, bytes) {
     if (!(error instanceof Problem)) throw error;
     verdict = { ok: false, detail: `${error.message}\n${lastLines(error.facts.said ?? '', 3)}` };
   }
-  one.checks.push({ cluster: '', check: 'everything read back', ok: verdict.ok, seconds: (Date.now() - began) / 1000, detail: verdict.detail });
+  one.checks.push({ cluster: '', check: READ_BACK, ok: verdict.ok, seconds: (Date.now() - began) / 1000, detail: verdict.detail });
 }
 
 // =========================================================================================================

@@ -72,6 +72,9 @@ export async function rehearse(settings: Settings, borg: Settings, server: strin
   for (const cluster of manifest.postgres) await rehearseCluster(one, cluster);
   await confirm();
   if (manifest.postgres.length === 0 || full) await readBack(one, all.bytes);
+  else if (manifest.plan.roots.some(({ why }) => !why.startsWith('cluster '))) {
+    one.checks.push({ cluster: '', check: READ_BACK, ok: null, seconds: 0, detail: 'folders and volumes were not: only with --full' });
+  }
   for (const { cluster, ...query } of settings.drill.queries) {
     if (!manifest.postgres.some((known) => isNamed(known, cluster))) one.checks.push({ cluster, check: 'your queries', ok: false, seconds: 0, detail: `no cluster ${named(cluster)} in this archive: ${query.sql}` });
   }
@@ -234,6 +237,8 @@ async function lockIn(one: Drill, copy: Copy): Promise<void> {
   if (opened.code !== 0) throw failure('the copy cannot be closed to others', opened);
 }
 
+const READ_BACK = 'everything read back';
+
 /** Read everything in the archive back, without writing it anywhere: every chunk comes over the line, is decrypted and verified by borg. */
 async function readBack(one: Drill, bytes: number): Promise<void> {
   const began = Date.now();
@@ -248,5 +253,5 @@ async function readBack(one: Drill, bytes: number): Promise<void> {
     if (!(error instanceof Problem)) throw error;
     verdict = { ok: false, detail: `${error.message}\n${lastLines(error.facts.said ?? '', 3)}` };
   }
-  one.checks.push({ cluster: '', check: 'everything read back', ok: verdict.ok, seconds: (Date.now() - began) / 1000, detail: verdict.detail });
+  one.checks.push({ cluster: '', check: READ_BACK, ok: verdict.ok, seconds: (Date.now() - began) / 1000, detail: verdict.detail });
 }
