@@ -43,8 +43,7 @@ while [ $# -gt 0 ]; do
   if [ -d "$1" ]; then mkdir -p "$root$2"; else mkdir -p "$(dirname "$root$2")"; : > "$root$2"; fi
   mount --rbind "$1" "$root$2"; shift 2
 done
-echo ready
-exec chroot "$root" sh -c 'exec 3<&0; cat <&3 > /dev/null & wait $!'`; // when our pipe ends, so does process 1, and with it all inside
+exec chroot "$root" sh -c 'exec 3<&0; echo ready; cat <&3 > /dev/null & wait $!'`; // when our pipe ends, so does process 1, and with it all inside
 
 /**
  * Find what can run a cluster of an archive here: the image of its container if there is one, else this host's own programs of that major version.
