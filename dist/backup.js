@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: b26c42e440b1e17ccd5332dcbad70acbfc3154e7d855bcbc4fe5446d71d19f5f
+// Checksum of all but the settings: e423bb405a9446fff9359078929425f0d08fab637b5e6e9d0df54bf1a5b3cb6a
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -49,14 +49,17 @@
 //   ==== RESTORE.MD ====       RESTORE.md: how to bring back this very archive by hand, for somebody without this script.
 //   ==== RECORD ====           The record that travels in every archive: manifest.json, RESTORE.md, listing, script, settings.
 //   ==== COMMANDS ====         The commands of a night: the borg calls of its three passes, and the dry run, which shows them all.
+//   ==== READY ====            Ready?
 //   ==== COPYING ====          Copying: the warm pass while everything runs, then the copy of what is cold.
 //   ==== OUTCOME ====          How a night ended, in words: the summary that closes a run, and the message about it.
+//   ==== LEFTOVERS ====        Leftovers: what a dead run left stopped is started, and told in its place.
 //   ==== GUARD ====            The guard: a second process that outlives the run, whatever kills it, and `recover`.
 //   ==== LIST ====             What is in the repository: the archives, the files in one, the versions of a file in all.
 //   ==== SANDBOX ====          The sandbox: a PostgreSQL on files that came out of an archive, locked in.
 //   ==== EMPTY CLUSTER ====    The empty cluster: PostgreSQL itself is asked what it can do here.
 //   ==== COLLATIONS ====       Collations: does this machine sort texts as the saved one did?
 //   ==== MACHINE ====          This machine beside the saved one, as far as files and processes tell.
+//   ==== INSTALLED ====        Installed: what a cluster needs beside PostgreSQL itself: libraries, extensions, dictionaries.
 //   ==== AHEAD ====            Ahead: what the judge says of partners when a cluster goes back in time (see PARTNERS).
 //   ==== JUDGE ====            The judge: would these files work on this machine?
 //   ==== MEASURE ====          What is about to be extracted: how many files and bytes, which links, and whether all stays inside.
@@ -194,13 +197,8 @@ async function takeBackup(loaded, script) {
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   takeRunLock(settings.stateFolder);
-  try {
-    await bringBackLeftovers(settings);
-  } catch (error) {
-    const ledger = readLedgerQuietly(settings.stateFolder);
-    if (!ledger) throw error;
-    return endNight({ ...beginNight(loaded, script), ledger, down: ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name) }, error);
-  }
+  const left = await startLeftovers(settings);
+  if (left) return endNight({ ...beginNight(loaded, script), ...left }, stillDown(left));
   await sweepDrills(settings).catch((error) => warn(`what a drill left behind cannot be removed: ${error.message}`)); // it may be a disk full of files
   await dropCopies(settings.stateFolder); // so may a killed run
   if (!mode.now && !isInWindow(settings.window, new Date())) {
@@ -215,17 +213,6 @@ async function takeBackup(loaded, script) {
     return await endNight(night, error);
   }
   return endNight(night, null);
-}
-
-/**
- * Take the lock of a run, kept until this process ends. Throws Problem when it is taken: 3 when what an earlier run stopped
- * is down, and its guard is at work, else 75.
- */
-function takeRunLock(stateFolder) {
-  if (takeLock(stateFolder, 2) !== null) return;
-  if (readLedgerQuietly(stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now',
-    { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
-  throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
 }
 
 /** The story. Throws Problem when there is no new good backup; night.down tells what is not running then. */
@@ -274,9 +261,13 @@ async function runTheNight(night) {
   const isDown = night.down.length > 0 ? new Problem(`not running: ${night.down.join(', ')}`,
     { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' }) : null;
   if (isDown && plan.snapshot !== '') throw isDown; // the guard goes on when this run has ended, and a snapshot takes long to read
-  if (isDown) setTimeout(() => askToStop(isDown.message, 3, isDown.facts.hint), PROOF_WHILE_DOWN_MS).unref();
-  if (plan.snapshot !== '') copied = await copyTheSnapshot(night, plan, manifest, copied);
-  await proveTheArchive(night, plan, await finishColdPass(night, plan), copied);
+  const patience = isDown ? setTimeout(() => askToStop(isDown.message, 3, isDown.facts.hint), PROOF_WHILE_DOWN_MS) : undefined;
+  try {
+    if (plan.snapshot !== '') copied = await copyTheSnapshot(night, plan, manifest, copied);
+    await proveTheArchive(night, plan, await finishColdPass(night, plan), copied);
+  } finally {
+    clearTimeout(patience); // nobody who is told of it then is cut short
+  }
   if (isDown) throw isDown; // with a good archive: just then one may be needed
 }
 
@@ -287,40 +278,6 @@ function tonightsDeadline(settings, windowEndsAt) {
   if (isTooLate) throw new Problem('the window is over, or all but over: nothing was stopped',
     { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
   return { deadlineAt, beginStartAt };
-}
-
-async function runBefore(settings) {
-  if (settings.before.length === 0) return;
-  const done = await change(settings.before, { seconds: 600, toTranscript: true }); // it may leave a daemon behind
-  if (done.code !== 0) throw failure('the `before` command failed', done);
-}
-
-/** The storage, the key and this server's borg are tried while everything still runs. Returns what they are. Throws Problem: nothing was stopped. */
-async function tryStorage(settings) {
-  const version = await borgVersion();
-  const { encryption } = await tryRepository(settings).catch(async (error) => {
-    if (isRemote(settings) && error.facts?.ran) await tryConnection(settings); // when it is ssh that fails, what ssh says is the better story
-    throw error;
-  });
-  return `borg ${version}, ${encryption}`;
-}
-
-/** The free space, and whether the file systems can copy on write, are tried while everything still runs, too. Throws Problem: nothing was stopped. */
-async function tryThisMachine(settings, plan) {
-  const lastName = lastGoodRun(settings.stateFolder)?.server ?? plan.server;
-  if (lastName !== plan.server) {
-    warn(`this server was called ${lastName} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
-  }
-  const free = freeBytes(settings.stateFolder);
-  const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
-  if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`,
-    { hint: 'make room: services are not stopped without a place for the ledger' });
-  if (plan.snapshot !== '') {
-    noteCopies(settings.stateFolder, plan.roots);
-    await tryReflinks(plan.roots, plan.run);
-    plan.snapshot = waysIn(plan.roots);
-  }
-  if (settings.snapshot === 'yes') for (const root of plan.roots.filter(({ way }) => way !== 'link')) say(`${named(root.path)}: ${howRead(root)}`);
 }
 
 /** Start everything again, whatever has happened. Returns what is still down. Never throws: an unforeseen error is told, and counts as down. */
@@ -339,7 +296,7 @@ async function startEverything(night) {
   night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...until) - Math.min(...from)) / 1000 : 0;
   night.line.startSeconds = (performance.now() - began) / 1000;
   night.line.parts = ledger.parts.map(({ name, stoppedAt, runningAt }, index) => ({ name, stoppedAt, runningAt, downSeconds: (until[index] - from[index]) / 1000 }));
-  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedgerIfPossible(stateFolder);
+  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
   else keepLedgerIfPossible(stateFolder, ledger); // the guard goes on from it
   return down;
 }
@@ -366,16 +323,7 @@ async function proveTheArchive(night, plan, cold, { first, second, manifestText 
   await proof.end;
 }
 
-// ---- around the story: leftovers, the history line, messages, the summary, the dry run ----
-
-/** Start what a dead run left stopped. Given that the lock is ours. Throws Problem (3) when something is still down. */
-async function bringBackLeftovers(settings) {
-  const left = readLedger(settings.stateFolder);
-  if (!left) return;
-  const down = await bringBack(settings.stateFolder, left, 'this run', settings);
-  if (down.length > 0) throw new Problem(`left stopped by the run of ${left.startedAt} and still not running: ${down.join(', ')}`,
-    { exitCode: 3, hint: 'mend it first; then run `node backup.js recover`' });
-}
+// ---- around the story: the history line, messages, the summary ----
 
 function beginNight(loaded, script) {
   const startedAt = steadyNow().toISOString(), { stateFolder } = loaded.settings;
@@ -397,7 +345,7 @@ async function endNight(night, error) {
   const { settings } = night.loaded;
   await night.cold?.callOff();
   await dropCopies(settings.stateFolder);
-  if (night.ledger?.parts.length === 0) closeLedgerIfPossible(settings.stateFolder);
+  if (night.ledger?.parts.length === 0) closeLedger(settings.stateFolder);
   const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
   if (error) sayError(error, services);
   const ended = finishedLine(night, error);
@@ -413,14 +361,6 @@ async function endNight(night, error) {
   sayBlock(summary(line, services));
   if (mode.json) answer(JSON.stringify(line));
   return line.exitCode;
-}
-
-function readLedgerQuietly(stateFolder) {
-  try {
-    return readLedger(stateFolder);
-  } catch {
-    return null;
-  }
 }
 
 // =========================================================================================================
@@ -722,6 +662,13 @@ async function waitUntil(seconds, condition, stepMs = 100, news = null) {
 async function sideBySide(one, other) {
   await Promise.allSettled([one, other]);
   return [await one, await other];
+}
+
+/** Do something for each, four at a time. Returns what came of them, in the same order. */
+async function fourAtATime(all, work) {
+  const results = [];
+  for (let from = 0; from < all.length; from += 4) results.push(...await Promise.all(all.slice(from, from + 4).map(work)));
+  return results;
 }
 
 /** Where programs are looked for: cron gives root only /usr/bin:/bin; Docker, sshd and PostgreSQL's wrappers may be elsewhere. */
@@ -1788,6 +1735,7 @@ async function unitPart(unit) {
     throw new Problem(`service ${unit}: no such unit here (${facts.LoadState})`,
       { hint: `look at \`systemctl list-units --all '*${unit.slice(0, 5)}*'\`` });
   }
+  if (stateOf(facts) === 'moving') warn(`service ${unit} has been on its way up or down for ${SETTLE_SECONDS} s (does it start over and over?): it is left as it is`);
   // A socket, timer or path that starts the unit goes down with it, or the first request of the night would bring it back.
   // It comes up before the unit: systemd starts no socket of a service that runs already.
   const triggers = (await describeUnits(facts.TriggeredBy.split(' ').filter((one) => one !== ''))).filter((one) => stateOf(one) === 'running');
@@ -2978,7 +2926,6 @@ async function compactsNothing(settings) {
 // the machine or container they run in. It only looks. A fact that cannot be had is a warning, never a reason for no backup.
 // Of a container's environment it holds the names only.
 
-const DATABASES_AT_ONCE = 4;
 const HELD_BACK_BYTES = 500e6; // of WAL, by a slot that nobody uses
 
 // The facts of every database, a few at a time, each with the order its collations sort in (asked once for each definition).
@@ -3001,9 +2948,7 @@ async function databasesOf(cluster, rows) {
     }
     return { ...row, ...facts, orderFingerprint: own };
   };
-  const done = [];
-  for (let i = 0; i < rows.length; i += DATABASES_AT_ONCE) done.push(...await Promise.all(rows.slice(i, i + DATABASES_AT_ONCE).map(complete)));
-  return done;
+  return fourAtATime(rows, complete);
 }
 
 // `NAME = value`, `NAME="value"` or `Name:  value`, one a line.
@@ -3224,7 +3169,7 @@ function mounts() {
   const plain = (word) => word.replace(/\\(\d{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)));
   return fs.readFileSync('/proc/self/mountinfo', 'latin1').trimEnd().split('\n').map((line) => {
     const [left = '', right = ''] = line.split(' - ');
-    return { folder: Buffer.from(plain(left.split(' ')[4] ?? ''), 'latin1').toString(), type: right.split(' ')[0] ?? '' };
+    return { folder: Buffer.from(plain(left.split(' ')[4] ?? ''), 'latin1').toString(), type: right.split(' ')[0] ?? '', device: left.split(' ')[2] ?? '' };
   });
 }
 
@@ -3628,9 +3573,10 @@ async function prove(plan, file) {
 }
 
 // borg passes over a root that is gone with a warning that names no file, and saves an empty folder where something was unmounted by what was stopped.
-function refuseOtherFolder({ path: file, why, id, strict }) {
-  const isThere = fs.existsSync(file), isSame = isThere && (!fs.statSync(file).isDirectory() || deviceAndInode(file) === id);
-  if (isSame || (isThere && !strict && fs.readdirSync(file).length > 0)) return; // a folder may be replaced as a whole
+function refuseOtherFolder({ path: file, why, id }) {
+  const isThere = fs.existsSync(file), now = deviceAndInode(file), deviceOf = (one) => one.split(':')[0];
+  if (isThere && (now === id || !fs.statSync(file).isDirectory())) return;
+  if (isThere && deviceOf(now) === deviceOf(id ?? '') && fs.readdirSync(file).length > 0) return; // replaced as a whole, on the same disk
   throw new Problem(`${named(file)} (${why}) is ${isThere ? 'another folder now' : 'gone'}: it was there when the run began`,
     { hint: 'is something unmounted, or moved, since the others stopped? This archive does not count as a backup' });
 }
@@ -3860,6 +3806,15 @@ function readLedger(stateFolder) {
   return ledger;
 }
 
+/** The same, null also when it cannot be understood. */
+function readLedgerQuietly(stateFolder) {
+  try {
+    return readLedger(stateFolder);
+  } catch {
+    return null;
+  }
+}
+
 /** Write the ledger to disk. Throws when that is impossible: then nothing more is stopped. */
 function keepLedger(stateFolder, ledger) {
   const open = ledger.parts.filter((part) => part.runningAt === null);
@@ -3911,19 +3866,14 @@ async function openLedger(stateFolder, facts) {
   return ledger;
 }
 
-// Who finds it again finds that all of it runs.
-function closeLedgerIfPossible(stateFolder) {
+/** Everything runs: the ledger goes. One that cannot be removed (a disk that fails) is a warning: who finds it again finds that all of it runs. */
+function closeLedger(stateFolder) {
   try {
-    closeLedger(stateFolder);
+    fs.rmSync(ledgerFile(stateFolder), { force: true });
+    if (process.getuid?.() === 0) fs.rmSync(linkElsewhere(stateFolder), { force: true }); // nobody else may look there
   } catch (error) {
     warn(`the ledger cannot be removed: ${error.message}`);
   }
-}
-
-/** Everything runs: the ledger goes. */
-function closeLedger(stateFolder) {
-  fs.rmSync(ledgerFile(stateFolder), { force: true });
-  if (process.getuid?.() === 0) fs.rmSync(linkElsewhere(stateFolder), { force: true }); // nobody else may look there
 }
 
 // =========================================================================================================
@@ -4217,7 +4167,7 @@ async function lookAgain(parts) {
   await Promise.all(parts.map(async (part) => {
     const state = await partState(part);
     if (state === 'running' && !part.wasRunning) throw new Problem(`${part.name} was started since this run began, so nothing was stopped`, { hint: 'begin again: `node backup.js --now`' });
-    if (state !== 'stopped' || !part.wasRunning) return;
+    if (state !== 'stopped' || !part.wasRunning || part.running) return; // by its own command it may only have failed to answer: then it is stopped all the same
     part.wasRunning = false;
     say(`${part.name} has stopped since this run began: it stays so`);
   }));
@@ -4918,6 +4868,48 @@ function commandsOf(settings, plan) {
 }
 
 // =========================================================================================================
+// ==== READY ====
+// Ready? What is tried while everything still runs, before anything is stopped.
+// Runs the settings' own `before`; otherwise only tries, and leaves nothing behind.
+
+/** Run the settings' `before`, if there is one. Throws Problem when it fails. */
+async function runBefore(settings) {
+  if (settings.before.length === 0) return;
+  const done = await change(settings.before, { seconds: 600, toTranscript: true }); // it may leave a daemon behind
+  if (done.code !== 0) throw failure('the `before` command failed', done);
+}
+
+/** The storage, the key and this server's borg are tried while everything still runs. Returns what they are. Throws Problem: nothing was stopped. */
+async function tryStorage(settings) {
+  const version = await borgVersion();
+  const { encryption } = await tryRepository(settings).catch(async (error) => {
+    if (isRemote(settings) && error.facts?.ran) await tryConnection(settings); // when it is ssh that fails, what ssh says is the better story
+    throw error;
+  });
+  return `borg ${version}, ${encryption}`;
+}
+
+/** The free space, and whether the file systems can copy on write, are tried while everything still runs, too. Throws Problem: nothing was stopped. */
+async function tryThisMachine(settings, plan) {
+  const lastName = lastGoodRun(settings.stateFolder)?.server ?? plan.server;
+  if (lastName !== plan.server) {
+    warn(`this server was called ${lastName} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
+  }
+  const free = freeBytes(settings.stateFolder), needed = roomNeeded(settings.stateFolder);
+  if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`,
+    { hint: 'make room: services are not stopped without a place for the ledger' });
+  if (plan.snapshot !== '') {
+    noteCopies(settings.stateFolder, plan.roots);
+    await tryReflinks(plan.roots, plan.run);
+    plan.snapshot = waysIn(plan.roots);
+  }
+  if (settings.snapshot === 'yes') for (const root of plan.roots.filter(({ way }) => way !== 'link')) say(`${named(root.path)}: ${howRead(root)}`);
+}
+
+/** How many bytes a run may need in its state folder, by what the last good one saved: two listings, record, transcript. */
+const roomNeeded = (stateFolder) => 64e6 + 600 * (lastGoodRun(stateFolder)?.cold?.files ?? 0);
+
+// =========================================================================================================
 // ==== COPYING ====
 // Copying: the warm pass while everything runs, then the copy of what is cold.
 // Without a snapshot or with one. Each step of it is one line of the night (the chapter THE NIGHT), in this order. Stops and
@@ -5086,6 +5078,87 @@ function messageOf(line, down, outcome, services, language) {
 }
 
 // =========================================================================================================
+// ==== LEFTOVERS ====
+// Leftovers: what a dead run left stopped is started, and told in its place.
+// By whoever comes first: the guard, `recover`, or the next run, which holds the run's lock then. The dead run's borg is ended first.
+// Changes: the parts in the ledger, the ledger itself, the history, and what a restore had laid beside its places.
+
+/**
+ * Take the lock of a run, kept until this process ends. Throws Problem when it is taken: 3 when what an earlier run stopped
+ * is down, and its guard is at work, else 75.
+ */
+function takeRunLock(stateFolder) {
+  if (takeLock(stateFolder, 2) !== null) return;
+  if (readLedgerQuietly(stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now',
+    { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
+  throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
+}
+
+/**
+ * Start what a dead run left stopped. Given the lock is ours, its ledger, who does it, and the settings if they can be read,
+ * returns what is still down; the ledger stays as long as something is. Writes the history line the dead run could not write.
+ */
+async function bringBack(stateFolder, ledger, who, settings) {
+  shield(true);
+  const what = ledger.restore ? 'the restore' : 'the run', left = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
+  say(`${what} of ${ledger.startedAt} ended before ${left.join(', ') || 'all'} ran again: ${who} starts what is missing`);
+  if (!await endRun(ledger.run)) warn('a borg of the dead run cannot be ended');
+  if (ledger.restore) await settleRestore(ledger); // before anything is started: either all is new, or all is old
+  const down = await startParts(ledger, stateFolder);
+  const outcome = down.length > 0 ? 'down' : 'failed';
+  await dropCopies(stateFolder); // services come first
+  if (ledger.restore) await endRestore(stateFolder, ledger, down);
+  if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) {
+    const why = ledger.reported === '' ? 'the run was killed or the machine went down' : 'something did not start again at the end of the run';
+    await reportDeadRun(stateFolder, ledger, `${why}; ${who} ${down.length > 0 ? `could not start ${down.join(', ')}` : 'started what it had stopped'}`, down, settings);
+  }
+  ledger.reported = outcome;
+  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
+  else keepLedgerIfPossible(stateFolder, ledger);
+  say(`services: ${servicesNow(ledger, down)}`);
+  return down;
+}
+
+/** Start what a dead run left stopped. Given that the lock is ours. Returns what is still down, null when all runs. */
+async function startLeftovers(settings) {
+  const ledger = readLedger(settings.stateFolder), down = ledger ? await bringBack(settings.stateFolder, ledger, 'this run', settings) : [];
+  return ledger && down.length > 0 ? { ledger, down } : null;
+}
+
+/** What to say of what is still down. */
+const stillDown = ({ ledger, down }) => new Problem(`left stopped by the run of ${ledger.startedAt} and still not running: ${down.join(', ')}`,
+  { exitCode: 3, hint: 'mend it first; then run `node backup.js recover`' });
+
+// A restore is no run of the history. What was extracted and is not in its place goes; what to do now is told.
+async function endRestore(stateFolder, ledger, down) {
+  await removeStagings(ledger.restore);
+  const text = tellRestore(stateFolder, ledger, down.length > 0);
+  if (ledger.reported === '') sayBlock(text);
+}
+
+/** Write the history line that a dead run could not write, and send its message. Given its ledger, why it ended, what is down, and the settings if they can be read. */
+async function reportDeadRun(stateFolder, ledger, error, down, settings) {
+  const endedAt = new Date().toISOString();
+  const stops = ledger.parts.map((part) => Date.parse(part.askedAt)), starts = ledger.parts.map((part) => Date.parse(part.runningAt ?? endedAt));
+  const line = {
+    kind: 'run', startedAt: ledger.startedAt, endedAt, outcome: down.length > 0 ? 'down' : 'failed', exitCode: down.length > 0 ? 3 : 2,
+    server: ledger.server, archive: ledger.archive, downSeconds: stops.length > 0 ? Math.max(0, Math.max(...starts) - Math.min(...stops)) / 1000 : 0, startSeconds: 0, // a machine may come up with its clock behind
+    parts: ledger.parts.map((part) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt,
+      downSeconds: Math.max(0, Date.parse(part.runningAt ?? endedAt) - Date.parse(part.askedAt)) / 1000 })),
+    warm: null, cold: null, snapshot: '', warnings: [...warnings], error,
+  };
+  try {
+    if (!ledger.restore) remember(stateFolder, line);
+  } catch (error) {
+    warn(`the history cannot be written: ${error.message}`);
+  }
+  const words = WORDS[settings?.language ?? 'en'].message, services = ledger.parts.length > 0 ? servicesNow(ledger, down) : '';
+  const what = (ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, services);
+  const subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${what}`;
+  if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
+}
+
+// =========================================================================================================
 // ==== GUARD ====
 // The guard: a second process that outlives the run, whatever kills it, and `recover`.
 // `recover` does the same work at boot and from cron. Both wait for the run's lock, which the kernel lets go when the run
@@ -5198,47 +5271,8 @@ function keepTranscript(stateFolder, who) {
 
 // A run that is past its deadline and does not even start things any more hangs: on a dead disk, or in a bug.
 function isOverdue(stateFolder, run) {
-  try {
-    const ledger = readLedger(stateFolder);
-    const grace = ledger?.starting ? 600_000 : 0;
-    return ledger?.run === run && steadyNow().getTime() > Date.parse(ledger.deadlineAt) + grace;
-  } catch {
-    return false;
-  }
-}
-
-// The run is over and has told how; whoever holds the lock now is its guard, which tries again from time to time.
-function isReported(stateFolder) {
-  try {
-    return Boolean(readLedger(stateFolder)?.reported);
-  } catch {
-    return false;
-  }
-}
-
-/**
- * Start what a dead run left stopped. Given the lock is ours, its ledger, who does it, and the settings if they can be read,
- * returns what is still down; the ledger stays as long as something is. Writes the history line the dead run could not write.
- */
-async function bringBack(stateFolder, ledger, who, settings) {
-  shield(true);
-  const what = ledger.restore ? 'the restore' : 'the run', left = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
-  say(`${what} of ${ledger.startedAt} ended before ${left.join(', ') || 'all'} ran again: ${who} starts what is missing`);
-  if (!await endRun(ledger.run)) warn('a borg of the dead run cannot be ended');
-  if (ledger.restore) await settleRestore(ledger); // before anything is started: either all is new, or all is old
-  const down = await startParts(ledger, stateFolder);
-  const outcome = down.length > 0 ? 'down' : 'failed';
-  await dropCopies(stateFolder); // services come first
-  if (ledger.restore) await endRestore(stateFolder, ledger, down);
-  if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) {
-    const why = ledger.reported === '' ? 'the run was killed or the machine went down' : 'something did not start again at the end of the run';
-    await reportDeadRun(stateFolder, ledger, `${why}; ${who} ${down.length > 0 ? `could not start ${down.join(', ')}` : 'started what it had stopped'}`, down, settings);
-  }
-  ledger.reported = outcome;
-  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
-  else keepLedgerIfPossible(stateFolder, ledger);
-  say(`services: ${servicesNow(ledger, down)}`);
-  return down;
+  const ledger = readLedgerQuietly(stateFolder), grace = ledger?.starting ? 600_000 : 0;
+  return ledger?.run === run && steadyNow().getTime() > Date.parse(ledger.deadlineAt) + grace;
 }
 
 // What was asked to stop and never did may do so now: then it is started. A new run that stops it on purpose holds the lock.
@@ -5259,34 +5293,6 @@ async function watchUndecided(stateFolder, ledger) {
       fs.closeSync(lock);
     }
   }
-}
-
-// A restore is no run of the history. What was extracted and is not in its place goes; what to do now is told.
-async function endRestore(stateFolder, ledger, down) {
-  await removeStagings(ledger.restore);
-  const text = tellRestore(stateFolder, ledger, down.length > 0);
-  if (ledger.reported === '') sayBlock(text);
-}
-
-async function reportDeadRun(stateFolder, ledger, error, down, settings) {
-  const endedAt = new Date().toISOString();
-  const stops = ledger.parts.map((part) => Date.parse(part.askedAt)), starts = ledger.parts.map((part) => Date.parse(part.runningAt ?? endedAt));
-  const line = {
-    kind: 'run', startedAt: ledger.startedAt, endedAt, outcome: down.length > 0 ? 'down' : 'failed', exitCode: down.length > 0 ? 3 : 2,
-    server: ledger.server, archive: ledger.archive, downSeconds: stops.length > 0 ? Math.max(0, Math.max(...starts) - Math.min(...stops)) / 1000 : 0, startSeconds: 0, // a machine may come up with its clock behind
-    parts: ledger.parts.map((part) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt,
-      downSeconds: Math.max(0, Date.parse(part.runningAt ?? endedAt) - Date.parse(part.askedAt)) / 1000 })),
-    warm: null, cold: null, snapshot: '', warnings: [...warnings], error,
-  };
-  try {
-    if (!ledger.restore) remember(stateFolder, line);
-  } catch (error) {
-    warn(`the history cannot be written: ${error.message}`);
-  }
-  const words = WORDS[settings?.language ?? 'en'].message, services = ledger.parts.length > 0 ? servicesNow(ledger, down) : '';
-  const what = (ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, services);
-  const subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${what}`;
-  if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 
 /**
@@ -5312,7 +5318,8 @@ async function recover(stateFolders, settings) {
 
 async function recoverIn(stateFolder, settings) {
   refuseIfOthersCanChange(stateFolder, named(stateFolder), { exitCode: 3 }); // no run begins in such a folder, so what lies there is not ours
-  const lock = takeLock(stateFolder, isReported(stateFolder) ? 60 : 0);
+  // Has that run told how it ended, then whoever holds the lock is its guard, which tries again from time to time.
+  const lock = takeLock(stateFolder, readLedgerQuietly(stateFolder)?.reported ? 60 : 0);
   if (lock === null) {
     say('a run, or its guard, is at work: nothing to recover');
     return 75;
@@ -5536,8 +5543,7 @@ while [ $# -gt 0 ]; do
   if [ -d "$1" ]; then mkdir -p "$root$2"; else mkdir -p "$(dirname "$root$2")"; : > "$root$2"; fi
   mount --rbind "$1" "$root$2"; shift 2
 done
-echo ready
-exec chroot "$root" sh -c 'exec 3<&0; cat <&3 > /dev/null & wait $!'`; // when our pipe ends, so does process 1, and with it all inside
+exec chroot "$root" sh -c 'exec 3<&0; echo ready; cat <&3 > /dev/null & wait $!'`; // when our pipe ends, so does process 1, and with it all inside
 
 /**
  * Find what can run a cluster of an archive here: the image of its container if there is one, else this host's own programs of that major version.
@@ -6043,6 +6049,96 @@ function canListen(port, host) {
 }
 
 // =========================================================================================================
+// ==== INSTALLED ====
+// Installed: what a cluster needs beside PostgreSQL itself: libraries, extensions, dictionaries.
+// Given what an empty cluster of the same version could do here, says what is missing, older, or does not fit. Only judges.
+
+const PRELOADED = { shared_preload_libraries: 'PostgreSQL does not start', session_preload_libraries: 'nobody can connect', local_preload_libraries: 'nobody can connect' };
+const preloads = (text) => text.split(',').map((one) => one.trim().replace(/^"(.*)"$/, '$1')).filter((one) => one !== '');
+
+/** The libraries a cluster loads: at its start, at each connection, for its functions, for its slots. The same one may be here more than once. */
+function librariesOf(told) {
+  const inPlugins = (name, library) => (name === 'local_preload_libraries' && !library.includes('/') ? `$libdir/plugins/${library}` : library);
+  const preloaded = Object.entries(PRELOADED).flatMap(([name, breaks]) => preloads(told.preloadLibraries?.[name] ?? '').map((one) => ({ library: inPlugins(name, one), breaks: `${breaks} (${name})`, verdict: 'refused' })));
+  const byRole = (told.roleSettings ?? []).flatMap(({ role, database, settings }) => Object.keys(PRELOADED).flatMap((name) => preloads(settings?.[name] ?? '')
+    .map((one) => ({ library: inPlugins(name, one), breaks: `${[role && `role ${role}`, database && `database ${database}`].filter(Boolean).join(' in ')} cannot connect (${name})`, verdict: 'refused' }))));
+  const used = new Map();
+  for (const { name, libraries } of told.databases) for (const one of libraries ?? []) used.set(one, [...used.get(one) ?? [], name]);
+  const slots = (told.slots ?? []).flatMap(({ slot_name: name, plugin }) => (plugin ? [{ library: plugin, breaks: `nobody can read slot ${name}`, verdict: 'note' }] : []));
+  const archiver = told.settings?.archive_library ? [{ library: told.settings.archive_library, breaks: 'WAL is not archived', verdict: 'note' }] : [];
+  return [...preloaded, ...byRole, ...[...used].map(([library, names]) => ({ library, breaks: `functions and indexes that use it fail in ${listed(names)}`, verdict: 'refused' })), ...slots, ...archiver];
+}
+
+// LOAD may fail because a library wants to be loaded at the start (pg_cron); then it is here. Only what says that it is not, or does not fit, counts.
+const NOT_LOADED = /^(ERROR: +)?(could not access file|could not load library|incompatible library).*/m;
+
+function libraryFindings(cluster, told, abilities) {
+  const elsewhere = (told.settings?.dynamic_library_path ?? '').split(':').filter((one) => one.startsWith('/'));
+  const isThere = (library) => [library, ...elsewhere.map((one) => path.join(one, library))].some((file) => path.isAbsolute(file) && (fs.existsSync(file) || fs.existsSync(`${file}.so`)));
+  return librariesOf(told).flatMap(({ library, breaks, verdict }) => {
+    const failed = LOADABLE.test(library) ? abilities.libraries[library] ?? '' : 'missing';
+    if (LOADABLE.test(library) ? !NOT_LOADED.test(failed) : cluster.container) return [];
+    if (isThere(library)) return [];
+    const here = failed === 'missing' || /^could not access file.*No such file/.test(failed) ? 'missing' : failed;
+    return [finding(told.name, `library ${library}`, { recorded: 'in use', here, breaks, verdict })];
+  });
+}
+
+function extensionsOf(told) {
+  const found = new Map();
+  for (const database of told.databases) {
+    for (const { name, version } of database.extensions ?? []) {
+      const key = JSON.stringify([name, version]);
+      found.set(key, { name, version, databases: [...found.get(key)?.databases ?? [], database.name] });
+    }
+  }
+  return [...found.values()];
+}
+
+// Whether the first version is the newer one: '3.10.1' is newer than '3.9'.
+function isNewer(one, other) {
+  const [mine, theirs] = [one, other].map((version) => version.split(/[.-]/).map((part) => parseInt(part) || 0));
+  const at = mine.findIndex((part, i) => part !== (theirs[i] ?? 0));
+  return at >= 0 && mine[at] > (theirs[at] ?? 0);
+}
+
+/**
+ * An extension's objects are in the database; from here come its library (judged on its own) and its scripts, which tell
+ * what version the library is of.
+ */
+function extensionFindings(told, abilities) {
+  return extensionsOf(told).flatMap(({ name, version, databases }) => {
+    const { control, known } = abilities.extensions[name] ?? {};
+    if (!control || !known) return [];
+    if (known.failed !== undefined) {
+      return [finding(told.name, `extension ${name}`, { recorded: version, here: 'no control file', verdict: 'note', breaks: `what ${listed(databases)} hold of it works as far as its library does; it cannot be updated, and no dump with it restored here` })];
+    }
+    const own = /^\s*default_version\s*=\s*'([^']+)'/m.exec(control.is ?? '')?.[1], versions = [...known.is ?? [], ...(own ? [own] : [])];
+    if (versions.length === 0 || versions.includes(version)) return [];
+    const here = own ?? versions.reduce((best, one) => (isNewer(one, best) ? one : best));
+    if (!isNewer(version, here)) return [finding(told.name, `extension ${name}`, { recorded: version, here, verdict: 'note', breaks: `no script leads from ${version} to ${here}: after ALTER EXTENSION ... UPDATE is asked for, ${listed(databases)} may need it made anew` })];
+    const hasLibrary = /^\s*module_pathname/m.test(control.is ?? '');
+    return [finding(told.name, `extension ${name}`, { recorded: version, here: `${here}, older`, verdict: hasLibrary ? 'refused' : 'note',
+      breaks: hasLibrary ? `functions that came after ${here} are not in the library here, and fail in ${listed(databases)}` : `what ${listed(databases)} hold of it works; no dump with it can be restored here` })];
+  });
+}
+
+const DICTIONARY_FILES = { dictfile: ['dict', 'ths'], afffile: ['affix'], stopwords: ['stop'], synonyms: ['syn'], rules: ['rules'] };
+
+/** The files that dictionaries of text search read, each under the names it may have. */
+function dictionaryFiles(told) {
+  return told.databases.flatMap(({ name: database, dictionaries }) => (dictionaries ?? []).flatMap(({ name: dictionary, options }) => [...String(options ?? '').matchAll(/(\w+)\s*=\s*'([a-z0-9_]+)'/gi)]
+    .flatMap(([, option, file]) => (DICTIONARY_FILES[option.toLowerCase()] ? [{ database, dictionary, names: DICTIONARY_FILES[option.toLowerCase()].map((kind) => `${file}.${kind}`) }] : []))));
+}
+
+function dictionaryFindings(cluster, told, abilities) {
+  // Debian's are links into /var/cache/postgresql, which the sandbox does not show.
+  const isThere = (names) => abilities.files[names[0]] || (!cluster.container && names.some((name) => fs.existsSync(path.join(abilities.share, 'tsearch_data', name))));
+  return dictionaryFiles(told).filter(({ names }) => !isThere(names)).map(({ database, dictionary, names }) => finding(told.name, `dictionary ${dictionary}`, { recorded: names[0], here: 'missing', verdict: 'after',
+    breaks: `text search with it fails in ${database}`, mend: [`# copy ${path.join(abilities.share, 'tsearch_data', names[0])} from the saved server or its backup`] }));
+}
+
+// =========================================================================================================
 // ==== AHEAD ====
 // Ahead: what the judge says of partners when a cluster goes back in time (see PARTNERS).
 // Only makes text; names in it are quoted.
@@ -6179,91 +6275,6 @@ function compiledFindings(told, abilities) {
     found.push(finding(told.name, 'minor version', { recorded: `${told.version}.${recordedMinor}`, here: abilities.version, breaks: 'it works, without the repairs made since', verdict: 'note', mend: [`apt-get install --only-upgrade postgresql-${told.version}`] }));
   }
   return found;
-}
-
-const PRELOADED = { shared_preload_libraries: 'PostgreSQL does not start', session_preload_libraries: 'nobody can connect', local_preload_libraries: 'nobody can connect' };
-const preloads = (text) => text.split(',').map((one) => one.trim().replace(/^"(.*)"$/, '$1')).filter((one) => one !== '');
-
-/** The libraries a cluster loads: at its start, at each connection, for its functions, for its slots. The same one may be here more than once. */
-function librariesOf(told) {
-  const inPlugins = (name, library) => (name === 'local_preload_libraries' && !library.includes('/') ? `$libdir/plugins/${library}` : library);
-  const preloaded = Object.entries(PRELOADED).flatMap(([name, breaks]) => preloads(told.preloadLibraries?.[name] ?? '').map((one) => ({ library: inPlugins(name, one), breaks: `${breaks} (${name})`, verdict: 'refused' })));
-  const byRole = (told.roleSettings ?? []).flatMap(({ role, database, settings }) => Object.keys(PRELOADED).flatMap((name) => preloads(settings?.[name] ?? '')
-    .map((one) => ({ library: inPlugins(name, one), breaks: `${[role && `role ${role}`, database && `database ${database}`].filter(Boolean).join(' in ')} cannot connect (${name})`, verdict: 'refused' }))));
-  const used = new Map();
-  for (const { name, libraries } of told.databases) for (const one of libraries ?? []) used.set(one, [...used.get(one) ?? [], name]);
-  const slots = (told.slots ?? []).flatMap(({ slot_name: name, plugin }) => (plugin ? [{ library: plugin, breaks: `nobody can read slot ${name}`, verdict: 'note' }] : []));
-  const archiver = told.settings?.archive_library ? [{ library: told.settings.archive_library, breaks: 'WAL is not archived', verdict: 'note' }] : [];
-  return [...preloaded, ...byRole, ...[...used].map(([library, names]) => ({ library, breaks: `functions and indexes that use it fail in ${listed(names)}`, verdict: 'refused' })), ...slots, ...archiver];
-}
-
-// LOAD may fail because a library wants to be loaded at the start (pg_cron); then it is here. Only what says that it is not, or does not fit, counts.
-const NOT_LOADED = /^(ERROR: +)?(could not access file|could not load library|incompatible library).*/m;
-
-function libraryFindings(cluster, told, abilities) {
-  const elsewhere = (told.settings?.dynamic_library_path ?? '').split(':').filter((one) => one.startsWith('/'));
-  const isThere = (library) => [library, ...elsewhere.map((one) => path.join(one, library))].some((file) => path.isAbsolute(file) && (fs.existsSync(file) || fs.existsSync(`${file}.so`)));
-  return librariesOf(told).flatMap(({ library, breaks, verdict }) => {
-    const failed = LOADABLE.test(library) ? abilities.libraries[library] ?? '' : 'missing';
-    if (LOADABLE.test(library) ? !NOT_LOADED.test(failed) : cluster.container) return [];
-    if (isThere(library)) return [];
-    const here = failed === 'missing' || /^could not access file.*No such file/.test(failed) ? 'missing' : failed;
-    return [finding(told.name, `library ${library}`, { recorded: 'in use', here, breaks, verdict })];
-  });
-}
-
-function extensionsOf(told) {
-  const found = new Map();
-  for (const database of told.databases) {
-    for (const { name, version } of database.extensions ?? []) {
-      const key = JSON.stringify([name, version]);
-      found.set(key, { name, version, databases: [...found.get(key)?.databases ?? [], database.name] });
-    }
-  }
-  return [...found.values()];
-}
-
-// Whether the first version is the newer one: '3.10.1' is newer than '3.9'.
-function isNewer(one, other) {
-  const [mine, theirs] = [one, other].map((version) => version.split(/[.-]/).map((part) => parseInt(part) || 0));
-  const at = mine.findIndex((part, i) => part !== (theirs[i] ?? 0));
-  return at >= 0 && mine[at] > (theirs[at] ?? 0);
-}
-
-/**
- * An extension's objects are in the database; from here come its library (judged on its own) and its scripts, which tell
- * what version the library is of.
- */
-function extensionFindings(told, abilities) {
-  return extensionsOf(told).flatMap(({ name, version, databases }) => {
-    const { control, known } = abilities.extensions[name] ?? {};
-    if (!control || !known) return [];
-    if (known.failed !== undefined) {
-      return [finding(told.name, `extension ${name}`, { recorded: version, here: 'no control file', verdict: 'note', breaks: `what ${listed(databases)} hold of it works as far as its library does; it cannot be updated, and no dump with it restored here` })];
-    }
-    const own = /^\s*default_version\s*=\s*'([^']+)'/m.exec(control.is ?? '')?.[1], versions = [...known.is ?? [], ...(own ? [own] : [])];
-    if (versions.length === 0 || versions.includes(version)) return [];
-    const here = own ?? versions.reduce((best, one) => (isNewer(one, best) ? one : best));
-    if (!isNewer(version, here)) return [finding(told.name, `extension ${name}`, { recorded: version, here, verdict: 'note', breaks: `no script leads from ${version} to ${here}: after ALTER EXTENSION ... UPDATE is asked for, ${listed(databases)} may need it made anew` })];
-    const hasLibrary = /^\s*module_pathname/m.test(control.is ?? '');
-    return [finding(told.name, `extension ${name}`, { recorded: version, here: `${here}, older`, verdict: hasLibrary ? 'refused' : 'note',
-      breaks: hasLibrary ? `functions that came after ${here} are not in the library here, and fail in ${listed(databases)}` : `what ${listed(databases)} hold of it works; no dump with it can be restored here` })];
-  });
-}
-
-const DICTIONARY_FILES = { dictfile: ['dict', 'ths'], afffile: ['affix'], stopwords: ['stop'], synonyms: ['syn'], rules: ['rules'] };
-
-/** The files that dictionaries of text search read, each under the names it may have. */
-function dictionaryFiles(told) {
-  return told.databases.flatMap(({ name: database, dictionaries }) => (dictionaries ?? []).flatMap(({ name: dictionary, options }) => [...String(options ?? '').matchAll(/(\w+)\s*=\s*'([a-z0-9_]+)'/gi)]
-    .flatMap(([, option, file]) => (DICTIONARY_FILES[option.toLowerCase()] ? [{ database, dictionary, names: DICTIONARY_FILES[option.toLowerCase()].map((kind) => `${file}.${kind}`) }] : []))));
-}
-
-function dictionaryFindings(cluster, told, abilities) {
-  // Debian's are links into /var/cache/postgresql, which the sandbox does not show.
-  const isThere = (names) => abilities.files[names[0]] || (!cluster.container && names.some((name) => fs.existsSync(path.join(abilities.share, 'tsearch_data', name))));
-  return dictionaryFiles(told).filter(({ names }) => !isThere(names)).map(({ database, dictionary, names }) => finding(told.name, `dictionary ${dictionary}`, { recorded: names[0], here: 'missing', verdict: 'after',
-    breaks: `text search with it fails in ${database}`, mend: [`# copy ${path.join(abilities.share, 'tsearch_data', names[0])} from the saved server or its backup`] }));
 }
 
 // How to bring what is missing: the packages of the saved server that are not here, or, when all are, these same ones anew.
@@ -6688,11 +6699,11 @@ async function countPieces(settings, archive, pieces) {
 }
 
 /** Given the pieces, returns why there is no room for old and new contents together; [] = there is. A disk may have several stagings: of its subvolumes, of what is mounted from it. */
-async function whyNoRoom(pieces) {
-  const disks = new Map();
+function whyNoRoom(pieces) {
+  const all = mounts(), points = mountPoints(), disks = new Map();
   for (const { staging, bytes, files } of pieces) {
-    const folder = path.dirname(staging), key = (await look(['findmnt', '--noheadings', '--first-only', '--output=MAJ:MIN', '--target', folder])).out.trim() || folder;
-    disks.set(key, { folder, needed: (disks.get(key)?.needed ?? 64e6) + bytes + files * 4096 });
+    const folder = path.dirname(staging), point = mountOf(folder, points), { device } = all.filter((one) => one.folder === point).pop();
+    disks.set(device, { folder, needed: (disks.get(device)?.needed ?? 64e6) + bytes + files * 4096 });
   }
   return [...disks.values()].filter(({ folder, needed }) => freeBytes(folder) < needed)
     .map(({ folder, needed }) => `the disk of ${named(folder)} has ${size(freeBytes(folder))} free, ${size(needed)} are needed beside the old contents`);
@@ -7021,7 +7032,7 @@ async function restoreInPlace(loaded, script, words, how) {
   await borgVersion();
   const comeback = await workOut({ ...loaded, settings }, words, how, startedAt);
   showComeback(comeback);
-  const why = await whyNot(comeback);
+  const why = whyNot(comeback);
   if (why && !(mode.dryRun && mode.json)) throw why;
   if (why) sayError(why); // the plan, with its findings, is the answer already
   if (why) return 2;
@@ -7030,10 +7041,10 @@ async function restoreInPlace(loaded, script, words, how) {
 }
 
 /** What speaks against it, before anything is touched: a finding of the judge, or no room. */
-async function whyNot(comeback) {
+function whyNot(comeback) {
   if (comeback.findings.some((one) => one.verdict === 'refused')) return new Problem('this archive cannot work on this machine: see the findings marked "refused"',
     { hint: 'mend them with the commands above, then begin again; nothing was touched' });
-  const noRoom = await whyNoRoom(comeback.pieces);
+  const noRoom = whyNoRoom(comeback.pieces);
   return noRoom.length === 0 ? null : new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`,
     { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
 }
@@ -7042,7 +7053,8 @@ async function begin(settings, { stateFolder }) {
   fs.mkdirSync(stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(stateFolder, '`stateFolder`');
   takeRunLock(stateFolder);
-  await bringBackLeftovers({ ...settings, stateFolder });
+  const left = await startLeftovers({ ...settings, stateFolder });
+  if (left) throw stillDown(left);
 }
 
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */
@@ -8117,7 +8129,7 @@ async function everyCheck({ settings, file }, script) {
   checks.push(...await checkServer(settings));
   if (hasSystemd()) add('starts at boot', ...await startsAtBoot(plan));
   add('clock', ...await clockIsRight());
-  const free = freeBytes(fs.existsSync(settings.stateFolder) ? settings.stateFolder : '/'), needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // as a run reckons
+  const free = freeBytes(fs.existsSync(settings.stateFolder) ? settings.stateFolder : '/'), needed = roomNeeded(settings.stateFolder);
   const room = `${size(free)} in ${named(settings.stateFolder)}, of which a run needs ${size(needed)}; how much the storage has, only its keeper knows`;
   add('free space', free >= needed, room, 'make room: without it no run begins', true);
   const nightly = await scheduleOf(script);
@@ -8858,13 +8870,6 @@ const writeHere = (file, text) => canWrite(file, () => writeDurably(file, text))
 // A line that died silently (a VPN, a firewall) holds nothing up for longer than a minute; who says so otherwise is heard.
 const aliveOrEnded = (words) => (path.basename(words[0] ?? '') !== 'ssh' || words.some((word) => /ServerAlive/i.test(word)) ? words
   : [words[0], '-o', 'ServerAliveInterval=10', '-o', 'ServerAliveCountMax=6', ...words.slice(1)]);
-
-/** Do something for each, four at a time. Returns what came of them, in the same order. */
-async function fourAtATime(all, work) {
-  const results = [];
-  for (let from = 0; from < all.length; from += 4) results.push(...await Promise.all(all.slice(from, from + 4).map(work)));
-  return results;
-}
 
 let scratch = ''; // made once
 const IS_GONE = 'is not there any more'; // what an audit of a known repository makes an alarm of

@@ -17,6 +17,7 @@ import { listArchives } from './archives.ts';
 import { strangersAmong } from './list.ts';
 import { makePlan, serverName } from './plan.ts';
 import type { Plan } from './plan.ts';
+import { roomNeeded } from './ready.ts';
 import { localTime, scheduleOf } from './schedule.ts';
 
 /** ok: true, false, or null when it cannot be known here. needed: without it a run would fail. */
@@ -75,7 +76,7 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   checks.push(...await checkServer(settings));
   if (hasSystemd()) add('starts at boot', ...await startsAtBoot(plan));
   add('clock', ...await clockIsRight());
-  const free = freeBytes(fs.existsSync(settings.stateFolder) ? settings.stateFolder : '/'), needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // as a run reckons
+  const free = freeBytes(fs.existsSync(settings.stateFolder) ? settings.stateFolder : '/'), needed = roomNeeded(settings.stateFolder);
   const room = `${size(free)} in ${named(settings.stateFolder)}, of which a run needs ${size(needed)}; how much the storage has, only its keeper knows`;
   add('free space', free >= needed, room, 'make room: without it no run begins', true);
   const nightly = await scheduleOf(script);

@@ -5,12 +5,12 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, lastLines, say } from './say.ts';
-import { goOn } from './shell.ts';
+import { fourAtATime, goOn } from './shell.ts';
 import type { Settings } from './settings.ts';
 import { WITHOUT_LOCK, kindOf, listEverything, readFromArchive } from './archives.ts';
 import type { ListedArchive } from './archives.ts';
 import { soundManifest } from './record.ts';
-import { ANYWHERE, borgSettings, canWrite, canDecrypt, fourAtATime, hasShell, writeHere } from './operator.ts';
+import { ANYWHERE, borgSettings, canDecrypt, canWrite, hasShell, writeHere } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
 import { STATE_ALONE, readRepository } from './segments.ts';
 import type { Reading } from './segments.ts';

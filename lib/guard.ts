@@ -8,22 +8,19 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Problem, answer, mode, named, openTranscript, pasteable, say, sayBlock, sayError, transcriptNow, transcriptSince, warn, warnings } from './say.ts';
+import { Problem, answer, mode, named, openTranscript, pasteable, say, sayError, transcriptNow, warn } from './say.ts';
 import { change, failure, hasSystemd, listenToSignals, shield, steadyNow, waitUntil } from './shell.ts';
 import { plainText } from './files.ts';
 import { serverIn } from './archives.ts';
 import { endRun, procFile, startOfProcess } from './processes.ts';
-import { readHistory, remember } from './history.ts';
-import type { HistoryLine } from './history.ts';
+import { readHistory } from './history.ts';
 import { refuseIfOthersCanChange } from './check.ts';
 import type { Settings } from './settings.ts';
-import { tell } from './tell.ts';
-import { WORDS } from './words.ts';
-import { closeLedger, keepLedgerIfPossible, ledgerFile, readLedger, takeLock } from './ledger.ts';
-import { dropCopies, hasCopies } from './snapshot.ts';
-import { removeStagings, settleRestore, tellRestore } from './swap.ts';
-import { partState, servicesNow, startParts, undecidedParts } from './pause.ts';
+import { keepLedgerIfPossible, ledgerFile, readLedger, readLedgerQuietly, takeLock } from './ledger.ts';
 import type { Ledger } from './ledger.ts';
+import { dropCopies, hasCopies } from './snapshot.ts';
+import { partState, servicesNow, undecidedParts } from './pause.ts';
+import { bringBack, reportDeadRun } from './leftovers.ts';
 
 const guardFile = (stateFolder: string) => path.join(stateFolder, 'guard.json');
 const RETRY_SECONDS = 15;
@@ -129,47 +126,8 @@ function keepTranscript(stateFolder: string, who: string): void {
 
 // A run that is past its deadline and does not even start things any more hangs: on a dead disk, or in a bug.
 function isOverdue(stateFolder: string, run: string): boolean {
-  try {
-    const ledger = readLedger(stateFolder);
-    const grace = ledger?.starting ? 600_000 : 0;
-    return ledger?.run === run && steadyNow().getTime() > Date.parse(ledger.deadlineAt) + grace;
-  } catch {
-    return false;
-  }
-}
-
-// The run is over and has told how; whoever holds the lock now is its guard, which tries again from time to time.
-function isReported(stateFolder: string): boolean {
-  try {
-    return Boolean(readLedger(stateFolder)?.reported);
-  } catch {
-    return false;
-  }
-}
-
-/**
- * Start what a dead run left stopped. Given the lock is ours, its ledger, who does it, and the settings if they can be read,
- * returns what is still down; the ledger stays as long as something is. Writes the history line the dead run could not write.
- */
-export async function bringBack(stateFolder: string, ledger: Ledger, who: string, settings: Settings | null): Promise<string[]> {
-  shield(true);
-  const what = ledger.restore ? 'the restore' : 'the run', left = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
-  say(`${what} of ${ledger.startedAt} ended before ${left.join(', ') || 'all'} ran again: ${who} starts what is missing`);
-  if (!await endRun(ledger.run)) warn('a borg of the dead run cannot be ended');
-  if (ledger.restore) await settleRestore(ledger); // before anything is started: either all is new, or all is old
-  const down = await startParts(ledger, stateFolder);
-  const outcome = down.length > 0 ? 'down' : 'failed';
-  await dropCopies(stateFolder); // services come first
-  if (ledger.restore) await endRestore(stateFolder, ledger, down);
-  if (ledger.reported !== outcome && (!ledger.restore || down.length > 0)) {
-    const why = ledger.reported === '' ? 'the run was killed or the machine went down' : 'something did not start again at the end of the run';
-    await reportDeadRun(stateFolder, ledger, `${why}; ${who} ${down.length > 0 ? `could not start ${down.join(', ')}` : 'started what it had stopped'}`, down, settings);
-  }
-  ledger.reported = outcome;
-  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
-  else keepLedgerIfPossible(stateFolder, ledger);
-  say(`services: ${servicesNow(ledger, down)}`);
-  return down;
+  const ledger = readLedgerQuietly(stateFolder), grace = ledger?.starting ? 600_000 : 0;
+  return ledger?.run === run && steadyNow().getTime() > Date.parse(ledger.deadlineAt) + grace;
 }
 
 // What was asked to stop and never did may do so now: then it is started. A new run that stops it on purpose holds the lock.
@@ -190,34 +148,6 @@ async function watchUndecided(stateFolder: string, ledger: Ledger): Promise<void
       fs.closeSync(lock);
     }
   }
-}
-
-// A restore is no run of the history. What was extracted and is not in its place goes; what to do now is told.
-async function endRestore(stateFolder: string, ledger: Ledger, down: string[]): Promise<void> {
-  await removeStagings(ledger.restore!);
-  const text = tellRestore(stateFolder, ledger, down.length > 0);
-  if (ledger.reported === '') sayBlock(text);
-}
-
-async function reportDeadRun(stateFolder: string, ledger: Pick<Ledger, 'startedAt' | 'server' | 'archive' | 'parts' | 'restore'>, error: string, down: string[], settings: Settings | null): Promise<void> {
-  const endedAt = new Date().toISOString();
-  const stops = ledger.parts.map((part) => Date.parse(part.askedAt)), starts = ledger.parts.map((part) => Date.parse(part.runningAt ?? endedAt));
-  const line: HistoryLine = {
-    kind: 'run', startedAt: ledger.startedAt, endedAt, outcome: down.length > 0 ? 'down' : 'failed', exitCode: down.length > 0 ? 3 : 2,
-    server: ledger.server, archive: ledger.archive, downSeconds: stops.length > 0 ? Math.max(0, Math.max(...starts) - Math.min(...stops)) / 1000 : 0, startSeconds: 0, // a machine may come up with its clock behind
-    parts: ledger.parts.map((part) => ({ name: part.name, stoppedAt: part.stoppedAt, runningAt: part.runningAt,
-      downSeconds: Math.max(0, Date.parse(part.runningAt ?? endedAt) - Date.parse(part.askedAt)) / 1000 })),
-    warm: null, cold: null, snapshot: '', warnings: [...warnings], error,
-  };
-  try {
-    if (!ledger.restore) remember(stateFolder, line);
-  } catch (error: any) {
-    warn(`the history cannot be written: ${error.message}`);
-  }
-  const words = WORDS[settings?.language ?? 'en'].message, services = ledger.parts.length > 0 ? servicesNow(ledger, down) : '';
-  const what = (ledger.restore ? words.restoreOf : words.runOf)(ledger.startedAt, line.error, services);
-  const subject = `${words.outcome[line.outcome]}: ${ledger.server}: ${what}`;
-  if (settings) await tell(settings, { server: ledger.server, outcome: down.length > 0 ? 'down' : 'failed', subject, body: subject, logTail: transcriptSince(0, 50_000), line });
 }
 
 /**
@@ -243,7 +173,8 @@ export async function recover(stateFolders: string[], settings: Settings | null)
 
 async function recoverIn(stateFolder: string, settings: Settings | null): Promise<number> {
   refuseIfOthersCanChange(stateFolder, named(stateFolder), { exitCode: 3 }); // no run begins in such a folder, so what lies there is not ours
-  const lock = takeLock(stateFolder, isReported(stateFolder) ? 60 : 0);
+  // Has that run told how it ended, then whoever holds the lock is its guard, which tries again from time to time.
+  const lock = takeLock(stateFolder, readLedgerQuietly(stateFolder)?.reported ? 60 : 0);
   if (lock === null) {
     say('a run, or its guard, is at work: nothing to recover');
     return 75;

@@ -26,8 +26,8 @@ import { giveFolder, isThere, makeSwaps, removeStagings, settleRestore, tellRest
 import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
 import type { Manifest } from './record.ts';
 import { armGuard, dismissGuard } from './guard.ts';
-import { bringBackLeftovers, takeRunLock } from './run.ts';
-import { NOT_LOADED } from './judge.ts';
+import { startLeftovers, stillDown, takeRunLock } from './leftovers.ts';
+import { NOT_LOADED } from './installed.ts';
 import { stage, swapsOf, whereIs, whyNoRoom } from './places.ts';
 import type { Piece } from './places.ts';
 import { byHand, partsToCome, showComeback, workOut } from './comeback.ts';
@@ -43,7 +43,7 @@ export async function restoreInPlace(loaded: Loaded, script: string, words: stri
   await borgVersion();
   const comeback = await workOut({ ...loaded, settings }, words, how, startedAt);
   showComeback(comeback);
-  const why = await whyNot(comeback);
+  const why = whyNot(comeback);
   if (why && !(mode.dryRun && mode.json)) throw why;
   if (why) sayError(why); // the plan, with its findings, is the answer already
   if (why) return 2;
@@ -52,10 +52,10 @@ export async function restoreInPlace(loaded: Loaded, script: string, words: stri
 }
 
 /** What speaks against it, before anything is touched: a finding of the judge, or no room. */
-async function whyNot(comeback: Comeback): Promise<Problem | null> {
+function whyNot(comeback: Comeback): Problem | null {
   if (comeback.findings.some((one) => one.verdict === 'refused')) return new Problem('this archive cannot work on this machine: see the findings marked "refused"',
     { hint: 'mend them with the commands above, then begin again; nothing was touched' });
-  const noRoom = await whyNoRoom(comeback.pieces);
+  const noRoom = whyNoRoom(comeback.pieces);
   return noRoom.length === 0 ? null : new Problem(`no room for old and new contents together: ${noRoom.join('; ')}`,
     { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
 }
@@ -64,7 +64,8 @@ async function begin(settings: Settings, { stateFolder }: InPlace): Promise<void
   fs.mkdirSync(stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(stateFolder, '`stateFolder`');
   takeRunLock(stateFolder);
-  await bringBackLeftovers({ ...settings, stateFolder });
+  const left = await startLeftovers({ ...settings, stateFolder });
+  if (left) throw stillDown(left);
 }
 
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */

@@ -120,6 +120,15 @@ export function readLedger(stateFolder: string): Ledger | null {
   return ledger;
 }
 
+/** The same, null also when it cannot be understood. */
+export function readLedgerQuietly(stateFolder: string): Ledger | null {
+  try {
+    return readLedger(stateFolder);
+  } catch {
+    return null;
+  }
+}
+
 /** Write the ledger to disk. Throws when that is impossible: then nothing more is stopped. */
 export function keepLedger(stateFolder: string, ledger: Ledger): void {
   const open = ledger.parts.filter((part) => part.runningAt === null);
@@ -171,17 +180,12 @@ export async function openLedger(stateFolder: string, facts: Pick<Ledger, 'run' 
   return ledger;
 }
 
-// Who finds it again finds that all of it runs.
-export function closeLedgerIfPossible(stateFolder: string): void {
+/** Everything runs: the ledger goes. One that cannot be removed (a disk that fails) is a warning: who finds it again finds that all of it runs. */
+export function closeLedger(stateFolder: string): void {
   try {
-    closeLedger(stateFolder);
+    fs.rmSync(ledgerFile(stateFolder), { force: true });
+    if (process.getuid?.() === 0) fs.rmSync(linkElsewhere(stateFolder), { force: true }); // nobody else may look there
   } catch (error: any) {
     warn(`the ledger cannot be removed: ${error.message}`);
   }
-}
-
-/** Everything runs: the ledger goes. */
-export function closeLedger(stateFolder: string): void {
-  fs.rmSync(ledgerFile(stateFolder), { force: true });
-  if (process.getuid?.() === 0) fs.rmSync(linkElsewhere(stateFolder), { force: true }); // nobody else may look there
 }

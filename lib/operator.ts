@@ -124,13 +124,6 @@ export const writeHere = (file: string, text: string): void => canWrite(file, ()
 const aliveOrEnded = (words: string[]) => (path.basename(words[0] ?? '') !== 'ssh' || words.some((word) => /ServerAlive/i.test(word)) ? words
   : [words[0]!, '-o', 'ServerAliveInterval=10', '-o', 'ServerAliveCountMax=6', ...words.slice(1)]);
 
-/** Do something for each, four at a time. Returns what came of them, in the same order. */
-export async function fourAtATime<One, Result>(all: One[], work: (one: One) => Promise<Result>): Promise<Result[]> {
-  const results: Result[] = [];
-  for (let from = 0; from < all.length; from += 4) results.push(...await Promise.all(all.slice(from, from + 4).map(work)));
-  return results;
-}
-
 let scratch = ''; // made once
 export const IS_GONE = 'is not there any more'; // what an audit of a known repository makes an alarm of
 

@@ -2,8 +2,8 @@
 // It reads the ledger, and on the storage the times of what was written since the last audit, by the storage's own clock. No borg key and no passphrase is touched. So it is known
 // that a server wrote, and whether as much as its proven nights do; that the archive is proven, only an audit can tell, and the answer says which of the two it is. Only reads.
 import { Problem, answer, lastLines, mode, span } from './say.ts';
-import { goOn } from './shell.ts';
-import { fourAtATime, hasShell, serversMeant } from './operator.ts';
+import { fourAtATime, goOn } from './shell.ts';
+import { hasShell, serversMeant } from './operator.ts';
 import type { OperatedServer, Operator } from './operator.ts';
 import { STATE_ALONE, readRepository, timeOf } from './segments.ts';
 import { present, readBook } from './book.ts';

@@ -5,7 +5,7 @@
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { goOn, look } from './shell.ts';
+import { fourAtATime, goOn, look } from './shell.ts';
 import { Problem, lastLines, named, say, size, warn } from './say.ts';
 import { borgVersion } from './borg.ts';
 import { controlState } from './postmaster.ts';
@@ -53,7 +53,6 @@ export type Passport = {
   containers: ContainerPassport[];
 };
 
-const DATABASES_AT_ONCE = 4;
 const HELD_BACK_BYTES = 500e6; // of WAL, by a slot that nobody uses
 
 // The facts of every database, a few at a time, each with the order its collations sort in (asked once for each definition).
@@ -76,9 +75,7 @@ async function databasesOf(cluster: Cluster, rows: DatabasePassport[]): Promise<
     }
     return { ...row, ...facts, orderFingerprint: own };
   };
-  const done: DatabasePassport[] = [];
-  for (let i = 0; i < rows.length; i += DATABASES_AT_ONCE) done.push(...await Promise.all(rows.slice(i, i + DATABASES_AT_ONCE).map(complete)));
-  return done;
+  return fourAtATime(rows, complete);
 }
 
 // `NAME = value`, `NAME="value"` or `Name:  value`, one a line.

@@ -55,7 +55,7 @@ export async function lookAgain(parts: Part[]): Promise<void> {
   await Promise.all(parts.map(async (part) => {
     const state = await partState(part);
     if (state === 'running' && !part.wasRunning) throw new Problem(`${part.name} was started since this run began, so nothing was stopped`, { hint: 'begin again: `node backup.js --now`' });
-    if (state !== 'stopped' || !part.wasRunning) return;
+    if (state !== 'stopped' || !part.wasRunning || part.running) return; // by its own command it may only have failed to answer: then it is stopped all the same
     part.wasRunning = false;
     say(`${part.name} has stopped since this run began: it stays so`);
   }));

@@ -19,7 +19,8 @@ import type { Manifest } from './record.ts';
 import { asPattern } from './list.ts';
 import { parseEntry, unsafe, watchEntries } from './measure.ts';
 import { showProgress } from './restore.ts';
-import { isThere, mountPoints, nearestFolder, stagingFor, swapsFor } from './swap.ts';
+import { mounts } from './snapshot.ts';
+import { isThere, mountOf, mountPoints, nearestFolder, stagingFor, swapsFor } from './swap.ts';
 
 /** Something that is extracted in one go and swapped as one: a root of the archive, or what a disk mounted below one holds. */
 export type Piece = {
@@ -116,11 +117,11 @@ export async function countPieces(settings: Settings, archive: string, pieces: P
 }
 
 /** Given the pieces, returns why there is no room for old and new contents together; [] = there is. A disk may have several stagings: of its subvolumes, of what is mounted from it. */
-export async function whyNoRoom(pieces: Piece[]): Promise<string[]> {
-  const disks = new Map<string, { folder: string; needed: number }>();
+export function whyNoRoom(pieces: Piece[]): string[] {
+  const all = mounts(), points = mountPoints(), disks = new Map<string, { folder: string; needed: number }>();
   for (const { staging, bytes, files } of pieces) {
-    const folder = path.dirname(staging), key = (await look(['findmnt', '--noheadings', '--first-only', '--output=MAJ:MIN', '--target', folder])).out.trim() || folder;
-    disks.set(key, { folder, needed: (disks.get(key)?.needed ?? 64e6) + bytes + files * 4096 });
+    const folder = path.dirname(staging), point = mountOf(folder, points), { device } = all.filter((one) => one.folder === point).pop()!;
+    disks.set(device, { folder, needed: (disks.get(device)?.needed ?? 64e6) + bytes + files * 4096 });
   }
   return [...disks.values()].filter(({ folder, needed }) => freeBytes(folder) < needed)
     .map(({ folder, needed }) => `the disk of ${named(folder)} has ${size(freeBytes(folder))} free, ${size(needed)} are needed beside the old contents`);

@@ -47,9 +47,10 @@ export async function prove(plan: Plan, file: string): Promise<Proof> {
 }
 
 // borg passes over a root that is gone with a warning that names no file, and saves an empty folder where something was unmounted by what was stopped.
-function refuseOtherFolder({ path: file, why, id, strict }: Root): void {
-  const isThere = fs.existsSync(file), isSame = isThere && (!fs.statSync(file).isDirectory() || deviceAndInode(file) === id);
-  if (isSame || (isThere && !strict && fs.readdirSync(file).length > 0)) return; // a folder may be replaced as a whole
+function refuseOtherFolder({ path: file, why, id }: Root): void {
+  const isThere = fs.existsSync(file), now = deviceAndInode(file), deviceOf = (one: string) => one.split(':')[0];
+  if (isThere && (now === id || !fs.statSync(file).isDirectory())) return;
+  if (isThere && deviceOf(now) === deviceOf(id ?? '') && fs.readdirSync(file).length > 0) return; // replaced as a whole, on the same disk
   throw new Problem(`${named(file)} (${why}) is ${isThere ? 'another folder now' : 'gone'}: it was there when the run began`,
     { hint: 'is something unmounted, or moved, since the others stopped? This archive does not count as a backup' });
 }

@@ -4,33 +4,31 @@
 import path from 'node:path';
 import fs from 'node:fs';
 import type { Settings } from './settings.ts';
-import { Problem, answer, count, mode, named, openTranscript, say, sayBlock, sayError, size, warn, warnings } from './say.ts';
-import { askToStop, askedToStop, change, failure, goOn, listenToSignals, sideBySide, steadyNow } from './shell.ts';
-import { freeBytes } from './files.ts';
+import { Problem, answer, count, mode, openTranscript, say, sayBlock, sayError, warn, warnings } from './say.ts';
+import { askToStop, askedToStop, goOn, listenToSignals, sideBySide, steadyNow } from './shell.ts';
 import { lastGoodRun, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import { checkSecretFiles, refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
 import { deadlines, isInWindow, windowEnd } from './window.ts';
 import { tell } from './tell.ts';
-import { borgVersion, isRemote, tryRepository } from './borg.ts';
 import { beginPass } from './passes.ts';
 import type { PassResult } from './passes.ts';
 import { WITHOUT_LOCK, readFromArchive } from './archives.ts';
-import { tryConnection } from './storage.ts';
 import { passportOf } from './passport.ts';
-import { dropCopies, flushDisks, howRead, noteCopies, tryReflinks, waysIn } from './snapshot.ts';
+import { dropCopies, flushDisks } from './snapshot.ts';
 import { makePlan, serverName } from './plan.ts';
 import type { Plan } from './plan.ts';
-import { closeLedgerIfPossible, keepLedgerIfPossible, openLedger, readLedger, takeLock } from './ledger.ts';
-import type { Ledger } from './ledger.ts';
+import { closeLedger, keepLedgerIfPossible, openLedger, readLedgerQuietly } from './ledger.ts';
 import { lookAgain, servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
 import { beginRecord, manifestOf, writeHistory } from './record.ts';
 import { proofCommand, showPlan } from './commands.ts';
 import { beginColdPass, checkpointAll, copyCold, copyOnWrite, copyTheSnapshot, finishColdPass, untilBorgWaits, warmPass } from './copying.ts';
 import type { Copied, Night } from './copying.ts';
 import { messageOf, summary } from './outcome.ts';
-import { armGuard, bringBack, dismissGuard } from './guard.ts';
+import { runBefore, tryStorage, tryThisMachine } from './ready.ts';
+import { startLeftovers, stillDown, takeRunLock } from './leftovers.ts';
+import { armGuard, dismissGuard } from './guard.ts';
 import { sweepDrills } from './drill.ts';
 
 const PROOF_WHILE_DOWN_MS = 120_000; // the guard tries again only when the run has ended
@@ -44,13 +42,8 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   takeRunLock(settings.stateFolder);
-  try {
-    await bringBackLeftovers(settings);
-  } catch (error) {
-    const ledger = readLedgerQuietly(settings.stateFolder);
-    if (!ledger) throw error;
-    return endNight({ ...beginNight(loaded, script), ledger, down: ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name) }, error);
-  }
+  const left = await startLeftovers(settings);
+  if (left) return endNight({ ...beginNight(loaded, script), ...left }, stillDown(left));
   await sweepDrills(settings).catch((error) => warn(`what a drill left behind cannot be removed: ${error.message}`)); // it may be a disk full of files
   await dropCopies(settings.stateFolder); // so may a killed run
   if (!mode.now && !isInWindow(settings.window, new Date())) {
@@ -65,17 +58,6 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
     return await endNight(night, error);
   }
   return endNight(night, null);
-}
-
-/**
- * Take the lock of a run, kept until this process ends. Throws Problem when it is taken: 3 when what an earlier run stopped
- * is down, and its guard is at work, else 75.
- */
-export function takeRunLock(stateFolder: string): void {
-  if (takeLock(stateFolder, 2) !== null) return;
-  if (readLedgerQuietly(stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now',
-    { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
-  throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
 }
 
 /** The story. Throws Problem when there is no new good backup; night.down tells what is not running then. */
@@ -124,9 +106,13 @@ async function runTheNight(night: Night): Promise<void> {
   const isDown = night.down.length > 0 ? new Problem(`not running: ${night.down.join(', ')}`,
     { hint: 'look at its own log, mend it, then run `node backup.js recover`; the guard keeps trying' }) : null;
   if (isDown && plan.snapshot !== '') throw isDown; // the guard goes on when this run has ended, and a snapshot takes long to read
-  if (isDown) setTimeout(() => askToStop(isDown.message, 3, isDown.facts.hint), PROOF_WHILE_DOWN_MS).unref();
-  if (plan.snapshot !== '') copied = await copyTheSnapshot(night, plan, manifest, copied!);
-  await proveTheArchive(night, plan, await finishColdPass(night, plan), copied!);
+  const patience = isDown ? setTimeout(() => askToStop(isDown.message, 3, isDown.facts.hint), PROOF_WHILE_DOWN_MS) : undefined;
+  try {
+    if (plan.snapshot !== '') copied = await copyTheSnapshot(night, plan, manifest, copied!);
+    await proveTheArchive(night, plan, await finishColdPass(night, plan), copied!);
+  } finally {
+    clearTimeout(patience); // nobody who is told of it then is cut short
+  }
   if (isDown) throw isDown; // with a good archive: just then one may be needed
 }
 
@@ -137,40 +123,6 @@ function tonightsDeadline(settings: Settings, windowEndsAt: Date | null): { dead
   if (isTooLate) throw new Problem('the window is over, or all but over: nothing was stopped',
     { hint: 'begin earlier, or make the window longer; what was uploaded counts tomorrow' });
   return { deadlineAt, beginStartAt };
-}
-
-async function runBefore(settings: Settings): Promise<void> {
-  if (settings.before.length === 0) return;
-  const done = await change(settings.before, { seconds: 600, toTranscript: true }); // it may leave a daemon behind
-  if (done.code !== 0) throw failure('the `before` command failed', done);
-}
-
-/** The storage, the key and this server's borg are tried while everything still runs. Returns what they are. Throws Problem: nothing was stopped. */
-async function tryStorage(settings: Settings): Promise<string> {
-  const version = await borgVersion();
-  const { encryption } = await tryRepository(settings).catch(async (error) => {
-    if (isRemote(settings) && error.facts?.ran) await tryConnection(settings); // when it is ssh that fails, what ssh says is the better story
-    throw error;
-  });
-  return `borg ${version}, ${encryption}`;
-}
-
-/** The free space, and whether the file systems can copy on write, are tried while everything still runs, too. Throws Problem: nothing was stopped. */
-async function tryThisMachine(settings: Settings, plan: Plan): Promise<void> {
-  const lastName = lastGoodRun(settings.stateFolder)?.server ?? plan.server;
-  if (lastName !== plan.server) {
-    warn(`this server was called ${lastName} until now, and its archives begin with ${plan.server} from here on: if that is not meant, write the old name as \`server\``);
-  }
-  const free = freeBytes(settings.stateFolder);
-  const needed = 64e6 + 600 * (lastGoodRun(settings.stateFolder)?.cold?.files ?? 0); // two listings, record, transcript
-  if (free < needed) throw new Problem(`${named(settings.stateFolder)} has ${size(free)} free, ${size(needed)} are needed`,
-    { hint: 'make room: services are not stopped without a place for the ledger' });
-  if (plan.snapshot !== '') {
-    noteCopies(settings.stateFolder, plan.roots);
-    await tryReflinks(plan.roots, plan.run);
-    plan.snapshot = waysIn(plan.roots);
-  }
-  if (settings.snapshot === 'yes') for (const root of plan.roots.filter(({ way }) => way !== 'link')) say(`${named(root.path)}: ${howRead(root)}`);
 }
 
 /** Start everything again, whatever has happened. Returns what is still down. Never throws: an unforeseen error is told, and counts as down. */
@@ -189,7 +141,7 @@ async function startEverything(night: Night): Promise<string[]> {
   night.line.downSeconds = ledger.parts.length > 0 ? (Math.max(...until) - Math.min(...from)) / 1000 : 0;
   night.line.startSeconds = (performance.now() - began) / 1000;
   night.line.parts = ledger.parts.map(({ name, stoppedAt, runningAt }, index) => ({ name, stoppedAt, runningAt, downSeconds: (until[index]! - from[index]!) / 1000 }));
-  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedgerIfPossible(stateFolder);
+  if (down.length === 0 && undecidedParts(ledger).length === 0) closeLedger(stateFolder);
   else keepLedgerIfPossible(stateFolder, ledger); // the guard goes on from it
   return down;
 }
@@ -216,16 +168,7 @@ async function proveTheArchive(night: Night, plan: Plan, cold: PassResult, { fir
   await proof.end;
 }
 
-// ---- around the story: leftovers, the history line, messages, the summary, the dry run ----
-
-/** Start what a dead run left stopped. Given that the lock is ours. Throws Problem (3) when something is still down. */
-export async function bringBackLeftovers(settings: Settings): Promise<void> {
-  const left = readLedger(settings.stateFolder);
-  if (!left) return;
-  const down = await bringBack(settings.stateFolder, left, 'this run', settings);
-  if (down.length > 0) throw new Problem(`left stopped by the run of ${left.startedAt} and still not running: ${down.join(', ')}`,
-    { exitCode: 3, hint: 'mend it first; then run `node backup.js recover`' });
-}
+// ---- around the story: the history line, messages, the summary ----
 
 function beginNight(loaded: Loaded, script: string): Night {
   const startedAt = steadyNow().toISOString(), { stateFolder } = loaded.settings;
@@ -247,7 +190,7 @@ async function endNight(night: Night, error: unknown): Promise<number> {
   const { settings } = night.loaded;
   await night.cold?.callOff();
   await dropCopies(settings.stateFolder);
-  if (night.ledger?.parts.length === 0) closeLedgerIfPossible(settings.stateFolder);
+  if (night.ledger?.parts.length === 0) closeLedger(settings.stateFolder);
   const services = night.ledger ? servicesNow(night.ledger, night.down) : 'nothing was stopped';
   if (error) sayError(error, services);
   const ended = finishedLine(night, error);
@@ -263,12 +206,4 @@ async function endNight(night: Night, error: unknown): Promise<number> {
   sayBlock(summary(line, services));
   if (mode.json) answer(JSON.stringify(line));
   return line.exitCode;
-}
-
-function readLedgerQuietly(stateFolder: string): Ledger | null {
-  try {
-    return readLedger(stateFolder);
-  } catch {
-    return null;
-  }
 }

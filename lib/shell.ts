@@ -111,6 +111,13 @@ export async function sideBySide<One, Other>(one: Promise<One>, other: Promise<O
   return [await one, await other];
 }
 
+/** Do something for each, four at a time. Returns what came of them, in the same order. */
+export async function fourAtATime<One, Result>(all: One[], work: (one: One) => Promise<Result>): Promise<Result[]> {
+  const results: Result[] = [];
+  for (let from = 0; from < all.length; from += 4) results.push(...await Promise.all(all.slice(from, from + 4).map(work)));
+  return results;
+}
+
 /** Where programs are looked for: cron gives root only /usr/bin:/bin; Docker, sshd and PostgreSQL's wrappers may be elsewhere. */
 export const programPath = () => `${process.env.PATH ?? ''}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`.split(':').filter((folder) => folder.startsWith('/')).join(':'); // none that depends on where we are
 

@@ -23,14 +23,14 @@ const LEAST_FREE = 256e6;
 const FREE_SHARE = 0.1; // of what lies on the file system: blocks that are written while a copy is there are new ones
 const LONGEST_COPY_SECONDS = 86_400;
 
-type Mount = { folder: string; type: string };
+type Mount = { folder: string; type: string; device: string };
 
 /** Where file systems are mounted (proc(5), mountinfo); the last one of a folder is the one that is seen. */
 export function mounts(): Mount[] {
   const plain = (word: string) => word.replace(/\\(\d{3})/g, (_, octal) => String.fromCharCode(parseInt(octal, 8)));
   return fs.readFileSync('/proc/self/mountinfo', 'latin1').trimEnd().split('\n').map((line) => {
     const [left = '', right = ''] = line.split(' - ');
-    return { folder: Buffer.from(plain(left.split(' ')[4] ?? ''), 'latin1').toString(), type: right.split(' ')[0] ?? '' };
+    return { folder: Buffer.from(plain(left.split(' ')[4] ?? ''), 'latin1').toString(), type: right.split(' ')[0] ?? '', device: left.split(' ')[2] ?? '' };
   });
 }
 

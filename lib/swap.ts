@@ -202,7 +202,7 @@ export function mountPoints(): string[] {
   return [...new Set(mounts().map((mount) => mount.folder))];
 }
 
-const mountOf = (file: string, mounts: string[]) => mounts.filter((one) => isBelow(file, one)).reduce((best, one) => (one.length > best.length ? one : best), '/');
+export const mountOf = (file: string, mounts: string[]) => mounts.filter((one) => isBelow(file, one)).reduce((best, one) => (one.length > best.length ? one : best), '/');
 
 /** Given an absolute path, returns the nearest folder at or above it that is there. */
 export function nearestFolder(file: string): string {

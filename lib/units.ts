@@ -1,7 +1,7 @@
 // systemd units: find, describe, stop, start, and see what they really do.
 // systemctl's exit codes prove nothing (it answers 0 after a SIGKILL), so the state is read again and again.
 import { hasSystemd, look, lookFor, waitUntil } from './shell.ts';
-import { Problem } from './say.ts';
+import { Problem, warn } from './say.ts';
 
 /** What a part does at this moment. 'moving': on its way up or down. */
 export type State = 'running' | 'stopped' | 'moving';
@@ -50,6 +50,7 @@ export async function unitPart(unit: string): Promise<Omit<Part, 'group'>> {
     throw new Problem(`service ${unit}: no such unit here (${facts.LoadState})`,
       { hint: `look at \`systemctl list-units --all '*${unit.slice(0, 5)}*'\`` });
   }
+  if (stateOf(facts) === 'moving') warn(`service ${unit} has been on its way up or down for ${SETTLE_SECONDS} s (does it start over and over?): it is left as it is`);
   // A socket, timer or path that starts the unit goes down with it, or the first request of the night would bring it back.
   // It comes up before the unit: systemd starts no socket of a service that runs already.
   const triggers = (await describeUnits(facts.TriggeredBy!.split(' ').filter((one) => one !== ''))).filter((one) => stateOf(one) === 'running');

@@ -23,10 +23,12 @@ export const cannotRun: string | false = process.getuid!() === 0 || process.env.
 export const daemon = (more = '', service = 'ExecStart=sleep infinity'): string =>
   `[Unit]\nDescription=a service of the tests\n${more}\n[Service]\n${service}\n[Install]\nWantedBy=multi-user.target\n`;
 
-// Put first on PATH. It passes everything on to borg; but while /run/hold-borg is there a cold pass waits before it reads a file.
+// Put first on PATH. It passes everything on to borg; but while /run/hold-borg is there a cold pass waits before it reads a file, and while
+// /run/hold-warm is there a warm one before it begins.
 const BORG = `#!/bin/sh
 case "$*" in
-  *::*-warm.checkpoint*|*::proven-*) ;;
+  *::*-warm.checkpoint*) while [ -e /run/hold-warm ]; do : > /run/warm-held; sleep 0.05; done ;;
+  *::proven-*) ;;
   *' create '*) if [ -e /run/hold-borg ]; then
     echo '{"type": "file_status", "status": "i", "path": "held"}' >&2 # as borg says when it waits for what it is fed
     cat > /run/fed

@@ -87,6 +87,18 @@ describe('on a systemd host', { skip: cannotRun }, () => {
     assert.deepEqual((await product.lastRun()).warnings.length, 1);
   });
 
+  scenario('a unit that somebody stops in the warm pass stays as it is', async () => {
+    await product.set({ stop: ['service web', 'service mail', 'postgres *'], warmPass: true });
+    await host.must('rm -f /run/warm-held; touch /run/hold-warm');
+    const running = product.start();
+    await host.waitFor('the warm pass', 'test -e /run/warm-held');
+    await host.must('systemctl stop mail; rm /run/hold-warm');
+    product.judge(await running.done, 0, /service mail has stopped since this run began: it stays so/, /services +all \d are running again/);
+    assert.ok(!await host.isActive('mail'));
+    await host.must('systemctl start mail');
+    await product.set({ warmPass: false });
+  });
+
   scenario('what nothing would start again is not stopped', async () => {
     for (const [entry, says] of [['service noway', /noway\.service runs, but systemd would not start it again \(RefuseManualStart\)/], ['postgres 15/other', /postgres 15\/other runs, but its start\.conf says "disabled"/]] as const) {
       await product.set({ stop: ['service web', entry] });
