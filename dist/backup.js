@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: e423bb405a9446fff9359078929425f0d08fab637b5e6e9d0df54bf1a5b3cb6a
+// Checksum of all but the settings: a5324a4c4d83e634eb860d8ca4e4644957817965901ca5afac5539b1503245ef
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -1611,6 +1611,9 @@ async function tell(settings, what) {
   ]);
 }
 
+/** Whether the settings name no messenger at all. */
+const tellsNobody = ({ tell: { ping, command, metrics } }) => !ping && !metrics && command.length === 0;
+
 async function attempt(name, messenger) {
   try {
     await messenger();
@@ -2885,7 +2888,7 @@ async function tryConnection(settings) {
   if (done.code !== 255) return done.out.trim() || 'the storage answers';
   const hint = /Permission denied/i.test(done.said) ? 'the storage does not know our key: put the line that `node backup.js setup` prints into its authorized_keys'
     : /host key/i.test(done.said) && !fs.existsSync(settings.knownHostsFile) ? 'setup has not been finished here: node backup.js setup'
-    : /host key/i.test(done.said) ? 'the storage\'s host key is not the one in `knownHostsFile`: ask its keeper before you change anything' : 'is the storage reachable from here (VPN, firewall, name)?';
+    : /host key/i.test(done.said) ? 'the storage\'s host key is not the one in `knownHostsFile`: ask its keeper before you change anything' : 'is the address right (`repository` in the settings), and the storage reachable from here (VPN, firewall, name)?';
   throw failure('no ssh connection to the storage', done, hint);
 }
 
@@ -4372,7 +4375,7 @@ const ENGLISH = {
   },
   sheet: {
     title: (server) => `RECOVERY SHEET of server ${server}`, print: 'Print this, keep it on paper away from the server, then remove this file.', whoHas: 'Whoever has it and can reach the storage can read every backup.', repository: 'repository', passphrase: 'passphrase',
-    how: 'When the server is gone: RESTORE.md in every archive says how. First: borg key import --paper ::',
+    how: (isRemote) => `When the server is gone, on a machine with borg${isRemote ? ', after the storage\'s keeper has let its ssh key in' : ''}, in an empty folder:`, then: 'ARCHIVE is the newest name in the list that a proven- goes with. record/RESTORE.md says all that follows.',
   },
   message: {
     outcome: { start: 'start', good: 'good', warning: 'warning', failed: 'failed', down: 'down' }, start: 'the backup begins', good: (time) => `good backup, down ${time}`, warning: (number, time) => `backup with ${number} ${number === 1 ? 'warning' : 'warnings'}, down ${time}`,
@@ -4418,7 +4421,7 @@ const SPANISH = {
   },
   sheet: {
     title: (server) => `HOJA DE RECUPERACIÓN del servidor ${server}`, print: 'Imprima esta hoja, guárdela en papel lejos del servidor y elimine después este archivo.', whoHas: 'Quien la tenga y pueda acceder al almacenamiento podrá leer todas las copias.', repository: 'repositorio', passphrase: 'frase de paso',
-    how: 'Si se pierde el servidor: el archivo RESTORE.md de cada copia explica cómo recuperarlo. Primero: borg key import --paper ::',
+    how: (isRemote) => `Si se pierde el servidor, en una máquina con borg${isRemote ? ', cuando quien administra el almacenamiento haya aceptado su clave ssh' : ''}, en una carpeta vacía:`, then: 'ARCHIVE es el nombre más reciente de la lista que tenga su proven-. record/RESTORE.md explica todo lo demás.',
   },
   message: {
     outcome: { start: 'inicio', good: 'correcto', warning: 'aviso', failed: 'fallo', down: 'detenido' }, start: 'empieza la copia', good: (time) => `copia correcta, servicios detenidos ${time}`, warning: (number, time) => `copia con ${number} ${number === 1 ? 'aviso' : 'avisos'}, servicios detenidos ${time}`,
@@ -7974,7 +7977,7 @@ const localTime = (at) => `${at.toLocaleDateString('sv-SE')} ${at.toTimeString()
  */
 async function status(settings, script, remote) {
   const known = await whatIsKnown(settings, remote), { server, good, trend, left, asked, drills } = known, drill = drills.last;
-  const nextRun = await scheduleOf(script), warnings = statusWarnings(known), next = whatToDo(known);
+  const nextRun = await scheduleOf(script), warnings = statusWarnings(known), next = whatToDo(known, nextRun.by);
   const isBad = left !== null || known.disorder !== '' || !known.isRecent, isGood = !isBad && known.last.outcome === 'good' && drills.warning === '' && known.trouble === '';
   const [outcome, mark, code] = left ? ['down', 'CRITICAL', 2] : isBad ? ['failed', 'CRITICAL', 2] : isGood ? ['good', 'OK', 0] : ['warning', 'WARNING', 1];
   if (mode.json) {
@@ -8024,14 +8027,15 @@ function statusWarnings({ good, last, disorder, asked, trouble, drills, isAhead,
 }
 
 /** The one command that helps most; '' = none. */
-function whatToDo({ settings, good, last, left, trouble, drills, isAhead, isLost, isRecent }) {
+function whatToDo({ settings, good, last, left, trouble, drills, isAhead, isLost, isRecent }, startedBy) {
   if (left) return 'node backup.js recover';
   if (isLost) return 'node backup.js list';
   if (isAhead) return 'look at `date`, and set the clock; then take a backup: node backup.js --now';
   if (!isRecent || trouble) return 'node backup.js doctor';
   if (drills.warning) return 'node backup.js drill';
   if (last !== good) return 'node backup.js doctor';
-  return drills.last === null && settings.drill.maxAgeDays > 0 ? 'node backup.js drill' : '';
+  if (drills.last === null && settings.drill.maxAgeDays > 0) return 'node backup.js drill';
+  return startedBy === 'systemd' && tellsNobody(settings) ? 'set `tell`, if nothing asks this every day: a systemd timer mails nobody' : '';
 }
 
 /** What a monitoring plugin shows after the name: the backup, and what is wrong first of all. */
@@ -8044,8 +8048,9 @@ function headline({ settings, good, ageHours, left, isAhead, isLost, isRecent },
 
 function trendLines(good, trend) {
   const grows = trend.growthBytes, growth = grows === 0 ? '' : `, ${grows > 0 ? 'growing' : 'shrinking'} by ${size(Math.abs(grows))} a night`;
-  return [['down', `${span(good.downSeconds)}; in the last ${count(trend.nights, 'good night')} ${span(trend.leastDownSeconds)} to ${span(trend.mostDownSeconds)}`],
-    ['size', `${size(trend.originalBytes)} in all, ${size(trend.newBytes)} new a night${growth}`]];
+  const isFirst = trend.nights === 1; // then all of it was new
+  return [['down', `${span(good.downSeconds)}${isFirst ? '' : `; in the last ${trend.nights} good nights ${span(trend.leastDownSeconds)} to ${span(trend.mostDownSeconds)}`}`],
+    ['size', `${size(trend.originalBytes)} in all, ${size(trend.newBytes)} ${isFirst ? 'stored' : 'new a night'}${growth}`]];
 }
 
 const days = (hours) => (hours < 48 ? span(hours * 3600) : count(Math.floor(hours / 24), 'day'));
@@ -8134,7 +8139,7 @@ async function everyCheck({ settings, file }, script) {
   add('free space', free >= needed, room, 'make room: without it no run begins', true);
   const nightly = await scheduleOf(script);
   add('schedule', nightly.by !== '', nightly.by === '' ? nightly.why || 'no crontab line and no timer starts this script' : `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}`, 'node backup.js setup --schedule cron    (or systemd)');
-  const { ping, command, metrics } = settings.tell, isTold = Boolean(ping || command.length > 0 || metrics);
+  const isTold = !tellsNobody(settings);
   add('told', isTold ? true : nightly.by === 'systemd' ? false : null, isTold ? 'by `tell`' : nightly.by === 'systemd' ? 'a systemd timer mails nobody, and `tell` is empty: nobody hears of a night that failed' : nightly.by === 'cron' ? 'cron mails root what --quiet prints; whether somebody reads that is not known here' : 'nothing starts it, so there is nothing to tell',
     'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays), hasDrills = settings.drill.maxAgeDays > 0;
@@ -8300,7 +8305,7 @@ async function firstSettings(script, usual, given, yes) {
   const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname(), asItIs);
   const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', asItIs,
     async (answer) => (answer.endsWith('/NAME') ? 'write another name for NAME' : ''));
-  const stop = await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?',
+  const stop = await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)? Name your applications, too',
     isAsked ? (await proposal()).join(', ') : '', wordsIn, (answer) => partsNotHere(wordsIn(answer), usual));
   const folders = await answerTo('folders', 'Which folders are saved, with commas (databases named above are saved whole anyway)?', '', wordsIn, (answer) => foldersNotHere(wordsIn(answer), stop));
   const volumes = await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stop.some((one) => /^(container|compose) /.test(one)) ? '*' : '', wordsIn);
@@ -8339,6 +8344,7 @@ async function setup(loaded, script, options) {
     await reachStorage(settings, options.quota || '500G', isAsked);
   }
   await makeRepository(settings, isAsked);
+  if (isRemote(settings)) sayBlock(reserveOnStorage(settings));
   await writeSheet(settings);
   if (isAsked) await confirmSheet(settings);
   const schedule = options.schedule || (isAsked && !fs.existsSync('/etc/cron.d/cold-backup') && !fs.existsSync('/etc/systemd/system/cold-backup.timer') ? await ask('Start it every night by cron, by systemd, or not yet?', 'no', /^(cron|systemd|no)$/) : '');
@@ -8369,7 +8375,8 @@ async function reachStorage(settings, quota, isAsked) {
       if (!(error instanceof Problem) || !isAsked) throw error;
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
       sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
-      if (!await agrees('Is the line in its place now? Try again?')) throw error;
+      if (!isNew) sayBlock(`hint: ${error.facts.hint}`);
+      if (!await agrees(`${isNew ? 'Is the line in its place' : 'Is it reachable'} now? Try again?`)) throw error;
     }
   }
 }
@@ -8421,9 +8428,13 @@ On a storage that is new, its keeper does this first, as root (Debian):
   adduser --system --group --shell /bin/sh --home /srv/${user} ${user}
   install -d -m 700 -o ${user} -g ${user} /srv/${user}/.ssh          # and the line above into /srv/${user}/.ssh/authorized_keys
   printf 'ClientAliveInterval 10\\nClientAliveCountMax 6\\n' > /etc/ssh/sshd_config.d/borg.conf && systemctl reload ssh   # a dead line frees its lock
-and, when the repository is there, so that a full disk can still be cleaned up (as ${user}: a file of root's would shut the server out):
-  runuser -l ${user} -c 'borg config ${pasteable([repositoryAddress(settings.repository).path])} additional_free_space 2G'
 `;
+}
+
+// Not before the repository is there. As its user: a file of root's would shut the server out.
+function reserveOnStorage(settings) {
+  const { user, path: folder } = repositoryAddress(settings.repository);
+  return `Now that the repository is there, the storage's keeper does this once, as root, so that a full disk can still be cleaned up:\n  runuser -l ${user || 'borg'} -c 'borg config ${pasteable([folder])} additional_free_space 2G'`;
 }
 
 /** Find the repository or make it. One that is there already (of borgmatic, or of this server's former self) is taken over with its archives. */
@@ -8489,7 +8500,8 @@ async function writeSheet(settings) {
     fs.rmSync(draft);
   }
   const words = WORDS[settings.language].sheet, pad = Math.max(words.repository.length, words.passphrase.length) + 2, title = words.title(serverName(settings));
-  const text = [words.print, words.whoHas, words.how, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`];
+  const steps = [`export ${pasteable([`BORG_REPO=${settings.repository}`])}`, 'borg key import --paper ::', 'borg list ::', 'borg extract ::ARCHIVE record'].map((line) => `  ${line}`);
+  const text = [words.print, words.whoHas, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`, '', words.how(isRemote(settings)), ...steps, words.then];
   const html = (lines) => lines.join('\n').replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
   writeDurably(page, exported[1].replace(/<div id="printout">/, (paper) => `${paper}\n<h1>${html([title])}</h1>\n<pre style="white-space: pre-wrap">${html(text)}</pre>\n`)); // onto the paper of borg's own page, which draws the codes itself
   writeDurably(sheet, [title, '', ...text, '', exported[0], ''].join('\n'));

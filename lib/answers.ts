@@ -111,7 +111,7 @@ export async function firstSettings(script: string, usual: Settings, given: Reco
   const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname(), asItIs);
   const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', asItIs,
     async (answer) => (answer.endsWith('/NAME') ? 'write another name for NAME' : ''));
-  const stop = await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)?',
+  const stop = await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)? Name your applications, too',
     isAsked ? (await proposal()).join(', ') : '', wordsIn, (answer) => partsNotHere(wordsIn(answer), usual));
   const folders = await answerTo('folders', 'Which folders are saved, with commas (databases named above are saved whole anyway)?', '', wordsIn, (answer) => foldersNotHere(wordsIn(answer), stop));
   const volumes = await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stop.some((one) => /^(container|compose) /.test(one)) ? '*' : '', wordsIn);

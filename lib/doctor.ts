@@ -19,6 +19,7 @@ import { makePlan, serverName } from './plan.ts';
 import type { Plan } from './plan.ts';
 import { roomNeeded } from './ready.ts';
 import { localTime, scheduleOf } from './schedule.ts';
+import { tellsNobody } from './tell.ts';
 
 /** ok: true, false, or null when it cannot be known here. needed: without it a run would fail. */
 export type Check = { check: string; ok: boolean | null; detail: string; hint: string; needed: boolean };
@@ -81,7 +82,7 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   add('free space', free >= needed, room, 'make room: without it no run begins', true);
   const nightly = await scheduleOf(script);
   add('schedule', nightly.by !== '', nightly.by === '' ? nightly.why || 'no crontab line and no timer starts this script' : `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}`, 'node backup.js setup --schedule cron    (or systemd)');
-  const { ping, command, metrics } = settings.tell, isTold = Boolean(ping || command.length > 0 || metrics);
+  const isTold = !tellsNobody(settings);
   add('told', isTold ? true : nightly.by === 'systemd' ? false : null, isTold ? 'by `tell`' : nightly.by === 'systemd' ? 'a systemd timer mails nobody, and `tell` is empty: nobody hears of a night that failed' : nightly.by === 'cron' ? 'cron mails root what --quiet prints; whether somebody reads that is not known here' : 'nothing starts it, so there is nothing to tell',
     'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays), hasDrills = settings.drill.maxAgeDays > 0;

@@ -39,6 +39,7 @@ export async function setup(loaded: Loaded, script: string, options: SetupOption
     await reachStorage(settings, options.quota || '500G', isAsked);
   }
   await makeRepository(settings, isAsked);
+  if (isRemote(settings)) sayBlock(reserveOnStorage(settings));
   await writeSheet(settings);
   if (isAsked) await confirmSheet(settings);
   const schedule = options.schedule || (isAsked && !fs.existsSync('/etc/cron.d/cold-backup') && !fs.existsSync('/etc/systemd/system/cold-backup.timer') ? await ask('Start it every night by cron, by systemd, or not yet?', 'no', /^(cron|systemd|no)$/) : '');
@@ -69,7 +70,8 @@ async function reachStorage(settings: Settings, quota: string, isAsked: boolean)
       if (!(error instanceof Problem) || !isAsked) throw error;
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
       sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
-      if (!await agrees('Is the line in its place now? Try again?')) throw error;
+      if (!isNew) sayBlock(`hint: ${error.facts.hint}`);
+      if (!await agrees(`${isNew ? 'Is the line in its place' : 'Is it reachable'} now? Try again?`)) throw error;
     }
   }
 }
@@ -121,9 +123,13 @@ On a storage that is new, its keeper does this first, as root (Debian):
   adduser --system --group --shell /bin/sh --home /srv/${user} ${user}
   install -d -m 700 -o ${user} -g ${user} /srv/${user}/.ssh          # and the line above into /srv/${user}/.ssh/authorized_keys
   printf 'ClientAliveInterval 10\\nClientAliveCountMax 6\\n' > /etc/ssh/sshd_config.d/borg.conf && systemctl reload ssh   # a dead line frees its lock
-and, when the repository is there, so that a full disk can still be cleaned up (as ${user}: a file of root's would shut the server out):
-  runuser -l ${user} -c 'borg config ${pasteable([repositoryAddress(settings.repository).path])} additional_free_space 2G'
 `;
+}
+
+// Not before the repository is there. As its user: a file of root's would shut the server out.
+function reserveOnStorage(settings: Settings): string {
+  const { user, path: folder } = repositoryAddress(settings.repository);
+  return `Now that the repository is there, the storage's keeper does this once, as root, so that a full disk can still be cleaned up:\n  runuser -l ${user || 'borg'} -c 'borg config ${pasteable([folder])} additional_free_space 2G'`;
 }
 
 /** Find the repository or make it. One that is there already (of borgmatic, or of this server's former self) is taken over with its archives. */
@@ -189,7 +195,8 @@ async function writeSheet(settings: Settings): Promise<void> {
     fs.rmSync(draft);
   }
   const words = WORDS[settings.language].sheet, pad = Math.max(words.repository.length, words.passphrase.length) + 2, title = words.title(serverName(settings));
-  const text = [words.print, words.whoHas, words.how, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`];
+  const steps = [`export ${pasteable([`BORG_REPO=${settings.repository}`])}`, 'borg key import --paper ::', 'borg list ::', 'borg extract ::ARCHIVE record'].map((line) => `  ${line}`);
+  const text = [words.print, words.whoHas, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`, '', words.how(isRemote(settings)), ...steps, words.then];
   const html = (lines: string[]) => lines.join('\n').replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
   writeDurably(page, exported[1]!.replace(/<div id="printout">/, (paper) => `${paper}\n<h1>${html([title])}</h1>\n<pre style="white-space: pre-wrap">${html(text)}</pre>\n`)); // onto the paper of borg's own page, which draws the codes itself
   writeDurably(sheet, [title, '', ...text, '', exported[0]!, ''].join('\n'));

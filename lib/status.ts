@@ -13,6 +13,7 @@ import { serverName } from './plan.ts';
 import { readLedger, takeLock } from './ledger.ts';
 import type { Ledger } from './ledger.ts';
 import { localTime, scheduleOf } from './schedule.ts';
+import { tellsNobody } from './tell.ts';
 
 /** What the repository holds of the last good backup, as far as it was asked. asked: null = it was not, or did not answer (then trouble says why). */
 type Remote = { asked: { archive: boolean; proof: boolean; newest: string } | null; trouble: string };
@@ -39,7 +40,7 @@ type Known = {
  */
 export async function status(settings: Settings, script: string, remote: boolean): Promise<number> {
   const known = await whatIsKnown(settings, remote), { server, good, trend, left, asked, drills } = known, drill = drills.last;
-  const nextRun = await scheduleOf(script), warnings = statusWarnings(known), next = whatToDo(known);
+  const nextRun = await scheduleOf(script), warnings = statusWarnings(known), next = whatToDo(known, nextRun.by);
   const isBad = left !== null || known.disorder !== '' || !known.isRecent, isGood = !isBad && known.last!.outcome === 'good' && drills.warning === '' && known.trouble === '';
   const [outcome, mark, code] = left ? ['down', 'CRITICAL', 2] as const : isBad ? ['failed', 'CRITICAL', 2] as const : isGood ? ['good', 'OK', 0] as const : ['warning', 'WARNING', 1] as const;
   if (mode.json) {
@@ -89,14 +90,15 @@ function statusWarnings({ good, last, disorder, asked, trouble, drills, isAhead,
 }
 
 /** The one command that helps most; '' = none. */
-function whatToDo({ settings, good, last, left, trouble, drills, isAhead, isLost, isRecent }: Known): string {
+function whatToDo({ settings, good, last, left, trouble, drills, isAhead, isLost, isRecent }: Known, startedBy: string): string {
   if (left) return 'node backup.js recover';
   if (isLost) return 'node backup.js list';
   if (isAhead) return 'look at `date`, and set the clock; then take a backup: node backup.js --now';
   if (!isRecent || trouble) return 'node backup.js doctor';
   if (drills.warning) return 'node backup.js drill';
   if (last !== good) return 'node backup.js doctor';
-  return drills.last === null && settings.drill.maxAgeDays > 0 ? 'node backup.js drill' : '';
+  if (drills.last === null && settings.drill.maxAgeDays > 0) return 'node backup.js drill';
+  return startedBy === 'systemd' && tellsNobody(settings) ? 'set `tell`, if nothing asks this every day: a systemd timer mails nobody' : '';
 }
 
 /** What a monitoring plugin shows after the name: the backup, and what is wrong first of all. */
@@ -109,8 +111,9 @@ function headline({ settings, good, ageHours, left, isAhead, isLost, isRecent }:
 
 function trendLines(good: HistoryLine, trend: Trend): [string, string][] {
   const grows = trend.growthBytes, growth = grows === 0 ? '' : `, ${grows > 0 ? 'growing' : 'shrinking'} by ${size(Math.abs(grows))} a night`;
-  return [['down', `${span(good.downSeconds)}; in the last ${count(trend.nights, 'good night')} ${span(trend.leastDownSeconds)} to ${span(trend.mostDownSeconds)}`],
-    ['size', `${size(trend.originalBytes)} in all, ${size(trend.newBytes)} new a night${growth}`]];
+  const isFirst = trend.nights === 1; // then all of it was new
+  return [['down', `${span(good.downSeconds)}${isFirst ? '' : `; in the last ${trend.nights} good nights ${span(trend.leastDownSeconds)} to ${span(trend.mostDownSeconds)}`}`],
+    ['size', `${size(trend.originalBytes)} in all, ${size(trend.newBytes)} ${isFirst ? 'stored' : 'new a night'}${growth}`]];
 }
 
 const days = (hours: number) => (hours < 48 ? span(hours * 3600) : count(Math.floor(hours / 24), 'day'));

@@ -39,6 +39,9 @@ export async function tell(settings: Settings, what: Outcome): Promise<void> {
   ]);
 }
 
+/** Whether the settings name no messenger at all. */
+export const tellsNobody = ({ tell: { ping, command, metrics } }: Settings) => !ping && !metrics && command.length === 0;
+
 async function attempt(name: string, messenger: () => Promise<void>): Promise<void> {
   try {
     await messenger();

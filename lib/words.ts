@@ -40,7 +40,7 @@ const ENGLISH = {
   },
   sheet: {
     title: (server: string) => `RECOVERY SHEET of server ${server}`, print: 'Print this, keep it on paper away from the server, then remove this file.', whoHas: 'Whoever has it and can reach the storage can read every backup.', repository: 'repository', passphrase: 'passphrase',
-    how: 'When the server is gone: RESTORE.md in every archive says how. First: borg key import --paper ::',
+    how: (isRemote: boolean) => `When the server is gone, on a machine with borg${isRemote ? ', after the storage\'s keeper has let its ssh key in' : ''}, in an empty folder:`, then: 'ARCHIVE is the newest name in the list that a proven- goes with. record/RESTORE.md says all that follows.',
   },
   message: {
     outcome: { start: 'start', good: 'good', warning: 'warning', failed: 'failed', down: 'down' }, start: 'the backup begins', good: (time: string) => `good backup, down ${time}`, warning: (number: number, time: string) => `backup with ${number} ${number === 1 ? 'warning' : 'warnings'}, down ${time}`,
@@ -86,7 +86,7 @@ const SPANISH: typeof ENGLISH = {
   },
   sheet: {
     title: (server) => `HOJA DE RECUPERACIÓN del servidor ${server}`, print: 'Imprima esta hoja, guárdela en papel lejos del servidor y elimine después este archivo.', whoHas: 'Quien la tenga y pueda acceder al almacenamiento podrá leer todas las copias.', repository: 'repositorio', passphrase: 'frase de paso',
-    how: 'Si se pierde el servidor: el archivo RESTORE.md de cada copia explica cómo recuperarlo. Primero: borg key import --paper ::',
+    how: (isRemote) => `Si se pierde el servidor, en una máquina con borg${isRemote ? ', cuando quien administra el almacenamiento haya aceptado su clave ssh' : ''}, en una carpeta vacía:`, then: 'ARCHIVE es el nombre más reciente de la lista que tenga su proven-. record/RESTORE.md explica todo lo demás.',
   },
   message: {
     outcome: { start: 'inicio', good: 'correcto', warning: 'aviso', failed: 'fallo', down: 'detenido' }, start: 'empieza la copia', good: (time) => `copia correcta, servicios detenidos ${time}`, warning: (number, time) => `copia con ${number} ${number === 1 ? 'aviso' : 'avisos'}, servicios detenidos ${time}`,

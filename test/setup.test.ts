@@ -90,7 +90,13 @@ describe('setup', { skip: cannotRunHere() }, () => {
     const lines = [...text.matchAll(/^ *(?:id:|\d+:) (.*)$/gm)].map((match) => match[1]!.trim());
     const env = { ...process.env, BORG_REPO: value('repository'), BORG_KEY_FILE: path.join(there, 'etc', 'borg_key'), BORG_PASSPHRASE: value('passphrase'), BORG_BASE_DIR: path.join(there, 'borg'),
       BORG_RSH: `ssh -o BatchMode=yes -o UserKnownHostsFile=${there}/etc/known_hosts -i ${there}/etc/ssh_key` };
-    execFileSync('borg', ['key', 'import', '--paper', '::'], { env, input: `${lines.join('\n')}\n\n`, stdio: ['pipe', 'ignore', 'pipe'] });
+    const steps = [...text.matchAll(/^ {2}((?:export|borg) .*)$/gm)].map((match) => match[1]!), empty = fs.mkdtempSync(path.join(there, 'empty-'));
+    assert.deepEqual(steps.map((step) => step.split(' ').slice(0, 2).join(' ').replace(/=.*/, '')), ['export BORG_REPO', 'borg key', 'borg list', 'borg extract']);
+    const doAsItSays = (which: string[], input = '') => execFileSync('bash', ['-ec', which.join('\n')], { env: { ...env, BORG_REPO: undefined }, cwd: empty, input, encoding: 'utf8', stdio: ['pipe', 'pipe', 'pipe'] });
+    doAsItSays(steps.slice(0, 2), `${lines.join('\n')}\n\n`);
+    const names = doAsItSays([steps[0]!, steps[2]!]).split('\n').map((line) => line.split(' ')[0]!), newest = names.filter((name) => names.includes(`proven-${name}`)).pop()!;
+    doAsItSays([steps[0]!, steps[3]!.replace('ARCHIVE', newest)]);
+    assert.match(fs.readFileSync(path.join(empty, 'record/RESTORE.md'), 'utf8'), new RegExp(newest));
     assert.equal(execFileSync('borg', ['extract', '--stdout', `::${server.history().pop().archive}`, `${folder.slice(1)}/files/one`], { env, encoding: 'utf8' }), 'here I am\n');
 
     const settings = { ...server.settings, stateFolder: path.join(there, 'state'), ...Object.fromEntries(Object.entries({ sshKey: 'ssh_key', knownHostsFile: 'known_hosts', keyFile: 'borg_key', passphraseFile: 'passphrase' }).map(([key, file]) => [key, path.join(there, 'etc', file)])) };

@@ -199,6 +199,7 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
     await answer(/Start it every night/, 'no');
     assert.equal(await ended, 0, said);
     assert.match(said, /--storage-quota 20G/);
+    assert.match(said, /made the repository and its key\s+Now that the repository is there, [^]*additional_free_space 2G'/);
     assert.match(said, /ok +quota/);
     assert.ok(!fs.existsSync(path.join(place, 'etc/recovery-sheet.txt')) && !fs.existsSync(path.join(place, 'etc/recovery-sheet.html')));
     assert.match(fs.readFileSync(path.join(place, 'backup.settings.js'), 'utf8'), /server: "web5"/);
