@@ -159,12 +159,12 @@ describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
     assert.match(full['free space'].detail, /of which a run needs 600 TB/);
   });
 
-  // It stands first on PATH, as a borg in /usr/local/bin would, and counts what it hears.
+  // It stands first on PATH, as a borg in /usr/local/bin would, and counts what it hears. `exec`, for the shell of `script` hears Ctrl-C, too: dash waits for its child, and then ends as one that was interrupted.
   test('Ctrl-C reaches borg once, and borg is found where cron\'s PATH does not lead', async () => {
     const log = path.join(folder, 'heard'), bin = path.join(folder, 'bin-of-borg');
     fs.mkdirSync(bin);
     fs.writeFileSync(path.join(bin, 'borg'), `#!/bin/sh\ntrap 'echo INT >> ${log}' INT\necho up >> ${log}\nfor i in $(seq 40); do sleep 0.1; done\nexec /usr/bin/borg "$@"\n`, { mode: 0o755 });
-    const child = spawn('script', ['-qefc', `${process.execPath} ${server.script} borg --version`, '/dev/null'], { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, PATH: `${bin}:${process.env.PATH}`, TERM: 'dumb' } });
+    const child = spawn('script', ['-qefc', `exec ${process.execPath} ${server.script} borg --version`, '/dev/null'], { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, PATH: `${bin}:${process.env.PATH}`, TERM: 'dumb' } });
     let said = '';
     child.stdout.on('data', (piece) => { said += piece; });
     const ended = new Promise<number>((resolve) => { child.on('close', (code) => resolve(code ?? 2)); });
