@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: a5324a4c4d83e634eb860d8ca4e4644957817965901ca5afac5539b1503245ef
+// Checksum of all but the settings: 68dc9cb4a978c41d8e0f510438bcee0e2bbfecf7b62c8c1ae248cd851964b709
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -8376,7 +8376,7 @@ async function reachStorage(settings, quota, isAsked) {
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
       sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
       if (!isNew) sayBlock(`hint: ${error.facts.hint}`);
-      if (!await agrees(`${isNew ? 'Is the line in its place' : 'Is it reachable'} now? Try again?`)) throw error;
+      if (!await agrees(isNew ? 'Is the line in its place now? Try again?' : 'Is it reachable now? Try again?')) throw error;
     }
   }
 }

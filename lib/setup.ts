@@ -71,7 +71,7 @@ async function reachStorage(settings: Settings, quota: string, isAsked: boolean)
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
       sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
       if (!isNew) sayBlock(`hint: ${error.facts.hint}`);
-      if (!await agrees(`${isNew ? 'Is the line in its place' : 'Is it reachable'} now? Try again?`)) throw error;
+      if (!await agrees(isNew ? 'Is the line in its place now? Try again?' : 'Is it reachable now? Try again?')) throw error;
     }
   }
 }
