@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 68dc9cb4a978c41d8e0f510438bcee0e2bbfecf7b62c8c1ae248cd851964b709
+// Checksum of all but the settings: c50654ae19d6ae77f760a7494f58ccedd1ee6b758f6a67d1236b5e35b328f61c
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -8139,12 +8139,11 @@ async function everyCheck({ settings, file }, script) {
   add('free space', free >= needed, room, 'make room: without it no run begins', true);
   const nightly = await scheduleOf(script);
   add('schedule', nightly.by !== '', nightly.by === '' ? nightly.why || 'no crontab line and no timer starts this script' : `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}`, 'node backup.js setup --schedule cron    (or systemd)');
-  const isTold = !tellsNobody(settings);
-  add('told', isTold ? true : nightly.by === 'systemd' ? false : null, isTold ? 'by `tell`' : nightly.by === 'systemd' ? 'a systemd timer mails nobody, and `tell` is empty: nobody hears of a night that failed' : nightly.by === 'cron' ? 'cron mails root what --quiet prints; whether somebody reads that is not known here' : 'nothing starts it, so there is nothing to tell',
-    'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');
+  add('told', ...whoIsTold(settings, nightly.by), 'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays), hasDrills = settings.drill.maxAgeDays > 0;
   const drilled = last && `${last.archive} was ${last.proven ? '' : 'not '}proven ${count(Math.max(0, Math.floor(ageDays)), 'day')} ago; a restore takes about ${span(last.restoreSeconds)}`;
-  add('last drill', warning ? false : hasDrills && last ? true : null, warning || drilled || (hasDrills ? 'none yet' : 'no drills here, say the settings'), 'node backup.js drill');
+  const none = hasDrills ? 'none yet' : 'no drills here, say the settings';
+  add('last drill', warning ? false : hasDrills && last ? true : null, warning || drilled || none, 'node backup.js drill');
   const sheet = sheetFile(settings), isHere = fs.existsSync(sheet), wasMade = isHere || fs.existsSync(sheetMark(settings));
   const made = isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made, and is not here any more';
   add('key exported', wasMade, wasMade ? made : 'no recovery sheet was made here', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
@@ -8182,6 +8181,14 @@ async function checkServer(settings) {
     // The proof that an archive is genuine is looked at by who reads it, not by `borg serve` (borg: docs/changes.rst, "Pre-1.2.5 archives spoofing vulnerability").
     { check: 'own borg', ok: isOld === null ? null : !isOld, detail: own ? `borg ${own}` : 'it does not run', hint: 'before 1.2.5 it believes archives that whoever keeps the storage has forged (CVE-2023-36811): where that is somebody else, put 1.2.8 or newer here and on the operator\'s computer', needed: false },
   ];
+}
+
+// Whether somebody would hear of a night that failed.
+function whoIsTold(settings, startedBy) {
+  if (!tellsNobody(settings)) return [true, 'by `tell`'];
+  if (startedBy === 'systemd') return [false, 'a systemd timer mails nobody, and `tell` is empty: nobody hears of a night that failed'];
+  if (startedBy === 'cron') return [null, 'cron mails root what --quiet prints; whether somebody reads that is not known here'];
+  return [null, 'nothing starts it, so there is nothing to tell'];
 }
 
 // What is not started at boot stays down after a power cut in the day, when no run left a ledger.

@@ -82,12 +82,11 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   add('free space', free >= needed, room, 'make room: without it no run begins', true);
   const nightly = await scheduleOf(script);
   add('schedule', nightly.by !== '', nightly.by === '' ? nightly.why || 'no crontab line and no timer starts this script' : `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}`, 'node backup.js setup --schedule cron    (or systemd)');
-  const isTold = !tellsNobody(settings);
-  add('told', isTold ? true : nightly.by === 'systemd' ? false : null, isTold ? 'by `tell`' : nightly.by === 'systemd' ? 'a systemd timer mails nobody, and `tell` is empty: nobody hears of a night that failed' : nightly.by === 'cron' ? 'cron mails root what --quiet prints; whether somebody reads that is not known here' : 'nothing starts it, so there is nothing to tell',
-    'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');
+  add('told', ...whoIsTold(settings, nightly.by), 'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays), hasDrills = settings.drill.maxAgeDays > 0;
   const drilled = last && `${last.archive} was ${last.proven ? '' : 'not '}proven ${count(Math.max(0, Math.floor(ageDays!)), 'day')} ago; a restore takes about ${span(last.restoreSeconds)}`;
-  add('last drill', warning ? false : hasDrills && last ? true : null, warning || drilled || (hasDrills ? 'none yet' : 'no drills here, say the settings'), 'node backup.js drill');
+  const none = hasDrills ? 'none yet' : 'no drills here, say the settings';
+  add('last drill', warning ? false : hasDrills && last ? true : null, warning || drilled || none, 'node backup.js drill');
   const sheet = sheetFile(settings), isHere = fs.existsSync(sheet), wasMade = isHere || fs.existsSync(sheetMark(settings));
   const made = isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made, and is not here any more';
   add('key exported', wasMade, wasMade ? made : 'no recovery sheet was made here', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
@@ -125,6 +124,14 @@ async function checkServer(settings: Settings): Promise<Check[]> {
     // The proof that an archive is genuine is looked at by who reads it, not by `borg serve` (borg: docs/changes.rst, "Pre-1.2.5 archives spoofing vulnerability").
     { check: 'own borg', ok: isOld === null ? null : !isOld, detail: own ? `borg ${own}` : 'it does not run', hint: 'before 1.2.5 it believes archives that whoever keeps the storage has forged (CVE-2023-36811): where that is somebody else, put 1.2.8 or newer here and on the operator\'s computer', needed: false },
   ];
+}
+
+// Whether somebody would hear of a night that failed.
+function whoIsTold(settings: Settings, startedBy: string): [boolean | null, string] {
+  if (!tellsNobody(settings)) return [true, 'by `tell`'];
+  if (startedBy === 'systemd') return [false, 'a systemd timer mails nobody, and `tell` is empty: nobody hears of a night that failed'];
+  if (startedBy === 'cron') return [null, 'cron mails root what --quiet prints; whether somebody reads that is not known here'];
+  return [null, 'nothing starts it, so there is nothing to tell'];
 }
 
 // What is not started at boot stays down after a power cut in the day, when no run left a ledger.
