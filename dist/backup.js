@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: c50654ae19d6ae77f760a7494f58ccedd1ee6b758f6a67d1236b5e35b328f61c
+// Checksum of all but the settings: 64527c467060c69bc4a6d3e2526e9972eabf43a9ce32e3e943d2cd574c75113d
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -1140,13 +1140,17 @@ function drillFacts(stateFolder, maxAgeDays, now = Date.now()) {
 
 const failedChecks = ({ checks }) => checks.filter((one) => one.ok === false).map((one) => one.check).join(', ');
 
+/** The check of all that is no database. */
+const READ_BACK = 'everything read back';
+
 /** The certificate as a person reads it. */
 function certificateText(one) {
   const line = ({ check, ok, seconds, detail }) => `  ${ok === null ? '-   ' : ok ? 'ok  ' : 'FAIL'} ${check.padEnd(26)} ${span(seconds).padStart(8)}  ${detail.replaceAll('\n', `\n${' '.repeat(43)}`)}`;
-  const clusters = [...new Set(one.checks.map(({ cluster }) => cluster))];
+  const clusters = [...new Set(one.checks.map(({ cluster }) => cluster))], leftOut = one.checks.some(({ check, ok }) => check === READ_BACK && ok === null);
+  const works = leftOut ? ': its databases came back and work; folders and volumes were not read back' : ' came back and works';
   return [
     '',
-    `${one.proven ? 'PROVEN' : 'NOT PROVEN'}: ${one.archive}${one.proven ? ' came back and works' : `: ${failedChecks(one) || 'it could not be rehearsed'}`}`,
+    `${one.proven ? 'PROVEN' : 'NOT PROVEN'}: ${one.archive}${one.proven ? works : `: ${failedChecks(one) || 'it could not be rehearsed'}`}`,
     `  rehearsed ${one.madeAt.slice(0, 19)}Z on ${one.where}${one.full ? ', in full' : ''}`,
     ...clusters.flatMap((name) => [...(name ? [`  postgres ${named(name)}`] : []), ...one.checks.filter(({ cluster }) => cluster === name).map(line)]),
     `  extracted ${size(one.extractedBytes)} in ${span(one.extractSeconds)}; a restore of the whole archive would take about ${span(one.restoreSeconds)} here; the drill took ${span(one.drillSeconds)}`,
@@ -1260,7 +1264,7 @@ const aPartSpec = (value, at, wrong) => {
   if (isGroup(value)) return anOwnPart(value, at, wrong);
   if (!isLine(value)) return aText(value, at, wrong);
   const [word = ''] = value.split(' '), kind = KINDS.get(word), known = [...KINDS.keys()];
-  if (!kind) wrong(at, `must start with ${known.join(', ')}, not ${shown(value)}${meant(word, known)}`);
+  if (!kind) wrong(at, `must start with ${known.join(', ')} (like 'service web'), not ${shown(value)}${meant(word, known)}`);
   else if (!kind.name.test(value.slice(word.length + 1))) wrong(at, `must be like '${kind.example}', not ${shown(value)}`);
 };
 
@@ -4375,7 +4379,7 @@ const ENGLISH = {
   },
   sheet: {
     title: (server) => `RECOVERY SHEET of server ${server}`, print: 'Print this, keep it on paper away from the server, then remove this file.', whoHas: 'Whoever has it and can reach the storage can read every backup.', repository: 'repository', passphrase: 'passphrase',
-    how: (isRemote) => `When the server is gone, on a machine with borg${isRemote ? ', after the storage\'s keeper has let its ssh key in' : ''}, in an empty folder:`, then: 'ARCHIVE is the newest name in the list that a proven- goes with. record/RESTORE.md says all that follows.',
+    how: (isRemote) => `When the server is gone, as root on a machine with borg${isRemote ? ' and an ssh key that the storage\'s keeper has let in (ssh-keygen makes one)' : ''}, in an empty folder:`, then: 'ARCHIVE is the newest name that is in the list a second time, with proven- before it. record/RESTORE.md says all that follows.',
   },
   message: {
     outcome: { start: 'start', good: 'good', warning: 'warning', failed: 'failed', down: 'down' }, start: 'the backup begins', good: (time) => `good backup, down ${time}`, warning: (number, time) => `backup with ${number} ${number === 1 ? 'warning' : 'warnings'}, down ${time}`,
@@ -4421,7 +4425,7 @@ const SPANISH = {
   },
   sheet: {
     title: (server) => `HOJA DE RECUPERACIÓN del servidor ${server}`, print: 'Imprima esta hoja, guárdela en papel lejos del servidor y elimine después este archivo.', whoHas: 'Quien la tenga y pueda acceder al almacenamiento podrá leer todas las copias.', repository: 'repositorio', passphrase: 'frase de paso',
-    how: (isRemote) => `Si se pierde el servidor, en una máquina con borg${isRemote ? ', cuando quien administra el almacenamiento haya aceptado su clave ssh' : ''}, en una carpeta vacía:`, then: 'ARCHIVE es el nombre más reciente de la lista que tenga su proven-. record/RESTORE.md explica todo lo demás.',
+    how: (isRemote) => `Si se pierde el servidor, como root en una máquina con borg${isRemote ? ' y una clave ssh que haya aceptado quien administra el almacenamiento (ssh-keygen crea una)' : ''}, en una carpeta vacía:`, then: 'ARCHIVE es el nombre más reciente que aparece en la lista dos veces, la segunda con proven- delante. record/RESTORE.md explica todo lo demás.',
   },
   message: {
     outcome: { start: 'inicio', good: 'correcto', warning: 'aviso', failed: 'fallo', down: 'detenido' }, start: 'empieza la copia', good: (time) => `copia correcta, servicios detenidos ${time}`, warning: (number, time) => `copia con ${number} ${number === 1 ? 'aviso' : 'avisos'}, servicios detenidos ${time}`,
@@ -7563,7 +7567,7 @@ async function rehearse(settings, borg, server, name, id, folder, full, startedA
   await confirm();
   if (manifest.postgres.length === 0 || full) await readBack(one, all.bytes);
   else if (manifest.plan.roots.some(({ why }) => !why.startsWith('cluster '))) {
-    one.checks.push({ cluster: '', check: READ_BACK, ok: null, seconds: 0, detail: 'folders and volumes were not: only with --full' });
+    one.checks.push({ cluster: '', check: READ_BACK, ok: null, seconds: 0, detail: 'only with --full' });
   }
   for (const { cluster, ...query } of settings.drill.queries) {
     if (!manifest.postgres.some((known) => isNamed(known, cluster))) one.checks.push({ cluster, check: 'your queries', ok: false, seconds: 0, detail: `no cluster ${named(cluster)} in this archive: ${query.sql}` });
@@ -7726,8 +7730,6 @@ async function lockIn(one, copy) {
   const opened = await look(['chmod', 'u=rwx,go=', ...places.map(({ from }) => from)]); // PostgreSQL insists
   if (opened.code !== 0) throw failure('the copy cannot be closed to others', opened);
 }
-
-const READ_BACK = 'everything read back';
 
 /** Read everything in the archive back, without writing it anywhere: every chunk comes over the line, is decrypted and verified by borg. */
 async function readBack(one, bytes) {
@@ -8035,7 +8037,7 @@ function whatToDo({ settings, good, last, left, trouble, drills, isAhead, isLost
   if (drills.warning) return 'node backup.js drill';
   if (last !== good) return 'node backup.js doctor';
   if (drills.last === null && settings.drill.maxAgeDays > 0) return 'node backup.js drill';
-  return startedBy === 'systemd' && tellsNobody(settings) ? 'set `tell`, if nothing asks this every day: a systemd timer mails nobody' : '';
+  return startedBy === 'systemd' && tellsNobody(settings) ? 'set `tell` in the settings, unless your monitoring asks `status` every day: a systemd timer mails nobody' : '';
 }
 
 /** What a monitoring plugin shows after the name: the backup, and what is wrong first of all. */
@@ -8220,16 +8222,18 @@ const canAsk = () => Boolean(process.stdin.isTTY);
 
 /**
  * Ask one question. Given what an empty answer means and what an answer must look like (or what says what is wrong with one, '' = nothing), returns the answer;
- * asks again until it fits. doubt: what may be wrong with it; the same answer once more is believed. Throws Problem (64) without a terminal.
+ * asks again until it fits. doubt: what may be wrong with it; the same answer once more is believed. Throws Problem: 64 without a terminal, 130 at Ctrl-C and Ctrl-D.
  */
 async function ask(question, usual, form, how = 'shown', doubt = async (_answer) => '') {
   if (!canAsk()) throw new Problem(`${question} There is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const lines = createInterface({ input: process.stdin, output: process.stderr, terminal: true });
+  const calledOff = new Promise((_, refuse) => { lines.once('close', () => refuse(new Problem('called off', { exitCode: 130, hint: 'call it again whenever you like: it keeps what is there' }))); });
+  calledOff.catch(() => {}); // in the end it is always closed
   try {
     for (let doubted = null; ;) {
       const asked = lines.question(`${question}${usual ? ` [${usual}]` : ''} `);
       if (how === 'hidden') Object.assign(lines, { _writeToOutput: () => {} }); // no other way is left to hide what is typed (nodejs/node #30427)
-      const answer = (await asked).trim() || usual;
+      const answer = (await Promise.race([calledOff, asked.catch(() => calledOff)])).trim() || usual;
       const wrong = typeof form === 'function' ? form(answer) : form.test(answer) ? '' : 'not understood: please write it as the question shows';
       const why = wrong || (answer === doubted ? '' : await doubt(answer));
       if (why === '') return answer;
@@ -8347,8 +8351,8 @@ async function setup(loaded, script, options) {
   }
   if (isRemote(settings)) {
     await makeSshKey(settings);
-    await makeKnownHost(settings, options.yes);
-    await reachStorage(settings, options.quota || '500G', isAsked);
+    await makeKnownHost(loaded, options.yes);
+    await reachStorage(loaded, options.quota || '500G', isAsked);
   }
   await makeRepository(settings, isAsked);
   if (isRemote(settings)) sayBlock(reserveOnStorage(settings));
@@ -8372,7 +8376,7 @@ function takeOver(given, place) {
 }
 
 /** Show what the storage's keeper has to do, and wait until it is done, when somebody is here to say so. Throws Problem while the storage does not let us in. */
-async function reachStorage(settings, quota, isAsked) {
+async function reachStorage({ settings, file }, quota, isAsked) {
   sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota, QUOTA) : quota));
   for (;;) {
     try {
@@ -8382,7 +8386,7 @@ async function reachStorage(settings, quota, isAsked) {
       if (!(error instanceof Problem) || !isAsked) throw error;
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
       sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
-      if (!isNew) sayBlock(`hint: ${error.facts.hint}`);
+      if (!isNew) sayBlock(`hint: ${error.facts.hint}${/host key/.test(error.facts.hint ?? '') ? '' : `\n${mendAddress(file)}`}`);
       if (!await agrees(isNew ? 'Is the line in its place now? Try again?' : 'Is it reachable now? Try again?')) throw error;
     }
   }
@@ -8396,10 +8400,14 @@ async function makeSshKey(settings) {
   if (done.code !== 0) throw failure('the ssh key cannot be made', done);
 }
 
-async function makeKnownHost(settings, yes) {
+// Read once: an address that is mended meanwhile is seen by the next call.
+const mendAddress = (file) => `is the address wrong? It is \`repository\` in ${named(file)}: mend it there, and call setup again`;
+
+async function makeKnownHost({ settings, file }, yes) {
   if (fs.existsSync(settings.knownHostsFile)) return;
   const { host, port } = repositoryAddress(settings.repository), what = `the storage ${host} does not show its host key`;
-  const hint = 'is it reachable from here (VPN, firewall, name)? What root\'s ssh configuration says of it (an alias, ProxyJump), ssh-keyscan does not read: then log in there once, '
+  const hint = `${mendAddress(file)}. Is it reachable from here (VPN, firewall, name)? `
+    + 'What root\'s ssh configuration says of it (an alias, ProxyJump), ssh-keyscan does not read: then log in there once, '
     + `compare the fingerprint, and: ${pasteable(['cp', path.join(homedir(), '.ssh/known_hosts'), settings.knownHostsFile])}`;
   const keys = await lookFor(what, ['ssh-keyscan', '-T', '10', ...(port ? ['-p', port] : []), '--', host], hint);
   if (keys.trim() === '') throw new Problem(what, { hint });
@@ -8433,7 +8441,9 @@ ${authorizedKeysLine(settings, quota)}
 On a storage that is new, its keeper does this first, as root (Debian):
   apt-get install borgbackup openssh-server
   adduser --system --group --shell /bin/sh --home /srv/${user} ${user}
-  install -d -m 700 -o ${user} -g ${user} /srv/${user}/.ssh          # and the line above into /srv/${user}/.ssh/authorized_keys
+  install -d -m 700 -o ${user} -g ${user} /srv/${user}/.ssh
+  cat >> /srv/${user}/.ssh/authorized_keys          # paste the line above, Enter, Ctrl-D
+  chown ${user}: /srv/${user}/.ssh/authorized_keys
   printf 'ClientAliveInterval 10\\nClientAliveCountMax 6\\n' > /etc/ssh/sshd_config.d/borg.conf && systemctl reload ssh   # a dead line frees its lock
 `;
 }
@@ -8507,7 +8517,7 @@ async function writeSheet(settings) {
     fs.rmSync(draft);
   }
   const words = WORDS[settings.language].sheet, pad = Math.max(words.repository.length, words.passphrase.length) + 2, title = words.title(serverName(settings));
-  const steps = [`export ${pasteable([`BORG_REPO=${settings.repository}`])}`, 'borg key import --paper ::', 'borg list ::', 'borg extract ::ARCHIVE record'].map((line) => `  ${line}`);
+  const steps = [`export ${pasteable([`BORG_REPO=${settings.repository}`])} BORG_KEY_FILE=/root/borg_key`, 'borg key import --paper ::', 'borg list ::', 'borg extract ::ARCHIVE record'].map((line) => `  ${line}`);
   const text = [words.print, words.whoHas, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`, '', words.how(isRemote(settings)), ...steps, words.then];
   const html = (lines) => lines.join('\n').replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
   writeDurably(page, exported[1].replace(/<div id="printout">/, (paper) => `${paper}\n<h1>${html([title])}</h1>\n<pre style="white-space: pre-wrap">${html(text)}</pre>\n`)); // onto the paper of borg's own page, which draws the codes itself

@@ -21,6 +21,7 @@ import type { Manifest } from './record.ts';
 import type { ClusterPassport } from './passport.ts';
 import { findPrograms, openSandbox, startInside } from './sandbox.ts';
 import type { Place } from './sandbox.ts';
+import { READ_BACK } from './certificate.ts';
 import type { Certificate, DrillCheck } from './certificate.ts';
 import { SERVER_CHECKS, nameFiles } from './serverchecks.ts';
 import { FILE_CHECKS, bad, good } from './checks.ts';
@@ -73,7 +74,7 @@ export async function rehearse(settings: Settings, borg: Settings, server: strin
   await confirm();
   if (manifest.postgres.length === 0 || full) await readBack(one, all.bytes);
   else if (manifest.plan.roots.some(({ why }) => !why.startsWith('cluster '))) {
-    one.checks.push({ cluster: '', check: READ_BACK, ok: null, seconds: 0, detail: 'folders and volumes were not: only with --full' });
+    one.checks.push({ cluster: '', check: READ_BACK, ok: null, seconds: 0, detail: 'only with --full' });
   }
   for (const { cluster, ...query } of settings.drill.queries) {
     if (!manifest.postgres.some((known) => isNamed(known, cluster))) one.checks.push({ cluster, check: 'your queries', ok: false, seconds: 0, detail: `no cluster ${named(cluster)} in this archive: ${query.sql}` });
@@ -236,8 +237,6 @@ async function lockIn(one: Drill, copy: Copy): Promise<void> {
   const opened = await look(['chmod', 'u=rwx,go=', ...places.map(({ from }) => from)]); // PostgreSQL insists
   if (opened.code !== 0) throw failure('the copy cannot be closed to others', opened);
 }
-
-const READ_BACK = 'everything read back';
 
 /** Read everything in the archive back, without writing it anywhere: every chunk comes over the line, is decrypted and verified by borg. */
 async function readBack(one: Drill, bytes: number): Promise<void> {

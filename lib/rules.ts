@@ -107,7 +107,7 @@ const aPartSpec: Rule = (value, at, wrong) => {
   if (isGroup(value)) return anOwnPart(value, at, wrong);
   if (!isLine(value)) return aText(value, at, wrong);
   const [word = ''] = value.split(' '), kind = KINDS.get(word), known = [...KINDS.keys()];
-  if (!kind) wrong(at, `must start with ${known.join(', ')}, not ${shown(value)}${meant(word, known)}`);
+  if (!kind) wrong(at, `must start with ${known.join(', ')} (like 'service web'), not ${shown(value)}${meant(word, known)}`);
   else if (!kind.name.test(value.slice(word.length + 1))) wrong(at, `must be like '${kind.example}', not ${shown(value)}`);
 };
 

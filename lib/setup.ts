@@ -35,8 +35,8 @@ export async function setup(loaded: Loaded, script: string, options: SetupOption
   }
   if (isRemote(settings)) {
     await makeSshKey(settings);
-    await makeKnownHost(settings, options.yes);
-    await reachStorage(settings, options.quota || '500G', isAsked);
+    await makeKnownHost(loaded, options.yes);
+    await reachStorage(loaded, options.quota || '500G', isAsked);
   }
   await makeRepository(settings, isAsked);
   if (isRemote(settings)) sayBlock(reserveOnStorage(settings));
@@ -60,7 +60,7 @@ function takeOver(given: string, place: string): void {
 }
 
 /** Show what the storage's keeper has to do, and wait until it is done, when somebody is here to say so. Throws Problem while the storage does not let us in. */
-async function reachStorage(settings: Settings, quota: string, isAsked: boolean): Promise<void> {
+async function reachStorage({ settings, file }: Loaded, quota: string, isAsked: boolean): Promise<void> {
   sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota, QUOTA) : quota));
   for (;;) {
     try {
@@ -70,7 +70,7 @@ async function reachStorage(settings: Settings, quota: string, isAsked: boolean)
       if (!(error instanceof Problem) || !isAsked) throw error;
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
       sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
-      if (!isNew) sayBlock(`hint: ${error.facts.hint}`);
+      if (!isNew) sayBlock(`hint: ${error.facts.hint}${/host key/.test(error.facts.hint ?? '') ? '' : `\n${mendAddress(file)}`}`);
       if (!await agrees(isNew ? 'Is the line in its place now? Try again?' : 'Is it reachable now? Try again?')) throw error;
     }
   }
@@ -84,10 +84,14 @@ async function makeSshKey(settings: Settings): Promise<void> {
   if (done.code !== 0) throw failure('the ssh key cannot be made', done);
 }
 
-async function makeKnownHost(settings: Settings, yes: boolean): Promise<void> {
+// Read once: an address that is mended meanwhile is seen by the next call.
+const mendAddress = (file: string) => `is the address wrong? It is \`repository\` in ${named(file)}: mend it there, and call setup again`;
+
+async function makeKnownHost({ settings, file }: Loaded, yes: boolean): Promise<void> {
   if (fs.existsSync(settings.knownHostsFile)) return;
   const { host, port } = repositoryAddress(settings.repository), what = `the storage ${host} does not show its host key`;
-  const hint = 'is it reachable from here (VPN, firewall, name)? What root\'s ssh configuration says of it (an alias, ProxyJump), ssh-keyscan does not read: then log in there once, '
+  const hint = `${mendAddress(file)}. Is it reachable from here (VPN, firewall, name)? `
+    + 'What root\'s ssh configuration says of it (an alias, ProxyJump), ssh-keyscan does not read: then log in there once, '
     + `compare the fingerprint, and: ${pasteable(['cp', path.join(homedir(), '.ssh/known_hosts'), settings.knownHostsFile])}`;
   const keys = await lookFor(what, ['ssh-keyscan', '-T', '10', ...(port ? ['-p', port] : []), '--', host], hint);
   if (keys.trim() === '') throw new Problem(what, { hint });
@@ -121,7 +125,9 @@ ${authorizedKeysLine(settings, quota)}
 On a storage that is new, its keeper does this first, as root (Debian):
   apt-get install borgbackup openssh-server
   adduser --system --group --shell /bin/sh --home /srv/${user} ${user}
-  install -d -m 700 -o ${user} -g ${user} /srv/${user}/.ssh          # and the line above into /srv/${user}/.ssh/authorized_keys
+  install -d -m 700 -o ${user} -g ${user} /srv/${user}/.ssh
+  cat >> /srv/${user}/.ssh/authorized_keys          # paste the line above, Enter, Ctrl-D
+  chown ${user}: /srv/${user}/.ssh/authorized_keys
   printf 'ClientAliveInterval 10\\nClientAliveCountMax 6\\n' > /etc/ssh/sshd_config.d/borg.conf && systemctl reload ssh   # a dead line frees its lock
 `;
 }
@@ -195,7 +201,7 @@ async function writeSheet(settings: Settings): Promise<void> {
     fs.rmSync(draft);
   }
   const words = WORDS[settings.language].sheet, pad = Math.max(words.repository.length, words.passphrase.length) + 2, title = words.title(serverName(settings));
-  const steps = [`export ${pasteable([`BORG_REPO=${settings.repository}`])}`, 'borg key import --paper ::', 'borg list ::', 'borg extract ::ARCHIVE record'].map((line) => `  ${line}`);
+  const steps = [`export ${pasteable([`BORG_REPO=${settings.repository}`])} BORG_KEY_FILE=/root/borg_key`, 'borg key import --paper ::', 'borg list ::', 'borg extract ::ARCHIVE record'].map((line) => `  ${line}`);
   const text = [words.print, words.whoHas, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`, '', words.how(isRemote(settings)), ...steps, words.then];
   const html = (lines: string[]) => lines.join('\n').replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
   writeDurably(page, exported[1]!.replace(/<div id="printout">/, (paper) => `${paper}\n<h1>${html([title])}</h1>\n<pre style="white-space: pre-wrap">${html(text)}</pre>\n`)); // onto the paper of borg's own page, which draws the codes itself

@@ -98,7 +98,7 @@ function whatToDo({ settings, good, last, left, trouble, drills, isAhead, isLost
   if (drills.warning) return 'node backup.js drill';
   if (last !== good) return 'node backup.js doctor';
   if (drills.last === null && settings.drill.maxAgeDays > 0) return 'node backup.js drill';
-  return startedBy === 'systemd' && tellsNobody(settings) ? 'set `tell`, if nothing asks this every day: a systemd timer mails nobody' : '';
+  return startedBy === 'systemd' && tellsNobody(settings) ? 'set `tell` in the settings, unless your monitoring asks `status` every day: a systemd timer mails nobody' : '';
 }
 
 /** What a monitoring plugin shows after the name: the backup, and what is wrong first of all. */

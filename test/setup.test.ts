@@ -90,7 +90,7 @@ describe('setup', { skip: cannotRunHere() }, () => {
     const lines = [...text.matchAll(/^ *(?:id:|\d+:) (.*)$/gm)].map((match) => match[1]!.trim());
     const env = { ...process.env, BORG_REPO: value('repository'), BORG_KEY_FILE: path.join(there, 'etc', 'borg_key'), BORG_PASSPHRASE: value('passphrase'), BORG_BASE_DIR: path.join(there, 'borg'),
       BORG_RSH: `ssh -o BatchMode=yes -o UserKnownHostsFile=${there}/etc/known_hosts -i ${there}/etc/ssh_key` };
-    const steps = [...text.matchAll(/^ {2}((?:export|borg) .*)$/gm)].map((match) => match[1]!), empty = fs.mkdtempSync(path.join(there, 'empty-'));
+    const steps = [...text.matchAll(/^ {2}((?:export|borg) .*)$/gm)].map((match) => match[1]!.replace('/root/borg_key', path.join(there, 'etc', 'borg_key'))), empty = fs.mkdtempSync(path.join(there, 'empty-'));
     assert.deepEqual(steps.map((step) => step.split(' ').slice(0, 2).join(' ').replace(/=.*/, '')), ['export BORG_REPO', 'borg key', 'borg list', 'borg extract']);
     const doAsItSays = (which: string[], input = '') => execFileSync('bash', ['-ec', which.join('\n')], { env: { ...env, BORG_REPO: undefined }, cwd: empty, input, encoding: 'utf8', stdio: ['pipe', 'pipe', 'pipe'] });
     doAsItSays(steps.slice(0, 2), `${lines.join('\n')}\n\n`);

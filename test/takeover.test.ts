@@ -164,6 +164,22 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
     for (const name of ['clock', 'free space', 'unsaved', 'key exported']) assert.ok(check(name), name);
   });
 
+  test('Ctrl-C and Ctrl-D at a question call the walk off, with nothing written', async () => {
+    for (const [index, key] of ['\x03', '\x04'].entries()) {
+      const script = bareScript(`called-off-${index}`);
+      const child = spawn('script', ['-qefc', `exec ${process.execPath} ${script} setup`, '/dev/null'], { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, TERM: 'dumb' } });
+      let said = '';
+      child.stdout.on('data', (piece) => { said += piece; });
+      const ended = new Promise<number>((resolve) => { child.on('close', (code) => resolve(code ?? 2)); });
+      await waitFor('the first question', () => /name of this server/.test(said), 60);
+      child.stdin.write(key);
+      assert.equal(await ended, 130, said);
+      assert.match(said, /error:.* called off\r?\n {2}hint: /);
+      assert.doesNotMatch(said, /bug/);
+      assert.deepEqual(fs.readdirSync(path.dirname(script)), ['backup.js']);
+    }
+  });
+
   test('the walk: questions on a terminal, a settings file, the line for the storage, the sheet, and the server is ready', async () => {
     const script = bareScript('walk'), place = path.dirname(script);
     const child = spawn('script', ['-qefc', `${process.execPath} ${script} setup`, '/dev/null'], { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, TERM: 'dumb' } });
