@@ -1,5 +1,5 @@
 // Which ends a run is to meet: at the boundaries between its steps, which one recorded run has told (boundary.cjs), and between them.
-// In CI a few, others with every seed: one out of each stretch of the run. COLD_BACKUP_EVERY_BOUNDARY=1 takes all of them,
+// In CI a few, others with every seed: one out of each stretch of the run. COLD_BACKUP_EVERY_BOUNDARY=1 takes all of them (COLD_BACKUP_FROM=n: from there on),
 // COLD_BACKUP_SEED=n repeats the same ones, COLD_BACKUP_KILLS=n takes so many of each kind of run.
 import fs from 'node:fs';
 import path from 'node:path';
@@ -41,7 +41,7 @@ export function chooseEndings(boundaries: Boundary[], words: string, most: numbe
   const at = ({ name }: Boundary): Ending => ({ at: name, how: how(name), afterMs: 0 });
   const between = ({ name, ms }: Boundary, index: number): Ending => ({ at: name, how: how(`between ${name}`), afterMs: 1 + Math.floor(random(`between ${words} ${name}`) * ((boundaries[index + 1]?.ms ?? ms) - ms)) });
   const isLong = (one: Boundary, index: number) => (boundaries[index + 1]?.ms ?? 0) - one.ms > 20;
-  if (isWhole) return boundaries.flatMap((one, index) => [at(one), ...(isLong(one, index) ? [between(one, index)] : [])]);
+  if (isWhole) return boundaries.flatMap((one, index) => [at(one), ...(isLong(one, index) ? [between(one, index)] : [])]).slice(Number(process.env.COLD_BACKUP_FROM ?? 0));
   const count = Number(process.env.COLD_BACKUP_KILLS ?? most), size = boundaries.length / count;
   return Array.from({ length: count }, (_, stretch) => {
     const index = Math.floor((stretch + random(`which ${words} ${stretch}`)) * size), one = boundaries[index]!;
