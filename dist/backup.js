@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 64527c467060c69bc4a6d3e2526e9972eabf43a9ce32e3e943d2cd574c75113d
+// Checksum of all but the settings: 22007cc5ffdb0d67127e241428995f0dc664337ad458c5c77fce05ca27391d78
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4319,12 +4319,12 @@ async function startWhatElseWasActive(ledger) {
 /**
  * Parts that run, but were asked to stop and never seen to: they may still follow. They stay in the ledger for an hour, and are
  * watched. An active unit, a cluster that answers, and a container that `docker stop` has let go of will not follow any more;
- * of another database in a container, and of an own command, nobody can know.
+ * of another database in a container, and of an own command, nobody can know: one that failed may only have grown tired of waiting.
  */
 function undecidedParts(ledger) {
   const limit = (ledger.stopTimeoutSeconds + 3600) * 1000;
   const isKnown = (part) => part.runningAt !== null && Boolean(part.unit || part.dataDirectory || (part.database === '' && part.stopSeconds + 3 < ledger.stopTimeoutSeconds));
-  return ledger.parts.filter((part) => part.stoppedAt === null && !part.refused && !isKnown(part) && Date.now() - Date.parse(part.askedAt) < limit);
+  return ledger.parts.filter((part) => part.stoppedAt === null && !(part.refused && !part.running) && !isKnown(part) && Date.now() - Date.parse(part.askedAt) < limit);
 }
 
 /** The state of the machine in words: the last line of every error after the first stop. */

@@ -200,12 +200,12 @@ async function startWhatElseWasActive(ledger: Ledger): Promise<string[]> {
 /**
  * Parts that run, but were asked to stop and never seen to: they may still follow. They stay in the ledger for an hour, and are
  * watched. An active unit, a cluster that answers, and a container that `docker stop` has let go of will not follow any more;
- * of another database in a container, and of an own command, nobody can know.
+ * of another database in a container, and of an own command, nobody can know: one that failed may only have grown tired of waiting.
  */
 export function undecidedParts(ledger: Ledger): StoppedPart[] {
   const limit = (ledger.stopTimeoutSeconds + 3600) * 1000;
   const isKnown = (part: StoppedPart) => part.runningAt !== null && Boolean(part.unit || part.dataDirectory || (part.database === '' && part.stopSeconds! + 3 < ledger.stopTimeoutSeconds));
-  return ledger.parts.filter((part) => part.stoppedAt === null && !part.refused && !isKnown(part) && Date.now() - Date.parse(part.askedAt) < limit);
+  return ledger.parts.filter((part) => part.stoppedAt === null && !(part.refused && !part.running) && !isKnown(part) && Date.now() - Date.parse(part.askedAt) < limit);
 }
 
 /** The state of the machine in words: the last line of every error after the first stop. */

@@ -80,7 +80,7 @@ scenarios('a failure while services are down', import.meta.url, {
     } finally {
       execFileSync('fsfreeze', ['--unfreeze', disk]);
     }
-    await allIsWell(world);
+    await allIsWell(world, 15, 'a guard may watch'); // app has not obeyed
     execFileSync('umount', [disk]);
   },
 

@@ -35,16 +35,18 @@ scenarios('a part that fails, a person who interrupts', import.meta.url, {
     await nothingIsLeft(world);
   },
 
-  'a part that stops long after its time is started again by the guard': async (world) => {
+  'a part that stops long after its time, or after its stop command has given up, is started again by the guard': async (world) => {
     nearby(world);
-    const slow = makeDaemon(world.folder, 'slow', { stopSeconds: 7 });
+    const slow = makeDaemon(world.folder, 'slow', { stopSeconds: 7 }), { stop }: any = slow.entry;
     slow.startNow();
-    world.server.writeSettings({ stop: withFirst(world, slow.entry), stopTimeoutSeconds: 2, warmPass: false });
-    const before = fs.readFileSync(slow.pidFile, 'utf8');
-    expectEnd(world, await world.server.run(), { code: 2, says: [/error: slow did not stop within 2 s/] });
-    await waitFor('it has stopped, late, and runs again', () => slow.running() && fs.readFileSync(slow.pidFile, 'utf8') !== before);
-    await allIsWell(world);
-    assert.ok(slow.running());
+    for (const [entry, says] of [[slow.entry, /error: slow did not stop within 2 s/], [{ ...slow.entry, stop: ['timeout', '1', ...stop] }, /error: could not stop slow \(exit code 124\)/]] as const) {
+      world.server.writeSettings({ stop: withFirst(world, entry), stopTimeoutSeconds: 2, warmPass: false });
+      const before = fs.readFileSync(slow.pidFile, 'utf8');
+      expectEnd(world, await world.server.run(), { code: 2, says: [says] });
+      await waitFor('it has stopped, late, and runs again', () => slow.running() && fs.readFileSync(slow.pidFile, 'utf8') !== before);
+      await allIsWell(world);
+      assert.ok(slow.running());
+    }
   },
 
   'a stop command that fails: its words are told, and the part and all others run': async (world) => {
