@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 22007cc5ffdb0d67127e241428995f0dc664337ad458c5c77fce05ca27391d78
+// Checksum of all but the settings: 1e389dd60a32eab43ac2e23877ee6d3819595af9bf0b11d20192250cb4245e3e
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4261,6 +4261,10 @@ async function startParts(ledger, stateFolder) {
 async function startPart(part, ledger) {
   const began = Date.now();
   const isDecided = part.stoppedAt !== null || await waitForEndOfStop(part, ledger.stopTimeoutSeconds);
+  if (part.running && part.stoppedAt === null && await runsWell(part)) { // nobody says that an own start command does nothing while its part runs: it may make a second one
+    part.runningAt = steadyNow().toISOString();
+    return say(`${part.name} was not seen to stop, and runs: should it still end, the guard starts it`);
+  }
   const limitSeconds = isDecided ? START_SECONDS : 5; // what still hangs in its stop must not keep the others down
   for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
     const command = { done: null };

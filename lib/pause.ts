@@ -142,6 +142,10 @@ export async function startParts(ledger: Ledger, stateFolder: string): Promise<s
 async function startPart(part: StoppedPart, ledger: Ledger): Promise<void> {
   const began = Date.now();
   const isDecided = part.stoppedAt !== null || await waitForEndOfStop(part, ledger.stopTimeoutSeconds);
+  if (part.running && part.stoppedAt === null && await runsWell(part)) { // nobody says that an own start command does nothing while its part runs: it may make a second one
+    part.runningAt = steadyNow().toISOString();
+    return say(`${part.name} was not seen to stop, and runs: should it still end, the guard starts it`);
+  }
   const limitSeconds = isDecided ? START_SECONDS : 5; // what still hangs in its stop must not keep the others down
   for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
     const command: { done: Done | null } = { done: null };

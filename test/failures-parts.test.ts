@@ -53,7 +53,9 @@ scenarios('a part that fails, a person who interrupts', import.meta.url, {
     nearby(world);
     const running = whatRuns(world);
     world.server.writeSettings({ stop: withFirst(world, { ...world.web.entry, stop: ['sh', '-c', 'echo "busy, ask again" >&2; exit 4'] }), warmPass: false });
-    expectEnd(world, await world.server.run(), { code: 2, says: [/error: could not stop web \(exit code 4\)/, /said: busy, ask again/, /services: web is running again/] });
+    const ended = await world.server.run();
+    expectEnd(world, ended, { code: 2, says: [/error: could not stop web \(exit code 4\)/, /said: busy, ask again/, /services: web is running again/] });
+    assert.doesNotMatch(ended.out, /\$ .*web\.sh start/, 'what was never down is not started beside itself');
     assert.deepEqual(whatRuns(world), running);
     assert.notEqual((await status(world)).outcome, 'down', 'everything runs');
     world.server.writeSettings({ stop: withFirst(world, world.web.entry) });
