@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 1e389dd60a32eab43ac2e23877ee6d3819595af9bf0b11d20192250cb4245e3e
+// Checksum of all but the settings: 3d24b1512ec2d76c86f1331c93574f55c1a01965484b9e29287d2085a3d84360
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -957,14 +957,14 @@ const SANDBOX_MARK = 'cold-backup-sandbox';
 const OWN_USER = Math.min(1_999_000_000, ...['uid_map', 'gid_map'].map((name) => Math.max(0, ...[...procFile(process.pid, name).matchAll(/^ *(\d+) +\d+ +(\d+)$/gm)].map(([, first, count]) => Number(first) + Number(count) - 1))));
 const RUN_MARK = 'COLD_BACKUP_RUN'; // in the environment of every borg we start, and so of its ssh
 
-/** Every process that can be seen: pid, program name, folder of the program, and its working directory as device:inode. */
+/** Every process that can be seen: pid, program name, and folder of the program. */
 function processes() {
   const found = [];
   for (const entry of fs.readdirSync('/proc')) {
     if (!/^\d+$/.test(entry)) continue;
     try {
       const program = fs.readlinkSync(`/proc/${entry}/exe`).replace(/ \(deleted\)$/, ''); // replaced by an upgrade
-      found.push({ pid: Number(entry), program: path.basename(program), folder: path.dirname(program), cwd: deviceAndInode(`/proc/${entry}/cwd`) });
+      found.push({ pid: Number(entry), program: path.basename(program), folder: path.dirname(program) });
     } catch { /* a kernel thread, or gone by now */ }
   }
   return found;
@@ -979,6 +979,12 @@ function deviceAndInode(folder) {
     return '';
   }
 }
+
+/**
+ * The working directory of a process as device:inode. One on a network file system that has died keeps whoever asks for ever, with no time limit and
+ * no signal: so only those are asked that can matter, never somebody's shell.
+ */
+const workingFolder = (pid) => deviceAndInode(`/proc/${pid}/cwd`);
 
 /** The text of a file below /proc, or '' when the process is gone. */
 function procFile(pid, name) {
@@ -2042,7 +2048,7 @@ function userOf(dataDirectory) {
   const folder = deviceAndInode(dataDirectory);
   if (folder === '') return '';
   const { uid } = fs.statSync(dataDirectory);
-  const one = processes().find(({ pid, cwd, program }) => cwd === folder && (SERVER_PROGRAMS.has(program) || ownerOf(pid) === uid));
+  const one = processes().find(({ pid, program }) => (SERVER_PROGRAMS.has(program) || ownerOf(pid) === uid) && workingFolder(pid) === folder);
   return one ? `process ${one.pid} (${named(one.program)})` : '';
 }
 
@@ -2055,7 +2061,7 @@ const isUsed = (dataDirectory) => userOf(dataDirectory) !== '';
 async function clusterAnswers(dataDirectory) {
   const [, , , port, sockets, address, , status] = pidFile(dataDirectory);
   if (!/^(ready|standby)$/.test(status ?? '')) return false;
-  const postmaster = runningPostmasters().find(({ pid }) => deviceAndInode(`/proc/${pid}/cwd`) === deviceAndInode(dataDirectory));
+  const postmaster = runningPostmasters().find(({ pid }) => workingFolder(pid) === deviceAndInode(dataDirectory));
   if (!postmaster) return false;
   const socket = `/proc/${postmaster.pid}/root${sockets}/.s.PGSQL.${port}`; // as the postmaster sees it: containers too
   if (!sockets && !address) return true; // it listens nowhere; its own word has to do
@@ -2108,7 +2114,7 @@ async function findClusters(containers) {
     const inside = linkAt(`/proc/${pid}/cwd`);
     if (!inside) continue; // it has just ended
     const dataDirectory = container ? hostPathOf(inside, container.mounts) : inside;
-    if (deviceAndInode(dataDirectory) !== deviceAndInode(`/proc/${pid}/cwd`) && !(container && !dataDirectory)) {
+    if (deviceAndInode(dataDirectory) !== workingFolder(pid) && !(container && !dataDirectory)) {
       warn(`a PostgreSQL (process ${pid}) runs in ${inside} of a container or namespace that Docker does not show: it cannot be stopped or saved from here`);
       continue;
     }
@@ -6017,14 +6023,14 @@ async function portFindings({ postgres }, cluster, all) {
   if (cluster.container || !/^\d{1,5}$/.test(port)) return [];
   const settings = postgres.find((one) => one.dataDirectory === cluster.dataDirectory)?.settings ?? {};
   const places = new Set(all.map((one) => deviceAndInode(one.dataDirectory)).filter((one) => one !== '')), everyone = processes();
-  const isOurs = (pid) => everyone.some((one) => one.pid === pid && places.has(one.cwd));
+  const isOurs = (pid) => everyone.some((one) => one.pid === pid && places.has(workingFolder(pid)));
   const found = (here, breaks, verdict) => finding(name, `port ${port}`, { recorded: 'its own', here, breaks, verdict, mend: [`ss --listening --processes --numeric '( sport = :${port} )'   # who it is; stop it, or give it another port`] });
   for (const folder of (settings.unix_socket_directories ?? cluster.socketFolder).split(',').map((one) => one.trim().replace(/^"(.*)"$/, '$1')).filter((one) => one.startsWith('/'))) {
     const lock = path.join(folder, `.s.PGSQL.${port}.lock`), pid = Math.abs(parseInt(plainText(lock)));
     const alive = everyone.find((one) => one.pid === pid);
     if (alive && /^(postgres|postmaster|edb-postgres)$/.test(alive.program) && !isOurs(pid)) return [found(`${alive.program} (process ${pid}) has its socket in ${named(folder)}`, 'PostgreSQL does not start', 'refused')];
   }
-  const listeners = listenersOf(Number(port)).filter((inode) => !everyone.some(({ pid, cwd }) => places.has(cwd) && holds(pid, inode)));
+  const listeners = listenersOf(Number(port)).filter((inode) => !everyone.some(({ pid }) => holds(pid, inode) && places.has(workingFolder(pid))));
   if (listeners.length === 0) return [];
   const holder = everyone.find(({ pid }) => listeners.some((inode) => holds(pid, inode)));
   const wanted = (settings.listen_addresses ?? 'localhost').split(',').map((one) => one.trim()).filter((one) => one !== '');

@@ -9,7 +9,7 @@ import path from 'node:path';
 import { named, pasteable, size } from './say.ts';
 import { look } from './shell.ts';
 import { plainText } from './files.ts';
-import { deviceAndInode, processes } from './processes.ts';
+import { deviceAndInode, processes, workingFolder } from './processes.ts';
 import type { AnyFacts } from './questions.ts';
 import type { ClusterPassport } from './passport.ts';
 import type { Manifest } from './record.ts';
@@ -114,14 +114,14 @@ export async function portFindings({ postgres }: Manifest, cluster: PlannedClust
   if (cluster.container || !/^\d{1,5}$/.test(port)) return [];
   const settings = postgres.find((one) => one.dataDirectory === cluster.dataDirectory)?.settings ?? {};
   const places = new Set(all.map((one) => deviceAndInode(one.dataDirectory)).filter((one) => one !== '')), everyone = processes();
-  const isOurs = (pid: number) => everyone.some((one) => one.pid === pid && places.has(one.cwd));
+  const isOurs = (pid: number) => everyone.some((one) => one.pid === pid && places.has(workingFolder(pid)));
   const found = (here: string, breaks: string, verdict: Finding['verdict']) => finding(name, `port ${port}`, { recorded: 'its own', here, breaks, verdict, mend: [`ss --listening --processes --numeric '( sport = :${port} )'   # who it is; stop it, or give it another port`] });
   for (const folder of (settings.unix_socket_directories ?? cluster.socketFolder).split(',').map((one) => one.trim().replace(/^"(.*)"$/, '$1')).filter((one) => one.startsWith('/'))) {
     const lock = path.join(folder, `.s.PGSQL.${port}.lock`), pid = Math.abs(parseInt(plainText(lock)));
     const alive = everyone.find((one) => one.pid === pid);
     if (alive && /^(postgres|postmaster|edb-postgres)$/.test(alive.program) && !isOurs(pid)) return [found(`${alive.program} (process ${pid}) has its socket in ${named(folder)}`, 'PostgreSQL does not start', 'refused')];
   }
-  const listeners = listenersOf(Number(port)).filter((inode) => !everyone.some(({ pid, cwd }) => places.has(cwd) && holds(pid, inode)));
+  const listeners = listenersOf(Number(port)).filter((inode) => !everyone.some(({ pid }) => holds(pid, inode) && places.has(workingFolder(pid))));
   if (listeners.length === 0) return [];
   const holder = everyone.find(({ pid }) => listeners.some((inode) => holds(pid, inode)));
   const wanted = (settings.listen_addresses ?? 'localhost').split(',').map((one) => one.trim()).filter((one) => one !== '');

@@ -7,7 +7,7 @@ import path from 'node:path';
 import { Problem, named, warn } from './say.ts';
 import { hasSystemd, look, outlivingUs, programPath } from './shell.ts';
 import { plainText, readPlainFile } from './files.ts';
-import { deviceAndInode, ownerOfFile, procFile } from './processes.ts';
+import { deviceAndInode, ownerOfFile, procFile, workingFolder } from './processes.ts';
 import { describeUnits, refuseWithoutStart } from './units.ts';
 import type { Part } from './units.ts';
 import { hostPathOf } from './containers.ts';
@@ -43,7 +43,7 @@ export async function findClusters(containers: Container[]): Promise<Cluster[]> 
     const inside = linkAt(`/proc/${pid}/cwd`);
     if (!inside) continue; // it has just ended
     const dataDirectory = container ? hostPathOf(inside, container.mounts) : inside;
-    if (deviceAndInode(dataDirectory) !== deviceAndInode(`/proc/${pid}/cwd`) && !(container && !dataDirectory)) {
+    if (deviceAndInode(dataDirectory) !== workingFolder(pid) && !(container && !dataDirectory)) {
       warn(`a PostgreSQL (process ${pid}) runs in ${inside} of a container or namespace that Docker does not show: it cannot be stopped or saved from here`);
       continue;
     }

@@ -7,7 +7,7 @@ import { connect } from 'node:net';
 import path from 'node:path';
 import { Problem, named } from './say.ts';
 import { readPlainFile } from './files.ts';
-import { OWN_USER, SANDBOX_MARK, deviceAndInode, ownerOf, ownerOfFile, procFile, processes } from './processes.ts';
+import { OWN_USER, SANDBOX_MARK, deviceAndInode, ownerOf, ownerOfFile, procFile, processes, workingFolder } from './processes.ts';
 import type { State } from './units.ts';
 
 const SERVER_PROGRAMS = new Set(['postgres', 'postmaster', 'edb-postgres']);
@@ -59,7 +59,7 @@ export function userOf(dataDirectory: string): string {
   const folder = deviceAndInode(dataDirectory);
   if (folder === '') return '';
   const { uid } = fs.statSync(dataDirectory);
-  const one = processes().find(({ pid, cwd, program }) => cwd === folder && (SERVER_PROGRAMS.has(program) || ownerOf(pid) === uid));
+  const one = processes().find(({ pid, program }) => (SERVER_PROGRAMS.has(program) || ownerOf(pid) === uid) && workingFolder(pid) === folder);
   return one ? `process ${one.pid} (${named(one.program)})` : '';
 }
 
@@ -72,7 +72,7 @@ export const isUsed = (dataDirectory: string): boolean => userOf(dataDirectory) 
 export async function clusterAnswers(dataDirectory: string): Promise<boolean> {
   const [, , , port, sockets, address, , status] = pidFile(dataDirectory);
   if (!/^(ready|standby)$/.test(status ?? '')) return false;
-  const postmaster = runningPostmasters().find(({ pid }) => deviceAndInode(`/proc/${pid}/cwd`) === deviceAndInode(dataDirectory));
+  const postmaster = runningPostmasters().find(({ pid }) => workingFolder(pid) === deviceAndInode(dataDirectory));
   if (!postmaster) return false;
   const socket = `/proc/${postmaster.pid}/root${sockets}/.s.PGSQL.${port}`; // as the postmaster sees it: containers too
   if (!sockets && !address) return true; // it listens nowhere; its own word has to do

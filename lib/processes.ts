@@ -14,7 +14,7 @@ export function startOfProcess(pid: number): string {
   }
 }
 
-export type Process = { pid: number; program: string; folder: string; cwd: string };
+export type Process = { pid: number; program: string; folder: string };
 
 /** A file in the data directory of every copy that a drill or the judge runs, a label on its container: no run takes those for the server's own. */
 export const SANDBOX_MARK = 'cold-backup-sandbox';
@@ -22,14 +22,14 @@ export const SANDBOX_MARK = 'cold-backup-sandbox';
 export const OWN_USER = Math.min(1_999_000_000, ...['uid_map', 'gid_map'].map((name) => Math.max(0, ...[...procFile(process.pid, name).matchAll(/^ *(\d+) +\d+ +(\d+)$/gm)].map(([, first, count]) => Number(first) + Number(count) - 1))));
 const RUN_MARK = 'COLD_BACKUP_RUN'; // in the environment of every borg we start, and so of its ssh
 
-/** Every process that can be seen: pid, program name, folder of the program, and its working directory as device:inode. */
+/** Every process that can be seen: pid, program name, and folder of the program. */
 export function processes(): Process[] {
   const found: Process[] = [];
   for (const entry of fs.readdirSync('/proc')) {
     if (!/^\d+$/.test(entry)) continue;
     try {
       const program = fs.readlinkSync(`/proc/${entry}/exe`).replace(/ \(deleted\)$/, ''); // replaced by an upgrade
-      found.push({ pid: Number(entry), program: path.basename(program), folder: path.dirname(program), cwd: deviceAndInode(`/proc/${entry}/cwd`) });
+      found.push({ pid: Number(entry), program: path.basename(program), folder: path.dirname(program) });
     } catch { /* a kernel thread, or gone by now */ }
   }
   return found;
@@ -44,6 +44,12 @@ export function deviceAndInode(folder: string): string {
     return '';
   }
 }
+
+/**
+ * The working directory of a process as device:inode. One on a network file system that has died keeps whoever asks for ever, with no time limit and
+ * no signal: so only those are asked that can matter, never somebody's shell.
+ */
+export const workingFolder = (pid: number) => deviceAndInode(`/proc/${pid}/cwd`);
 
 /** The text of a file below /proc, or '' when the process is gone. */
 export function procFile(pid: number, name: string): string {

@@ -26,7 +26,34 @@ function windowOf(world: World, seconds: number): { window: { from: string; unti
   return { end, window: { from: clock(new Date(Date.now() - 3_600_000)), until: clock(end), timeZone: 'UTC' } };
 }
 
+// A network file system that has died, by FUSE's own protocol (linux/fuse.h): it says hello, lets anybody in, and answers nothing else.
+const DEAD_DISK = `
+import os, struct, subprocess, sys
+fd = os.open('/dev/fuse', os.O_RDWR)
+subprocess.check_call(['mount', '-i', '-t', 'fuse', '-o', f'fd={fd},rootmode=40755,user_id=0,group_id=0', 'dead', sys.argv[1]], pass_fds=[fd])
+while True:
+    _, what, number = struct.unpack_from('<IIQ', os.read(fd, 1 << 18))
+    if what == 26: os.write(fd, struct.pack('<IiQ', 80, 0, number) + struct.pack('<II', 7, 31) + bytes(56)) # INIT
+    if what == 34: os.write(fd, struct.pack('<IiQ', 16, -38, number)) # ACCESS: not done here
+`;
+
 scenarios('a failure while everything runs', import.meta.url, {
+  'a network file system that has died under somebody\'s shell, and is not saved, keeps nobody waiting': async (world) => {
+    nearby(world);
+    const dead = path.join(world.folder, 'dead');
+    fs.mkdirSync(dead);
+    const disk = start(['python3', '-c', DEAD_DISK, dead]);
+    await waitFor('it is mounted', () => fs.readFileSync('/proc/self/mountinfo', 'utf8').includes(` ${dead} `));
+    const shell = start(['sh', '-c', 'cd "$1" && exec sleep 1000', 'sh', dead]);
+    await waitFor('somebody stands there', () => fs.readlinkSync(`/proc/${shell.pid}/cwd`) === dead);
+    const run = world.server.start(), late = setTimeout(() => [run, disk].forEach((one) => one.signal('SIGKILL')), 60_000); // as long as the disk is there, not even KILL ends who waits for it
+    expectEnd(world, await run.ended, { code: 0 });
+    clearTimeout(late);
+    await allIsWell(world);
+    for (const one of [shell, disk]) one.signal('SIGKILL');
+    await Promise.all([shell.ended, disk.ended]);
+  },
+
   'the window ends during the warm pass: nothing is stopped, and it says how far it came': async (world) => {
     world.server.writeSettings({ warmPass: true });
     randomFile(world, 'big', 60);
