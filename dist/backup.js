@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 3d24b1512ec2d76c86f1331c93574f55c1a01965484b9e29287d2085a3d84360
+// Checksum of all but the settings: fd22d2cb0a5f1e5e81d9b759b90fa5f90647365c3bce79bf1f6a90dd14b1ffe7
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3565,7 +3565,6 @@ function warnOfUnsaved(clusters, containers, isSaved) {
 // type, mode, uid, gid, bytes, modified, changed, path; NUL at the end, because a name may hold anything else
 const LISTING_FORMAT = '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0';
 const KILLED = 137; // 128 + SIGKILL
-const ENDED_BY_SIGNAL = [KILLED, 134, 135, 136, 139]; // ABRT, BUS, FPE, SEGV: it crashed
 const TOLD_NAMES = 20;
 const LONGEST_RECORD = 1 << 20;
 
@@ -3605,8 +3604,9 @@ async function refuseWhatRuns(parts) {
     if (state === 'running') throw new Problem(`${name} runs: something started it while it should be stopped`, { hint: `${hint} for who did` });
     if (!wasRunning) continue;
     if (state !== 'stopped') throw new Problem(`${name} cannot be seen stopped: it is being started again, or Docker does not answer`, { hint });
-    if (database && ENDED_BY_SIGNAL.includes(exitCode)) throw new Problem(`${name} (${database}) was killed, it did not stop by itself: its files are not cold`,
-      { hint: `${hint}; give it more time with \`stopTimeoutSeconds\`` });
+    // Every database ends with 0. Above 128 stands the signal that ended the first process, and with that the kernel kills all others in the container (pid_namespaces(7)).
+    if (database && exitCode > 128) throw new Problem(`${name} (${database}) was killed (exit code ${exitCode}), it did not stop by itself: its files are not cold`,
+      { hint: `${hint}; give it more time with \`stopTimeoutSeconds\`, and let a script that starts it do that with \`exec\`, or wait for it and end with 0` });
     if (exitCode === KILLED) warn(`${name} had to be killed: it did not stop by itself in its time`);
   }
 }

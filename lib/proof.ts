@@ -26,7 +26,6 @@ export type Proof = {
 // type, mode, uid, gid, bytes, modified, changed, path; NUL at the end, because a name may hold anything else
 export const LISTING_FORMAT = '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0';
 const KILLED = 137; // 128 + SIGKILL
-const ENDED_BY_SIGNAL = [KILLED, 134, 135, 136, 139]; // ABRT, BUS, FPE, SEGV: it crashed
 const TOLD_NAMES = 20;
 const LONGEST_RECORD = 1 << 20;
 
@@ -66,8 +65,9 @@ async function refuseWhatRuns(parts: Part[]): Promise<void> {
     if (state === 'running') throw new Problem(`${name} runs: something started it while it should be stopped`, { hint: `${hint} for who did` });
     if (!wasRunning) continue;
     if (state !== 'stopped') throw new Problem(`${name} cannot be seen stopped: it is being started again, or Docker does not answer`, { hint });
-    if (database && ENDED_BY_SIGNAL.includes(exitCode)) throw new Problem(`${name} (${database}) was killed, it did not stop by itself: its files are not cold`,
-      { hint: `${hint}; give it more time with \`stopTimeoutSeconds\`` });
+    // Every database ends with 0. Above 128 stands the signal that ended the first process, and with that the kernel kills all others in the container (pid_namespaces(7)).
+    if (database && exitCode > 128) throw new Problem(`${name} (${database}) was killed (exit code ${exitCode}), it did not stop by itself: its files are not cold`,
+      { hint: `${hint}; give it more time with \`stopTimeoutSeconds\`, and let a script that starts it do that with \`exec\`, or wait for it and end with 0` });
     if (exitCode === KILLED) warn(`${name} had to be killed: it did not stop by itself in its time`);
   }
 }
