@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: fd22d2cb0a5f1e5e81d9b759b90fa5f90647365c3bce79bf1f6a90dd14b1ffe7
+// Checksum of all but the settings: bb81a0947c077fc44b8dbb9566e4952fe3b7444060ac86b00d5114d08b9dd1c2
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -1961,35 +1961,42 @@ function hostPathOf(inside, mounts) {
 async function findVolumes(names, all, stopped) {
   const found = [];
   for (const name of names.filter((one) => one !== '*')) found.push({ name, path: await placeOfNamedVolume(name), isData: true });
-  if (!names.includes('*')) return found;
-  const mounts = all.filter((one) => stopped.includes(one.name)).flatMap((one) => one.mounts);
+  const mounts = names.includes('*') ? all.filter((one) => stopped.includes(one.name)).flatMap((one) => one.mounts) : [];
   for (const { type, name, source } of mounts) {
-    if (type === 'tmpfs' || !source || /^\/(proc|sys|dev|run|var\/run)(\/|$)/.test(source)) continue;
+    if (!/^(bind|volume)$/.test(type) || !source || /^\/(proc|sys|dev|run|var\/run)(\/|$)/.test(source)) continue;
     if (source === '/') say('a container sees all of / : `volumes: [\'*\']` does not mean that; what is to be saved there belongs into `folders`');
     else found.push({ name: name || source, path: type === 'volume' ? await placeOfNamedVolume(name) : source, isData: mounts.some((one) => one.source === source && !one.readOnly) });
   }
-  return found;
+  for (const name of new Set(found.filter((one) => one.path === IN_MEMORY).map((one) => one.name))) say(`volume ${name} is in memory only: there is nothing to save in it`);
+  return found.filter((one) => one.path !== IN_MEMORY);
 }
+
+const IN_MEMORY = ''; // where a volume lies that is a tmpfs: nothing of it is left when its containers are stopped
 
 // Where a volume lies. One that Docker mounts from elsewhere (docker_volume_create(1), `device`) is empty there as soon as its containers are stopped.
 async function placeOfNamedVolume(name) {
   const done = await look(['docker', 'volume', 'inspect', '--format={{json .}}', name]), { code, said, argv } = done;
   if (code !== 0) throw new Problem(`volume ${name}: there is none of that name`, { ran: argv, said, hint: 'look at `docker volume ls`' });
   const { Mountpoint, Options } = answerOf(`volume ${name}`, done, { Mountpoint: 'path', 'Options?': { '*': 'text' } });
-  if (Options?.device && Options.type !== 'tmpfs') throw new Problem(`volume ${name} is mounted by Docker from ${named(Options.device)}, and is empty while its containers are stopped`,
+  if (Options?.type === 'tmpfs') return IN_MEMORY;
+  if (Options?.device) throw new Problem(`volume ${name} is mounted by Docker from ${named(Options.device)}, and is empty while its containers are stopped`,
     { hint: `a folder of this machine: name it in \`folders\` instead; another machine's: mount it by /etc/fstab and name that folder, or save it over there` });
   return Mountpoint;
 }
 
 /** Given all containers and every path that is saved, warns of volumes in use here that nothing saves. */
-function warnOfUnsavedVolumes(all, isSaved) {
+async function warnOfUnsavedVolumes(all, isSaved) {
   const open = new Map();
   for (const { name: container, mounts } of all) {
     for (const { type, name, source } of mounts) {
       if (type === 'volume' && !isSaved(source)) open.set(name, [...(open.get(name) ?? []), container]);
     }
   }
-  for (const [volume, users] of open) warn(`volume ${volume} (of ${users.join(', ')}) is not saved: name it in \`volumes\``);
+  for (const [volume, users] of open) if (!await isInMemory(volume)) warn(`volume ${volume} (of ${users.join(', ')}) is not saved: name it in \`volumes\``);
+}
+
+async function isInMemory(volume) {
+  return (await look(['docker', 'volume', 'inspect', '--format={{.Options.type}}', volume])).out.trim() === 'tmpfs';
 }
 
 // =========================================================================================================
@@ -3445,7 +3452,7 @@ async function makePlan(settings, now) {
     clusters.push(cluster);
   }
   for (const cluster of clusters) refuseCrashedCluster(cluster);
-  warnOfUnsaved(allClusters, containers, isSaved);
+  await warnOfUnsaved(allClusters, containers, isSaved);
   return {
     format: 1, server, run, parts, clusters, roots, cold,
     archive: `${server}-${now.toISOString().slice(0, 19)}`,
@@ -3538,7 +3545,7 @@ function refuseCrashedCluster({ name, dataDirectory, pid }) {
 }
 
 // What is found here and saved by nothing is told every night: the database that was added last year and never backed up.
-function warnOfUnsaved(clusters, containers, isSaved) {
+async function warnOfUnsaved(clusters, containers, isSaved) {
   for (const cluster of clusters) {
     const how = cluster.container ? 'name its volume in `volumes`' : `name 'postgres ${cluster.name}' in \`stop\``;
     if (!isSaved(cluster.dataDirectory)) {
@@ -3553,7 +3560,7 @@ function warnOfUnsaved(clusters, containers, isSaved) {
     if (isSaved(cluster.dataDirectory) && !isSaved(wal)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved, and without it the copy does not start`,
       { hint: how });
   }
-  warnOfUnsavedVolumes(containers, isSaved);
+  await warnOfUnsavedVolumes(containers, isSaved);
 }
 
 // =========================================================================================================

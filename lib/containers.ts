@@ -175,33 +175,40 @@ export type Volume = { name: string; path: string; isData: boolean };
 export async function findVolumes(names: string[], all: Container[], stopped: string[]): Promise<Volume[]> {
   const found: Volume[] = [];
   for (const name of names.filter((one) => one !== '*')) found.push({ name, path: await placeOfNamedVolume(name), isData: true });
-  if (!names.includes('*')) return found;
-  const mounts = all.filter((one) => stopped.includes(one.name)).flatMap((one) => one.mounts);
+  const mounts = names.includes('*') ? all.filter((one) => stopped.includes(one.name)).flatMap((one) => one.mounts) : [];
   for (const { type, name, source } of mounts) {
-    if (type === 'tmpfs' || !source || /^\/(proc|sys|dev|run|var\/run)(\/|$)/.test(source)) continue;
+    if (!/^(bind|volume)$/.test(type) || !source || /^\/(proc|sys|dev|run|var\/run)(\/|$)/.test(source)) continue;
     if (source === '/') say('a container sees all of / : `volumes: [\'*\']` does not mean that; what is to be saved there belongs into `folders`');
     else found.push({ name: name || source, path: type === 'volume' ? await placeOfNamedVolume(name) : source, isData: mounts.some((one) => one.source === source && !one.readOnly) });
   }
-  return found;
+  for (const name of new Set(found.filter((one) => one.path === IN_MEMORY).map((one) => one.name))) say(`volume ${name} is in memory only: there is nothing to save in it`);
+  return found.filter((one) => one.path !== IN_MEMORY);
 }
+
+const IN_MEMORY = ''; // where a volume lies that is a tmpfs: nothing of it is left when its containers are stopped
 
 // Where a volume lies. One that Docker mounts from elsewhere (docker_volume_create(1), `device`) is empty there as soon as its containers are stopped.
 async function placeOfNamedVolume(name: string): Promise<string> {
   const done = await look(['docker', 'volume', 'inspect', '--format={{json .}}', name]), { code, said, argv } = done;
   if (code !== 0) throw new Problem(`volume ${name}: there is none of that name`, { ran: argv, said, hint: 'look at `docker volume ls`' });
   const { Mountpoint, Options } = answerOf(`volume ${name}`, done, { Mountpoint: 'path', 'Options?': { '*': 'text' } });
-  if (Options?.device && Options.type !== 'tmpfs') throw new Problem(`volume ${name} is mounted by Docker from ${named(Options.device)}, and is empty while its containers are stopped`,
+  if (Options?.type === 'tmpfs') return IN_MEMORY;
+  if (Options?.device) throw new Problem(`volume ${name} is mounted by Docker from ${named(Options.device)}, and is empty while its containers are stopped`,
     { hint: `a folder of this machine: name it in \`folders\` instead; another machine's: mount it by /etc/fstab and name that folder, or save it over there` });
   return Mountpoint;
 }
 
 /** Given all containers and every path that is saved, warns of volumes in use here that nothing saves. */
-export function warnOfUnsavedVolumes(all: Container[], isSaved: (path: string) => boolean): void {
+export async function warnOfUnsavedVolumes(all: Container[], isSaved: (path: string) => boolean): Promise<void> {
   const open = new Map<string, string[]>();
   for (const { name: container, mounts } of all) {
     for (const { type, name, source } of mounts) {
       if (type === 'volume' && !isSaved(source)) open.set(name, [...(open.get(name) ?? []), container]);
     }
   }
-  for (const [volume, users] of open) warn(`volume ${volume} (of ${users.join(', ')}) is not saved: name it in \`volumes\``);
+  for (const [volume, users] of open) if (!await isInMemory(volume)) warn(`volume ${volume} (of ${users.join(', ')}) is not saved: name it in \`volumes\``);
+}
+
+async function isInMemory(volume: string): Promise<boolean> {
+  return (await look(['docker', 'volume', 'inspect', '--format={{.Options.type}}', volume])).out.trim() === 'tmpfs';
 }

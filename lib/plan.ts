@@ -80,7 +80,7 @@ export async function makePlan(settings: Settings, now: Date): Promise<Plan> {
     clusters.push(cluster);
   }
   for (const cluster of clusters) refuseCrashedCluster(cluster);
-  warnOfUnsaved(allClusters, containers, isSaved);
+  await warnOfUnsaved(allClusters, containers, isSaved);
   return {
     format: 1, server, run, parts, clusters, roots, cold,
     archive: `${server}-${now.toISOString().slice(0, 19)}`,
@@ -173,7 +173,7 @@ function refuseCrashedCluster({ name, dataDirectory, pid }: Cluster): void {
 }
 
 // What is found here and saved by nothing is told every night: the database that was added last year and never backed up.
-function warnOfUnsaved(clusters: Cluster[], containers: Container[], isSaved: (file: string) => boolean): void {
+async function warnOfUnsaved(clusters: Cluster[], containers: Container[], isSaved: (file: string) => boolean): Promise<void> {
   for (const cluster of clusters) {
     const how = cluster.container ? 'name its volume in `volumes`' : `name 'postgres ${cluster.name}' in \`stop\``;
     if (!isSaved(cluster.dataDirectory)) {
@@ -188,5 +188,5 @@ function warnOfUnsaved(clusters: Cluster[], containers: Container[], isSaved: (f
     if (isSaved(cluster.dataDirectory) && !isSaved(wal)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved, and without it the copy does not start`,
       { hint: how });
   }
-  warnOfUnsavedVolumes(containers, isSaved);
+  await warnOfUnsavedVolumes(containers, isSaved);
 }

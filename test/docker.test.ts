@@ -104,21 +104,24 @@ describe('on a host with Docker', { skip: cannotRun }, () => {
   });
 
   scenario('a volume that a running container may write to, and a volume that nothing saves, are named in warnings', async () => {
-    await host.must('docker run --detach --name peeker --volume shop_files:/data --volume peeker_own:/own app');
-    await product.expect([], 1, /volume shop_files is saved while peeker may write to it: name the container in `stop`/, /volume peeker_own \(of peeker\) is not saved/);
+    await host.must('docker volume create --opt type=tmpfs --opt device=tmpfs peeker_memory; docker run --detach --name peeker --volume shop_files:/data --volume peeker_own:/own --volume peeker_memory:/memory app');
+    const said = await product.expect([], 1, /volume shop_files is saved while peeker may write to it: name the container in `stop`/, /volume peeker_own \(of peeker\) is not saved/);
+    assert.doesNotMatch(said, /peeker_memory/, 'nothing of it outlives its container');
     await product.expect(['doctor'], 1, /^to do +unsaved: (?!.*may write to it).*volume peeker_own \(of peeker\) is not saved.*\n {9}hint: name it in `stop`/m, /^to do +warned of: volume shop_files is saved while peeker may write to it/m);
-    await host.must('docker rm --force peeker; docker volume rm peeker_own');
+    await host.must('docker rm --force peeker; docker volume rm peeker_own peeker_memory');
   });
 
   scenario('read-only looks at the host are saved as folders are, all of / is not, and what Docker mounts from elsewhere or Swarm holds is refused while everything runs', async () => {
-    await host.must(`mkdir -p /srv/logs /srv/elsewhere && echo one > /srv/logs/log && docker run --detach --name shipper --volume /srv/logs:/logs:ro --volume /:/rootfs:ro app
+    await host.must(`mkdir -p /srv/logs /srv/elsewhere && echo one > /srv/logs/log && docker volume create --opt type=tmpfs --opt device=tmpfs memory
+      docker run --detach --name shipper --volume /srv/logs:/logs:ro --volume /:/rootfs:ro --volume memory:/memory app
       docker volume create --opt type=none --opt o=bind --opt device=/srv/elsewhere bound`);
     await product.set({ stop: ['container shipper', 'compose shop'] });
     const running = await product.startHeld();
     await host.must('echo two >> /srv/logs/log');
     await product.releaseCopy();
-    product.judge(await running.done, 1, /a container sees all of \//, /warning: changed while it was copied: \/srv\/logs\/log/);
-    const { archive } = await product.lastRun();
+    product.judge(await running.done, 1, /a container sees all of \//, /volume memory is in memory only: there is nothing to save in it/, /warning: changed while it was copied: \/srv\/logs\/log/);
+    const { archive, warnings } = await product.lastRun();
+    assert.equal(warnings.length, 1, warnings.join('\n'));
     assert.doesNotMatch(await product.borg(`borg list --short ::${archive}`), /^(etc|proc|rootfs)\//m);
     for (const [made, says] of [['--volume bound:/data', /volume bound is mounted by Docker from \/srv\/elsewhere, and is empty while its containers are stopped/], ['--label com.docker.swarm.service.id=x', /container odd belongs to a Docker Swarm service/]] as const) {
       await host.must(`docker run --detach --name odd ${made} app`);
@@ -128,7 +131,7 @@ describe('on a host with Docker', { skip: cannotRun }, () => {
     }
     await product.set({ stop: ['service docker', 'compose shop'] });
     await product.expect([], 2, /service docker and containers are named in `stop`/, /services: nothing was stopped/);
-    await host.must('docker rm --force shipper; docker volume rm bound; rm -r /srv/logs /srv/elsewhere');
+    await host.must('docker rm --force shipper; docker volume rm bound memory; rm -r /srv/logs /srv/elsewhere');
     await product.set({ stop: ['service web', 'compose shop'] });
   });
 
