@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: bb81a0947c077fc44b8dbb9566e4952fe3b7444060ac86b00d5114d08b9dd1c2
+// Checksum of all but the settings: ce9eb5508cc5a4a9bceeb974acec36a8d0654d7ea26c23e4bf610488557dec82
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -198,7 +198,7 @@ async function takeBackup(loaded, script) {
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   takeRunLock(settings.stateFolder);
   const left = await startLeftovers(settings);
-  if (left) return endNight({ ...beginNight(loaded, script), ...left }, stillDown(left));
+  if (left) return endNight({ ...beginNight(loaded, script), ledger: left.ledger, down: left.down }, left.why);
   await sweepDrills(settings).catch((error) => warn(`what a drill left behind cannot be removed: ${error.message}`)); // it may be a disk full of files
   await dropCopies(settings.stateFolder); // so may a killed run
   if (!mode.now && !isInWindow(settings.window, new Date())) {
@@ -5143,15 +5143,24 @@ async function bringBack(stateFolder, ledger, who, settings) {
   return down;
 }
 
-/** Start what a dead run left stopped. Given that the lock is ours. Returns what is still down, null when all runs. */
+/**
+ * Start what a dead run left stopped. Given that the lock is ours. Returns what is still down, and why; null when all runs.
+ * Throws when the ledger cannot be understood, or when its restore cannot be settled though nothing is down.
+ */
 async function startLeftovers(settings) {
-  const ledger = readLedger(settings.stateFolder), down = ledger ? await bringBack(settings.stateFolder, ledger, 'this run', settings) : [];
-  return ledger && down.length > 0 ? { ledger, down } : null;
+  const ledger = readLedger(settings.stateFolder);
+  if (!ledger) return null;
+  const left = (down, what, facts = {}) => ({ ledger, down, why: new Problem(`left stopped by the run of ${ledger.startedAt} and ${what}`,
+    { hint: 'mend it first; then run `node backup.js recover`', ...facts, exitCode: 3 }) });
+  try {
+    const down = await bringBack(settings.stateFolder, ledger, 'this run', settings);
+    return down.length > 0 ? left(down, `still not running: ${down.join(', ')}`) : null;
+  } catch (error) { // the disk of a restore is gone or read-only: nothing could even be tried
+    const down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
+    if (down.length === 0) throw error;
+    return left(down, `not to be started: ${error.message}`, error.facts);
+  }
 }
-
-/** What to say of what is still down. */
-const stillDown = ({ ledger, down }) => new Problem(`left stopped by the run of ${ledger.startedAt} and still not running: ${down.join(', ')}`,
-  { exitCode: 3, hint: 'mend it first; then run `node backup.js recover`' });
 
 // A restore is no run of the history. What was extracted and is not in its place goes; what to do now is told.
 async function endRestore(stateFolder, ledger, down) {
@@ -7078,7 +7087,7 @@ async function begin(settings, { stateFolder }) {
   refuseIfOthersCanChange(stateFolder, '`stateFolder`');
   takeRunLock(stateFolder);
   const left = await startLeftovers({ ...settings, stateFolder });
-  if (left) throw stillDown(left);
+  if (left) throw left.why;
 }
 
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */

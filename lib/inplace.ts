@@ -26,7 +26,7 @@ import { giveFolder, isThere, makeSwaps, removeStagings, settleRestore, tellRest
 import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
 import type { Manifest } from './record.ts';
 import { armGuard, dismissGuard } from './guard.ts';
-import { startLeftovers, stillDown, takeRunLock } from './leftovers.ts';
+import { startLeftovers, takeRunLock } from './leftovers.ts';
 import { NOT_LOADED } from './installed.ts';
 import { stage, swapsOf, whereIs, whyNoRoom } from './places.ts';
 import type { Piece } from './places.ts';
@@ -65,7 +65,7 @@ async function begin(settings: Settings, { stateFolder }: InPlace): Promise<void
   refuseIfOthersCanChange(stateFolder, '`stateFolder`');
   takeRunLock(stateFolder);
   const left = await startLeftovers({ ...settings, stateFolder });
-  if (left) throw stillDown(left);
+  if (left) throw left.why;
 }
 
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */

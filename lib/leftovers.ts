@@ -51,17 +51,26 @@ export async function bringBack(stateFolder: string, ledger: Ledger, who: string
   return down;
 }
 
-export type Left = { ledger: Ledger; down: string[] };
+export type Left = { ledger: Ledger; down: string[]; why: Problem };
 
-/** Start what a dead run left stopped. Given that the lock is ours. Returns what is still down, null when all runs. */
+/**
+ * Start what a dead run left stopped. Given that the lock is ours. Returns what is still down, and why; null when all runs.
+ * Throws when the ledger cannot be understood, or when its restore cannot be settled though nothing is down.
+ */
 export async function startLeftovers(settings: Settings): Promise<Left | null> {
-  const ledger = readLedger(settings.stateFolder), down = ledger ? await bringBack(settings.stateFolder, ledger, 'this run', settings) : [];
-  return ledger && down.length > 0 ? { ledger, down } : null;
+  const ledger = readLedger(settings.stateFolder);
+  if (!ledger) return null;
+  const left = (down: string[], what: string, facts = {}): Left => ({ ledger, down, why: new Problem(`left stopped by the run of ${ledger.startedAt} and ${what}`,
+    { hint: 'mend it first; then run `node backup.js recover`', ...facts, exitCode: 3 }) });
+  try {
+    const down = await bringBack(settings.stateFolder, ledger, 'this run', settings);
+    return down.length > 0 ? left(down, `still not running: ${down.join(', ')}`) : null;
+  } catch (error: any) { // the disk of a restore is gone or read-only: nothing could even be tried
+    const down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
+    if (down.length === 0) throw error;
+    return left(down, `not to be started: ${error.message}`, error.facts);
+  }
 }
-
-/** What to say of what is still down. */
-export const stillDown = ({ ledger, down }: Left) => new Problem(`left stopped by the run of ${ledger.startedAt} and still not running: ${down.join(', ')}`,
-  { exitCode: 3, hint: 'mend it first; then run `node backup.js recover`' });
 
 // A restore is no run of the history. What was extracted and is not in its place goes; what to do now is told.
 async function endRestore(stateFolder: string, ledger: Ledger, down: string[]): Promise<void> {

@@ -27,7 +27,7 @@ import { beginColdPass, checkpointAll, copyCold, copyOnWrite, copyTheSnapshot, f
 import type { Copied, Night } from './copying.ts';
 import { messageOf, summary } from './outcome.ts';
 import { runBefore, tryStorage, tryThisMachine } from './ready.ts';
-import { startLeftovers, stillDown, takeRunLock } from './leftovers.ts';
+import { startLeftovers, takeRunLock } from './leftovers.ts';
 import { armGuard, dismissGuard } from './guard.ts';
 import { sweepDrills } from './drill.ts';
 
@@ -43,7 +43,7 @@ export async function takeBackup(loaded: Loaded, script: string): Promise<number
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   takeRunLock(settings.stateFolder);
   const left = await startLeftovers(settings);
-  if (left) return endNight({ ...beginNight(loaded, script), ...left }, stillDown(left));
+  if (left) return endNight({ ...beginNight(loaded, script), ledger: left.ledger, down: left.down }, left.why);
   await sweepDrills(settings).catch((error) => warn(`what a drill left behind cannot be removed: ${error.message}`)); // it may be a disk full of files
   await dropCopies(settings.stateFolder); // so may a killed run
   if (!mode.now && !isInWindow(settings.window, new Date())) {

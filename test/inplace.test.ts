@@ -279,6 +279,9 @@ scenarios('in place', import.meta.url, {
     const ledger = JSON.parse(fs.readFileSync(path.join(world.server.stateFolder, 'ledger.json'), 'utf8'));
     assert.equal(ledger.howTo.filter((line: string) => line.startsWith('the old contents of ')).length, 2, 'a person finds the way without us');
     assert.deepEqual([world.web.running(), answers(world.db), fs.existsSync(world.files)], [false, false, false]);
+    // A night that finds the disk read-only (until its first rename has failed) tells what is down, as one that cannot start it.
+    const night = await start(['strace', '--output=/dev/null', '--trace=rename', '--inject=rename:error=EROFS:when=1', process.execPath, world.server.script]).ended;
+    expectEnd(world, night, { code: 3, says: [/error: left stopped by the run of \S+ and not to be started: EROFS/, /services: NOT RUNNING: web, app, /], error: /EROFS/ });
     const said = restored(await world.server.run(['recover']));
     assert.match(said, /was not through: the old contents are in place[^]*services: all 3 are running again/);
     await settled(world);
