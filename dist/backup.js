@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: ce9eb5508cc5a4a9bceeb974acec36a8d0654d7ea26c23e4bf610488557dec82
+// Checksum of all but the settings: 8f7a4f33d7d8f116c535c8049469c07dd4f6753a7cc77841fcef8230520f0ff7
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -1762,6 +1762,12 @@ async function unitPart(unit) {
     start: ['systemctl', 'start', '--', ...(ran.length > 0 ? ran : [facts]).map((one) => one.Id)],
     unit: isRunning || ran.length === 0 ? facts.Id : ran[0].Id,
   };
+}
+
+/** Given the part of a unit that has ended since unitPart() saw it, returns which of its sockets, timers and paths are still active. */
+async function triggersLeft({ start, unit }) {
+  const facts = await describeUnits(start.slice(start.indexOf('--') + 1).filter((one) => one !== unit));
+  return facts.filter((one) => stateOf(one) === 'running').map((one) => one.Id);
 }
 
 /** Given the facts of a unit that runs, throws Problem when systemd would not start it again: then it is not stopped. */
@@ -4188,8 +4194,10 @@ async function lookAgain(parts) {
     const state = await partState(part);
     if (state === 'running' && !part.wasRunning) throw new Problem(`${part.name} was started since this run began, so nothing was stopped`, { hint: 'begin again: `node backup.js --now`' });
     if (state !== 'stopped' || !part.wasRunning || part.running) return; // by its own command it may only have failed to answer: then it is stopped all the same
-    part.wasRunning = false;
     say(`${part.name} has stopped since this run began: it stays so`);
+    const triggers = part.kind === 'service' ? await triggersLeft(part) : [];
+    part.wasRunning = triggers.length > 0;
+    if (part.wasRunning) Object.assign(part, { unit: triggers[0], start: ['systemctl', 'start', '--', ...triggers] }); // or its socket or timer starts it in the middle of the copy
   }));
 }
 

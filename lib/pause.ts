@@ -7,7 +7,7 @@ import { change, failure, goOn, look, shield, steadyNow, waitUntil } from './she
 import type { Done } from './shell.ts';
 import { bootName, keepLedger, keepLedgerIfPossible } from './ledger.ts';
 import type { Ledger, StoppedPart } from './ledger.ts';
-import { lostUnits, unitState } from './units.ts';
+import { lostUnits, triggersLeft, unitState } from './units.ts';
 import type { Part, State } from './units.ts';
 import { containerState, runningContainers } from './containers.ts';
 import { clusterAnswers, clusterState, userOf } from './postmaster.ts';
@@ -56,8 +56,10 @@ export async function lookAgain(parts: Part[]): Promise<void> {
     const state = await partState(part);
     if (state === 'running' && !part.wasRunning) throw new Problem(`${part.name} was started since this run began, so nothing was stopped`, { hint: 'begin again: `node backup.js --now`' });
     if (state !== 'stopped' || !part.wasRunning || part.running) return; // by its own command it may only have failed to answer: then it is stopped all the same
-    part.wasRunning = false;
     say(`${part.name} has stopped since this run began: it stays so`);
+    const triggers = part.kind === 'service' ? await triggersLeft(part) : [];
+    part.wasRunning = triggers.length > 0;
+    if (part.wasRunning) Object.assign(part, { unit: triggers[0], start: ['systemctl', 'start', '--', ...triggers] }); // or its socket or timer starts it in the middle of the copy
   }));
 }
 

@@ -66,6 +66,12 @@ export async function unitPart(unit: string): Promise<Omit<Part, 'group'>> {
   };
 }
 
+/** Given the part of a unit that has ended since unitPart() saw it, returns which of its sockets, timers and paths are still active. */
+export async function triggersLeft({ start, unit }: Part): Promise<string[]> {
+  const facts = await describeUnits(start.slice(start.indexOf('--') + 1).filter((one) => one !== unit));
+  return facts.filter((one) => stateOf(one) === 'running').map((one) => one.Id!);
+}
+
 /** Given the facts of a unit that runs, throws Problem when systemd would not start it again: then it is not stopped. */
 export function refuseWithoutStart({ Id, LoadState, CanStart }: Record<string, string>): void {
   if (CanStart !== 'no' && LoadState === 'loaded') return;

@@ -87,15 +87,18 @@ describe('on a systemd host', { skip: cannotRun }, () => {
     assert.deepEqual((await product.lastRun()).warnings.length, 1);
   });
 
-  scenario('a unit that somebody stops in the warm pass stays as it is', async () => {
-    await product.set({ stop: ['service web', 'service mail', 'postgres *'], warmPass: true });
-    await host.must('rm -f /run/warm-held; touch /run/hold-warm');
+  scenario('a unit that somebody stops in the warm pass stays as it is; its socket, which would wake it, is closed for the copy and opened again', async () => {
+    await product.set({ stop: ['service web', 'service mail', 'service plain', 'postgres *'], warmPass: true });
+    await host.must('rm -f /run/warm-held /run/borg-held; touch /run/hold-warm /run/hold-borg');
     const running = product.start();
     await host.waitFor('the warm pass', 'test -e /run/warm-held');
-    await host.must('systemctl stop mail; rm /run/hold-warm');
-    product.judge(await running.done, 0, /service mail has stopped since this run began: it stays so/, /services +all \d are running again/);
-    assert.ok(!await host.isActive('mail'));
-    await host.must('systemctl start mail');
+    await host.must('systemctl stop mail plain.service; rm /run/hold-warm');
+    await product.copyIsHeld(running);
+    const isOpen = async () => await host.isActive('plain.socket'), duringTheCopy = await isOpen();
+    await product.releaseCopy();
+    product.judge(await running.done, 0, /service mail has stopped since this run began: it stays so/, /service plain has stopped since this run began/, /services +all \d are running again/);
+    assert.deepEqual([duringTheCopy, await isOpen(), await host.isActive('mail'), await host.isActive('plain')], [false, true, false, false]);
+    await host.must('systemctl start mail plain');
     await product.set({ warmPass: false });
   });
 
