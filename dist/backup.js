@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 8f7a4f33d7d8f116c535c8049469c07dd4f6753a7cc77841fcef8230520f0ff7
+// Checksum of all but the settings: 3a6df2be7c2ae2c209ce852c60b53023ffdcb729dc74565b91bbae3f784a7c8f
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3211,9 +3211,16 @@ async function chooseWays(roots, stateFolder, run) {
     warn(`no snapshot of ${named(folder)}: ${why}`);
     Object.assign(chosen.find((one) => one.path === folder), { way: 'cold', because: why, copy: '' });
   }
+  readWithOuter(chosen);
   const isWorthIt = chosen.some((one) => one.way === 'subvolume' || one.way === 'reflink') || !chosen.some((one) => one.way === 'cold');
   if (isWorthIt) return chosen;
   return chosen.map((one) => (one.way === 'cold' ? one : { ...one, way: 'cold', because: 'nothing is snapshotted, so it is read with the others', copy: '' }));
+}
+
+// borg reads a path inside one that is read cold with that one. A copy of it, too, would be listed twice.
+function readWithOuter(roots) {
+  const inner = roots.filter((one) => hasCopy(one) && roots.some((outer) => outer.way === 'cold' && liesIn(one.path, outer.path)));
+  for (const one of inner) Object.assign(one, { way: 'cold', because: 'it is read with what it lies in', copy: '' });
 }
 
 async function wayOf(folder, name, { roots, all, hasBtrfs, stateFolder }) {
@@ -3334,6 +3341,7 @@ async function tryReflinks(roots, run) {
     warn(`no snapshot of ${named(root.path)}: ${lastLines(done.said, 1)} (xfs must have been made with reflink=1; on btrfs, files with the attribute C need a subvolume of their own)`);
     Object.assign(root, { way: 'cold', because: 'cp cannot copy it on write', copy: '' });
   }
+  readWithOuter(roots);
 }
 
 /** The command that makes each copy. */

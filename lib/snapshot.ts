@@ -46,9 +46,16 @@ export async function chooseWays(roots: Root[], stateFolder: string, run: string
     warn(`no snapshot of ${named(folder)}: ${why}`);
     Object.assign(chosen.find((one) => one.path === folder)!, { way: 'cold', because: why, copy: '' });
   }
+  readWithOuter(chosen);
   const isWorthIt = chosen.some((one) => one.way === 'subvolume' || one.way === 'reflink') || !chosen.some((one) => one.way === 'cold');
   if (isWorthIt) return chosen;
   return chosen.map((one) => (one.way === 'cold' ? one : { ...one, way: 'cold', because: 'nothing is snapshotted, so it is read with the others', copy: '' }));
+}
+
+// borg reads a path inside one that is read cold with that one. A copy of it, too, would be listed twice.
+function readWithOuter(roots: Root[]): void {
+  const inner = roots.filter((one) => hasCopy(one) && roots.some((outer) => outer.way === 'cold' && liesIn(one.path, outer.path)));
+  for (const one of inner) Object.assign(one, { way: 'cold', because: 'it is read with what it lies in', copy: '' });
 }
 
 type Around = { roots: Root[]; all: Mount[]; hasBtrfs: boolean; stateFolder: string };
@@ -171,6 +178,7 @@ export async function tryReflinks(roots: Root[], run: string): Promise<void> {
     warn(`no snapshot of ${named(root.path)}: ${lastLines(done.said, 1)} (xfs must have been made with reflink=1; on btrfs, files with the attribute C need a subvolume of their own)`);
     Object.assign(root, { way: 'cold', because: 'cp cannot copy it on write', copy: '' });
   }
+  readWithOuter(roots);
 }
 
 /** The command that makes each copy. */

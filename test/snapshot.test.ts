@@ -91,9 +91,12 @@ const SCENARIOS: Record<string, (world: World) => Promise<void>> = {
     fs.mkdirSync(other);
     execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', other]);
     execFileSync('dd', ['if=/dev/urandom', `of=${other}/big`, 'bs=1M', 'count=30'], { stdio: 'ignore' });
-    world.server.writeSettings({ folders: [world.files, other] });
+    fs.mkdirSync(path.join(other, 'inner'));
+    fs.writeFileSync(path.join(other, 'inner/file'), 'inside of what is read anyway');
+    world.server.writeSettings({ folders: [world.files, other, `${other}/inner`], exclude: ['*.tmp'] }); // with `exclude`, both stay on the list
     const shown = await world.server.run(['--dry-run']);
     assert.match(shown.out, /elsewhere +\(folder; no snapshot, it is read while everything is stopped: tmpfs cannot copy on write\)/);
+    assert.match(shown.out, /inner +\(folder; no snapshot, it is read while everything is stopped: it is read with what it lies in\)/);
     const strace = `[ $pass = cold ] && exec strace -f -qq -P ${other}/big -e trace=openat,read -e inject=read:delay_exit=20000 -e signal=none -o "$cd_to/opened" /usr/bin/borg "$@"`; // 480 reads of 20 ms
     const run = world.server.start([], wrapReal(world, strace));
     await waitFor('borg reads what cannot be snapshotted', () => fs.existsSync(path.join(world.folder, 'opened')) && /read\(/.test(fs.readFileSync(path.join(world.folder, 'opened'), 'utf8')), 180);
