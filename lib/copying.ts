@@ -106,7 +106,7 @@ export async function copyTheSnapshot(night: Night, plan: Plan, manifest: Manife
   const endWatch = watchSpace(plan.roots, (why) => askToStop(why, 2, 'make room, or set `snapshot: \'no\'`'));
   try {
     night.cold ??= beginColdPass(night, plan);
-    const proof = await proveCopies(plan, first, listingFile(stateFolder));
+    const proof = await proveCopies(plan, first, second, listingFile(stateFolder));
     const manifestText = finishRecord(night.loaded.settings, { ...manifest, proof });
     night.cold!.feed(manifestText);
     await night.cold!.isRead;

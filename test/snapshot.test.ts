@@ -109,9 +109,12 @@ const SCENARIOS: Record<string, (world: World) => Promise<void>> = {
     assert.ok(listed.includes(`${other}/big`.slice(1)) && listed.includes(`${world.db.dataDirectory}/PG_VERSION`.slice(1)));
   },
 
-  'a file that somebody adds to the copy, or takes out of it, is found: no proof': async (world) => {
+  'a file that somebody adds to the copy, or takes out of it, is found: no proof; one under `folders` that changes before it is copied is a warning': async (world) => {
     nearby(world);
     const program = 'cp', way = '--reflink=auto'; // the files
+    const changing = await world.server.run([], wrap(world, program, `case " $* " in *" ${way} "*) echo more >> '${world.files}/file 7';; esac`));
+    expectEnd(world, changing, { code: 1, warns: /^changed while it was copied: [^\n]*files\/file 7"?$/ });
+    await allIsWell(world, 0.1);
     const ended = await world.server.run([], wrap(world, program, `case " $* " in *" ${way} "*) /bin/cp "$@" || exit; for last; do :; done; rm "$last/file 9"; exit 0;; esac`));
     expectEnd(world, ended, { code: 2, says: [/the copies on .*files are not what was stopped: \d+ files then, \d+ there/] });
     await allIsWell(world, 0.1);
