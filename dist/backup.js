@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 850e2e9f0c65b2759dd2d8c534087709b61d9f2b8a5b314a69250d59885a9018
+// Checksum of all but the settings: b1af15812528ecd42bc7b8f39d9a7ed8b67e761ef0f38e0ed12a1fbf8af016e5
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4336,6 +4336,7 @@ async function waitForEndOfStop(part, limitSeconds) {
 
 // Units that required a stopped one went down with it, and so may have containers: nobody named them, but they ran.
 async function startWhatElseWasActive(ledger) {
+  if (ledger.parts.length === 0) return []; // nothing was stopped: what has ended since did so by itself, or somebody wanted it
   const down = [];
   const ours = new Set(ledger.parts.flatMap((part) => [part.unit ?? '', part.container ?? '']));
   const lost = await lostUnits(ledger.before.units, ledger.boot !== bootName());

@@ -184,6 +184,7 @@ async function waitForEndOfStop(part: StoppedPart, limitSeconds: number): Promis
 
 // Units that required a stopped one went down with it, and so may have containers: nobody named them, but they ran.
 async function startWhatElseWasActive(ledger: Ledger): Promise<string[]> {
+  if (ledger.parts.length === 0) return []; // nothing was stopped: what has ended since did so by itself, or somebody wanted it
   const down: string[] = [];
   const ours = new Set(ledger.parts.flatMap((part) => [part.unit ?? '', part.container ?? '']));
   const lost = await lostUnits(ledger.before.units, ledger.boot !== bootName());

@@ -102,6 +102,17 @@ describe('on a systemd host', { skip: cannotRun }, () => {
     await product.set({ warmPass: false });
   });
 
+  scenario('what somebody stops in a night that stops nothing stays down', async () => {
+    await product.set({ stop: ['service asleep'] });
+    const running = await product.startHeld();
+    await host.must('systemctl stop mail');
+    await product.releaseCopy();
+    const said = product.judge(await running.done, 1, /is not saved/);
+    assert.doesNotMatch(said, /went down with the others/);
+    assert.ok(!await host.isActive('mail'));
+    await host.must('systemctl start mail');
+  });
+
   scenario('what nothing would start again is not stopped', async () => {
     for (const [entry, says] of [['service noway', /noway\.service runs, but systemd would not start it again \(RefuseManualStart\)/], ['postgres 15/other', /postgres 15\/other runs, but its start\.conf says "disabled"/]] as const) {
       await product.set({ stop: ['service web', entry] });
