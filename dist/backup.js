@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: b1af15812528ecd42bc7b8f39d9a7ed8b67e761ef0f38e0ed12a1fbf8af016e5
+// Checksum of all but the settings: bdc03524a126cf021ecad6d737ecb8b1f6b4ed14900c3237499db8d023047a50
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -569,6 +569,14 @@ function span(seconds) {
   const whole = Math.round(seconds);
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+}
+
+const TOLD_NAMES = 20;
+
+/** Files by name, the first of them: there may be a hundred thousand, and a warning is kept for ever. */
+function someNames(files, all = files.length) {
+  const told = files.slice(0, TOLD_NAMES);
+  return `${told.map(named).join(', ')}${all > told.length ? ` and ${all - told.length} more` : ''}`;
 }
 
 /** A count with its word: '1 part', '3 archives'. */
@@ -3586,7 +3594,6 @@ async function warnOfUnsaved(clusters, containers, isSaved) {
 // type, mode, uid, gid, bytes, modified, changed, path; NUL at the end, because a name may hold anything else
 const LISTING_FORMAT = '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0';
 const KILLED = 137; // 128 + SIGKILL
-const TOLD_NAMES = 20;
 const LONGEST_RECORD = 1 << 20;
 
 /**
@@ -3693,11 +3700,10 @@ async function proveAgain(plan, first, before, after) {
   if (second.listingSha256 === first.listingSha256) return second;
   const changes = await differingPaths(plan, before, after).finally(() => [after, `${after}.sorted`, `${before}.sorted`, `${after}.changes`].forEach((file) => fs.rmSync(file, { force: true })));
   if (changes.cold.count > 0) {
-    throw new Problem(`${count(changes.cold.count, 'file')} changed under a stopped part while it was copied: ${changes.cold.told.map(named).join(', ')}`,
+    throw new Problem(`${count(changes.cold.count, 'file')} changed under a stopped part while it was copied: ${someNames(changes.cold.told, changes.cold.count)}`,
       { hint: 'somebody or something started it in the meantime; this archive does not count as a backup' });
   }
-  const more = changes.warm.count - changes.warm.told.length;
-  if (changes.warm.count > 0) warn(`changed while it was copied: ${changes.warm.told.map(named).join(', ')}${more > 0 ? ` and ${more} more` : ''}`);
+  if (changes.warm.count > 0) warn(`changed while it was copied: ${someNames(changes.warm.told, changes.warm.count)}`);
   return second;
 }
 
@@ -5081,11 +5087,11 @@ function judgePass(plan, { changed, unread, complaints }) {
   const lost = plan.roots.find((root) => isLost(root.path));
   if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`,
     { said: complaints.slice(-5).join('\n') });
-  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`,
+  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${someNames(broken)}`,
     { said: complaints.slice(-5).join('\n') });
-  for (const file of unread) warn(`not in the archive, borg could not read it: ${named(file)}`);
-  for (const file of changed) warn(`changed while it was copied: ${named(file)}`);
-  if (changed.length + unread.length === 0) for (const line of complaints) warn(`borg: ${line}`);
+  if (unread.length > 0) warn(`not in the archive, borg could not read it: ${someNames(unread)}`);
+  if (changed.length > 0) warn(`changed while it was copied: ${someNames(changed)}`);
+  if (changed.length + unread.length === 0) for (const line of complaints.slice(0, TOLD_NAMES)) warn(`borg: ${line}`);
 }
 
 function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }) {

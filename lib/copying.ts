@@ -3,7 +3,7 @@
 // starts nothing. Changes the repository and, in the state folder, the record.
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, count, lastLines, named, say, size, span, warn } from './say.ts';
+import { Problem, TOLD_NAMES, count, lastLines, named, say, size, someNames, span, warn } from './say.ts';
 import { askToStop } from './shell.ts';
 import { isBelow } from './files.ts';
 import { lastGoodRun } from './history.ts';
@@ -148,11 +148,11 @@ function judgePass(plan: Plan, { changed, unread, complaints }: PassResult): voi
   const lost = plan.roots.find((root) => isLost(root.path));
   if (lost) throw new Problem(`${named(lost.path)} could not be read: this archive does not count as a backup`,
     { said: complaints.slice(-5).join('\n') });
-  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${broken.slice(0, 20).map(named).join(', ')}`,
+  if (broken.length > 0) throw new Problem(`borg could not read these as they were: ${someNames(broken)}`,
     { said: complaints.slice(-5).join('\n') });
-  for (const file of unread) warn(`not in the archive, borg could not read it: ${named(file)}`);
-  for (const file of changed) warn(`changed while it was copied: ${named(file)}`);
-  if (changed.length + unread.length === 0) for (const line of complaints) warn(`borg: ${line}`);
+  if (unread.length > 0) warn(`not in the archive, borg could not read it: ${someNames(unread)}`);
+  if (changed.length > 0) warn(`changed while it was copied: ${someNames(changed)}`);
+  if (changed.length + unread.length === 0) for (const line of complaints.slice(0, TOLD_NAMES)) warn(`borg: ${line}`);
 }
 
 function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, seconds }: PassResult): Pass {

@@ -3,7 +3,7 @@
 // and times of every saved file. Writes only its listings in the state folder.
 import { createHash } from 'node:crypto';
 import fs from 'node:fs';
-import { Problem, count, named, say, warn } from './say.ts';
+import { Problem, TOLD_NAMES, count, named, say, someNames, warn } from './say.ts';
 import { failure, look } from './shell.ts';
 import { judgeStopped } from './units.ts';
 import type { Part } from './units.ts';
@@ -26,7 +26,6 @@ export type Proof = {
 // type, mode, uid, gid, bytes, modified, changed, path; NUL at the end, because a name may hold anything else
 export const LISTING_FORMAT = '%y\\t%m\\t%U\\t%G\\t%s\\t%T@\\t%C@\\t%p\\0';
 const KILLED = 137; // 128 + SIGKILL
-const TOLD_NAMES = 20;
 const LONGEST_RECORD = 1 << 20;
 
 /**
@@ -133,11 +132,10 @@ export async function proveAgain(plan: Plan, first: Proof, before: string, after
   if (second.listingSha256 === first.listingSha256) return second;
   const changes = await differingPaths(plan, before, after).finally(() => [after, `${after}.sorted`, `${before}.sorted`, `${after}.changes`].forEach((file) => fs.rmSync(file, { force: true })));
   if (changes.cold.count > 0) {
-    throw new Problem(`${count(changes.cold.count, 'file')} changed under a stopped part while it was copied: ${changes.cold.told.map(named).join(', ')}`,
+    throw new Problem(`${count(changes.cold.count, 'file')} changed under a stopped part while it was copied: ${someNames(changes.cold.told, changes.cold.count)}`,
       { hint: 'somebody or something started it in the meantime; this archive does not count as a backup' });
   }
-  const more = changes.warm.count - changes.warm.told.length;
-  if (changes.warm.count > 0) warn(`changed while it was copied: ${changes.warm.told.map(named).join(', ')}${more > 0 ? ` and ${more} more` : ''}`);
+  if (changes.warm.count > 0) warn(`changed while it was copied: ${someNames(changes.warm.told, changes.warm.count)}`);
   return second;
 }
 

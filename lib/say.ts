@@ -191,6 +191,14 @@ export function span(seconds: number): string {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
+export const TOLD_NAMES = 20;
+
+/** Files by name, the first of them: there may be a hundred thousand, and a warning is kept for ever. */
+export function someNames(files: string[], all = files.length): string {
+  const told = files.slice(0, TOLD_NAMES);
+  return `${told.map(named).join(', ')}${all > told.length ? ` and ${all - told.length} more` : ''}`;
+}
+
 /** A count with its word: '1 part', '3 archives'. */
 export function count(number: number, word: string): string {
   return `${number} ${word}${number === 1 ? '' : 's'}`;

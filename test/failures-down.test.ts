@@ -8,6 +8,7 @@ import type { World } from './scenario.ts';
 import { everythingRunsAgain, waitFor } from './script.ts';
 
 const ALL_RUN = /services: all 3 are running again/;
+const WEAK = 'setpriv --inh-caps=-dac_override,-dac_read_search --bounding-set=-dac_override,-dac_read_search'; // borg as one that is not root's, or root on NFS
 const inState = (world: World, name: string) => path.join(world.server.stateFolder, name);
 
 scenarios('a failure while services are down', import.meta.url, {
@@ -45,6 +46,15 @@ scenarios('a failure while services are down', import.meta.url, {
     await allIsWell(world);
   },
 
+  'files that borg cannot read are one warning, with the names of the first of them': async (world) => {
+    nearby(world);
+    execFileSync('sh', ['-c', 'chown 65534 "$1"/* && chmod 600 "$1"/*', 'sh', world.files]);
+    world.server.writeSettings({ stop: [world.web.entry] }); // it could not read the cluster either
+    const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && exec ${WEAK} /usr/bin/borg "$@"`));
+    expectEnd(world, ended, { code: 1, warns: /^not in the archive, borg could not read it: ([^,\n]*files\/file \d+"?, ){19}[^,\n]*files\/file \d+"? and 30 more$/m });
+    await allIsWell(world);
+  },
+
   'a folder that goes while everything is stopped never becomes a good backup': async (world) => {
     nearby(world);
     const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && mv ${world.files} ${world.files}.gone`));
@@ -60,8 +70,7 @@ scenarios('a failure while services are down', import.meta.url, {
     fs.chmodSync(closed, 0o711);
     fs.chownSync(closed, 65534, 65534);
     world.server.writeSettings({ stop: [world.web.entry], folders: [world.files, shown] });
-    const weak = 'setpriv --inh-caps=-dac_override,-dac_read_search --bounding-set=-dac_override,-dac_read_search'; // as one that is not root's, or root on NFS
-    const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && exec ${weak} /usr/bin/borg "$@"`));
+    const ended = await world.server.run([], wrap(world, 'borg', `[ $pass = cold ] && exec ${WEAK} /usr/bin/borg "$@"`));
     expectEnd(world, ended, { code: 2, says: [/closed\/shown could not be read: this archive does not count as a backup/, /said: .*closed\/shown: .*Permission denied/, /services: web is running again/] });
     await allIsWell(world);
   },
