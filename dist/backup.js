@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: bdc03524a126cf021ecad6d737ecb8b1f6b4ed14900c3237499db8d023047a50
+// Checksum of all but the settings: b568939a4fb0757becbecfa42faf7690a326fdb1f9cb2c795405b6f3c34a53df
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3337,19 +3337,34 @@ function noteCopies(stateFolder, roots) {
 }
 
 /**
- * Try one file of each path that is to be copied by reflink, while everything runs: xfs may have been made without it. What
- * cannot be is told, and read while everything is stopped.
+ * Try one or two files of each path that is to be copied by reflink, while everything runs: xfs may have been made without it, and
+ * one file of btrfs with the attribute C fails the whole copy. What cannot be is told, and read while everything is stopped.
  */
 async function tryReflinks(roots, run) {
   for (const root of roots.filter((one) => one.way === 'reflink')) {
     const sample = (await look(['find', root.path, '-type', 'f', '-size', '+16k', '-print', '-quit'])).out.replace(/\n$/, '') || root.path;
-    const done = await change(['cp', '--archive', '--reflink=always', '--no-target-directory', '--', sample, root.copy], { env: markOfRun(run) });
-    await change(['rm', '-rf', '--', root.copy], { unlimited: true });
+    let done = await tryReflink(sample, root.copy, run);
+    const odd = done.code === 0 ? await fileWithoutCopyOnWrite(root.path) : '';
+    if (odd !== '') done = await tryReflink(odd, root.copy, run);
     if (done.code === 0) continue;
     warn(`no snapshot of ${named(root.path)}: ${lastLines(done.said, 1)} (xfs must have been made with reflink=1; on btrfs, files with the attribute C need a subvolume of their own)`);
     Object.assign(root, { way: 'cold', because: 'cp cannot copy it on write', copy: '' });
   }
   readWithOuter(roots);
+}
+
+async function tryReflink(file, copy, run) {
+  const done = await change(['cp', '--archive', '--reflink=always', '--no-target-directory', '--', file, copy], { env: markOfRun(run) });
+  await change(['rm', '-rf', '--', copy], { unlimited: true });
+  return done;
+}
+
+// The first file below a folder that has the attribute C (chattr(1)), as systemd gives it to its journals; '' when there is none, or nobody can tell.
+async function fileWithoutCopyOnWrite(folder) {
+  let found = '';
+  const onLine = (line) => { found ||= /^\S*C\S* (.*)$/.exec(line)?.[1] ?? ''; };
+  await look(['find', folder, '-type', 'f', '-exec', 'lsattr', '--', '{}', '+'], { seconds: 600, keepBytes: 0, onLine });
+  return found;
 }
 
 /** The command that makes each copy. */

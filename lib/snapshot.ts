@@ -8,6 +8,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { lastLines, named, size, warn } from './say.ts';
 import { change, failure, goOn, look } from './shell.ts';
+import type { Done } from './shell.ts';
 import { isBelow, writeDurably } from './files.ts';
 import { deviceAndInode, markOfRun } from './processes.ts';
 import { isOursAlone } from './check.ts';
@@ -166,19 +167,34 @@ export function noteCopies(stateFolder: string, roots: Root[]): void {
 }
 
 /**
- * Try one file of each path that is to be copied by reflink, while everything runs: xfs may have been made without it. What
- * cannot be is told, and read while everything is stopped.
+ * Try one or two files of each path that is to be copied by reflink, while everything runs: xfs may have been made without it, and
+ * one file of btrfs with the attribute C fails the whole copy. What cannot be is told, and read while everything is stopped.
  */
 export async function tryReflinks(roots: Root[], run: string): Promise<void> {
   for (const root of roots.filter((one) => one.way === 'reflink')) {
     const sample = (await look(['find', root.path, '-type', 'f', '-size', '+16k', '-print', '-quit'])).out.replace(/\n$/, '') || root.path;
-    const done = await change(['cp', '--archive', '--reflink=always', '--no-target-directory', '--', sample, root.copy], { env: markOfRun(run) });
-    await change(['rm', '-rf', '--', root.copy], { unlimited: true });
+    let done = await tryReflink(sample, root.copy, run);
+    const odd = done.code === 0 ? await fileWithoutCopyOnWrite(root.path) : '';
+    if (odd !== '') done = await tryReflink(odd, root.copy, run);
     if (done.code === 0) continue;
     warn(`no snapshot of ${named(root.path)}: ${lastLines(done.said, 1)} (xfs must have been made with reflink=1; on btrfs, files with the attribute C need a subvolume of their own)`);
     Object.assign(root, { way: 'cold', because: 'cp cannot copy it on write', copy: '' });
   }
   readWithOuter(roots);
+}
+
+async function tryReflink(file: string, copy: string, run: string): Promise<Done> {
+  const done = await change(['cp', '--archive', '--reflink=always', '--no-target-directory', '--', file, copy], { env: markOfRun(run) });
+  await change(['rm', '-rf', '--', copy], { unlimited: true });
+  return done;
+}
+
+// The first file below a folder that has the attribute C (chattr(1)), as systemd gives it to its journals; '' when there is none, or nobody can tell.
+async function fileWithoutCopyOnWrite(folder: string): Promise<string> {
+  let found = '';
+  const onLine = (line: string) => { found ||= /^\S*C\S* (.*)$/.exec(line)?.[1] ?? ''; };
+  await look(['find', folder, '-type', 'f', '-exec', 'lsattr', '--', '{}', '+'], { seconds: 600, keepBytes: 0, onLine });
+  return found;
 }
 
 /** The command that makes each copy. */
