@@ -102,7 +102,7 @@ scenarios('a failure while everything runs', import.meta.url, {
   'a storage that cannot be reached, or is another one, is told, and nothing is stopped': async (world) => {
     const known = path.join(world.server.folder, 'etc/known_hosts'), right = fs.readFileSync(known);
     world.storage.stop();
-    await fails(world, [/no ssh connection to the storage/, /Connection refused/, /hint: is the storage reachable from here/]);
+    await fails(world, [/no ssh connection to the storage/, /Connection refused/, /hint: is the address right .*, and the storage reachable from here/]);
     await world.storage.start();
     fs.rmSync(path.join(world.folder, 'other'), { force: true });
     execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', path.join(world.folder, 'other')]);
