@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: b568939a4fb0757becbecfa42faf7690a326fdb1f9cb2c795405b6f3c34a53df
+// Checksum of all but the settings: cfd93f247aa9a683b8a8abd3fcfaab03e5a083ed4f2729f9bd69cf907b457fcd
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4504,7 +4504,13 @@ const WORDS = { en: ENGLISH, es: SPANISH };
 // for the shell.
 
 // Folders that a running machine cannot do without: they are not swapped, but laid aside to be compared.
-const SYSTEM = /^\/(|etc|usr(\/.*)?|var|var\/(lib|log|cache|spool|mail)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
+const SYSTEM = /^\/(|etc|etc\/(passwd|group|g?shadow)|usr(\/.*)?|var|var\/(lib|log|cache|spool|mail)|var\/lib\/(docker|containerd)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
+/** Whether this is the machine's own, at which containers only look (`/etc/group:/etc/group:ro`): another machine's would harm it. Given a root of the plan, and the passport's containers. */
+function isLookedAt({ path: place, why }, containers) {
+  const source = why.startsWith('volume /') ? why.slice('volume '.length) : ''; // a bind mount; what is a volume of Docker's is the containers' own
+  return source !== '' && /^\/(etc|root|usr|var)\//.test(place) && !containers.some(({ mounts }) => mounts.some((one) => one.source === source && one.writable !== false));
+}
+
 const LOCKED_IN = '-c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0';
 
 const q = (...words) => pasteable(words);
@@ -4524,10 +4530,11 @@ function restoreText(manifest, language) {
   return chapters.map((one) => one.replace(/^## \d+/, () => `## ${++number}`)).join('\n\n') + '\n';
 }
 
-function placesOf({ plan }, clusters) {
-  const byNumber = plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path);
-  const all = [...clusters.flatMap((one) => one.roots), ...plan.roots.map((root) => root.path).filter((one) => !byNumber.includes(one))];
-  return { byName: outermost(all.filter((one) => !SYSTEM.test(one))).sort(), byNumber: outermost(byNumber), system: outermost(all.filter((one) => SYSTEM.test(one))) };
+function placesOf({ plan, containers }, clusters) {
+  const system = plan.roots.filter((root) => (SYSTEM.test(root.path) && !/^volume \/usr\/./.test(root.why)) || isLookedAt(root, containers)).map((root) => root.path);
+  const byNumber = plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path).filter((one) => !system.includes(one));
+  const byName = [...clusters.flatMap((one) => one.roots), ...plan.roots.map((root) => root.path)].filter((one) => !system.includes(one) && !byNumber.includes(one));
+  return { byName: outermost(byName).sort(), byNumber: outermost(byNumber), system: outermost(system) };
 }
 
 function reachChapter({ archive, server, madeAt, plan, host }, w) {
@@ -6894,7 +6901,8 @@ function swapsOf(pieces, stamp) {
 // started comes from this machine's own settings; where there are none, names of units, containers and clusters come from the
 // archive. Changes nothing.
 
-const SYSTEM_FOLDERS = ['/', '/bin', '/boot', '/dev', '/etc', '/lib', '/lib32', '/lib64', '/proc', '/root', '/run', '/sbin', '/sys', '/tmp', '/usr', '/var', '/var/lib'];
+const SYSTEM_FOLDERS = ['/', '/bin', '/boot', '/dev', '/etc', '/lib', '/lib32', '/lib64', '/proc', '/root', '/run', '/sbin', '/sys', '/tmp', '/usr', '/var', '/var/cache', '/var/lib', '/var/log', '/var/mail', '/var/spool',
+  '/var/lib/containerd', '/var/lib/docker', '/etc/group', '/etc/gshadow', '/etc/passwd', '/etc/shadow'];
 const NEVER = /^\/(bin|boot|dev|lib|lib32|lib64|proc|run|sbin|sys|usr\/(bin|sbin|lib|lib32|lib64))(\/|$)/;
 
 /** Look at archive and machine. Changes nothing. */
@@ -6914,8 +6922,8 @@ async function workOut({ settings, file }, [name = '', ...words], how, startedAt
 }
 
 /**
- * Given the words after --in-place, returns the roots that are meant: when there are none, all but the system's folders and
- * those with our own files. Throws Problem (64) for a part that is not in the archive.
+ * Given the words after --in-place, returns the roots that are meant: when there are none, all but the system's folders, what is
+ * the machine's own (see isLookedAt), and those with our own files. Throws Problem (64) for a part that is not in the archive.
  */
 function rootsMeant(manifest, words, own) {
   const kinds = ['postgres', 'cluster', 'container', 'volume', 'folder'], names = [];
@@ -6925,11 +6933,14 @@ function rootsMeant(manifest, words, own) {
   }
   const { roots } = manifest.plan, chosen = names.length === 0 ? roots : names.flatMap((name) => rootsOfPart(manifest, name));
   const isOwn = (folder) => own.some((file) => isBelow(file, folder));
-  const usable = chosen.filter(({ path: file, why }) => /^volume [^/]/.test(why) || !(SYSTEM_FOLDERS.includes(file) || NEVER.test(file) || isOwn(file)));
+  const isNamed = ({ why }) => names.some((name) => name === why || `volume ${name}` === why);
+  const stays = chosen.filter((root) => !isNamed(root) && isThere(root.path) && isLookedAt(root, manifest.containers));
+  const usable = chosen.filter((root) => !stays.includes(root) && (/^volume [^/]/.test(root.why) || !(SYSTEM_FOLDERS.includes(root.path) || NEVER.test(root.path) || isOwn(root.path))));
   for (const one of chosen.filter((root) => !usable.includes(root))) {
-    const text = `${named(one.path)} ${isOwn(one.path) ? 'holds what this restore itself needs' : 'belongs to the system'}, and is not exchanged as a whole`;
+    const text = stays.includes(one) ? `${named(one.path)} stays as it is here: containers only look at it`
+      : `${named(one.path)} ${isOwn(one.path) ? 'holds what this restore itself needs' : 'belongs to the system'}, and is not exchanged as a whole`;
     const hint = `node backup.js restore ${manifest.archive} ${one.path} --to FOLDER, and take from there what you need`;
-    if (names.length > 0) throw new Problem(text, { exitCode: 64, hint });
+    if (names.length > 0 && !stays.includes(one)) throw new Problem(text, { exitCode: 64, hint });
     warn(`${text}: ${hint}`);
   }
   if (usable.length === 0) throw new Problem('this archive holds nothing that could be put in its place', { exitCode: 64 });

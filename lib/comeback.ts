@@ -21,6 +21,7 @@ import { listArchives, readFromArchive } from './archives.ts';
 import { findPart, serverName } from './plan.ts';
 import type { Root } from './snapshot.ts';
 import { isThere, swapsFor } from './swap.ts';
+import { isLookedAt } from './runbook.ts';
 import { soundManifest } from './record.ts';
 import type { Manifest } from './record.ts';
 import { archiveMeant, asPattern, warnUnlessOurs } from './list.ts';
@@ -41,7 +42,8 @@ export type Comeback = {
   asleep: Part[]; // that do not run here, ran when the archive was made, and can run
 };
 
-const SYSTEM_FOLDERS = ['/', '/bin', '/boot', '/dev', '/etc', '/lib', '/lib32', '/lib64', '/proc', '/root', '/run', '/sbin', '/sys', '/tmp', '/usr', '/var', '/var/lib'];
+const SYSTEM_FOLDERS = ['/', '/bin', '/boot', '/dev', '/etc', '/lib', '/lib32', '/lib64', '/proc', '/root', '/run', '/sbin', '/sys', '/tmp', '/usr', '/var', '/var/cache', '/var/lib', '/var/log', '/var/mail', '/var/spool',
+  '/var/lib/containerd', '/var/lib/docker', '/etc/group', '/etc/gshadow', '/etc/passwd', '/etc/shadow'];
 const NEVER = /^\/(bin|boot|dev|lib|lib32|lib64|proc|run|sbin|sys|usr\/(bin|sbin|lib|lib32|lib64))(\/|$)/;
 
 /** Look at archive and machine. Changes nothing. */
@@ -61,8 +63,8 @@ export async function workOut({ settings, file }: Loaded, [name = '', ...words]:
 }
 
 /**
- * Given the words after --in-place, returns the roots that are meant: when there are none, all but the system's folders and
- * those with our own files. Throws Problem (64) for a part that is not in the archive.
+ * Given the words after --in-place, returns the roots that are meant: when there are none, all but the system's folders, what is
+ * the machine's own (see isLookedAt), and those with our own files. Throws Problem (64) for a part that is not in the archive.
  */
 function rootsMeant(manifest: Manifest, words: string[], own: string[]): Root[] {
   const kinds = ['postgres', 'cluster', 'container', 'volume', 'folder'], names: string[] = [];
@@ -72,11 +74,14 @@ function rootsMeant(manifest: Manifest, words: string[], own: string[]): Root[] 
   }
   const { roots } = manifest.plan, chosen = names.length === 0 ? roots : names.flatMap((name) => rootsOfPart(manifest, name));
   const isOwn = (folder: string) => own.some((file) => isBelow(file, folder));
-  const usable = chosen.filter(({ path: file, why }) => /^volume [^/]/.test(why) || !(SYSTEM_FOLDERS.includes(file) || NEVER.test(file) || isOwn(file)));
+  const isNamed = ({ why }: Root) => names.some((name) => name === why || `volume ${name}` === why);
+  const stays = chosen.filter((root) => !isNamed(root) && isThere(root.path) && isLookedAt(root, manifest.containers));
+  const usable = chosen.filter((root) => !stays.includes(root) && (/^volume [^/]/.test(root.why) || !(SYSTEM_FOLDERS.includes(root.path) || NEVER.test(root.path) || isOwn(root.path))));
   for (const one of chosen.filter((root) => !usable.includes(root))) {
-    const text = `${named(one.path)} ${isOwn(one.path) ? 'holds what this restore itself needs' : 'belongs to the system'}, and is not exchanged as a whole`;
+    const text = stays.includes(one) ? `${named(one.path)} stays as it is here: containers only look at it`
+      : `${named(one.path)} ${isOwn(one.path) ? 'holds what this restore itself needs' : 'belongs to the system'}, and is not exchanged as a whole`;
     const hint = `node backup.js restore ${manifest.archive} ${one.path} --to FOLDER, and take from there what you need`;
-    if (names.length > 0) throw new Problem(text, { exitCode: 64, hint });
+    if (names.length > 0 && !stays.includes(one)) throw new Problem(text, { exitCode: 64, hint });
     warn(`${text}: ${hint}`);
   }
   if (usable.length === 0) throw new Problem('this archive holds nothing that could be put in its place', { exitCode: 64 });

@@ -9,6 +9,8 @@ import { isBelow, outermost } from './files.ts';
 import { quotedName } from './questions.ts';
 import { partnersOf } from './partners.ts';
 import type { Manifest } from './record.ts';
+import type { ContainerPassport } from './passport.ts';
+import type { Root } from './snapshot.ts';
 import { WORDS } from './words.ts';
 import type { RestoreWords } from './words.ts';
 
@@ -16,7 +18,13 @@ type Places = { byName: string[]; byNumber: string[]; system: string[] };
 type HostCluster = Manifest['plan']['clusters'][number];
 
 // Folders that a running machine cannot do without: they are not swapped, but laid aside to be compared.
-const SYSTEM = /^\/(|etc|usr(\/.*)?|var|var\/(lib|log|cache|spool|mail)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
+const SYSTEM = /^\/(|etc|etc\/(passwd|group|g?shadow)|usr(\/.*)?|var|var\/(lib|log|cache|spool|mail)|var\/lib\/(docker|containerd)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
+/** Whether this is the machine's own, at which containers only look (`/etc/group:/etc/group:ro`): another machine's would harm it. Given a root of the plan, and the passport's containers. */
+export function isLookedAt({ path: place, why }: Root, containers: ContainerPassport[]): boolean {
+  const source = why.startsWith('volume /') ? why.slice('volume '.length) : ''; // a bind mount; what is a volume of Docker's is the containers' own
+  return source !== '' && /^\/(etc|root|usr|var)\//.test(place) && !containers.some(({ mounts }) => mounts.some((one) => one.source === source && one.writable !== false));
+}
+
 const LOCKED_IN = '-c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0';
 
 const q = (...words: string[]) => pasteable(words);
@@ -36,10 +44,11 @@ export function restoreText(manifest: Manifest, language: 'en' | 'es'): string {
   return chapters.map((one) => one.replace(/^## \d+/, () => `## ${++number}`)).join('\n\n') + '\n';
 }
 
-function placesOf({ plan }: Manifest, clusters: HostCluster[]): Places {
-  const byNumber = plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path);
-  const all = [...clusters.flatMap((one) => one.roots), ...plan.roots.map((root) => root.path).filter((one) => !byNumber.includes(one))];
-  return { byName: outermost(all.filter((one) => !SYSTEM.test(one))).sort(), byNumber: outermost(byNumber), system: outermost(all.filter((one) => SYSTEM.test(one))) };
+function placesOf({ plan, containers }: Manifest, clusters: HostCluster[]): Places {
+  const system = plan.roots.filter((root) => (SYSTEM.test(root.path) && !/^volume \/usr\/./.test(root.why)) || isLookedAt(root, containers)).map((root) => root.path);
+  const byNumber = plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path).filter((one) => !system.includes(one));
+  const byName = [...clusters.flatMap((one) => one.roots), ...plan.roots.map((root) => root.path)].filter((one) => !system.includes(one) && !byNumber.includes(one));
+  return { byName: outermost(byName).sort(), byNumber: outermost(byNumber), system: outermost(system) };
 }
 
 function reachChapter({ archive, server, madeAt, plan, host }: Manifest, w: RestoreWords): string[] {
