@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: cfd93f247aa9a683b8a8abd3fcfaab03e5a083ed4f2729f9bd69cf907b457fcd
+// Checksum of all but the settings: f8301e1c00a50528e9f5f32a471b6f24dfbaa5f4dd3dcfb2929e702f5749e5ed
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -5162,8 +5162,8 @@ function messageOf(line, down, outcome, services, language) {
  * Take the lock of a run, kept until this process ends. Throws Problem when it is taken: 3 when what an earlier run stopped
  * is down, and its guard is at work, else 75.
  */
-function takeRunLock(stateFolder) {
-  if (takeLock(stateFolder, 2) !== null) return;
+function takeRunLock(stateFolder, waitSeconds = 2) {
+  if (takeLock(stateFolder, waitSeconds) !== null) return;
   if (readLedgerQuietly(stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now',
     { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
   throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
@@ -5194,6 +5194,10 @@ async function bringBack(stateFolder, ledger, who, settings) {
   return down;
 }
 
+/** What a run has left down, and what to say of it. */
+const leftBy = (ledger, down, what = `still not running: ${down.join(', ')}`, facts = {}) => ({ ledger, down, why: new Problem(`left stopped by the run of ${ledger.startedAt} and ${what}`,
+  { hint: 'mend it first; then run `node backup.js recover`', ...facts, exitCode: 3 }) });
+
 /**
  * Start what a dead run left stopped. Given that the lock is ours. Returns what is still down, and why; null when all runs.
  * Throws when the ledger cannot be understood, or when its restore cannot be settled though nothing is down.
@@ -5201,15 +5205,13 @@ async function bringBack(stateFolder, ledger, who, settings) {
 async function startLeftovers(settings) {
   const ledger = readLedger(settings.stateFolder);
   if (!ledger) return null;
-  const left = (down, what, facts = {}) => ({ ledger, down, why: new Problem(`left stopped by the run of ${ledger.startedAt} and ${what}`,
-    { hint: 'mend it first; then run `node backup.js recover`', ...facts, exitCode: 3 }) });
   try {
     const down = await bringBack(settings.stateFolder, ledger, 'this run', settings);
-    return down.length > 0 ? left(down, `still not running: ${down.join(', ')}`) : null;
+    return down.length > 0 ? leftBy(ledger, down) : null;
   } catch (error) { // the disk of a restore is gone or read-only: nothing could even be tried
     const down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
     if (down.length === 0) throw error;
-    return left(down, `not to be started: ${error.message}`, error.facts);
+    return leftBy(ledger, down, `not to be started: ${error.message}`, error.facts);
   }
 }
 
@@ -7114,7 +7116,7 @@ function byHand({ archive, pieces, parts }) {
 /** Given the settings, the script, the words and how, does all of it. Returns the exit code. Throws Problem while nothing has been changed. */
 async function restoreInPlace(loaded, script, words, how) {
   const settings = mode.dryRun ? { ...loaded.settings, stateFolder: temporaryFolder() } : loaded.settings;
-  if (!mode.dryRun) await begin(settings, how);
+  const left = mode.dryRun ? null : await begin(settings, how);
   const startedAt = new Date().toISOString();
   if (!mode.dryRun) openTranscript(path.join(how.stateFolder, 'log'), `${startedAt.slice(0, 19)}-restore`);
   await borgVersion();
@@ -7125,7 +7127,7 @@ async function restoreInPlace(loaded, script, words, how) {
   if (why) sayError(why); // the plan, with its findings, is the answer already
   if (why) return 2;
   if (mode.dryRun) return warnings.length > 0 ? 1 : 0;
-  return carryOut(comeback, script, loaded.file, startedAt);
+  return carryOut(comeback, left, script, loaded.file, startedAt);
 }
 
 /** What speaks against it, before anything is touched: a finding of the judge, or no room. */
@@ -7137,19 +7139,34 @@ function whyNot(comeback) {
     { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
 }
 
+// What an earlier run left down may be down for the very files that are to come back: so that does not keep us. Returns it.
 async function begin(settings, { stateFolder }) {
   fs.mkdirSync(stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(stateFolder, '`stateFolder`');
-  takeRunLock(stateFolder);
-  const left = await startLeftovers({ ...settings, stateFolder });
-  if (left) throw left.why;
+  const isTold = readLedgerQuietly(stateFolder)?.reported === 'down'; // then its guard has the lock from time to time, as long as an attempt to start it takes
+  if (isTold) say('an earlier run left something stopped: waiting until its guard is not at work');
+  takeRunLock(stateFolder, isTold ? 60 : 2);
+  const ledger = readLedger(stateFolder), isTried = ledger?.reported === 'down' && ledger.restore?.state !== '';
+  const left = isTried ? leftBy(ledger, ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name)) : await startLeftovers({ ...settings, stateFolder });
+  if (left) say(`${left.why.message}: this restore goes on, and starts it in the end`);
+  return left;
+}
+
+// Our ledger takes the place of the one that was left, in one rename: at every moment there is one that tells what is down. The guard of that other run
+// can do nothing while we have the lock, and ends when it finds another run's ledger, or none.
+function carryOver(ledger, { ledger: other }, parts) {
+  ledger.parts.push(...other.parts.filter((part) => part.runningAt === null && !parts.some((one) => one.name === part.name)));
+  ledger.before.units = [...new Set([...other.before.units, ...ledger.before.units])]; // what went down with those parts
+  ledger.before.containers = [...new Set([...other.before.containers, ...ledger.before.containers])];
+  ledger.boot = other.boot;
 }
 
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */
-async function carryOut(comeback, script, file, startedAt) {
+async function carryOut(comeback, left, script, file, startedAt) {
   const { archive, stamp, settings, pieces, manifest, how } = comeback, { stateFolder } = how;
   const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt,
     deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds });
+  if (left) carryOver(ledger, left, comeback.parts);
   const restore = ledger.restore = { archive, stamp, stagings: [...new Set(pieces.map((piece) => piece.staging))], swaps: [], folders: [], made: [], later: [], state: '' };
   let guardPid = 0, trouble = null, down = [];
   try {
@@ -7171,6 +7188,7 @@ async function carryOut(comeback, script, file, startedAt) {
   }
   try {
     await settleRestore(ledger);
+    ledger.parts.sort((one, other) => one.group - other.group); // what was taken over came first
     keepLedgerIfPossible(stateFolder, ledger);
     down = await startParts(ledger, stateFolder);
   } catch (error) { // a disk has gone: the guard goes on

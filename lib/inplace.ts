@@ -13,6 +13,7 @@ import { refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
 import { answerOf } from './form.ts';
 import type { Settings } from './settings.ts';
+import type { Part } from './units.ts';
 import { findContainers } from './containers.ts';
 import { clusterState, isUsed } from './postmaster.ts';
 import { findClusters } from './postgres.ts';
@@ -20,13 +21,14 @@ import type { Cluster } from './postgres.ts';
 import { databaseQuestions, queryCluster } from './questions.ts';
 import { borgVersion } from './borg.ts';
 import { serverName } from './plan.ts';
-import { closeLedger, keepLedger, keepLedgerIfPossible, openLedger } from './ledger.ts';
+import { closeLedger, keepLedger, keepLedgerIfPossible, openLedger, readLedger, readLedgerQuietly } from './ledger.ts';
 import type { Ledger } from './ledger.ts';
 import { giveFolder, isThere, makeSwaps, removeStagings, settleRestore, tellRestore } from './swap.ts';
 import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
 import type { Manifest } from './record.ts';
 import { armGuard, dismissGuard } from './guard.ts';
-import { startLeftovers, takeRunLock } from './leftovers.ts';
+import { leftBy, startLeftovers, takeRunLock } from './leftovers.ts';
+import type { Left } from './leftovers.ts';
 import { NOT_LOADED } from './installed.ts';
 import { stage, swapsOf, whereIs, whyNoRoom } from './places.ts';
 import type { Piece } from './places.ts';
@@ -37,7 +39,7 @@ import type { ArchivedCluster, Comeback, InPlace } from './comeback.ts';
 /** Given the settings, the script, the words and how, does all of it. Returns the exit code. Throws Problem while nothing has been changed. */
 export async function restoreInPlace(loaded: Loaded, script: string, words: string[], how: InPlace): Promise<number> {
   const settings = mode.dryRun ? { ...loaded.settings, stateFolder: temporaryFolder() } : loaded.settings;
-  if (!mode.dryRun) await begin(settings, how);
+  const left = mode.dryRun ? null : await begin(settings, how);
   const startedAt = new Date().toISOString();
   if (!mode.dryRun) openTranscript(path.join(how.stateFolder, 'log'), `${startedAt.slice(0, 19)}-restore`);
   await borgVersion();
@@ -48,7 +50,7 @@ export async function restoreInPlace(loaded: Loaded, script: string, words: stri
   if (why) sayError(why); // the plan, with its findings, is the answer already
   if (why) return 2;
   if (mode.dryRun) return warnings.length > 0 ? 1 : 0;
-  return carryOut(comeback, script, loaded.file, startedAt);
+  return carryOut(comeback, left, script, loaded.file, startedAt);
 }
 
 /** What speaks against it, before anything is touched: a finding of the judge, or no room. */
@@ -60,19 +62,34 @@ function whyNot(comeback: Comeback): Problem | null {
     { hint: `make room, or do it by hand, as root, with the environment that \`node backup.js borg\` sets:\n        ${byHand(comeback).join('\n        ')}` });
 }
 
-async function begin(settings: Settings, { stateFolder }: InPlace): Promise<void> {
+// What an earlier run left down may be down for the very files that are to come back: so that does not keep us. Returns it.
+async function begin(settings: Settings, { stateFolder }: InPlace): Promise<Left | null> {
   fs.mkdirSync(stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(stateFolder, '`stateFolder`');
-  takeRunLock(stateFolder);
-  const left = await startLeftovers({ ...settings, stateFolder });
-  if (left) throw left.why;
+  const isTold = readLedgerQuietly(stateFolder)?.reported === 'down'; // then its guard has the lock from time to time, as long as an attempt to start it takes
+  if (isTold) say('an earlier run left something stopped: waiting until its guard is not at work');
+  takeRunLock(stateFolder, isTold ? 60 : 2);
+  const ledger = readLedger(stateFolder), isTried = ledger?.reported === 'down' && ledger.restore?.state !== '';
+  const left = isTried ? leftBy(ledger, ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name)) : await startLeftovers({ ...settings, stateFolder });
+  if (left) say(`${left.why.message}: this restore goes on, and starts it in the end`);
+  return left;
+}
+
+// Our ledger takes the place of the one that was left, in one rename: at every moment there is one that tells what is down. The guard of that other run
+// can do nothing while we have the lock, and ends when it finds another run's ledger, or none.
+function carryOver(ledger: Ledger, { ledger: other }: Left, parts: Part[]): void {
+  ledger.parts.push(...other.parts.filter((part) => part.runningAt === null && !parts.some((one) => one.name === part.name)));
+  ledger.before.units = [...new Set([...other.before.units, ...ledger.before.units])]; // what went down with those parts
+  ledger.before.containers = [...new Set([...other.before.containers, ...ledger.before.containers])];
+  ledger.boot = other.boot;
 }
 
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */
-async function carryOut(comeback: Comeback, script: string, file: string, startedAt: string): Promise<number> {
+async function carryOut(comeback: Comeback, left: Left | null, script: string, file: string, startedAt: string): Promise<number> {
   const { archive, stamp, settings, pieces, manifest, how } = comeback, { stateFolder } = how;
   const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt,
     deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds });
+  if (left) carryOver(ledger, left, comeback.parts);
   const restore = ledger.restore = { archive, stamp, stagings: [...new Set(pieces.map((piece) => piece.staging))], swaps: [], folders: [], made: [], later: [], state: '' };
   let guardPid = 0, trouble: unknown = null, down: string[] = [];
   try {
@@ -94,6 +111,7 @@ async function carryOut(comeback: Comeback, script: string, file: string, starte
   }
   try {
     await settleRestore(ledger);
+    ledger.parts.sort((one, other) => one.group - other.group); // what was taken over came first
     keepLedgerIfPossible(stateFolder, ledger);
     down = await startParts(ledger, stateFolder);
   } catch (error) { // a disk has gone: the guard goes on

@@ -19,8 +19,8 @@ import { servicesNow, startParts, undecidedParts } from './pause.ts';
  * Take the lock of a run, kept until this process ends. Throws Problem when it is taken: 3 when what an earlier run stopped
  * is down, and its guard is at work, else 75.
  */
-export function takeRunLock(stateFolder: string): void {
-  if (takeLock(stateFolder, 2) !== null) return;
+export function takeRunLock(stateFolder: string, waitSeconds = 2): void {
+  if (takeLock(stateFolder, waitSeconds) !== null) return;
   if (readLedgerQuietly(stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now',
     { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
   throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
@@ -53,6 +53,10 @@ export async function bringBack(stateFolder: string, ledger: Ledger, who: string
 
 export type Left = { ledger: Ledger; down: string[]; why: Problem };
 
+/** What a run has left down, and what to say of it. */
+export const leftBy = (ledger: Ledger, down: string[], what = `still not running: ${down.join(', ')}`, facts = {}): Left => ({ ledger, down, why: new Problem(`left stopped by the run of ${ledger.startedAt} and ${what}`,
+  { hint: 'mend it first; then run `node backup.js recover`', ...facts, exitCode: 3 }) });
+
 /**
  * Start what a dead run left stopped. Given that the lock is ours. Returns what is still down, and why; null when all runs.
  * Throws when the ledger cannot be understood, or when its restore cannot be settled though nothing is down.
@@ -60,15 +64,13 @@ export type Left = { ledger: Ledger; down: string[]; why: Problem };
 export async function startLeftovers(settings: Settings): Promise<Left | null> {
   const ledger = readLedger(settings.stateFolder);
   if (!ledger) return null;
-  const left = (down: string[], what: string, facts = {}): Left => ({ ledger, down, why: new Problem(`left stopped by the run of ${ledger.startedAt} and ${what}`,
-    { hint: 'mend it first; then run `node backup.js recover`', ...facts, exitCode: 3 }) });
   try {
     const down = await bringBack(settings.stateFolder, ledger, 'this run', settings);
-    return down.length > 0 ? left(down, `still not running: ${down.join(', ')}`) : null;
+    return down.length > 0 ? leftBy(ledger, down) : null;
   } catch (error: any) { // the disk of a restore is gone or read-only: nothing could even be tried
     const down = ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name);
     if (down.length === 0) throw error;
-    return left(down, `not to be started: ${error.message}`, error.facts);
+    return leftBy(ledger, down, `not to be started: ${error.message}`, error.facts);
   }
 }
 

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { allIsWell, answers, expectEnd, good, held, letGo, nearby, nothingIsLeft, randomFile, scenarios, whatRuns, wrap } from './scenario.ts';
+import { allIsWell, answers, expectEnd, good, held, holdIn, leftProcesses, letGo, nearby, nothingIsLeft, randomFile, scenarios, whatRuns, wrap } from './scenario.ts';
 import type { World } from './scenario.ts';
 import { stamps, treeFacts } from './night.ts';
 import { start, waitFor } from './script.ts';
@@ -111,6 +111,20 @@ scenarios('in place', import.meta.url, {
     await allIsWell(world);
     assert.deepEqual(contents(world), saved);
     await good(world);
+  },
+
+  'what a night left down, for its files are damaged, is mended by a restore, which starts it: nobody has to put anything right before': async (world) => {
+    nearby(world);
+    const saved = contents(world), night = world.server.start([], wrap(world, 'borg', holdIn('cold')));
+    await held(world);
+    fs.truncateSync(path.join(world.db.dataDirectory, 'global/pg_control'));
+    letGo(world);
+    assert.equal((await night.ended).code, 3);
+    const said = restored(await inPlace(world, 'postgres', world.db.dataDirectory));
+    assert.match(said, /left stopped by the run of .* and still not running: postgres \S+: this restore goes on[^]*started postgres[^]*services: postgres \S+ is running again/);
+    await waitFor('the guard of the night has gone', () => leftProcesses().length === 0, 40);
+    await allIsWell(world);
+    assert.deepEqual(contents(world), saved);
   },
 
   'one cluster comes back alone, then one folder: every other part keeps running, and --dry-run changes nothing at all': async (world) => {
