@@ -26,7 +26,8 @@ export async function machineFindings(manifest: Manifest, clusters: PlannedClust
     const told = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
     return told ? memoryFindings(told) : [];
   });
-  return [...found, ...await ownerFindings(manifest, clusters), ...memory, ...clusters.flatMap(placeFindings)];
+  const links = (await Promise.all(clusters.map((one) => linkFindings(manifest, one)))).flat();
+  return [...found, ...await ownerFindings(manifest, clusters), ...memory, ...clusters.flatMap(placeFindings), ...links];
 }
 
 const ACCOUNT = /^[a-z_][\w.-]*\$?$/i; // what may stand in a command
@@ -89,6 +90,22 @@ function placeFindings({ name, container, dataDirectory, walFolder, tablespaces 
     }
     return why ? [finding(name, `place ${named(place)}`, { recorded: 'a folder', here: why, breaks: 'it cannot be put back' })] : [];
   });
+}
+
+/**
+ * Where PostgreSQL looks for its files, when that is another path than the one by which they are saved: of the data directory by Debian's configuration, of a tablespace
+ * by its link. A link on the way there is in no archive, and where it leads may be something else: the empty cluster, above all, that Debian made with the package.
+ */
+async function linkFindings({ postgres }: Manifest, { name, container, dataDirectory, configFolder, roots, tablespaces }: PlannedCluster): Promise<Finding[]> {
+  const configured = configFolder && postgres.find((one) => one.dataDirectory === dataDirectory)?.settings?.data_directory, found: Finding[] = [];
+  const pairs = container ? [] : [{ link: configured || '', location: dataDirectory }, ...tablespaces.filter((one) => roots.includes(one.location))];
+  for (const { link, location } of pairs.filter((one) => typeof one.link === 'string' && path.isAbsolute(one.link) && one.link !== one.location)) {
+    const [leads = '', place] = (await look(['realpath', '--canonicalize-missing', '--zero', '--', link, location])).out.split('\0');
+    const isInTheWay = fs.lstatSync(link, { throwIfNoEntry: false }) !== undefined, aside = configFolder ? [['systemctl', 'stop', '--', `postgresql@${name.replace('/', '-')}`]] : [];
+    if (leads !== place) found.push(finding(name, `link ${named(link)}`, { recorded: `leads to ${named(location)}`, here: isInTheWay ? `leads to ${named(leads)}` : 'missing', breaks: 'PostgreSQL would not find what comes back, or run in something else',
+      mend: [...(isInTheWay ? [...aside, ['mv', '-T', '--', link, `${link}.aside`]] : []), ['mkdir', '-p', '--', path.dirname(link)], ['ln', '-s', '-T', '--', location, link]].map(pasteable) }));
+  }
+  return found;
 }
 
 const NOT_FOR_POSTGRES = /^(libc6|glibc.*|musl|libicu.*|icu-libs|locales|locales-all|tzdata|borgbackup2?|nodejs|postgresql-common)(:.*)?$/;

@@ -106,16 +106,20 @@ function ownersChapter({ host }: Manifest, { byName }: Places, w: RestoreWords):
 // What lies in the way is moved, never deleted. Below /etc it would be found by programs (Debian takes a folder below /etc/postgresql for a cluster): it goes to /root.
 const asidePath = (place: string) => (isBelow(place, '/etc') ? `/root/$AWAY${pasteable([place])}` : `${pasteable([place])}.$AWAY`);
 
-function makeRoom({ plan, parents, host }: Manifest, clusters: HostCluster[], { byName, byNumber, system }: Places, w: RestoreWords): string[] {
+function makeRoom({ plan, parents, host, postgres }: Manifest, clusters: HostCluster[], { byName, byNumber, system }: Places, w: RestoreWords): string[] {
   const stops = plan.parts.filter((part) => part.wasRunning).map((part) => `${q(...part.stop)} || true`);
   const debian = clusters.filter((one) => one.configFolder && !plan.parts.some((part) => part.wasRunning && part.dataDirectory === one.dataDirectory)).map((one) => `systemctl stop ${q(`postgresql@${one.name.replace('/', '-')}`)} || true`);
+  // What PostgreSQL looks for over a link that is in no archive: see the judge's linkFindings().
+  const links = clusters.flatMap((one): [string, string][] => [[postgres.find((told) => told.dataDirectory === one.dataDirectory)?.settings?.data_directory || one.dataDirectory, one.dataDirectory], ...one.tablespaces.filter(({ location }) => one.roots.includes(location)).map(({ link, location }): [string, string] => [link, location])])
+    .filter(([link, to]) => path.isAbsolute(link) && link !== to);
   const user = (uid: number) => host.users.find((one) => one.id === uid)?.name || String(uid), group = (gid: number) => host.groups.find((one) => one.id === gid)?.name || String(gid);
   const needed = parents.filter((one) => !byName.some((place) => isBelow(one.path, place))).filter((one) => !byNumber.some((volume) => isBelow(volume, one.path)) || byName.some((place) => isBelow(place, one.path)));
   return [`## 4. ${w.room}`, w.notHere, block([...stops, ...debian].concat(stops.length + debian.length === 0 ? [`true   # ${w.nothingStopped}`] : [])),
     w.comeBack, [...byName, ...byNumber].map((one) => `- \`${one}\``).join('\n'),
     untilFirstError([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # ${w.noPostgres}`),
       'aside() {', '  [ -e "$1" ] || [ -L "$1" ] || return 0', '  if mountpoint -q "$1"; then mkdir "$1/.$AWAY"; find "$1" -mindepth 1 -maxdepth 1 ! -name ".$AWAY" ! -name lost+found -exec mv -t "$1/.$AWAY" {} +; return; fi',
-      '  [ ! -e "$2" ]; mkdir -p "${2%/*}"; mv -T "$1" "$2"', '}', ...[...byName, ...byNumber].map((one) => `aside ${q(one)} ${asidePath(one)}`)]),
+      '  [ ! -e "$2" ]; mkdir -p "${2%/*}"; mv -T "$1" "$2"', '}', ...[...byName, ...byNumber].map((one) => `aside ${q(one)} ${asidePath(one)}`),
+      ...links.map(([link, to]) => `[ "$(realpath -m ${q(link)})" = "$(realpath -m ${q(to)})" ] || { aside ${q(link)} ${asidePath(link)}; mkdir -p ${q(path.dirname(link))}; ln -s -T ${q(to, link)}; }   # ${w.lookedFor}`)]),
     ...(needed.length > 0 ? [w.above,
       block(needed.map((one) => `[ -d ${q(one.path)} ] || install -d -m ${one.mode} -o ${q(user(one.uid))} -g ${q(group(one.gid))} ${q(one.path)}`))] : []),
     ...(system.length > 0 ? [w.system(system.map((one) => `\`${one}\``).join(', '), `mkdir /root/old && cd /root/old && borg extract "::$ARCHIVE" ${stored(system)}`)] : [])];
