@@ -47,6 +47,10 @@ export async function findPieces(roots: Root[], stamp: string): Promise<Piece[]>
   for (const { path: recorded, why, strict } of [...roots].sort((one, other) => one.path.length - other.path.length)) {
     const around = pieces.filter((piece) => isBelow(recorded, piece.recorded)).pop();
     const { place, isMade } = why.startsWith('volume ') ? await placeOfVolume(why.slice(7), recorded) : { place: realPlace(recorded), isMade: true };
+    if (place === '') {
+      warn(`${why} lies in memory here, as long as its containers run: it does not come back`);
+      continue;
+    }
     if (around && around.place + recorded.slice(around.recorded.length) === place && mounts.includes(place)) continue; // it is there already
     const facts = { recorded, why, strict, byNumber: why.startsWith('volume '), volume: isMade ? '' : why.slice(7) };
     const isInner = around !== undefined && around.place + recorded.slice(around.recorded.length) === place;
@@ -65,14 +69,15 @@ function realPlace(file: string): string {
   return path.join(fs.realpathSync(above), file.slice(above.length));
 }
 
-/** A volume lies where Docker has the one of that name here. A name that is a path was a bind mount. */
+/** A volume lies where Docker has the one of that name here; '' = in memory. A name that is a path was a bind mount. */
 async function placeOfVolume(name: string, recorded: string): Promise<{ place: string; isMade: boolean }> {
   if (name.startsWith('/')) return { place: realPlace(recorded), isMade: true };
   if (!VOLUME_NAME.test(name)) throw new Problem(`volume ${named(name)}: the record of this archive cannot be trusted`);
   const done = await look(['docker', 'volume', 'inspect', '--format={{json .}}', name]);
   if (done.code === 0) {
     const facts = answerOf(`volume ${name}`, done, { Mountpoint: 'path', 'Options?': { '*': 'text' } });
-    if (Object.keys(facts.Options ?? {}).length > 0) throw new Problem(`volume ${name} is mounted by Docker from elsewhere (${JSON.stringify(facts.Options)})`,
+    if (facts.Options?.type === 'tmpfs') return { place: '', isMade: true };
+    if (facts.Options?.device) throw new Problem(`volume ${name} is mounted by Docker from elsewhere (${JSON.stringify(facts.Options)})`,
       { hint: 'restore it with --to, and copy it into a running container' });
     return { place: fs.existsSync(facts.Mountpoint) ? fs.realpathSync(facts.Mountpoint) : facts.Mountpoint, isMade: true };
   }
