@@ -98,7 +98,7 @@ const CHAPTERS = [
   { file: 'lib/report.ts', title: 'REPORT' },
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
-const MOST_LINES = { readable: 8900, operator: 1850 };
+const MOST_LINES = { readable: 9000, operator: 1850 };
 const OLDEST_NODE = 'node18';
 
 const output = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../dist/backup.js', import.meta.url)));

@@ -42,7 +42,11 @@ export async function findClusters(containers: Container[]): Promise<Cluster[]> 
     const container = containers.find((one) => one.running && (one.pid === pid || procFile(pid, 'cgroup').includes(one.id)));
     const inside = linkAt(`/proc/${pid}/cwd`);
     if (!inside) continue; // it has just ended
-    const dataDirectory = container ? hostPathOf(inside, container.mounts) : inside;
+    const onHost = (file: string) => { // where it really lies, as everything is saved: Docker tells a mount's source as it was typed
+      const place = hostPathOf(file, container?.mounts ?? []);
+      return place && realPath(place);
+    };
+    const dataDirectory = container ? onHost(inside) : inside;
     if (deviceAndInode(dataDirectory) !== workingFolder(pid) && !(container && !dataDirectory)) {
       warn(`a PostgreSQL (process ${pid}) runs in ${inside} of a container or namespace that Docker does not show: it cannot be stopped or saved from here`);
       continue;
@@ -56,7 +60,7 @@ export async function findClusters(containers: Container[]): Promise<Cluster[]> 
     else if (deviceAndInode(dataDirectory)) {
       const cluster = describeCluster(container ? `container ${container.name}` : dataDirectory, dataDirectory, '');
       found.push({ ...cluster, pid, binaries: folder, ...addressOf(dataDirectory), container: container?.name ?? '', insideDataDirectory: container ? inside : '',
-        tablespaces: cluster.tablespaces.map((one) => ({ ...one, location: container ? hostPathOf(one.link, container.mounts) : one.location })) });
+        tablespaces: cluster.tablespaces.map((one) => ({ ...one, location: container ? onHost(one.link) : one.location })) });
     }
   }
   for (const cluster of found) cluster.roots = rootsOf(cluster);

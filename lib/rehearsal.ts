@@ -221,6 +221,7 @@ async function lockIn(one: Drill, copy: Copy): Promise<void> {
   for (const root of roots) if (fs.realpathSync(files + root) !== files + root) throw new Problem(`${named(root)} is a link in this archive, or lies below one: its record cannot be trusted`);
   const mounts = one.manifest.containers.find((box) => box.name === passport.container)?.mounts ?? [];
   const inside = (root: string): string => {
+    if (passport.container && isBelow(root, passport.dataDirectory)) return copy.inside + root.slice(passport.dataDirectory.length); // its mount may be typed over a link
     const mount = mounts.filter((single) => isBelow(root, single.source)).sort((a, b) => b.source.length - a.source.length)[0];
     return mount ? path.normalize(mount.destination + root.slice(mount.source.length)) : root;
   };

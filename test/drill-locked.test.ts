@@ -97,34 +97,60 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root' }, () => {
     }
   });
 
-  test('a cluster in a container is rehearsed in its own image, and the container goes on', async () => {
-    const engine = await startEngine(['postgres']);
+  test('a cluster in a container, be its folder mounted over a link, is rehearsed in its own image, and the container goes on; in place it comes back, and what containers only look at stays', async () => {
+    const engine = await startEngine(['postgres']), looked = fs.mkdtempSync('/var/tmp/cold-backup-looked-at-'), [real, linked] = [path.join(top, 'real'), path.join(top, 'linked')];
     try {
+      fs.mkdirSync(path.join(real, 'pgdata'), { recursive: true });
+      fs.mkdirSync(path.join(real, 'conf'));
+      fs.symlinkSync(real, linked);
+      fs.writeFileSync(path.join(looked, 'group'), 'of the old machine');
+      const mounts = ['--volume', `${linked}/pgdata:/var/lib/postgresql/data`, '--volume', `${real}/conf:/conf:ro`, '--volume', `${looked}:/looked-at:ro`, '--volume', 'cache:/cache'];
+      const runLinked = () => engine.docker(['run', '--detach', '--name', 'linked-db', '--network', 'none', ...mounts, 'postgres']);
+      const linkedSql = (text: string) => engine.docker(['exec', '--user', '999', 'linked-db', 'psql', '-U', 'postgres', '-XqAtc', text]);
+      runLinked();
       engine.docker(['run', '--detach', '--name', 'shop-db', '--network', 'none', '--volume', 'shop_data:/var/lib/postgresql/data', 'postgres']);
       const sql = (text: string) => engine.docker(['exec', '--user', '999', 'shop-db', 'psql', '-U', 'postgres', '-XqAtc', text]);
       await waitFor('the container answers', () => { try { return sql('select 1') === '1'; } catch { return false; } });
       sql('create table orders (n int primary key); insert into orders select generate_series(1, 500)');
+      await waitFor('the other one answers', () => { try { return linkedSql('select 1') === '1'; } catch { return false; } });
+      linkedSql('create table bills (n int primary key); insert into bills select generate_series(1, 70)');
       const server = await makeServer(path.join(top, 'dock'), 'dock1', storage, { folders: [path.join(top, 'storage/sshd_config')], warmPass: false }, { near: true });
-      server.writeSettings({ stop: ['container shop-db'], volumes: ['*'], folders: [] });
+      server.writeSettings({ stop: ['container shop-db', 'container linked-db'], volumes: ['*'], folders: [] });
       const ended = await server.run([], { env: engine.env });
       assert.ok(ended.code <= 1, ended.out + ended.err);
       const pid = () => engine.docker(['inspect', '--format', '{{.State.Pid}} {{.RestartCount}}', 'shop-db']), before = pid();
       const drill = await server.run(['drill', '--json'], { env: engine.env }), certificate = JSON.parse(drill.out);
       assert.deepEqual(failed(certificate), [], drill.err);
       assert.equal(certificate.proven, true, drill.err);
-      const found = Object.fromEntries(certificate.checks.map((check: any) => [check.check, check]));
-      assert.match(found.starts.detail, /in image sha256:/);
-      assert.match(found['row counts'].detail, /^500 rows in 1 table/);
+      for (const [name, rows] of [['shop-db', 500], ['linked-db', 70]] as const) {
+        const found = Object.fromEntries(certificate.checks.filter((check: any) => check.cluster === `container ${name}`).map((check: any) => [check.check, check]));
+        assert.match(found.starts.detail, /in image sha256:/);
+        assert.match(found['row counts'].detail, new RegExp(`^${rows} rows in 1 table`));
+      }
       assert.equal(pid(), before);
-      assert.equal(engine.docker(['ps', '--all', '--format', '{{.Names}}']), 'shop-db', 'no other container is left');
-      assert.equal(engine.docker(['volume', 'ls', '--quiet']), 'shop_data', 'and no volume');
+      assert.equal(engine.docker(['ps', '--all', '--format', '{{.Names}}']), 'shop-db\nlinked-db', 'no other container is left');
+      assert.equal(engine.docker(['volume', 'ls', '--quiet']), 'cache\nshop_data', 'and no volume');
       // A night beside it sees nothing of a drill's container either.
       const under = server.start(['drill'], { env: engine.env });
       await waitFor('the drill has its container', () => engine.docker(['ps', '--format', '{{.Names}}']).includes('cold-backup-drill'), 60);
       server.writeSettings({ stop: ['container *'] });
-      assert.deepEqual(JSON.parse((await server.run(['--dry-run', '--json'], { env: engine.env })).out).parts.map((one: any) => one.name), ['container shop-db']);
+      assert.deepEqual(JSON.parse((await server.run(['--dry-run', '--json'], { env: engine.env })).out).parts.map((one: any) => one.name).sort(), ['container linked-db', 'container shop-db']);
       assert.equal((await under.ended).code, 0);
+
+      for (const one of [sql, linkedSql]) one('create table intruder (n int)');
+      fs.writeFileSync(path.join(looked, 'group'), 'of this machine');
+      engine.docker(['rm', '--force', 'linked-db']);
+      engine.docker(['volume', 'rm', 'cache']);
+      engine.docker(['volume', 'create', '--opt', 'type=tmpfs', '--opt', 'device=tmpfs', 'cache']);
+      runLinked();
+      const back = await server.run(['restore', 'latest', '--in-place'], { env: engine.env }), all = back.out + back.err;
+      assert.equal(back.code, 1, all);
+      for (const words of [new RegExp(`${looked} stays as it is here: containers only look at it`), /volume cache lies in memory here/, /services: all 2 are running again/]) assert.match(all, words);
+      assert.deepEqual([sql, linkedSql].map((one) => one("select string_agg(relname, ' ') from pg_class where relkind = 'r' and oid >= 16384")), ['orders', 'bills']);
+      assert.equal(fs.readFileSync(path.join(looked, 'group'), 'utf8'), 'of this machine');
+      assert.ok(fs.readdirSync(real).some((name) => name.startsWith('conf.before-restore-')), 'what is no folder of the system comes back, be it read-only');
     } finally {
+      fs.rmSync(looked, { recursive: true });
       engine.destroy();
     }
   });
