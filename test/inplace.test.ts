@@ -127,6 +127,30 @@ scenarios('in place', import.meta.url, {
     assert.deepEqual(contents(world), saved);
   },
 
+  'what was dropped between passport and copy, and a cluster that lets nobody in, are no failure of a restore': async (world) => {
+    nearby(world);
+    const flag = path.join(world.folder, 'tidy'), psql = ['psql', '-h', world.db.socketFolder, '-U', 'postgres', '-qc'].join(' ');
+    const tidy = { name: 'tidy', running: ['test', '-e', flag], start: ['touch', flag], stop: ['sh', '-c', `${psql} 'drop table if exists passing' postgres && ${psql} 'drop database if exists away' postgres && rm ${flag}`] };
+    fs.writeFileSync(flag, '');
+    world.db.sql('postgres', 'create table passing as select 1');
+    world.db.sql('postgres', 'create database away');
+    world.server.writeSettings({ stop: [tidy, `postgres ${world.db.dataDirectory}`] });
+    expectEnd(world, await world.server.run(), { code: 0 });
+    const said = restored(await inPlace(world), 1);
+    for (const words of [/^restored: /m, /database away of \S+ is not there: it was dropped/, /has no table public\.passing, which had 1 rows a while before the copy/]) assert.match(said, words);
+    const hba = path.join(world.db.dataDirectory, 'pg_hba.conf'), trusts = fs.readFileSync(hba, 'utf8');
+    const reload = () => process.kill(parseInt(fs.readFileSync(path.join(world.db.dataDirectory, 'postmaster.pid'), 'utf8')), 'SIGHUP');
+    world.server.writeSettings({ stop: [`postgres ${world.db.dataDirectory}`] });
+    fs.writeFileSync(hba, 'local all all scram-sha-256\n');
+    reload();
+    await waitFor('it lets nobody in', () => !answers(world.db));
+    expectEnd(world, await world.server.run(), { code: 1, warns: /the passport lacks all facts/ });
+    assert.match(restored(await inPlace(world), 1), /runs, but was not looked through: it lets nobody in/);
+    fs.writeFileSync(hba, trusts);
+    reload();
+    await allIsWell(world);
+  },
+
   'one cluster comes back alone, then one folder: every other part keeps running, and --dry-run changes nothing at all': async (world) => {
     nearby(world);
     const saved = damage(world), damaged = contents(world);
