@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: c13bec59aaf6c1e0f09066d89d22b4be81706ec09a8d01f942af2399134558b7
+// Checksum of all but the settings: cdd087dcb091cb0baa4f8683b01645e466585207db849a95197f62dd0215bff7
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -6996,13 +6996,18 @@ function rootsOfPart({ plan, containers }, wanted) {
 
 // ---- what is stopped and started ----
 
+/** Whether a path lies below a place, or a place below it, links followed. '/' does not count: what sees all does not mean this. */
+function touchesPlace(pieces) {
+  const places = pieces.flatMap(({ place }) => [place, realOr(place)]);
+  return (file) => file !== '' && file !== '/' && [file, realOr(file)].some((one) => places.some((place) => isBelow(one, place) || isBelow(place, one)));
+}
+
 /** What has to stop here for this restore, and what sleeps here but is to run afterwards. */
 async function partsOf(comeback) {
   const { manifest, pieces, isWhole } = comeback;
   const containers = await findContainers(await isDockerNeeded(comeback)), clusters = await findClusters(containers);
   const known = await partsNamed(comeback, containers, clusters);
-  const places = pieces.flatMap(({ place }) => [place, realOr(place)]);
-  const touches = (file) => file !== '' && file !== '/' && [file, realOr(file)].some((one) => places.some((place) => isBelow(one, place) || isBelow(place, one)));
+  const touches = touchesPlace(pieces);
   const mountsIt = (name) => containers.find((one) => one.name === name)?.mounts.some(({ source }) => touches(source)) ?? false;
   const hasFolder = pieces.some((piece) => piece.why.startsWith('folder'));
   const isMeant = (part) => isWhole || (hasFolder && (part.kind === 'service' || part.kind === 'command')) || touches(part.dataDirectory ?? '') || mountsIt(part.container);
@@ -7204,11 +7209,12 @@ async function carryOut(comeback, left, script, file, startedAt) {
     guardPid = await armGuard(script, stateFolder, file, ledger.run);
     await makeVolumes(pieces);
     await stage(settings, manifest, pieces, ledger.run);
+    await lookOnceMore(comeback);
     Object.assign(restore, { later: await partsToCome(comeback), made: missingFolders(comeback) });
     ledger.deadlineAt = new Date(Date.now() + settings.maxDowntimeMinutes * 60_000).toISOString();
     // From here services are down.
     await stopParts(comeback.parts, ledger, stateFolder);
-    refuseUsedPlaces(comeback);
+    await refuseUsedPlaces(comeback);
     Object.assign(restore, swapsOf(pieces, stamp)); // only now nothing comes or goes any more in the places
     keepLedger(stateFolder, ledger); // all swaps, before the first one
     makeFolders(comeback, restore.made);
@@ -7260,11 +7266,21 @@ function makeFolders({ manifest }, folders) {
   }
 }
 
-// Somebody may have started a cluster by hand since it was stopped.
-function refuseUsedPlaces({ pieces, clusters, parts }) {
+// The extraction may have taken hours: what came up meanwhile is stopped, too, else it would go on in the old contents.
+async function lookOnceMore(comeback) {
+  const before = comeback.parts.map((part) => part.name);
+  Object.assign(comeback, await partsOf(comeback));
+  const started = comeback.parts.map((part) => part.name).filter((name) => !before.includes(name));
+  if (started.length > 0) say(`started since this restore began, and stopped now: ${started.join(', ')}`);
+}
+
+// Somebody may have started a cluster or a container by hand since it was stopped.
+async function refuseUsedPlaces({ pieces, clusters, parts }) {
   const folders = [...clusters.map((one) => whereIs(pieces, one.dataDirectory, (piece) => piece.place)), ...parts.map((part) => part.dataDirectory ?? '')].filter((folder) => folder !== '' && fs.existsSync(folder));
   const used = folders.find((folder) => isUsed(folder) || clusterState(folder) !== 'stopped');
   if (used) throw new Problem(`PostgreSQL runs in ${named(used)}, and it was stopped a moment ago`, { hint: 'who started it? Then begin again' });
+  const touches = touchesPlace(pieces), box = (await findContainers(false)).find((one) => one.running && one.mounts.some(({ source }) => touches(source)));
+  if (box) throw new Problem(`container ${box.name} runs, and has mounted what comes back`, { hint: 'who started it? Then begin again' });
 }
 
 /** Close what is over, check what came back, tell it all. Returns the exit code. */

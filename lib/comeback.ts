@@ -105,13 +105,18 @@ function rootsOfPart({ plan, containers }: Manifest, wanted: string): Root[] {
 
 // ---- what is stopped and started ----
 
+/** Whether a path lies below a place, or a place below it, links followed. '/' does not count: what sees all does not mean this. */
+export function touchesPlace(pieces: Piece[]): (file: string) => boolean {
+  const places = pieces.flatMap(({ place }) => [place, realOr(place)]);
+  return (file) => file !== '' && file !== '/' && [file, realOr(file)].some((one) => places.some((place) => isBelow(one, place) || isBelow(place, one)));
+}
+
 /** What has to stop here for this restore, and what sleeps here but is to run afterwards. */
-async function partsOf(comeback: Comeback): Promise<{ parts: Part[]; asleep: Part[] }> {
+export async function partsOf(comeback: Comeback): Promise<{ parts: Part[]; asleep: Part[] }> {
   const { manifest, pieces, isWhole } = comeback;
   const containers = await findContainers(await isDockerNeeded(comeback)), clusters = await findClusters(containers);
   const known = await partsNamed(comeback, containers, clusters);
-  const places = pieces.flatMap(({ place }) => [place, realOr(place)]);
-  const touches = (file: string) => file !== '' && file !== '/' && [file, realOr(file)].some((one) => places.some((place) => isBelow(one, place) || isBelow(place, one)));
+  const touches = touchesPlace(pieces);
   const mountsIt = (name: string | undefined) => containers.find((one) => one.name === name)?.mounts.some(({ source }) => touches(source)) ?? false;
   const hasFolder = pieces.some((piece) => piece.why.startsWith('folder'));
   const isMeant = (part: Part) => isWhole || (hasFolder && (part.kind === 'service' || part.kind === 'command')) || touches(part.dataDirectory ?? '') || mountsIt(part.container);

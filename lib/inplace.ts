@@ -32,7 +32,7 @@ import type { Left } from './leftovers.ts';
 import { NOT_LOADED } from './installed.ts';
 import { stage, swapsOf, whereIs, whyNoRoom } from './places.ts';
 import type { Piece } from './places.ts';
-import { byHand, partsToCome, showComeback, workOut } from './comeback.ts';
+import { byHand, partsOf, partsToCome, showComeback, touchesPlace, workOut } from './comeback.ts';
 import type { ArchivedCluster, Comeback, InPlace } from './comeback.ts';
 
 // `how`: { bare: no settings here, reindex, stateFolder: where ledger and lock are }; on a bare machine borg's cache is elsewhere (settings.stateFolder).
@@ -97,11 +97,12 @@ async function carryOut(comeback: Comeback, left: Left | null, script: string, f
     guardPid = await armGuard(script, stateFolder, file, ledger.run);
     await makeVolumes(pieces);
     await stage(settings, manifest, pieces, ledger.run);
+    await lookOnceMore(comeback);
     Object.assign(restore, { later: await partsToCome(comeback), made: missingFolders(comeback) });
     ledger.deadlineAt = new Date(Date.now() + settings.maxDowntimeMinutes * 60_000).toISOString();
     // From here services are down.
     await stopParts(comeback.parts, ledger, stateFolder);
-    refuseUsedPlaces(comeback);
+    await refuseUsedPlaces(comeback);
     Object.assign(restore, swapsOf(pieces, stamp)); // only now nothing comes or goes any more in the places
     keepLedger(stateFolder, ledger); // all swaps, before the first one
     makeFolders(comeback, restore.made);
@@ -153,11 +154,21 @@ function makeFolders({ manifest }: Comeback, folders: string[]): void {
   }
 }
 
-// Somebody may have started a cluster by hand since it was stopped.
-function refuseUsedPlaces({ pieces, clusters, parts }: Comeback): void {
+// The extraction may have taken hours: what came up meanwhile is stopped, too, else it would go on in the old contents.
+async function lookOnceMore(comeback: Comeback): Promise<void> {
+  const before = comeback.parts.map((part) => part.name);
+  Object.assign(comeback, await partsOf(comeback));
+  const started = comeback.parts.map((part) => part.name).filter((name) => !before.includes(name));
+  if (started.length > 0) say(`started since this restore began, and stopped now: ${started.join(', ')}`);
+}
+
+// Somebody may have started a cluster or a container by hand since it was stopped.
+async function refuseUsedPlaces({ pieces, clusters, parts }: Comeback): Promise<void> {
   const folders = [...clusters.map((one) => whereIs(pieces, one.dataDirectory, (piece) => piece.place)), ...parts.map((part) => part.dataDirectory ?? '')].filter((folder) => folder !== '' && fs.existsSync(folder));
   const used = folders.find((folder) => isUsed(folder) || clusterState(folder) !== 'stopped');
   if (used) throw new Problem(`PostgreSQL runs in ${named(used)}, and it was stopped a moment ago`, { hint: 'who started it? Then begin again' });
+  const touches = touchesPlace(pieces), box = (await findContainers(false)).find((one) => one.running && one.mounts.some(({ source }) => touches(source)));
+  if (box) throw new Problem(`container ${box.name} runs, and has mounted what comes back`, { hint: 'who started it? Then begin again' });
 }
 
 /** Close what is over, check what came back, tell it all. Returns the exit code. */

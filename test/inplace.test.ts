@@ -107,7 +107,14 @@ scenarios('in place', import.meta.url, {
     paste(said, /Back to the old ones/);
     await allIsWell(world);
     assert.deepEqual(contents(world), damaged);
-    restored(await inPlace(world));
+    // While it extracts somebody starts a part: it does not go on in the old contents.
+    const meanwhile = world.server.start(['restore', 'latest', '--in-place'], wrap(world, 'borg', HOLD));
+    await held(world);
+    world.idle.startNow();
+    letGo(world);
+    assert.match(restored(await meanwhile.ended), /started since this restore began, and stopped now: idle\n[^]*\$ \S*idle\.sh stop[^]*started idle/);
+    assert.equal(world.idle.running(), true);
+    execFileSync(path.join(world.folder, 'idle.sh'), ['stop']);
     await allIsWell(world);
     assert.deepEqual(contents(world), saved);
     await good(world);
