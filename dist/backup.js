@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: cdd087dcb091cb0baa4f8683b01645e466585207db849a95197f62dd0215bff7
+// Checksum of all but the settings: 7970b72b6139f3dd94c3953e4d306f6d6f3d4bcfb160d27b10ca0f042125ddfc
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -2533,7 +2533,7 @@ async function configFilesOf(cluster) {
   const keys = listOf(`select setting from pg_settings where name ~ '^(ssl_.*_(file|dir)|krb_server_keyfile)$' and setting <> ''`);
   const facts = await askCluster(cluster, await homeOf(cluster), { files: configurationFiles, keys });
   const files = [...facts.files ?? [], ...facts.keys ?? []].map((file) => path.resolve(cluster.dataDirectory, file)).filter((file) => fs.existsSync(file));
-  const outside = [...new Set(files.flatMap((file) => [file, fs.realpathSync(file)]))].filter((file) => !cluster.roots.some((root) => file.startsWith(`${root}/`)));
+  const outside = [...new Set(files.flatMap(withItsLink))].filter((file) => !cluster.roots.some((root) => file.startsWith(`${root}/`)));
   if (outside.length === 0) return [];
   // A superuser of the database may name what he likes, as /etc/shadow: what PostgreSQL itself cannot read is no configuration of its.
   const { code, out } = await look([...asOwner(cluster), 'sh', '-c', 'for one; do [ ! -r "$one" ] || printf "%s\\0" "$one"; done', 'sh', ...outside], { cwd: '/' });
@@ -6809,9 +6809,12 @@ async function countPieces(settings, archive, pieces) {
   if (trouble || belowLink) throw unsafe(archive, trouble || `${named(belowLink.recorded)} lies below a link`);
   if (damaged) throw new Problem(`${named(`/${damaged}`)} in ${archive} is damaged: nothing of it is extracted`,
     { hint: 'restore an older archive, and let the operator audit the repository' });
-  const missing = pieces.find((piece) => piece.files === 0 && !mountPoints().includes(piece.place));
+  const full = pieces.filter((piece) => piece.files > 0), isHad = ({ place }) => full.some((one) => one.place === place); // a file named over a linked folder, and as it lies: borg saves it once
+  const missing = pieces.find((piece) => !isHad(piece) && !mountPoints().includes(piece.place));
   if (missing) throw new Problem(`${named(missing.recorded)} is not in ${archive}`, { hint: 'node backup.js list shows what is' });
-  for (const piece of pieces.filter((one) => one.files === 0)) warn(`${named(piece.place)} is a mount point, and the archive has nothing for it: it stays as it is`);
+  for (const piece of pieces.filter((one) => !isHad(one))) warn(`${named(piece.place)} is a mount point, and the archive has nothing for it: it stays as it is`);
+  const second = full.find((piece) => full.some((one) => one !== piece && one.place === piece.place));
+  if (second) throw new Problem(`two paths of ${archive} lead to ${named(second.place)} here, over a link: ${full.filter((one) => one.place === second.place).map((one) => named(one.recorded)).join(' and ')}`, { hint: 'name one of the parts, or restore with --to' });
 }
 
 /** Given the pieces, returns why there is no room for old and new contents together; [] = there is. A disk may have several stagings: of its subvolumes, of what is mounted from it. */

@@ -116,9 +116,12 @@ export async function countPieces(settings: Settings, archive: string, pieces: P
   if (trouble || belowLink) throw unsafe(archive, trouble || `${named(belowLink!.recorded)} lies below a link`);
   if (damaged) throw new Problem(`${named(`/${damaged}`)} in ${archive} is damaged: nothing of it is extracted`,
     { hint: 'restore an older archive, and let the operator audit the repository' });
-  const missing = pieces.find((piece) => piece.files === 0 && !mountPoints().includes(piece.place));
+  const full = pieces.filter((piece) => piece.files > 0), isHad = ({ place }: Piece) => full.some((one) => one.place === place); // a file named over a linked folder, and as it lies: borg saves it once
+  const missing = pieces.find((piece) => !isHad(piece) && !mountPoints().includes(piece.place));
   if (missing) throw new Problem(`${named(missing.recorded)} is not in ${archive}`, { hint: 'node backup.js list shows what is' });
-  for (const piece of pieces.filter((one) => one.files === 0)) warn(`${named(piece.place)} is a mount point, and the archive has nothing for it: it stays as it is`);
+  for (const piece of pieces.filter((one) => !isHad(one))) warn(`${named(piece.place)} is a mount point, and the archive has nothing for it: it stays as it is`);
+  const second = full.find((piece) => full.some((one) => one !== piece && one.place === piece.place));
+  if (second) throw new Problem(`two paths of ${archive} lead to ${named(second.place)} here, over a link: ${full.filter((one) => one.place === second.place).map((one) => named(one.recorded)).join(' and ')}`, { hint: 'name one of the parts, or restore with --to' });
 }
 
 /** Given the pieces, returns why there is no room for old and new contents together; [] = there is. A disk may have several stagings: of its subvolumes, of what is mounted from it. */

@@ -6,6 +6,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { look } from './shell.ts';
+import { withItsLink } from './files.ts';
 import type { Done } from './shell.ts';
 import { lastLines, named, warn } from './say.ts';
 import { asOwner } from './postgres.ts';
@@ -223,7 +224,7 @@ export async function configFilesOf(cluster: Cluster): Promise<string[]> {
   const keys = listOf(`select setting from pg_settings where name ~ '^(ssl_.*_(file|dir)|krb_server_keyfile)$' and setting <> ''`);
   const facts = await askCluster(cluster, await homeOf(cluster), { files: configurationFiles!, keys });
   const files: string[] = [...facts.files ?? [], ...facts.keys ?? []].map((file) => path.resolve(cluster.dataDirectory, file)).filter((file) => fs.existsSync(file));
-  const outside = [...new Set(files.flatMap((file) => [file, fs.realpathSync(file)]))].filter((file) => !cluster.roots.some((root) => file.startsWith(`${root}/`)));
+  const outside = [...new Set(files.flatMap(withItsLink))].filter((file) => !cluster.roots.some((root) => file.startsWith(`${root}/`)));
   if (outside.length === 0) return [];
   // A superuser of the database may name what he likes, as /etc/shadow: what PostgreSQL itself cannot read is no configuration of its.
   const { code, out } = await look([...asOwner(cluster), 'sh', '-c', 'for one; do [ ! -r "$one" ] || printf "%s\\0" "$one"; done', 'sh', ...outside], { cwd: '/' });

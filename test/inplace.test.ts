@@ -281,6 +281,18 @@ scenarios('in place', import.meta.url, {
       assert.equal(fs.readFileSync(file, 'utf8'), 'as saved', part);
     }
     assert.ok(fs.lstatSync(path.dirname(given)).isSymbolicLink());
+    // An archive of before that was so: the plan names a file by both paths, and borg has it by one.
+    const copy = path.join(world.folder, 'copy'), name = 'web1-2026-01-05T00:00:00', { server } = world, record = path.join(copy, 'record/manifest.json');
+    fs.mkdirSync(copy);
+    execFileSync('borg', ['extract', `::${server.history().pop().archive}`], { cwd: copy, env: server.borgEnv() });
+    fs.symlinkSync('real', copy + path.dirname(given));
+    const manifest = JSON.parse(fs.readFileSync(record, 'utf8')), root = manifest.plan.roots.find((one: any) => one.path === path.dirname(real));
+    manifest.plan.roots = [...manifest.plan.roots.filter((one: any) => !one.path.startsWith(root.path)), { ...root, path: path.join(given, 'one') }, { ...root, path: file }];
+    fs.writeFileSync(record, JSON.stringify({ ...manifest, archive: name }));
+    execFileSync('borg', ['create', `::${name}`, 'record', ...manifest.plan.roots.map((one: any) => one.path.slice(1))], { cwd: copy, env: server.borgEnv(), stdio: 'ignore' });
+    fs.writeFileSync(file, 'damaged');
+    restored(await server.run(['restore', name, '--in-place']), 1); // it has no proof
+    assert.equal(fs.readFileSync(file, 'utf8'), 'as saved');
     await allIsWell(world, 40);
   },
 

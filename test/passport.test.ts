@@ -262,14 +262,18 @@ test('what is asked through queryCluster() runs in a read-only session', async (
 });
 
 test('configuration outside the data directory is found: included files, certificates', async () => {
-  const outside = path.join(top, 'extra.conf'), key = path.join(top, 'server.key');
+  const outside = path.join(top, 'extra.conf'), key = path.join(top, 'server.key'), linked = path.join(top, 'linked'), real = path.join(top, 'real'), current = path.join(top, 'current.conf');
+  fs.mkdirSync(real);
+  fs.symlinkSync(real, linked);
+  fs.symlinkSync(path.join(linked, 'more.conf'), current);
+  for (const name of ['more.conf', 'below.conf']) fs.writeFileSync(path.join(real, name), "work_mem = '5MB'\n");
   fs.writeFileSync(outside, "work_mem = '5MB'\n");
   fs.writeFileSync(key, '');
   const cluster = await make({ version: '15-debian' });
-  fs.appendFileSync(path.join(cluster.dataDirectory, 'postgresql.conf'), `include '${outside}'\nssl_key_file = '${key}'\n`);
+  fs.appendFileSync(path.join(cluster.dataDirectory, 'postgresql.conf'), `include '${outside}'\nssl_key_file = '${key}'\ninclude '${linked}/below.conf'\ninclude '${current}'\n`);
   cluster.stop();
   cluster.start();
-  assert.deepEqual((await configFilesOf(described(cluster))).sort(), [outside, key]);
+  assert.deepEqual((await configFilesOf(described(cluster))).sort(), [current, outside, path.join(real, 'below.conf'), path.join(real, 'more.conf'), key], 'where it lies, and a link to it: borg saves one file by one path');
 });
 
 test('a fact that would keep `restore` from the archive is told in the night', async () => {
