@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 7970b72b6139f3dd94c3953e4d306f6d6f3d4bcfb160d27b10ca0f042125ddfc
+// Checksum of all but the settings: 9f8e8baa651382e6fec2e74b130e78c80804c102f7fec4c2c82374544dc7fddf
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -6903,8 +6903,7 @@ async function reduce(from, to, pathOf) {
 function refuseBadCluster({ plan, proof, containers }, cluster, pieces) {
   const folder = whereIs(pieces, cluster.dataDirectory, staged);
   if (!folder) return;
-  const bad = (why) => new Problem(`cluster ${named(cluster.name)} of this archive would not start: ${why}`,
-    { hint: 'restore an older archive' });
+  const bad = (why, hint = 'restore an older archive') => new Problem(`cluster ${named(cluster.name)} of this archive would not start: ${why}`, { hint });
   if (!fs.lstatSync(folder, { throwIfNoEntry: false })?.isDirectory() || !fs.lstatSync(path.join(folder, 'global', 'pg_control'), { throwIfNoEntry: false })?.isFile()) throw bad('it has no control file');
   const { state, systemIdentifier } = controlState(folder), told = proof?.clusters.find((one) => one.dataDirectory === cluster.dataDirectory);
   if (!state.startsWith('shut down')) throw bad(`its state is "${state}"`);
@@ -6917,7 +6916,8 @@ function refuseBadCluster({ plan, proof, containers }, cluster, pieces) {
     if (!fs.lstatSync(path.join(folder, link), { throwIfNoEntry: false })?.isSymbolicLink()) continue;
     const leads = path.resolve(cluster.dataDirectory, path.dirname(link), fs.readlinkSync(path.join(folder, link)));
     const target = cluster.container ? hostPathOf(leads, mounts) : leads;
-    if (target && !whereIs(pieces, target, (piece) => piece.place) && !fs.existsSync(target)) throw bad(`its ${link} leads to ${named(target)}, which is not there and does not come back`);
+    if (target && !whereIs(pieces, target, (piece) => piece.place) && !fs.existsSync(target)) throw bad(`its ${link} leads to ${named(target)}, which is not there and does not come back`,
+      link === 'pg_wal' && whereIs(pieces, cluster.walFolder, (piece) => piece.place) ? `it lay in ${named(cluster.walFolder)}, over a link that no archive holds: ${pasteable(['mkdir', '-p', path.dirname(target)])} && ${pasteable(['ln', '-s', '-T', cluster.walFolder, target])}, then begin again` : undefined);
   }
   say(`cluster ${named(cluster.name)} was shut down when it was saved (${plan.archive})`);
 }
@@ -7869,7 +7869,11 @@ async function lockIn(one, copy) {
     const mount = mounts.filter((single) => isBelow(root, single.source)).sort((a, b) => b.source.length - a.source.length)[0];
     return mount ? path.normalize(mount.destination + root.slice(mount.source.length)) : root;
   };
-  const places = roots.map((root) => ({ from: files + root, at: inside(root) })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
+  // What lies outside is seen where PostgreSQL looks for it, too: its link may lead there over another one, which is in no archive.
+  const wal = path.join(copy.onHost, 'pg_wal'), walLink = fs.lstatSync(wal, { throwIfNoEntry: false })?.isSymbolicLink() ? path.resolve(copy.inside, fs.readlinkSync(wal)) : '';
+  const looksFor = [...passport.tablespaces.map(({ link, location }) => [location, link]), [passport.walFolder, walLink]]
+    .filter(([root, link]) => roots.includes(root) && typeof link === 'string' && path.isAbsolute(link) && !roots.some((one) => isBelow(link, inside(one))));
+  const places = [...roots.map((root) => [root, inside(root)]), ...looksFor].map(([root, at]) => ({ from: files + root, at })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
   const system = places.find(({ at }) => !path.isAbsolute(at) || /^\/(|(bin|sbin|lib\w*|etc|proc|dev|sys|own|tmp)(\/.*)?|usr|usr\/(bin|sbin|lib\w*|local\/s?bin)(\/.*)?)$/.test(at) && !/^\/tmp\/./.test(at));
   if (system) throw new Problem(`${named(system.at)} is a folder of the system, no place for a cluster: the record of this archive cannot be trusted`);
   // A standby's copy comes up by itself, and follows nobody. And whatever its owner may have put in the place of our mark goes.

@@ -4,7 +4,7 @@
 // the swap comes later.
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, count, named, say, size, warn } from './say.ts';
+import { Problem, count, named, pasteable, say, size, warn } from './say.ts';
 import { change, failure, goOn, look, lookFor } from './shell.ts';
 import { freeBytes, heldFolder, isBelow, outermost } from './files.ts';
 import type { Settings } from './settings.ts';
@@ -210,8 +210,7 @@ async function reduce(from: string, to: string, pathOf: (file: string) => string
 function refuseBadCluster({ plan, proof, containers }: Manifest, cluster: Manifest['plan']['clusters'][number], pieces: Piece[]): void {
   const folder = whereIs(pieces, cluster.dataDirectory, staged);
   if (!folder) return;
-  const bad = (why: string) => new Problem(`cluster ${named(cluster.name)} of this archive would not start: ${why}`,
-    { hint: 'restore an older archive' });
+  const bad = (why: string, hint = 'restore an older archive') => new Problem(`cluster ${named(cluster.name)} of this archive would not start: ${why}`, { hint });
   if (!fs.lstatSync(folder, { throwIfNoEntry: false })?.isDirectory() || !fs.lstatSync(path.join(folder, 'global', 'pg_control'), { throwIfNoEntry: false })?.isFile()) throw bad('it has no control file');
   const { state, systemIdentifier } = controlState(folder), told = proof?.clusters.find((one) => one.dataDirectory === cluster.dataDirectory);
   if (!state.startsWith('shut down')) throw bad(`its state is "${state}"`);
@@ -224,7 +223,8 @@ function refuseBadCluster({ plan, proof, containers }: Manifest, cluster: Manife
     if (!fs.lstatSync(path.join(folder, link), { throwIfNoEntry: false })?.isSymbolicLink()) continue;
     const leads = path.resolve(cluster.dataDirectory, path.dirname(link), fs.readlinkSync(path.join(folder, link)));
     const target = cluster.container ? hostPathOf(leads, mounts) : leads;
-    if (target && !whereIs(pieces, target, (piece) => piece.place) && !fs.existsSync(target)) throw bad(`its ${link} leads to ${named(target)}, which is not there and does not come back`);
+    if (target && !whereIs(pieces, target, (piece) => piece.place) && !fs.existsSync(target)) throw bad(`its ${link} leads to ${named(target)}, which is not there and does not come back`,
+      link === 'pg_wal' && whereIs(pieces, cluster.walFolder, (piece) => piece.place) ? `it lay in ${named(cluster.walFolder)}, over a link that no archive holds: ${pasteable(['mkdir', '-p', path.dirname(target)])} && ${pasteable(['ln', '-s', '-T', cluster.walFolder, target])}, then begin again` : undefined);
   }
   say(`cluster ${named(cluster.name)} was shut down when it was saved (${plan.archive})`);
 }

@@ -225,7 +225,11 @@ async function lockIn(one: Drill, copy: Copy): Promise<void> {
     const mount = mounts.filter((single) => isBelow(root, single.source)).sort((a, b) => b.source.length - a.source.length)[0];
     return mount ? path.normalize(mount.destination + root.slice(mount.source.length)) : root;
   };
-  const places: Place[] = roots.map((root) => ({ from: files + root, at: inside(root) })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
+  // What lies outside is seen where PostgreSQL looks for it, too: its link may lead there over another one, which is in no archive.
+  const wal = path.join(copy.onHost, 'pg_wal'), walLink = fs.lstatSync(wal, { throwIfNoEntry: false })?.isSymbolicLink() ? path.resolve(copy.inside, fs.readlinkSync(wal)) : '';
+  const looksFor = [...passport.tablespaces.map(({ link, location }) => [location, link] as const), [passport.walFolder, walLink] as const]
+    .filter(([root, link]) => roots.includes(root) && typeof link === 'string' && path.isAbsolute(link) && !roots.some((one) => isBelow(link, inside(one))));
+  const places: Place[] = [...roots.map((root) => [root, inside(root)] as const), ...looksFor].map(([root, at]) => ({ from: files + root, at })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
   const system = places.find(({ at }) => !path.isAbsolute(at) || /^\/(|(bin|sbin|lib\w*|etc|proc|dev|sys|own|tmp)(\/.*)?|usr|usr\/(bin|sbin|lib\w*|local\/s?bin)(\/.*)?)$/.test(at) && !/^\/tmp\/./.test(at));
   if (system) throw new Problem(`${named(system.at)} is a folder of the system, no place for a cluster: the record of this archive cannot be trusted`);
   // A standby's copy comes up by itself, and follows nobody. And whatever its owner may have put in the place of our mark goes.

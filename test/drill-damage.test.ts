@@ -33,12 +33,18 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
     }
     makeLocale('es_ES');
     storage = await startStorage(path.join(top, 'storage'));
-    cluster = await makeCluster({ folder: path.join(top, 'pg'), version: '15-debian', port: 5481, settings: { fsync: 'off', max_wal_size: '4MB', min_wal_size: '2MB' }, initdb: ['--wal-segsize=1'] });
+    const linked = path.join(top, 'linked'); // what lies outside is named over a link, which is in no archive
+    for (const name of ['space', 'wal']) fs.mkdirSync(path.join(top, 'outside', name), { recursive: true });
+    execFileSync('chown', ['--recursive', 'postgres:', path.join(top, 'outside')]);
+    fs.symlinkSync(path.join(top, 'outside'), linked);
+    cluster = await makeCluster({ folder: path.join(top, 'pg'), version: '15-debian', port: 5481, settings: { fsync: 'off', max_wal_size: '4MB', min_wal_size: '2MB' }, initdb: ['--wal-segsize=1', `--waldir=${linked}/wal`] });
+    cluster.sql('postgres', `create tablespace linked location '${linked}/space'`);
     cluster.sql('postgres', `create database victims template template0 lc_collate 'zz_ZZ.utf8' lc_ctype 'zz_ZZ.utf8'`);
     cluster.sql('victims', `create extension pg_trgm; ${TABLES.map((name) => `create table ${name} (id int primary key, note text);
       insert into ${name} select g, md5('${name}' || g) from generate_series(1, ${ROWS}) g; create index ${name}_note on ${name} (note);`).join('\n')}
       create table words (word text); insert into words select chr(a) || chr(b) || chr(c) from generate_series(97, 122) a, unnest(array[97, 241, 110, 246, 111, 122, 229]) b, unnest(array[229, 228, 122, 241]) c;
-      create index words_word on words (word)`);
+      create index words_word on words (word);
+      create table spaced tablespace linked as select generate_series(1, 1000) n`);
     cluster.sql('victims', 'vacuum analyze');
     for (const name of ['hardened', 'passing']) cluster.sql('postgres', `create database ${name}`);
     cluster.sql('hardened', `drop schema public; create schema app; create table app.kept (id int primary key, note text); insert into app.kept select g, md5(g::text) from generate_series(1, 1000) g`);
