@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 9f8e8baa651382e6fec2e74b130e78c80804c102f7fec4c2c82374544dc7fddf
+// Checksum of all but the settings: 94e74abf0daf913c76ec05d612f6a8dd7d36e7c971604d55b775c6d30e61b731
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7535,6 +7535,9 @@ async function compareCollations(copy) {
   return renamed.length > 0 ? unknown(`sample strings still sort alike, but\n${renamed.slice(0, TOLD).join('\n')}`) : good(`${count(compared, 'collation')} that indexes use sort as they did`);
 }
 
+// An index on a function that finds its own functions and tables only by the search_path of its applications cannot be compared with its table, but is not damaged: no damage has these codes.
+const NOT_FOUND = "'42883', '42P01', '42704', '3F000'"; // function, table, type, schema (manual, "PostgreSQL Error Codes")
+
 // Like pg_amcheck --heapallindexed --install-missing (so in pg_catalog: `public` may be gone), but for every version, and where only the extension is installed. One statement a database; what fails is named.
 const AMCHECK = `do $$ declare one record; bad record; more text; home text; begin
   begin create extension if not exists amcheck schema pg_catalog; exception when others then null; end;
@@ -7556,7 +7559,7 @@ const AMCHECK = `do $$ declare one record; bad record; more text; home text; beg
       elsif to_regproc(home || '.gin_index_check') is not null then execute format('select %s.gin_index_check(%L::regclass)', home, one.oid); end if;
     exception when others then
       get stacked diagnostics more = pg_exception_detail;
-      raise warning 'DAMAGED index % of table %: %', one.name, one.tab, replace(sqlerrm || ' ' || more, chr(10), ' ');
+      raise warning '% index % of table %: %', case when sqlstate in (${NOT_FOUND}) then 'UNKNOWN' else 'DAMAGED' end, one.name, one.tab, replace(sqlerrm || ' ' || more, chr(10), ' ');
     end;
   end loop; end $$`;
 
@@ -7565,7 +7568,8 @@ async function runAmcheck(copy) {
   if (lacking.length === made.size) return unknown('the extension amcheck is not installed here (Debian: it comes with postgresql-NN; others: postgresql-contrib)');
   const lines = warningsOf(made, 'DAMAGED');
   if (lines.length > 0) return bad(lines);
-  const looked = `tables and indexes of ${count(made.size - lacking.length, 'database')}`;
+  const looked = `tables and indexes of ${count(made.size - lacking.length, 'database')}`, unlooked = warningsOf(made, 'UNKNOWN');
+  if (unlooked.length > 0) return unknown([`${looked}, but for these, whose functions need a search_path:`, ...bad(unlooked).detail.split('\n')].join('\n'));
   return lacking.length > 0 ? unknown(`${looked}; amcheck cannot be had in ${lacking.slice(0, TOLD).join(', ')}`) : good(looked);
 }
 

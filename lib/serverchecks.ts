@@ -84,6 +84,9 @@ async function compareCollations(copy: Copy): Promise<Verdict> {
   return renamed.length > 0 ? unknown(`sample strings still sort alike, but\n${renamed.slice(0, TOLD).join('\n')}`) : good(`${count(compared, 'collation')} that indexes use sort as they did`);
 }
 
+// An index on a function that finds its own functions and tables only by the search_path of its applications cannot be compared with its table, but is not damaged: no damage has these codes.
+const NOT_FOUND = "'42883', '42P01', '42704', '3F000'"; // function, table, type, schema (manual, "PostgreSQL Error Codes")
+
 // Like pg_amcheck --heapallindexed --install-missing (so in pg_catalog: `public` may be gone), but for every version, and where only the extension is installed. One statement a database; what fails is named.
 const AMCHECK = `do $$ declare one record; bad record; more text; home text; begin
   begin create extension if not exists amcheck schema pg_catalog; exception when others then null; end;
@@ -105,7 +108,7 @@ const AMCHECK = `do $$ declare one record; bad record; more text; home text; beg
       elsif to_regproc(home || '.gin_index_check') is not null then execute format('select %s.gin_index_check(%L::regclass)', home, one.oid); end if;
     exception when others then
       get stacked diagnostics more = pg_exception_detail;
-      raise warning 'DAMAGED index % of table %: %', one.name, one.tab, replace(sqlerrm || ' ' || more, chr(10), ' ');
+      raise warning '% index % of table %: %', case when sqlstate in (${NOT_FOUND}) then 'UNKNOWN' else 'DAMAGED' end, one.name, one.tab, replace(sqlerrm || ' ' || more, chr(10), ' ');
     end;
   end loop; end $$`;
 
@@ -114,7 +117,8 @@ async function runAmcheck(copy: Copy): Promise<Verdict> {
   if (lacking.length === made.size) return unknown('the extension amcheck is not installed here (Debian: it comes with postgresql-NN; others: postgresql-contrib)');
   const lines = warningsOf(made, 'DAMAGED');
   if (lines.length > 0) return bad(lines);
-  const looked = `tables and indexes of ${count(made.size - lacking.length, 'database')}`;
+  const looked = `tables and indexes of ${count(made.size - lacking.length, 'database')}`, unlooked = warningsOf(made, 'UNKNOWN');
+  if (unlooked.length > 0) return unknown([`${looked}, but for these, whose functions need a search_path:`, ...bad(unlooked).detail.split('\n')].join('\n'));
   return lacking.length > 0 ? unknown(`${looked}; amcheck cannot be had in ${lacking.slice(0, TOLD).join(', ')}`) : good(looked);
 }
 
