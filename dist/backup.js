@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 94e74abf0daf913c76ec05d612f6a8dd7d36e7c971604d55b775c6d30e61b731
+// Checksum of all but the settings: 813dc01dc9570f649b514560c72bc2720ab319d8d8c1dcdd0bfa7debd90ef744
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -6729,6 +6729,8 @@ function mendClusterLinks(target, held, manifest) {
 // are used, its names fit a pattern before they become an argument, its commands are never run. Writes only staging folders;
 // the swap comes later.
 
+/** The folders that are made, each where something is extracted to. */
+const stagingsOf = (pieces) => [...new Set(pieces.filter((piece) => piece.files > 0).map((piece) => piece.staging))];
 const staged = (piece) => path.join(piece.staging, piece.recorded);
 const LISTING = 'record/listing'; // of every file's size and time when all was cold; it comes with the first extraction
 const VOLUME_NAME = /^[A-Za-z0-9][\w.-]*$/;
@@ -6750,6 +6752,11 @@ async function findPieces(roots, stamp) {
     add({ ...facts, place, isInner });
     if (isInner) pieces[pieces.length - 1].staging = around.staging;
     else for (const mount of mounts.filter((one) => one !== place && isBelow(one, place) && !pieces.some((piece) => piece.place === one))) {
+      // Not on an image, a read-only export, or what a user has mounted for himself alone (fuse(8), allow_root): what the archive has for it is extracted with the piece around, and no swap touches a mount point.
+      if ((await look(['test', '-w', mount])).code !== 0) {
+        warn(`${named(mount)} is a mount point where nothing can be written: it stays as it is`);
+        continue;
+      }
       add({ ...facts, volume: '', place: mount, recorded: recorded + mount.slice(place.length), isInner: false });
     }
   }
@@ -6820,7 +6827,7 @@ async function countPieces(settings, archive, pieces) {
 /** Given the pieces, returns why there is no room for old and new contents together; [] = there is. A disk may have several stagings: of its subvolumes, of what is mounted from it. */
 function whyNoRoom(pieces) {
   const all = mounts(), points = mountPoints(), disks = new Map();
-  for (const { staging, bytes, files } of pieces) {
+  for (const { staging, bytes, files } of pieces.filter((piece) => piece.files > 0)) {
     const folder = path.dirname(staging), point = mountOf(folder, points), { device } = all.filter((one) => one.folder === point).pop();
     disks.set(device, { folder, needed: (disks.get(device)?.needed ?? 64e6) + bytes + files * 4096 });
   }
@@ -6844,7 +6851,7 @@ function extractions(archive, pieces) {
 
 /** Extract every piece beside its place, while everything still runs, and see that it is whole. Throws Problem when it is not. */
 async function stage(settings, manifest, pieces, run) {
-  const stagings = [...new Set(pieces.map((piece) => piece.staging))];
+  const stagings = stagingsOf(pieces);
   const held = new Map(stagings.map((staging) => [staging, (fs.mkdirSync(staging, { mode: 0o700 }), heldFolder(staging))]));
   const commands = extractions(manifest.archive, pieces);
   for (const { argv, cwd } of commands) {
@@ -7099,7 +7106,7 @@ function showComeback(comeback) {
   const { archive, manifest, pieces, parts, findings, stamp } = comeback;
   const commands = commandsOfComeback(comeback), later = [...comeback.asleep.map((part) => part.name), ...clustersToCome(comeback).map((one) => `postgres ${one.name}`)];
   const swaps = pieces.filter((piece) => !piece.isInner && piece.files > 0).map((piece) => ({ ...swapsFor(piece.place, staged(piece), stamp, []).swaps[0], why: piece.why, files: piece.files, bytes: piece.bytes }));
-  const stagings = [...new Set(pieces.map((one) => one.staging))];
+  const stagings = stagingsOf(pieces);
   if (mode.dryRun && mode.json) return answer(JSON.stringify({ archive, server: manifest.server, madeAt: manifest.madeAt, findings, parts, later, stagings, swaps, commands, warnings }, null, 1));
   const text = [`archive ${archive}, of server ${named(manifest.server)}, ${oneLine(manifest.madeAt)}`, ...tableOf(findings), 'comes back:',
     ...swaps.map((one) => `  ${named(one.place)}   (${oneLine(one.why)}; ${count(one.files, 'file')}, ${size(one.bytes)}; ${isThere(one.place) ? `what is there goes to ${named(one.aside)}` : 'nothing is there now'})`),
@@ -7120,7 +7127,7 @@ function tableOf(findings) {
 
 /** Every command of a restore, in order. Of a mount point that stays, the swaps are known only when its entries are there. */
 function commandsOfComeback({ archive, pieces, parts, asleep, stamp }) {
-  const stagings = [...new Set(pieces.map((piece) => piece.staging))];
+  const stagings = stagingsOf(pieces);
   const swaps = pieces.filter((piece) => !piece.isInner && piece.files > 0).flatMap((piece) => swapsFor(piece.place, staged(piece), stamp, []).swaps);
   return [
     ...pieces.filter((piece) => piece.volume !== '').map((piece) => ({ step: 'volume', argv: ['docker', 'volume', 'create', piece.volume] })),
@@ -7205,7 +7212,7 @@ async function carryOut(comeback, left, script, file, startedAt) {
   const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt,
     deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds });
   if (left) carryOver(ledger, left, comeback.parts);
-  const restore = ledger.restore = { archive, stamp, stagings: [...new Set(pieces.map((piece) => piece.staging))], swaps: [], folders: [], made: [], later: [], state: '' };
+  const restore = ledger.restore = { archive, stamp, stagings: stagingsOf(pieces), swaps: [], folders: [], made: [], later: [], state: '' };
   let guardPid = 0, trouble = null, down = [];
   try {
     keepLedger(stateFolder, ledger); // whoever finds it without us removes the stagings

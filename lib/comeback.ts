@@ -28,7 +28,7 @@ import { archiveMeant, asPattern, warnUnlessOurs } from './list.ts';
 import { findPrograms } from './sandbox.ts';
 import { judge } from './judge.ts';
 import type { Finding } from './judge.ts';
-import { LISTING, countPieces, extractions, findPieces, staged, whereIs } from './places.ts';
+import { LISTING, countPieces, extractions, findPieces, staged, stagingsOf, whereIs } from './places.ts';
 import type { Piece } from './places.ts';
 
 export type InPlace = { bare: boolean; reindex: boolean; stateFolder: string };
@@ -205,7 +205,7 @@ export function showComeback(comeback: Comeback): void {
   const { archive, manifest, pieces, parts, findings, stamp } = comeback;
   const commands = commandsOfComeback(comeback), later = [...comeback.asleep.map((part) => part.name), ...clustersToCome(comeback).map((one) => `postgres ${one.name}`)];
   const swaps = pieces.filter((piece) => !piece.isInner && piece.files > 0).map((piece) => ({ ...swapsFor(piece.place, staged(piece), stamp, []).swaps[0]!, why: piece.why, files: piece.files, bytes: piece.bytes }));
-  const stagings = [...new Set(pieces.map((one) => one.staging))];
+  const stagings = stagingsOf(pieces);
   if (mode.dryRun && mode.json) return answer(JSON.stringify({ archive, server: manifest.server, madeAt: manifest.madeAt, findings, parts, later, stagings, swaps, commands, warnings }, null, 1));
   const text = [`archive ${archive}, of server ${named(manifest.server)}, ${oneLine(manifest.madeAt)}`, ...tableOf(findings), 'comes back:',
     ...swaps.map((one) => `  ${named(one.place)}   (${oneLine(one.why)}; ${count(one.files, 'file')}, ${size(one.bytes)}; ${isThere(one.place) ? `what is there goes to ${named(one.aside)}` : 'nothing is there now'})`),
@@ -226,7 +226,7 @@ function tableOf(findings: Finding[]): string[] {
 
 /** Every command of a restore, in order. Of a mount point that stays, the swaps are known only when its entries are there. */
 function commandsOfComeback({ archive, pieces, parts, asleep, stamp }: Comeback): { step: string; argv: string[] }[] {
-  const stagings = [...new Set(pieces.map((piece) => piece.staging))];
+  const stagings = stagingsOf(pieces);
   const swaps = pieces.filter((piece) => !piece.isInner && piece.files > 0).flatMap((piece) => swapsFor(piece.place, staged(piece), stamp, []).swaps);
   return [
     ...pieces.filter((piece) => piece.volume !== '').map((piece) => ({ step: 'volume', argv: ['docker', 'volume', 'create', piece.volume] })),

@@ -30,7 +30,7 @@ import { armGuard, dismissGuard } from './guard.ts';
 import { leftBy, startLeftovers, takeRunLock } from './leftovers.ts';
 import type { Left } from './leftovers.ts';
 import { NOT_LOADED } from './installed.ts';
-import { stage, swapsOf, whereIs, whyNoRoom } from './places.ts';
+import { stage, stagingsOf, swapsOf, whereIs, whyNoRoom } from './places.ts';
 import type { Piece } from './places.ts';
 import { byHand, partsOf, partsToCome, showComeback, touchesPlace, workOut } from './comeback.ts';
 import type { ArchivedCluster, Comeback, InPlace } from './comeback.ts';
@@ -90,7 +90,7 @@ async function carryOut(comeback: Comeback, left: Left | null, script: string, f
   const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt,
     deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds });
   if (left) carryOver(ledger, left, comeback.parts);
-  const restore = ledger.restore = { archive, stamp, stagings: [...new Set(pieces.map((piece) => piece.staging))], swaps: [], folders: [], made: [], later: [], state: '' };
+  const restore = ledger.restore = { archive, stamp, stagings: stagingsOf(pieces), swaps: [], folders: [], made: [], later: [], state: '' };
   let guardPid = 0, trouble: unknown = null, down: string[] = [];
   try {
     keepLedger(stateFolder, ledger); // whoever finds it without us removes the stagings

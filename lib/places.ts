@@ -36,6 +36,8 @@ export type Piece = {
   bytes: number;
 };
 
+/** The folders that are made, each where something is extracted to. */
+export const stagingsOf = (pieces: Piece[]) => [...new Set(pieces.filter((piece) => piece.files > 0).map((piece) => piece.staging))];
 export const staged = (piece: Piece) => path.join(piece.staging, piece.recorded);
 export const LISTING = 'record/listing'; // of every file's size and time when all was cold; it comes with the first extraction
 const VOLUME_NAME = /^[A-Za-z0-9][\w.-]*$/;
@@ -57,6 +59,11 @@ export async function findPieces(roots: Root[], stamp: string): Promise<Piece[]>
     add({ ...facts, place, isInner });
     if (isInner) pieces[pieces.length - 1]!.staging = around.staging;
     else for (const mount of mounts.filter((one) => one !== place && isBelow(one, place) && !pieces.some((piece) => piece.place === one))) {
+      // Not on an image, a read-only export, or what a user has mounted for himself alone (fuse(8), allow_root): what the archive has for it is extracted with the piece around, and no swap touches a mount point.
+      if ((await look(['test', '-w', mount])).code !== 0) {
+        warn(`${named(mount)} is a mount point where nothing can be written: it stays as it is`);
+        continue;
+      }
       add({ ...facts, volume: '', place: mount, recorded: recorded + mount.slice(place.length), isInner: false });
     }
   }
@@ -127,7 +134,7 @@ export async function countPieces(settings: Settings, archive: string, pieces: P
 /** Given the pieces, returns why there is no room for old and new contents together; [] = there is. A disk may have several stagings: of its subvolumes, of what is mounted from it. */
 export function whyNoRoom(pieces: Piece[]): string[] {
   const all = mounts(), points = mountPoints(), disks = new Map<string, { folder: string; needed: number }>();
-  for (const { staging, bytes, files } of pieces) {
+  for (const { staging, bytes, files } of pieces.filter((piece) => piece.files > 0)) {
     const folder = path.dirname(staging), point = mountOf(folder, points), { device } = all.filter((one) => one.folder === point).pop()!;
     disks.set(device, { folder, needed: (disks.get(device)?.needed ?? 64e6) + bytes + files * 4096 });
   }
@@ -151,7 +158,7 @@ export function extractions(archive: string, pieces: Piece[]): { argv: string[];
 
 /** Extract every piece beside its place, while everything still runs, and see that it is whole. Throws Problem when it is not. */
 export async function stage(settings: Settings, manifest: Manifest, pieces: Piece[], run: string): Promise<void> {
-  const stagings = [...new Set(pieces.map((piece) => piece.staging))];
+  const stagings = stagingsOf(pieces);
   const held = new Map(stagings.map((staging) => [staging, (fs.mkdirSync(staging, { mode: 0o700 }), heldFolder(staging))]));
   const commands = extractions(manifest.archive, pieces);
   for (const { argv, cwd } of commands) {

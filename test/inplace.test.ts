@@ -215,9 +215,13 @@ scenarios('in place', import.meta.url, {
     assert.equal(fs.readFileSync(path.join(sub, 'deep'), 'utf8'), 'on a disk of its own, later');
     assert.deepEqual(fs.readdirSync(own), ['photo']);
     world.db.sql('postgres', 'insert into nights values (99)');
-    const newer = world.db.fingerprint();
+    const newer = world.db.fingerprint(), image = path.join(world.files, 'image');
     fs.renameSync(path.join(own, 'photo'), path.join(own, 'renamed'));
-    const said = restored(await inPlace(world)); // once more: what lies aside already stays
+    fs.mkdirSync(image);
+    execFileSync('mount', ['-t', 'tmpfs', '-o', 'ro', 'tmpfs', image]); // as an ISO is, or another machine's export
+    const said = restored(await inPlace(world), 1); // once more: what lies aside already stays
+    assert.match(said, new RegExp(`${image} is a mount point where nothing can be written: it stays as it is`));
+    sh(`mountpoint ${image} && umount ${image}`);
     assert.deepEqual([world.db.fingerprint(), fs.readdirSync(own)], [saved.rows, ['photo']]);
     assert.equal(fs.readdirSync(sub).filter((name) => name.startsWith('before-restore-')).length, 2);
     paste(said, /Back to the old ones/);
