@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 813dc01dc9570f649b514560c72bc2720ab319d8d8c1dcdd0bfa7debd90ef744
+// Checksum of all but the settings: 4b24a8b2949c4c8d42b284195fbea8ff7d95e264bd69f5f1c09856899a5f1077
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7162,10 +7162,19 @@ function byHand({ archive, pieces, parts }) {
 async function restoreInPlace(loaded, script, words, how) {
   const settings = mode.dryRun ? { ...loaded.settings, stateFolder: temporaryFolder() } : loaded.settings;
   const left = mode.dryRun ? null : await begin(settings, how);
+  try {
+    return await lookAndCarryOut({ ...loaded, settings }, script, words, how, left);
+  } catch (error) {
+    if (left && error instanceof Problem) throw new Problem(`${error.message}; ${left.why.message}`, { ...error.facts, exitCode: 3 }); // nothing was touched, so it is down still
+    throw error;
+  }
+}
+
+async function lookAndCarryOut(loaded, script, words, how, left) {
   const startedAt = new Date().toISOString();
   if (!mode.dryRun) openTranscript(path.join(how.stateFolder, 'log'), `${startedAt.slice(0, 19)}-restore`);
   await borgVersion();
-  const comeback = await workOut({ ...loaded, settings }, words, how, startedAt);
+  const comeback = await workOut(loaded, words, how, startedAt);
   showComeback(comeback);
   const why = whyNot(comeback);
   if (why && !(mode.dryRun && mode.json)) throw why;
@@ -7191,8 +7200,10 @@ async function begin(settings, { stateFolder }) {
   const isTold = readLedgerQuietly(stateFolder)?.reported === 'down'; // then its guard has the lock from time to time, as long as an attempt to start it takes
   if (isTold) say('an earlier run left something stopped: waiting until its guard is not at work');
   takeRunLock(stateFolder, isTold ? 60 : 2);
-  const ledger = readLedger(stateFolder), isTried = ledger?.reported === 'down' && ledger.restore?.state !== '';
-  const left = isTried ? leftBy(ledger, ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name)) : await startLeftovers({ ...settings, stateFolder });
+  const ledger = readLedger(stateFolder), isTried = ledger?.reported === 'down' && ledger.restore?.state !== ''; // a moment ago, and its swaps, if any, are settled
+  const down = isTried ? ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name) : [];
+  const left = ledger && down.length > 0 ? leftBy(ledger, down) : await startLeftovers({ ...settings, stateFolder });
+  if (left?.ledger.restore?.state === '') throw left.why; // whether old or new contents lie in place is still to be settled
   if (left) say(`${left.why.message}: this restore goes on, and starts it in the end`);
   return left;
 }

@@ -40,10 +40,19 @@ import type { ArchivedCluster, Comeback, InPlace } from './comeback.ts';
 export async function restoreInPlace(loaded: Loaded, script: string, words: string[], how: InPlace): Promise<number> {
   const settings = mode.dryRun ? { ...loaded.settings, stateFolder: temporaryFolder() } : loaded.settings;
   const left = mode.dryRun ? null : await begin(settings, how);
+  try {
+    return await lookAndCarryOut({ ...loaded, settings }, script, words, how, left);
+  } catch (error) {
+    if (left && error instanceof Problem) throw new Problem(`${error.message}; ${left.why.message}`, { ...error.facts, exitCode: 3 }); // nothing was touched, so it is down still
+    throw error;
+  }
+}
+
+async function lookAndCarryOut(loaded: Loaded, script: string, words: string[], how: InPlace, left: Left | null): Promise<number> {
   const startedAt = new Date().toISOString();
   if (!mode.dryRun) openTranscript(path.join(how.stateFolder, 'log'), `${startedAt.slice(0, 19)}-restore`);
   await borgVersion();
-  const comeback = await workOut({ ...loaded, settings }, words, how, startedAt);
+  const comeback = await workOut(loaded, words, how, startedAt);
   showComeback(comeback);
   const why = whyNot(comeback);
   if (why && !(mode.dryRun && mode.json)) throw why;
@@ -69,8 +78,10 @@ async function begin(settings: Settings, { stateFolder }: InPlace): Promise<Left
   const isTold = readLedgerQuietly(stateFolder)?.reported === 'down'; // then its guard has the lock from time to time, as long as an attempt to start it takes
   if (isTold) say('an earlier run left something stopped: waiting until its guard is not at work');
   takeRunLock(stateFolder, isTold ? 60 : 2);
-  const ledger = readLedger(stateFolder), isTried = ledger?.reported === 'down' && ledger.restore?.state !== '';
-  const left = isTried ? leftBy(ledger, ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name)) : await startLeftovers({ ...settings, stateFolder });
+  const ledger = readLedger(stateFolder), isTried = ledger?.reported === 'down' && ledger.restore?.state !== ''; // a moment ago, and its swaps, if any, are settled
+  const down = isTried ? ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name) : [];
+  const left = ledger && down.length > 0 ? leftBy(ledger, down) : await startLeftovers({ ...settings, stateFolder });
+  if (left?.ledger.restore?.state === '') throw left.why; // whether old or new contents lie in place is still to be settled
   if (left) say(`${left.why.message}: this restore goes on, and starts it in the end`);
   return left;
 }
