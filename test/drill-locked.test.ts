@@ -128,6 +128,8 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root' }, () => {
         assert.match(found['row counts'].detail, new RegExp(`^${rows} rows in 1 table`));
       }
       assert.equal(pid(), before);
+      const runbook = server.borg('extract', '--stdout', `::${certificate.archive}`, 'record/RESTORE.md');
+      assert.deepEqual([`${real}/conf`, looked].map((place) => [runbook.includes(`\naside ${place} `), runbook.includes(`cd /root/old && borg extract "::$ARCHIVE" pp:${place.slice(1)}`)]), [[true, false], [false, true]], 'what containers only look at is laid aside');
       assert.equal(engine.docker(['ps', '--all', '--format', '{{.Names}}']), 'shop-db\nlinked-db', 'no other container is left');
       assert.equal(engine.docker(['volume', 'ls', '--quiet']), 'cache\nshop_data', 'and no volume');
       // A night beside it sees nothing of a drill's container either.
