@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 4b24a8b2949c4c8d42b284195fbea8ff7d95e264bd69f5f1c09856899a5f1077
+// Checksum of all but the settings: 354a7f6aa7e3e64d6959017aabbcaf05645cd92cbcbfb2f0cce7a7c7489f3c06
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4444,7 +4444,7 @@ const ENGLISH = {
   },
   sheet: {
     title: (server) => `RECOVERY SHEET of server ${server}`, print: 'Print this, keep it on paper away from the server, then remove this file.', whoHas: 'Whoever has it and can reach the storage can read every backup.', repository: 'repository', passphrase: 'passphrase',
-    how: (isRemote) => `When the server is gone, as root on a machine with borg${isRemote ? ' and an ssh key that the storage\'s keeper has let in (ssh-keygen makes one)' : ''}, in an empty folder:`, then: 'ARCHIVE is the newest name that is in the list a second time, with proven- before it. record/RESTORE.md says all that follows.',
+    how: 'When the server is gone, as root in an empty folder on a machine with borg:', keeper: 'First its ssh key has to be let in by the storage\'s keeper (ssh-keygen makes one).', then: 'ARCHIVE is the newest name that is in the list a second time, with proven- before it. record/RESTORE.md says all that follows.',
   },
   message: {
     outcome: { start: 'start', good: 'good', warning: 'warning', failed: 'failed', down: 'down' }, start: 'the backup begins', good: (time) => `good backup, down ${time}`, warning: (number, time) => `backup with ${number} ${number === 1 ? 'warning' : 'warnings'}, down ${time}`,
@@ -4490,7 +4490,7 @@ const SPANISH = {
   },
   sheet: {
     title: (server) => `HOJA DE RECUPERACIÓN del servidor ${server}`, print: 'Imprima esta hoja, guárdela en papel lejos del servidor y elimine después este archivo.', whoHas: 'Quien la tenga y pueda acceder al almacenamiento podrá leer todas las copias.', repository: 'repositorio', passphrase: 'frase de paso',
-    how: (isRemote) => `Si se pierde el servidor, como root en una máquina con borg${isRemote ? ' y una clave ssh que haya aceptado quien administra el almacenamiento (ssh-keygen crea una)' : ''}, en una carpeta vacía:`, then: 'ARCHIVE es el nombre más reciente que aparece en la lista dos veces, la segunda con proven- delante. record/RESTORE.md explica todo lo demás.',
+    how: 'Si se pierde el servidor, como root en una carpeta vacía de una máquina con borg:', keeper: 'Antes, quien administra el almacenamiento tiene que aceptar su clave ssh (ssh-keygen crea una).', then: 'ARCHIVE es el nombre más reciente que aparece en la lista dos veces, la segunda con proven- delante. record/RESTORE.md explica todo lo demás.',
   },
   message: {
     outcome: { start: 'inicio', good: 'correcto', warning: 'aviso', failed: 'fallo', down: 'detenido' }, start: 'empieza la copia', good: (time) => `copia correcta, servicios detenidos ${time}`, warning: (number, time) => `copia con ${number} ${number === 1 ? 'aviso' : 'avisos'}, servicios detenidos ${time}`,
@@ -4508,7 +4508,7 @@ const WORDS = { en: ENGLISH, es: SPANISH };
 // for the shell.
 
 // Folders that a running machine cannot do without: they are not swapped, but laid aside to be compared.
-const SYSTEM = /^\/(|etc|etc\/(passwd|group|g?shadow)|usr(\/.*)?|var|var\/(lib|log|cache|spool|mail)|var\/lib\/(docker|containerd)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
+const SYSTEM = /^\/(|etc|etc\/(passwd|group|g?shadow)|usr(\/.*)?|var|var\/(lib|log|cache|spool)|var\/lib\/(docker|containerd)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
 /** Whether this is the machine's own, at which containers only look (`/etc/group:/etc/group:ro`): another machine's would harm it. Given a root of the plan, and the passport's containers. */
 function isLookedAt({ path: place, why }, containers) {
   const source = why.startsWith('volume /') ? why.slice('volume '.length) : ''; // a bind mount; what is a volume of Docker's is the containers' own
@@ -6943,7 +6943,7 @@ function swapsOf(pieces, stamp) {
 // started comes from this machine's own settings; where there are none, names of units, containers and clusters come from the
 // archive. Changes nothing.
 
-const SYSTEM_FOLDERS = ['/', '/bin', '/boot', '/dev', '/etc', '/lib', '/lib32', '/lib64', '/proc', '/root', '/run', '/sbin', '/sys', '/tmp', '/usr', '/var', '/var/cache', '/var/lib', '/var/log', '/var/mail', '/var/spool',
+const SYSTEM_FOLDERS = ['/', '/bin', '/boot', '/dev', '/etc', '/lib', '/lib32', '/lib64', '/proc', '/root', '/run', '/sbin', '/sys', '/tmp', '/usr', '/var', '/var/cache', '/var/lib', '/var/log', '/var/spool',
   '/var/lib/containerd', '/var/lib/docker', '/etc/group', '/etc/gshadow', '/etc/passwd', '/etc/shadow'];
 const NEVER = /^\/(bin|boot|dev|lib|lib32|lib64|proc|run|sbin|sys|usr\/(bin|sbin|lib|lib32|lib64))(\/|$)/;
 
@@ -8696,7 +8696,7 @@ async function writeSheet(settings) {
   }
   const words = WORDS[settings.language].sheet, pad = Math.max(words.repository.length, words.passphrase.length) + 2, title = words.title(serverName(settings));
   const steps = [`export ${pasteable([`BORG_REPO=${settings.repository}`])} BORG_KEY_FILE=/root/borg_key`, 'borg key import --paper ::', 'borg list ::', 'borg extract ::ARCHIVE record'].map((line) => `  ${line}`);
-  const text = [words.print, words.whoHas, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`, '', words.how(isRemote(settings)), ...steps, words.then];
+  const text = [words.print, words.whoHas, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`, '', words.how, ...steps, words.then, ...(isRemote(settings) ? [words.keeper] : [])];
   const html = (lines) => lines.join('\n').replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
   writeDurably(page, exported[1].replace(/<div id="printout">/, (paper) => `${paper}\n<h1>${html([title])}</h1>\n<pre style="white-space: pre-wrap">${html(text)}</pre>\n`)); // onto the paper of borg's own page, which draws the codes itself
   writeDurably(sheet, [title, '', ...text, '', exported[0], ''].join('\n'));

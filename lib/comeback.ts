@@ -42,7 +42,7 @@ export type Comeback = {
   asleep: Part[]; // that do not run here, ran when the archive was made, and can run
 };
 
-const SYSTEM_FOLDERS = ['/', '/bin', '/boot', '/dev', '/etc', '/lib', '/lib32', '/lib64', '/proc', '/root', '/run', '/sbin', '/sys', '/tmp', '/usr', '/var', '/var/cache', '/var/lib', '/var/log', '/var/mail', '/var/spool',
+const SYSTEM_FOLDERS = ['/', '/bin', '/boot', '/dev', '/etc', '/lib', '/lib32', '/lib64', '/proc', '/root', '/run', '/sbin', '/sys', '/tmp', '/usr', '/var', '/var/cache', '/var/lib', '/var/log', '/var/spool',
   '/var/lib/containerd', '/var/lib/docker', '/etc/group', '/etc/gshadow', '/etc/passwd', '/etc/shadow'];
 const NEVER = /^\/(bin|boot|dev|lib|lib32|lib64|proc|run|sbin|sys|usr\/(bin|sbin|lib|lib32|lib64))(\/|$)/;
 

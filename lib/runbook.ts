@@ -18,7 +18,7 @@ type Places = { byName: string[]; byNumber: string[]; system: string[] };
 type HostCluster = Manifest['plan']['clusters'][number];
 
 // Folders that a running machine cannot do without: they are not swapped, but laid aside to be compared.
-const SYSTEM = /^\/(|etc|etc\/(passwd|group|g?shadow)|usr(\/.*)?|var|var\/(lib|log|cache|spool|mail)|var\/lib\/(docker|containerd)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
+const SYSTEM = /^\/(|etc|etc\/(passwd|group|g?shadow)|usr(\/.*)?|var|var\/(lib|log|cache|spool)|var\/lib\/(docker|containerd)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
 /** Whether this is the machine's own, at which containers only look (`/etc/group:/etc/group:ro`): another machine's would harm it. Given a root of the plan, and the passport's containers. */
 export function isLookedAt({ path: place, why }: Root, containers: ContainerPassport[]): boolean {
   const source = why.startsWith('volume /') ? why.slice('volume '.length) : ''; // a bind mount; what is a volume of Docker's is the containers' own

@@ -127,6 +127,9 @@ scenarios('in place', import.meta.url, {
     fs.truncateSync(path.join(world.db.dataDirectory, 'global/pg_control'));
     letGo(world);
     assert.equal((await night.ended).code, 3);
+    const refused = await world.server.run(['restore', 'latest', '--in-place', 'postgres 99/nosuch']);
+    assert.equal(refused.code, 3, refused.out + refused.err);
+    assert.match(refused.err, /99\/nosuch[^\n]*; left stopped by the run of .* and still not running: postgres \S+$/m);
     const said = restored(await inPlace(world, 'postgres', world.db.dataDirectory));
     assert.match(said, /left stopped by the run of .* and still not running: postgres \S+: this restore goes on[^]*started postgres[^]*services: postgres \S+ is running again/);
     await waitFor('the guard of the night has gone', () => leftProcesses().length === 0, 40);
