@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 354a7f6aa7e3e64d6959017aabbcaf05645cd92cbcbfb2f0cce7a7c7489f3c06
+// Checksum of all but the settings: 771be0f788f7db0693d428efac7e792e5ddca86bc0757021379208cf390ff1a8
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -5572,12 +5572,12 @@ function findPatterns(pattern) {
 // Returns 1 for a version that was not known; of those it remembers only while there is room.
 function noteVersion(found, index, one, hasRoom) {
   if (one.type === 'd') return 0;
-  const file = `/${one.path}`, modifiedAt = `${String(one.mtime).slice(0, 19)}Z`;
+  const file = `/${one.path}`, modifiedAt = `${String(one.mtime).slice(0, 19)}Z`, linkOf = String(one.mode).startsWith('h') ? `/${one.source}` : '';
   const known = found.get(file)?.find((version) => version.modifiedAt === modifiedAt && version.bytes === one.size);
   const last = known?.runs[known.runs.length - 1];
   if (last && last[1] >= index - 1) last[1] = index;
   else if (known) known.runs.push([index, index]);
-  else if (hasRoom) found.set(file, [...found.get(file) ?? [], { modifiedAt, bytes: one.size, runs: [[index, index]] }]);
+  else if (hasRoom) found.set(file, [...found.get(file) ?? [], { modifiedAt, bytes: one.size, linkOf, runs: [[index, index]] }]);
   return known ? 0 : 1;
 }
 
@@ -5586,15 +5586,15 @@ function tellVersions(found, archives) {
   const sign = (index) => (index === 0 ? '[' : ',');
   let index = 0;
   for (const [file, versions] of found) { // one by one: all of it as one text could be too much
-    if (mode.json) answer(`${sign(index++)}${JSON.stringify({ path: file, versions: versions.map((one) => ({ modifiedAt: one.modifiedAt, bytes: one.bytes, archives: holding(one) })) })}`);
+    if (mode.json) answer(`${sign(index++)}${JSON.stringify({ path: file, versions: versions.map((one) => ({ modifiedAt: one.modifiedAt, bytes: one.bytes, linkOf: one.linkOf, archives: holding(one) })) })}`);
     else answer([named(file), ...versions.map((one) => versionLine(one, holding(one)))].join('\n'));
   }
   if (mode.json) answer(index === 0 ? '[]' : ']');
 }
 
-function versionLine({ modifiedAt, bytes }, archives) {
+function versionLine({ modifiedAt, bytes, linkOf }, archives) {
   const more = archives.length > 1 ? ` and ${archives.length - 1} more, the oldest ${named(archives[archives.length - 1])}` : '';
-  return `  changed ${modifiedAt}  ${size(bytes).padStart(8)}  in ${named(archives[0])}${more}`;
+  return `  changed ${modifiedAt}  ${linkOf === '' ? size(bytes).padStart(8) : `hard link of ${named(linkOf)}`}  in ${named(archives[0])}${more}`;
 }
 
 /** `borg ARGS...`: borg on this terminal, with this server's repository, key and passphrase. Returns its exit code. */

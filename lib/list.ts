@@ -117,7 +117,7 @@ export function notInArchive(archive: string, missing: string[]): Problem {
     { hint: `node backup.js find ${pasteable([path.basename(missing[0]!)])}` });
 }
 
-type Version = { modifiedAt: string; bytes: number; runs: [number, number][] }; // runs: in the archives from the one number to the other, 0 is the newest
+type Version = { modifiedAt: string; bytes: number; linkOf: string; runs: [number, number][] }; // linkOf: of a hard link, the name under which borg has its bytes; runs: in the archives from the one number to the other, 0 is the newest
 
 /** `find PATTERN`: which archives hold the files whose path contains the text (or matches the glob), newest first. Returns 0, or 1 when none does. */
 export async function find(settings: Settings, server: string, [pattern = '']: string[]): Promise<number> {
@@ -150,12 +150,12 @@ function findPatterns(pattern: string): string[] {
 // Returns 1 for a version that was not known; of those it remembers only while there is room.
 function noteVersion(found: Map<string, Version[]>, index: number, one: any, hasRoom: boolean): 0 | 1 {
   if (one.type === 'd') return 0;
-  const file = `/${one.path}`, modifiedAt = `${String(one.mtime).slice(0, 19)}Z`;
+  const file = `/${one.path}`, modifiedAt = `${String(one.mtime).slice(0, 19)}Z`, linkOf = String(one.mode).startsWith('h') ? `/${one.source}` : '';
   const known = found.get(file)?.find((version) => version.modifiedAt === modifiedAt && version.bytes === one.size);
   const last = known?.runs[known.runs.length - 1];
   if (last && last[1] >= index - 1) last[1] = index;
   else if (known) known.runs.push([index, index]);
-  else if (hasRoom) found.set(file, [...found.get(file) ?? [], { modifiedAt, bytes: one.size, runs: [[index, index]] }]);
+  else if (hasRoom) found.set(file, [...found.get(file) ?? [], { modifiedAt, bytes: one.size, linkOf, runs: [[index, index]] }]);
   return known ? 0 : 1;
 }
 
@@ -164,15 +164,15 @@ function tellVersions(found: Map<string, Version[]>, archives: string[]): void {
   const sign = (index: number) => (index === 0 ? '[' : ',');
   let index = 0;
   for (const [file, versions] of found) { // one by one: all of it as one text could be too much
-    if (mode.json) answer(`${sign(index++)}${JSON.stringify({ path: file, versions: versions.map((one) => ({ modifiedAt: one.modifiedAt, bytes: one.bytes, archives: holding(one) })) })}`);
+    if (mode.json) answer(`${sign(index++)}${JSON.stringify({ path: file, versions: versions.map((one) => ({ modifiedAt: one.modifiedAt, bytes: one.bytes, linkOf: one.linkOf, archives: holding(one) })) })}`);
     else answer([named(file), ...versions.map((one) => versionLine(one, holding(one)))].join('\n'));
   }
   if (mode.json) answer(index === 0 ? '[]' : ']');
 }
 
-function versionLine({ modifiedAt, bytes }: Version, archives: string[]): string {
+function versionLine({ modifiedAt, bytes, linkOf }: Version, archives: string[]): string {
   const more = archives.length > 1 ? ` and ${archives.length - 1} more, the oldest ${named(archives[archives.length - 1]!)}` : '';
-  return `  changed ${modifiedAt}  ${size(bytes).padStart(8)}  in ${named(archives[0]!)}${more}`;
+  return `  changed ${modifiedAt}  ${linkOf === '' ? size(bytes).padStart(8) : `hard link of ${named(linkOf)}`}  in ${named(archives[0]!)}${more}`;
 }
 
 /** `borg ARGS...`: borg on this terminal, with this server's repository, key and passphrase. Returns its exit code. */
