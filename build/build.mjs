@@ -66,6 +66,7 @@ const CHAPTERS = [
   { file: 'lib/restore.ts', title: 'COMING BACK' },
   { file: 'lib/places.ts', title: 'PLACES' },
   { file: 'lib/comeback.ts', title: 'COMEBACK' },
+  { file: 'lib/afterwards.ts', title: 'AFTERWARDS' },
   { file: 'lib/inplace.ts', title: 'IN PLACE' },
   { file: 'lib/checks.ts', title: 'CHECKS' },
   { file: 'lib/serverchecks.ts', title: 'SERVER CHECKS' },

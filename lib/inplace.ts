@@ -6,34 +6,29 @@
 import { randomUUID } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { Problem, answer, count, lastLines, mode, named, openTranscript, say, sayBlock, sayError, span, warn, warnings } from './say.ts';
-import { askedToStop, change, failure, goOn, waitUntil } from './shell.ts';
+import { Problem, answer, mode, named, openTranscript, say, sayBlock, sayError, span, warnings } from './say.ts';
+import { askedToStop, change, failure } from './shell.ts';
 import { isBelow, temporaryFolder } from './files.ts';
 import { refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
-import { answerOf } from './form.ts';
 import type { Settings } from './settings.ts';
 import type { Part } from './units.ts';
 import { findContainers } from './containers.ts';
 import { clusterState, isUsed } from './postmaster.ts';
-import { findClusters } from './postgres.ts';
-import type { Cluster } from './postgres.ts';
-import { databaseQuestions, queryCluster } from './questions.ts';
 import { borgVersion } from './borg.ts';
 import { serverName } from './plan.ts';
 import { closeLedger, keepLedger, keepLedgerIfPossible, openLedger, readLedger, readLedgerQuietly } from './ledger.ts';
 import type { Ledger } from './ledger.ts';
 import { giveFolder, isThere, makeSwaps, removeStagings, settleRestore, tellRestore } from './swap.ts';
 import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
-import type { Manifest } from './record.ts';
 import { armGuard, dismissGuard } from './guard.ts';
 import { leftBy, startLeftovers, takeRunLock } from './leftovers.ts';
 import type { Left } from './leftovers.ts';
-import { NOT_LOADED } from './installed.ts';
 import { stage, stagingsOf, swapsOf, whereIs, whyNoRoom } from './places.ts';
 import type { Piece } from './places.ts';
 import { byHand, partsOf, partsToCome, showComeback, touchesPlace, workOut } from './comeback.ts';
-import type { ArchivedCluster, Comeback, InPlace } from './comeback.ts';
+import type { Comeback, InPlace } from './comeback.ts';
+import { checkWhatCameBack } from './afterwards.ts';
 
 // `how`: { bare: no settings here, reindex, stateFolder: where ledger and lock are }; on a bare machine borg's cache is elsewhere (settings.stateFolder).
 /** Given the settings, the script, the words and how, does all of it. Returns the exit code. Throws Problem while nothing has been changed. */
@@ -89,7 +84,8 @@ async function begin(settings: Settings, { stateFolder }: InPlace): Promise<Left
 // Our ledger takes the place of the one that was left, in one rename: at every moment there is one that tells what is down. The guard of that other run
 // can do nothing while we have the lock, and ends when it finds another run's ledger, or none.
 function carryOver(ledger: Ledger, { ledger: other }: Left, parts: Part[]): void {
-  ledger.parts.push(...other.parts.filter((part) => part.runningAt === null && !parts.some((one) => one.name === part.name)));
+  const watched = undecidedParts(other); // they run, and may still follow their stop
+  ledger.parts.push(...other.parts.filter((part) => (part.runningAt === null || watched.includes(part)) && !parts.some((one) => one.name === part.name)));
   ledger.before.units = [...new Set([...other.before.units, ...ledger.before.units])]; // what went down with those parts
   ledger.before.containers = [...new Set([...other.before.containers, ...ledger.before.containers])];
   ledger.boot = other.boot;
@@ -220,68 +216,4 @@ function tellEnd({ archive, how }: Comeback, ledger: Ledger, { down, isOpen, tro
 function downSecondsOf({ parts }: Ledger): number {
   const end = (part: Ledger['parts'][number]) => Date.parse(part.runningAt ?? new Date().toISOString());
   return parts.length === 0 ? 0 : (Math.max(...parts.map(end)) - Math.min(...parts.map((part) => Date.parse(part.askedAt)))) / 1000;
-}
-
-// ---- afterwards ----
-
-/** Every cluster that came back answers, every database opens, its libraries load; what its tables are is told. Returns what is wrong. */
-async function checkWhatCameBack(comeback: Comeback): Promise<string[]> {
-  const { clusters, pieces, manifest } = comeback, wrong: string[] = [];
-  const running = await findClusters(await findContainers(false));
-  for (const cluster of clusters.filter((one) => one.pid !== 0)) {
-    const folder = whereIs(pieces, cluster.dataDirectory, (piece) => piece.place), here = running.find((one) => one.dataDirectory === folder && one.pid !== 0);
-    const passport = manifest.postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
-    if (!here) warn(`cluster ${named(cluster.name)} is in place, and nothing here starts it`);
-    else if (!await waitUntil(passport?.answers ? 30 : 3, async () => (await queryCluster(here, 'template1', 'select 1')).code === 0)) {
-      if (passport?.answers) wrong.push(`cluster ${named(cluster.name)} does not answer`);
-      else warn(`cluster ${named(cluster.name)} runs, but was not looked through: it lets nobody in without a password, or another way that we have not, as when it was saved`);
-    }
-    else wrong.push(...await mendAfterwards(comeback, cluster, here), ...await checkDatabases(here, passport?.databases ?? []));
-    goOn();
-  }
-  return wrong;
-}
-
-const IN_ENGLISH = { lc_messages: 'C' }; // what the server says is looked into
-async function checkDatabases(here: Cluster, recorded: Manifest['postgres'][number]['databases']): Promise<string[]> {
-  const wrong: string[] = [];
-  const present = (await queryCluster(here, 'template1', 'select datname from pg_database where datallowconn')).out.split('\n').filter((name) => name !== '' && !/=|:\/\//.test(name)); // psql would take these for addresses
-  let same = 0;
-  for (const { name, rows = {} } of recorded.filter((one) => one.connectable && !/=|:\/\//.test(one.name))) {
-    const of = `database ${named(name)} of ${named(here.name)}`;
-    if (!present.includes(name)) { warn(`${of} is not there: it was dropped a while before the copy`); continue; } // every file is as it was when all was cold: see compareWithListing()
-    const done = await queryCluster(here, name, `select jsonb_build_object('rows', ${databaseQuestions.rows}, 'tables', ${databaseQuestions.estimatedRows}, 'libraries',
-      (select coalesce(jsonb_agg(distinct probin), '[]') from pg_proc where probin is not null and oid >= 16384))`, 60, IN_ENGLISH); // those of extensions: the server has its own
-    const { code, said } = done, why = lastLines(said, 1);
-    if (code === 1 && /lock timeout|statement timeout/.test(why)) { warn(`${of} is in use, and was not looked through: ${why}`); continue; }
-    if (code !== 0) { wrong.push(`${of} ${code === 2 ? 'does not open' : 'cannot be read'}: ${why}`); continue; }
-    const facts: { libraries: string[]; tables: Record<string, number>; rows: Record<string, number | null> } = answerOf(of, done, { libraries: ['text'], tables: { '*': 'anything' }, rows: { '*': 'anything' } });
-    for (const library of facts.libraries) { // one by one: some only want to be preloaded (see the judge)
-      const missing = NOT_LOADED.exec((await queryCluster(here, name, `load '${library.replaceAll("'", "''")}'`, 60, IN_ENGLISH)).said);
-      if (missing) wrong.push(`${of} misses a library: ${missing[0]}`);
-    }
-    for (const [table, then] of Object.entries(rows)) {
-      const now = facts.rows[table] ?? null; // null: not counted
-      if (facts.tables[table] === undefined) warn(`${of} has no table ${table}, which had ${then} rows a while before the copy`);
-      else if (now === null || then === null || now === then) same++;
-      else if (now < then / 2) warn(`${of}: ${table} has ${now} rows, and had ${then} a while before the copy`);
-      else say(`${of}: ${table} has ${now} rows, and had ${then} a while before the copy`);
-    }
-  }
-  say(`cluster ${named(here.name)} answers: ${count(recorded.length, 'database')}, ${count(same, 'table')} with the recorded rows`);
-  return wrong;
-}
-
-/** What the judge found to be mended in the database: done with --reindex, else told. */
-async function mendAfterwards({ findings, how }: Comeback, cluster: ArchivedCluster, here: Cluster): Promise<string[]> {
-  const open = findings.filter((one) => one.verdict === 'after' && one.cluster === cluster.name);
-  const byReindex = open.filter((one) => one.sql.length > 0), byHand = open.filter((one) => one.sql.length === 0);
-  if (byReindex.length > 0 && !how.reindex) warn(`${named(cluster.name)}: to be mended now, or do it all again with --reindex: ${byReindex.flatMap((one) => one.mend).join('; ')}`);
-  for (const { about, breaks, mend } of byHand) warn(`${named(cluster.name)}, ${about}: ${breaks}. To be mended now: ${mend.join('; ')}`);
-  for (const { database, text } of how.reindex ? open.flatMap((one) => one.sql) : []) {
-    say(`  ${named(here.name)}, ${named(database)}: ${text}`);
-    const done = text.startsWith('\\') || /=|:\/\//.test(database) ? { code: 1, said: 'this is no SQL' } : await queryCluster(here, database, text, 24 * 3600, { default_transaction_read_only: 'off', lock_timeout: '5min' });
-    if (done.code !== 0) return [`this failed in ${named(database)}: ${text.slice(0, 200)}: ${lastLines(done.said, 1)}`];
-  }
-  return [];
 }
