@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 877fb67cb3922cfbde949930bd706162d08d7826f1fadf3f5c6804d23b4755c8
+// Checksum of all but the settings: ed5b70a470945aa700b050f7b74ce01784e105f2f871d9ba456e74faebab165e
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -8265,7 +8265,8 @@ function leftStopped(stateFolder) {
 // =========================================================================================================
 // ==== DOCTOR ====
 // The doctor: everything that can be checked while all runs, with a hint for what is not right.
-// Changes nothing anywhere: it looks, connects, and asks. What cannot be known here is said to be unknown, never taken for good.
+// Changes nothing: it looks, connects, and asks; only a storage that does not call itself append-only gets an empty transaction, which tells
+// whether it is. What cannot be known here is said to be unknown, never taken for good.
 
 /** `doctor`: prints the checks. Returns 0 when all is well, 1 when something is to be wished for, 2 when a run would fail. */
 async function doctor(loaded, script) {
@@ -8730,7 +8731,7 @@ const COMMAND_TABLE = {
     more: ['Looks, tries all that can fail, copies once while all runs, stops the parts,', 'proves that they are cold, copies, starts everything again, reads back.', 'With --dry-run it only says so, in order, and changes nothing.'] },
   setup: { usage: ['[--yes] [--schedule cron|systemd]'], what: 'make settings, keys, passphrase, repository; it asks', examples: ['node backup.js setup', 'node backup.js setup --yes --schedule cron'],
     more: ['Makes what is missing and keeps what is there; may be called again and again.', 'Prints the line that the storage needs, writes the recovery sheet, and ends', 'with `doctor`: 0 when a run would now work. --yes asks nothing.'] },
-  doctor: { usage: [''], what: 'check everything that can be checked while all runs', examples: ['node backup.js doctor'], more: ['Changes nothing. Each check that failed has a hint. 2: a run would fail; 1:', 'there is something to be wished for.'] },
+  doctor: { usage: [''], what: 'check everything that can be checked while all runs', examples: ['node backup.js doctor'], more: ['Changes nothing; only a repository whose storage does not call itself', 'append-only gets an empty transaction. Each check that failed has a hint. 2: a', 'run would fail; 1: there is something to be wished for.'] },
   status: { usage: ['[--remote]', '--all [SERVER...]'], what: 'is there a good recent backup? (for monitoring, too)', examples: ['node backup.js status', 'node backup.js status --json', 'node backup.js status --all --quiet'],
     more: ['0 good, 1 with a warning, 2 nothing recent enough (`maxAgeHours`). It needs no', 'network; --remote asks the repository, too, whether archive and proof are there.',
       "--all, on the operator's computer: servers whose newest proven archive, by the", "storage's own clock, is too old. It reads file times there, and uses no key."] },
@@ -8769,7 +8770,7 @@ const OPTION_TABLE = {
   'mend-links': { value: '', what: "turn a cluster's links to the extracted files", commands: ['restore'] },
   'in-place': { value: '', what: 'everything back to where it was', commands: ['restore'] },
   reindex: { value: '', what: 'build indexes anew whose order changed', commands: ['restore'] },
-  full: { value: '', what: 'dump every database; of audit: read all data', commands: ['drill', 'audit'] },
+  full: { value: '', what: 'read all data; of drill: dump every database, too', commands: ['drill', 'audit'] },
   'undo-plan': { value: '', what: 'print how to undo what was found', commands: ['audit'] },
   accept: { value: '', what: 'take what was found as it is, from now on', commands: ['audit'] },
   lang: { value: 'en|es', what: 'language of the page', commands: ['report'] },

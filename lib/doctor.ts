@@ -1,5 +1,6 @@
 // The doctor: everything that can be checked while all runs, with a hint for what is not right.
-// Changes nothing anywhere: it looks, connects, and asks. What cannot be known here is said to be unknown, never taken for good.
+// Changes nothing: it looks, connects, and asks; only a storage that does not call itself append-only gets an empty transaction, which tells
+// whether it is. What cannot be known here is said to be unknown, never taken for good.
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, count, lastLines, mode, named, pasteable, size, span, warnings } from './say.ts';
