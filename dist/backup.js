@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: ed5b70a470945aa700b050f7b74ce01784e105f2f871d9ba456e74faebab165e
+// Checksum of all but the settings: 40266f48d7f2583ada6452eb019924b58f91b6fe6b54721fd900ffd32de395d6
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -1320,7 +1320,7 @@ const TABLE = [ // the initial value is always right
   { name: 'tell.command', initial: [], rule: aCommand, help: 'run at the end, with the summary on its standard input' },
   { name: 'tell.metrics', initial: '', rule: aPath, help: 'file for Prometheus: its name ends in .prom' },
   { name: 'tell.sendLog', initial: false, rule: yesOrNo, help: "the ping carries the log's end, too" },
-  { name: 'maxAgeHours', initial: 26, rule: aNumber(0.01, 100_000, 'any'), help: 'status: older than this is a failure' },
+  { name: 'maxAgeHours', initial: 26, rule: aNumber(0, 100_000, 'any'), help: 'status: older than this is a failure' },
   { name: 'drill.queries', initial: [], rule: aListOf(aQuery), help: 'asked of every restored database: { cluster, database, sql, expect }' },
   { name: 'drill.folder', initial: '', rule: aPath, help: "scratch space; '' = in the state folder" },
   { name: 'drill.maxAgeDays', initial: 8, rule: aNumber(0, 10_000, 'any'), help: 'status: an older drill is a warning; 0 = no drills here' },
@@ -2688,7 +2688,7 @@ function isRemote(settings) {
 // repository, key and caches open, until it is fed the manifest: none of that is left for when services are down. So does the proof, until the archive has been read back.
 // Adds an archive to the repository; changes nothing else. What borg could not read as it was is told by name.
 
-const DIES_WITH_US = ['setpriv', '--pdeathsig', 'KILL', '--']; // or a borg that waits would take our death for the end of its input, and copy what runs
+const diesWithUs = (signal) => ['setpriv', '--pdeathsig', signal, '--']; // or it would hold the repository for as long as its upload takes; and one that waits take our death for the end of its input, and copy what runs
 const GENTLY = ['SIGINT', 'SIGTERM', 'SIGKILL']; // INT: borg keeps a checkpoint, so that the upload goes on from there
 const LONGEST_DEATH_MS = 15_000; // what was killed, and still waits for a disk that hangs, runs no line of its program any more: nobody need wait for it
 const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lost among many others
@@ -2706,7 +2706,7 @@ function createCommand(settings, what) {
   const onTheWay = nested.length > 0 && !settings.exclude.some((pattern) => /^(re|pf):/.test(pattern));
   const excluded = (pattern) => (onTheWay ? ['--pattern', `- ${/^[a-z]{2}:/.test(pattern) ? '' : 'fm:'}${pattern}`] : ['--exclude', pattern]);
   const waits = what.fed !== undefined;
-  return [...(waits ? DIES_WITH_US : []), 'borg', '--log-json', '--progress', '--lock-wait', PATIENT_LOCK_WAIT,
+  return [...diesWithUs(waits ? 'KILL' : 'INT'), 'borg', '--log-json', '--progress', '--lock-wait', PATIENT_LOCK_WAIT,
     ...(settings.uploadLimitKiB ? ['--upload-ratelimit', String(settings.uploadLimitKiB)] : []),
     'create', '--json', '--list', '--filter', waits ? 'CEi' : 'CE', ...(waits ? ['--stdin-name', what.fed, '--stdin-mode', '0600'] : []),
     ...(what.filesCache ? ['--files-cache', what.filesCache] : []),
@@ -3496,7 +3496,7 @@ async function makePlan(settings, now) {
   for (const cluster of clusters) refuseCrashedCluster(cluster);
   await warnOfUnsaved(allClusters, containers, isSaved);
   return {
-    format: 1, server, run, parts, clusters, roots, cold,
+    format: 1, server, run, parts, clusters, roots, cold: [...new Set([...cold, ...clusters.flatMap((one) => one.roots)])],
     archive: `${server}-${now.toISOString().slice(0, 19)}`,
     madeAt: now.toISOString(),
     repository: settings.repository,
@@ -4269,7 +4269,7 @@ async function stopPart(part, limitSeconds) {
     const state = await partState(part);
     if (state === 'running' && finished && finished.code !== 0) {
       part.refused = true;
-      throw failure(`could not stop ${part.name}`, finished);
+      throw failure(`could not stop ${part.name}`, finished, 'find out why (its own log), and stop and start it once by hand; then: node backup.js --now');
     }
     return state === 'stopped' && finished !== null; // docker stop may still be at work on what has just ended
   }, 30, stopped);
@@ -4322,9 +4322,9 @@ async function startParts(ledger, stateFolder) {
 async function startPart(part, ledger) {
   const began = Date.now();
   const isDecided = part.stoppedAt !== null || await waitForEndOfStop(part, ledger.stopTimeoutSeconds);
-  if (part.running && part.stoppedAt === null && await runsWell(part)) { // nobody says that an own start command does nothing while its part runs: it may make a second one
+  if (part.running && await runsWell(part)) { // nobody says that an own start command does nothing while its part runs: it may make a second one
     part.runningAt = steadyNow().toISOString();
-    return say(`${part.name} was not seen to stop, and runs: should it still end, the guard starts it`);
+    return say(part.stoppedAt ? `${part.name} runs already: somebody else has started it` : `${part.name} was not seen to stop, and runs: should it still end, the guard starts it`);
   }
   const limitSeconds = isDecided ? START_SECONDS : 5; // what still hangs in its stop must not keep the others down
   for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
@@ -4341,7 +4341,7 @@ async function startPart(part, ledger) {
       part.runningAt = steadyNow().toISOString();
       return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);
     }
-    if (command.done?.code) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${lastLines(command.done.said, 1)}`);
+    if (command.done?.code) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${lastLines(command.done.said, 1)} (ran: ${pasteable(part.start)})`);
     else warn(`${part.name} ${seen ? 'was started and went down at once' : `has not been seen running within ${limitSeconds} s`}`);
     if (!seen) return;
     await waitUntil(2, () => false);
@@ -4960,7 +4960,8 @@ function commandsOf(settings, plan) {
 async function runBefore(settings) {
   if (settings.before.length === 0) return;
   const done = await change(settings.before, { seconds: 600, toTranscript: true }); // it may leave a daemon behind
-  if (done.code !== 0) throw failure('the `before` command failed', done);
+  goOn(); // it may have ended because we were asked to
+  if (done.code !== 0) throw failure('the `before` command failed', done, 'mend it, or take it out of the settings; nothing was stopped');
 }
 
 /** The storage, the key and this server's borg are tried while everything still runs. Returns what they are. Throws Problem: nothing was stopped. */

@@ -20,7 +20,7 @@ type PassOptions = { cwd: string; run: string; title: string; expectedBytes: num
  */
 export type PassUnderWay = { isWaiting: Promise<void>; feed: (text: string) => void; isRead: Promise<void>; end: Promise<PassResult>; callOff: () => Promise<void> };
 
-const DIES_WITH_US = ['setpriv', '--pdeathsig', 'KILL', '--']; // or a borg that waits would take our death for the end of its input, and copy what runs
+const diesWithUs = (signal: string) => ['setpriv', '--pdeathsig', signal, '--']; // or it would hold the repository for as long as its upload takes; and one that waits take our death for the end of its input, and copy what runs
 const GENTLY: NodeJS.Signals[] = ['SIGINT', 'SIGTERM', 'SIGKILL']; // INT: borg keeps a checkpoint, so that the upload goes on from there
 const LONGEST_DEATH_MS = 15_000; // what was killed, and still waits for a disk that hangs, runs no line of its program any more: nobody need wait for it
 const KEPT_NAMES = 100_000; // of changed files: one of a cluster must not be lost among many others
@@ -38,7 +38,7 @@ export function createCommand(settings: Settings, what: { archive: string; roots
   const onTheWay = nested.length > 0 && !settings.exclude.some((pattern) => /^(re|pf):/.test(pattern));
   const excluded = (pattern: string) => (onTheWay ? ['--pattern', `- ${/^[a-z]{2}:/.test(pattern) ? '' : 'fm:'}${pattern}`] : ['--exclude', pattern]);
   const waits = what.fed !== undefined;
-  return [...(waits ? DIES_WITH_US : []), 'borg', '--log-json', '--progress', '--lock-wait', PATIENT_LOCK_WAIT,
+  return [...diesWithUs(waits ? 'KILL' : 'INT'), 'borg', '--log-json', '--progress', '--lock-wait', PATIENT_LOCK_WAIT,
     ...(settings.uploadLimitKiB ? ['--upload-ratelimit', String(settings.uploadLimitKiB)] : []),
     'create', '--json', '--list', '--filter', waits ? 'CEi' : 'CE', ...(waits ? ['--stdin-name', what.fed!, '--stdin-mode', '0600'] : []),
     ...(what.filesCache ? ['--files-cache', what.filesCache] : []),

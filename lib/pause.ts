@@ -2,7 +2,7 @@
 // Before each stop, what will have to be started is in the ledger on disk; a part counts as back only when it has been seen running.
 // Changes: the parts of the plan, and the ledger. Never kills a part.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { Problem, count, lastLines, named, say, span, warn } from './say.ts';
+import { Problem, count, lastLines, named, pasteable, say, span, warn } from './say.ts';
 import { change, failure, goOn, look, shield, steadyNow, waitUntil } from './shell.ts';
 import type { Done } from './shell.ts';
 import { bootName, keepLedger, keepLedgerIfPossible } from './ledger.ts';
@@ -91,7 +91,7 @@ async function stopPart(part: StoppedPart, limitSeconds: number): Promise<void> 
     const state = await partState(part);
     if (state === 'running' && finished && finished.code !== 0) {
       part.refused = true;
-      throw failure(`could not stop ${part.name}`, finished);
+      throw failure(`could not stop ${part.name}`, finished, 'find out why (its own log), and stop and start it once by hand; then: node backup.js --now');
     }
     return state === 'stopped' && finished !== null; // docker stop may still be at work on what has just ended
   }, 30, stopped);
@@ -144,9 +144,9 @@ export async function startParts(ledger: Ledger, stateFolder: string): Promise<s
 async function startPart(part: StoppedPart, ledger: Ledger): Promise<void> {
   const began = Date.now();
   const isDecided = part.stoppedAt !== null || await waitForEndOfStop(part, ledger.stopTimeoutSeconds);
-  if (part.running && part.stoppedAt === null && await runsWell(part)) { // nobody says that an own start command does nothing while its part runs: it may make a second one
+  if (part.running && await runsWell(part)) { // nobody says that an own start command does nothing while its part runs: it may make a second one
     part.runningAt = steadyNow().toISOString();
-    return say(`${part.name} was not seen to stop, and runs: should it still end, the guard starts it`);
+    return say(part.stoppedAt ? `${part.name} runs already: somebody else has started it` : `${part.name} was not seen to stop, and runs: should it still end, the guard starts it`);
   }
   const limitSeconds = isDecided ? START_SECONDS : 5; // what still hangs in its stop must not keep the others down
   for (let attempt = 1; attempt <= START_ATTEMPTS; attempt++) {
@@ -163,7 +163,7 @@ async function startPart(part: StoppedPart, ledger: Ledger): Promise<void> {
       part.runningAt = steadyNow().toISOString();
       return say(`started ${part.name} in ${span((Date.now() - began) / 1000)}`);
     }
-    if (command.done?.code) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${lastLines(command.done.said, 1)}`);
+    if (command.done?.code) warn(`${failure(`could not start ${part.name}`, command.done).message}: ${lastLines(command.done.said, 1)} (ran: ${pasteable(part.start)})`);
     else warn(`${part.name} ${seen ? 'was started and went down at once' : `has not been seen running within ${limitSeconds} s`}`);
     if (!seen) return;
     await waitUntil(2, () => false);

@@ -82,7 +82,7 @@ export async function makePlan(settings: Settings, now: Date): Promise<Plan> {
   for (const cluster of clusters) refuseCrashedCluster(cluster);
   await warnOfUnsaved(allClusters, containers, isSaved);
   return {
-    format: 1, server, run, parts, clusters, roots, cold,
+    format: 1, server, run, parts, clusters, roots, cold: [...new Set([...cold, ...clusters.flatMap((one) => one.roots)])],
     archive: `${server}-${now.toISOString().slice(0, 19)}`,
     madeAt: now.toISOString(),
     repository: settings.repository,

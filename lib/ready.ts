@@ -1,7 +1,7 @@
 // Ready? What is tried while everything still runs, before anything is stopped.
 // Runs the settings' own `before`; otherwise only tries, and leaves nothing behind.
 import { Problem, named, say, size, warn } from './say.ts';
-import { change, failure } from './shell.ts';
+import { change, failure, goOn } from './shell.ts';
 import { freeBytes } from './files.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
@@ -14,7 +14,8 @@ import type { Plan } from './plan.ts';
 export async function runBefore(settings: Settings): Promise<void> {
   if (settings.before.length === 0) return;
   const done = await change(settings.before, { seconds: 600, toTranscript: true }); // it may leave a daemon behind
-  if (done.code !== 0) throw failure('the `before` command failed', done);
+  goOn(); // it may have ended because we were asked to
+  if (done.code !== 0) throw failure('the `before` command failed', done, 'mend it, or take it out of the settings; nothing was stopped');
 }
 
 /** The storage, the key and this server's borg are tried while everything still runs. Returns what they are. Throws Problem: nothing was stopped. */

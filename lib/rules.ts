@@ -148,7 +148,7 @@ export const TABLE: { name: string; initial: unknown; rule: Rule; help: string }
   { name: 'tell.command', initial: [], rule: aCommand, help: 'run at the end, with the summary on its standard input' },
   { name: 'tell.metrics', initial: '', rule: aPath, help: 'file for Prometheus: its name ends in .prom' },
   { name: 'tell.sendLog', initial: false, rule: yesOrNo, help: "the ping carries the log's end, too" },
-  { name: 'maxAgeHours', initial: 26, rule: aNumber(0.01, 100_000, 'any'), help: 'status: older than this is a failure' },
+  { name: 'maxAgeHours', initial: 26, rule: aNumber(0, 100_000, 'any'), help: 'status: older than this is a failure' },
   { name: 'drill.queries', initial: [], rule: aListOf(aQuery), help: 'asked of every restored database: { cluster, database, sql, expect }' },
   { name: 'drill.folder', initial: '', rule: aPath, help: "scratch space; '' = in the state folder" },
   { name: 'drill.maxAgeDays', initial: 8, rule: aNumber(0, 10_000, 'any'), help: 'status: an older drill is a warning; 0 = no drills here' },

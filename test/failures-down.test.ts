@@ -174,10 +174,13 @@ scenarios('a failure while services are down', import.meta.url, {
     const run = world.server.start([], wrap(world, 'borg', holdIn('cold')));
     await held(world);
     world.web.startNow();
+    const pid = fs.readFileSync(world.web.pidFile, 'utf8');
     fs.writeFileSync(path.join(world.files, 'written by web'), 'hello');
     letGo(world);
-    expectEnd(world, await run.ended, { code: 1, warns: /changed while it was copied: .*written by web/ });
+    expectEnd(world, await run.ended, { code: 1, warns: /changed while it was copied: .*written by web/, says: [/web runs already: somebody else has started it/] });
     await allIsWell(world);
+    assert.equal(fs.readFileSync(world.web.pidFile, 'utf8'), pid, 'no second one beside it');
+    assert.doesNotMatch(run.out(), /\$ \S*web\.sh start/);
   },
 
   'a storage that says borg has read all, while it still reads, is not believed': async (world) => {

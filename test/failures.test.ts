@@ -74,7 +74,7 @@ scenarios('a failure while everything runs', import.meta.url, {
     randomFile(world, 'made meanwhile', 1);
     const ended = await run.ended;
     expectEnd(world, ended, { code: 0 });
-    assert.equal([...ended.out.matchAll(/ \$ borg .*-warm\.checkpoint /g)].length, 2, ended.out);
+    assert.equal([...ended.out.matchAll(/ \$ .*borg .*-warm\.checkpoint /g)].length, 2, ended.out);
     const { warm, cold } = world.server.history().pop();
     assert.ok(warm.deduplicatedBytes > 6e6 && cold.deduplicatedBytes < 1e6, JSON.stringify({ warm, cold }));
     const kinds = JSON.parse((await world.server.run(['list', '--json'])).out).map(({ kind }: { kind: string }) => kind);
@@ -141,7 +141,12 @@ scenarios('a failure while everything runs', import.meta.url, {
   'a `before` command that fails is told, and nothing is stopped': async (world) => {
     nearby(world);
     world.server.writeSettings({ before: ['sh', '-c', 'echo the VPN is down >&2; exit 7'] });
-    await fails(world, [/the `before` command failed \(exit code 7\)/, /said: the VPN is down/]);
+    await fails(world, [/the `before` command failed \(exit code 7\)/, /said: the VPN is down/, /hint: mend it, or take it out of the settings/]);
+    world.server.writeSettings({ before: ['sleep', '300'] });
+    const run = world.server.start();
+    await waitFor('it runs', () => /\$ sleep 300/.test(run.out()));
+    run.signal('SIGTERM');
+    expectEnd(world, await run.ended, { code: 143, says: [/error: ended by SIGTERM/, /services: nothing was stopped/], error: /^ended by SIGTERM$/ });
   },
 
   'a folder that is not there is told, and nothing is stopped': async (world) => {
@@ -222,6 +227,18 @@ scenarios('a failure while everything runs', import.meta.url, {
     letGo(world);
     await allIsWell(world);
     assert.equal(provenArchives(world).length, 1, 'only the first night is proven');
+    await good(world);
+  },
+
+  'the script is killed in the warm pass: its borg does not hold the repository until it is through': async (world) => {
+    nearby(world);
+    world.server.writeSettings({ warmPass: true });
+    const run = world.server.start([], wrap(world, 'borg', holdIn('warm')));
+    await held(world);
+    run.signal('SIGKILL');
+    await run.ended;
+    await allIsWell(world);
+    letGo(world);
     await good(world);
   },
 

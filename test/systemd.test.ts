@@ -180,4 +180,17 @@ describe('on a systemd host', { skip: cannotRun }, () => {
     product.judge(await running.done, 1, /PostgreSQL cluster "?15\/main"? .*is not saved/);
     assert.equal(await host.psql('15/other', 'SELECT 1'), '1');
   });
+
+  scenario('a cluster that does not run, and is saved below `folders`, has to stay cold, too', async () => {
+    await host.must('systemctl stop postgresql@15-other');
+    const was = product.settings.folders;
+    await product.set({ stop: ['service web'], folders: ['/var/lib/postgresql/15/other'] });
+    const running = await product.startHeld();
+    await host.must('touch /var/lib/postgresql/15/other/postgresql.auto.conf');
+    await product.releaseCopy();
+    product.judge(await running.done, 2, /files? changed under a stopped part while it was copied: .*postgresql\.auto\.conf/, /services: .* running again/);
+    assert.match(await host.must('pg_lsclusters --no-header 15 other'), / down /, 'it did not run before');
+    await host.must('systemctl start postgresql@15-other');
+    await product.set({ folders: was });
+  });
 });
