@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 40266f48d7f2583ada6452eb019924b58f91b6fe6b54721fd900ffd32de395d6
+// Checksum of all but the settings: edbccf1438be83563d2dd0298a051ef357c5db6c78db95ffa48488f7a7173e68
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -2866,15 +2866,24 @@ async function listIds(settings, options = {}) {
 }
 
 /**
+ * Given all archives, oldest first, returns the ids of those that another tool wrote here before this script wrote its first, though they are named like ours
+ * (`{hostname}-{now}`): they have neither a comment of ours nor a proof.
+ */
+function writtenBefore(all) {
+  const isOurs = ({ facts }) => facts.format === 1, first = all.findIndex(isOurs), names = new Set(all.map(({ name }) => name));
+  return new Set(all.slice(0, Math.max(0, first)).filter((one) => kindOf('', one.name) === 'cold' && !isOurs(one) && !names.has(`proven-${one.name}`)).map(({ id }) => id));
+}
+
+/**
  * The archives of this server ('' = of any), oldest first. A cold archive is 'proven' when its `proven-` twin is there; sizes come from the
  * twin's comment, so that one listing answers everything. 'other': what another tool wrote here before. Those of other servers, and interrupted passes, are left out.
  */
 async function listArchives(settings, server, more = [], options = {}) {
   const all = await listEverything(settings, more, options), proofs = new Map(all.filter(({ name }) => kindOf('', name) === 'proof').map(({ name, facts }) => [name.slice('proven-'.length), facts]));
-  const others = new Set(all.filter(({ name }) => kindOf('', name) === 'cold').map(({ name }) => serverIn(name)));
+  const before = writtenBefore(all), others = new Set(all.filter(({ id, name }) => kindOf('', name) === 'cold' && !before.has(id)).map(({ name }) => serverIn(name)));
   if (server !== '' && others.size > 0 && !others.has(server)) warn(`no archive here is of ${server}, but there are some of ${[...others].slice(0, 5).map(named).join(', ')}: was this server renamed? Then write its old name as \`server\``);
-  return all.flatMap(({ name, startedAt }) => {
-    const isOther = kindOf('', name) === 'other' && !/\.checkpoint(\.\d+)?$/.test(name), kind = kindOf(server, name), proof = proofs.get(name);
+  return all.flatMap(({ id, name, startedAt }) => {
+    const isOther = before.has(id) || kindOf('', name) === 'other' && !/\.checkpoint(\.\d+)?$/.test(name), kind = kindOf(server, name), proof = proofs.get(name);
     if (!isOther && kind !== 'cold' && kind !== 'warm') return [];
     return [{
       archive: name,
@@ -9763,10 +9772,11 @@ function moveForward({ book, reading, listed, fresh, now }, accepted) {
     }
   }
   if (!listed) return;
-  const ids = new Set(listed.map(({ id }) => id)), names = new Set(listed.map(({ name }) => name));
+  const ids = new Set(listed.map(({ id }) => id)), before = writtenBefore(listed), names = new Set(listed.map(({ name }) => name));
   book.archives.push(...fresh);
   for (const one of present(book)) {
     if (!ids.has(one.id)) Object.assign(one, { goneAt: now, goneBy: one.kind === 'checkpoint' ? 'its run' : accepted.length > 0 ? 'accepted' : 'unknown' });
+    else if (one.kind === 'cold' && before.has(one.id)) one.kind = 'other';
     else if (one.kind === 'cold' && names.has(`proven-${one.name}`)) delete one.unproven;
     else if (one.kind === 'cold' && Date.parse(now) - Date.parse(one.seenAt) > LATEST_PROOF) one.unproven = true; // until then its run may be starting services
   }
@@ -10323,8 +10333,8 @@ const isFuture = (time) => Date.parse(time) > Date.now() + 3_600_000; // a time 
 // Newest first, by the time that counts. Without a list of today: those of the last audit.
 function archivesOf(server, listed, book, kept) {
   const known = new Map(book?.archives.map((one) => [one.id, one])), all = listed ?? (book ? present(book) : []);
-  const names = new Set(all.map(({ name }) => name));
-  return all.filter(({ name }) => kindOf(server, name) === 'cold').map(({ id, name, endedAt }) => {
+  const names = new Set(all.map(({ name }) => name)), before = writtenBefore(listed ?? []);
+  return all.filter(({ id, name }) => kindOf(server, name) === 'cold' && !before.has(id) && known.get(id)?.kind !== 'other').map(({ id, name, endedAt }) => {
     const seen = known.get(id), isSeen = seen?.seenBy === 'storage', seenAt = isSeen ? seen.seenAt : endedAt;
     return { name, seenAt, isSeen, isProven: names.has(`proven-${name}`) && !isFuture(seenAt), passport: kept.passports[id] ?? '' };
   }).sort((one, other) => (one.seenAt < other.seenAt ? 1 : -1));
@@ -10332,7 +10342,7 @@ function archivesOf(server, listed, book, kept) {
 
 /** Read what is new: the history in the newest proof, and the record of each archive that was never read. A record that cannot be had is told, and no reason for no report. */
 async function readNew(settings, server, listed, kept) {
-  const cold = listed.filter(({ name }) => kindOf(server, name) === 'cold'), read = (archive, file) => readFromArchive(settings, archive, file, { ...ANYWHERE, ...LONGEST }, WITHOUT_LOCK);
+  const before = writtenBefore(listed), cold = listed.filter(({ id, name }) => kindOf(server, name) === 'cold' && !before.has(id)), read = (archive, file) => readFromArchive(settings, archive, file, { ...ANYWHERE, ...LONGEST }, WITHOUT_LOCK);
   const newest = listed.filter(({ name, endedAt }) => kindOf(server, name) === 'proof' && !isFuture(endedAt)).pop();
   const fresh = cold.filter(({ id }) => typeof kept.passports[id] !== 'object').reverse();
   if (fresh.length > 3) say(`${server}: reading the records of ${fresh.length} archives; the next report has them at hand`);
@@ -10367,7 +10377,7 @@ function historyIn(text) {
     if (!isTime(one?.startedAt)) continue;
     const { certificate: found } = one;
     if (one.kind === 'drill' && isTime(found?.madeAt)) drill = { archive: short(found.archive), proven: found.proven === true, madeAt: found.madeAt, restoreSeconds: amount(found.restoreSeconds) };
-    if (one.kind === 'run') {
+    if (one.kind !== 'drill') {
       nights.push({ startedAt: one.startedAt, outcome: one.outcome === 'good' || one.outcome === 'warning' ? one.outcome : 'failed', archive: short(one.archive), downSeconds: amount(one.downSeconds), bytes: amount(one.cold?.originalBytes),
         newBytes: amount(one.warm?.deduplicatedBytes) + amount(one.cold?.deduplicatedBytes), warnings: items(one.warnings).slice(0, 10).map(short) });
     }

@@ -56,6 +56,15 @@ export async function listIds(settings: Settings, options: RunOptions = {}): Pro
   return done.out.split('\n').filter((line) => line !== '');
 }
 
+/**
+ * Given all archives, oldest first, returns the ids of those that another tool wrote here before this script wrote its first, though they are named like ours
+ * (`{hostname}-{now}`): they have neither a comment of ours nor a proof.
+ */
+export function writtenBefore(all: ListedArchive[]): Set<string> {
+  const isOurs = ({ facts }: ListedArchive) => facts.format === 1, first = all.findIndex(isOurs), names = new Set(all.map(({ name }) => name));
+  return new Set(all.slice(0, Math.max(0, first)).filter((one) => kindOf('', one.name) === 'cold' && !isOurs(one) && !names.has(`proven-${one.name}`)).map(({ id }) => id));
+}
+
 export type ArchiveFacts = { archive: string; madeAt: string; kind: 'proven' | 'unproven' | 'warm' | 'other'; originalBytes: number | null; deduplicatedBytes: number | null; downSeconds: number | null; files: number | null };
 
 /**
@@ -64,10 +73,10 @@ export type ArchiveFacts = { archive: string; madeAt: string; kind: 'proven' | '
  */
 export async function listArchives(settings: Settings, server: string, more: string[] = [], options: RunOptions = {}): Promise<ArchiveFacts[]> {
   const all = await listEverything(settings, more, options), proofs = new Map(all.filter(({ name }) => kindOf('', name) === 'proof').map(({ name, facts }) => [name.slice('proven-'.length), facts]));
-  const others = new Set(all.filter(({ name }) => kindOf('', name) === 'cold').map(({ name }) => serverIn(name)));
+  const before = writtenBefore(all), others = new Set(all.filter(({ id, name }) => kindOf('', name) === 'cold' && !before.has(id)).map(({ name }) => serverIn(name)));
   if (server !== '' && others.size > 0 && !others.has(server)) warn(`no archive here is of ${server}, but there are some of ${[...others].slice(0, 5).map(named).join(', ')}: was this server renamed? Then write its old name as \`server\``);
-  return all.flatMap(({ name, startedAt }): ArchiveFacts[] => {
-    const isOther = kindOf('', name) === 'other' && !/\.checkpoint(\.\d+)?$/.test(name), kind = kindOf(server, name), proof = proofs.get(name);
+  return all.flatMap(({ id, name, startedAt }): ArchiveFacts[] => {
+    const isOther = before.has(id) || kindOf('', name) === 'other' && !/\.checkpoint(\.\d+)?$/.test(name), kind = kindOf(server, name), proof = proofs.get(name);
     if (!isOther && kind !== 'cold' && kind !== 'warm') return [];
     return [{
       archive: name,

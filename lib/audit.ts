@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Problem, answer, count, lastLines, mode, named, oneLine, say, size, span } from './say.ts';
 import { goOn } from './shell.ts';
 import type { Settings } from './settings.ts';
-import { WITHOUT_LOCK, kindOf, listEverything, stampOf } from './archives.ts';
+import { WITHOUT_LOCK, kindOf, listEverything, stampOf, writtenBefore } from './archives.ts';
 import type { ListedArchive } from './archives.ts';
 import { orWrongBorg } from './list.ts';
 import { agrees } from './answers.ts';
@@ -175,10 +175,11 @@ function moveForward({ book, reading, listed, fresh, now }: Evidence, accepted: 
     }
   }
   if (!listed) return;
-  const ids = new Set(listed.map(({ id }) => id)), names = new Set(listed.map(({ name }) => name));
+  const ids = new Set(listed.map(({ id }) => id)), before = writtenBefore(listed), names = new Set(listed.map(({ name }) => name));
   book.archives.push(...fresh);
   for (const one of present(book)) {
     if (!ids.has(one.id)) Object.assign(one, { goneAt: now, goneBy: one.kind === 'checkpoint' ? 'its run' : accepted.length > 0 ? 'accepted' : 'unknown' });
+    else if (one.kind === 'cold' && before.has(one.id)) one.kind = 'other';
     else if (one.kind === 'cold' && names.has(`proven-${one.name}`)) delete one.unproven;
     else if (one.kind === 'cold' && Date.parse(now) - Date.parse(one.seenAt) > LATEST_PROOF) one.unproven = true; // until then its run may be starting services
   }

@@ -7,7 +7,7 @@ import path from 'node:path';
 import { Problem, lastLines, say } from './say.ts';
 import { fourAtATime, goOn } from './shell.ts';
 import type { Settings } from './settings.ts';
-import { WITHOUT_LOCK, kindOf, listEverything, readFromArchive } from './archives.ts';
+import { WITHOUT_LOCK, kindOf, listEverything, readFromArchive, writtenBefore } from './archives.ts';
 import type { ListedArchive } from './archives.ts';
 import { soundManifest } from './record.ts';
 import { ANYWHERE, borgSettings, canDecrypt, canWrite, hasShell, writeHere } from './operator.ts';
@@ -67,8 +67,8 @@ const isFuture = (time: string) => Date.parse(time) > Date.now() + 3_600_000; //
 // Newest first, by the time that counts. Without a list of today: those of the last audit.
 function archivesOf(server: string, listed: ListedArchive[] | null, book: Book | null, kept: Kept): ShownArchive[] {
   const known = new Map(book?.archives.map((one) => [one.id, one])), all: { id: string; name: string; endedAt: string }[] = listed ?? (book ? present(book) : []);
-  const names = new Set(all.map(({ name }) => name));
-  return all.filter(({ name }) => kindOf(server, name) === 'cold').map(({ id, name, endedAt }): ShownArchive => {
+  const names = new Set(all.map(({ name }) => name)), before = writtenBefore(listed ?? []);
+  return all.filter(({ id, name }) => kindOf(server, name) === 'cold' && !before.has(id) && known.get(id)?.kind !== 'other').map(({ id, name, endedAt }): ShownArchive => {
     const seen = known.get(id), isSeen = seen?.seenBy === 'storage', seenAt = isSeen ? seen.seenAt : endedAt;
     return { name, seenAt, isSeen, isProven: names.has(`proven-${name}`) && !isFuture(seenAt), passport: kept.passports[id] ?? '' };
   }).sort((one, other) => (one.seenAt < other.seenAt ? 1 : -1));
@@ -76,7 +76,7 @@ function archivesOf(server: string, listed: ListedArchive[] | null, book: Book |
 
 /** Read what is new: the history in the newest proof, and the record of each archive that was never read. A record that cannot be had is told, and no reason for no report. */
 async function readNew(settings: Settings, server: string, listed: ListedArchive[], kept: Kept): Promise<void> {
-  const cold = listed.filter(({ name }) => kindOf(server, name) === 'cold'), read = (archive: string, file: string) => readFromArchive(settings, archive, file, { ...ANYWHERE, ...LONGEST }, WITHOUT_LOCK);
+  const before = writtenBefore(listed), cold = listed.filter(({ id, name }) => kindOf(server, name) === 'cold' && !before.has(id)), read = (archive: string, file: string) => readFromArchive(settings, archive, file, { ...ANYWHERE, ...LONGEST }, WITHOUT_LOCK);
   const newest = listed.filter(({ name, endedAt }) => kindOf(server, name) === 'proof' && !isFuture(endedAt)).pop();
   const fresh = cold.filter(({ id }) => typeof kept.passports[id] !== 'object').reverse();
   if (fresh.length > 3) say(`${server}: reading the records of ${fresh.length} archives; the next report has them at hand`);
@@ -111,7 +111,7 @@ function historyIn(text: string): { nights: Night[]; drill: Drilled | null } {
     if (!isTime(one?.startedAt)) continue;
     const { certificate: found } = one;
     if (one.kind === 'drill' && isTime(found?.madeAt)) drill = { archive: short(found.archive), proven: found.proven === true, madeAt: found.madeAt, restoreSeconds: amount(found.restoreSeconds) };
-    if (one.kind === 'run') {
+    if (one.kind !== 'drill') {
       nights.push({ startedAt: one.startedAt, outcome: one.outcome === 'good' || one.outcome === 'warning' ? one.outcome : 'failed', archive: short(one.archive), downSeconds: amount(one.downSeconds), bytes: amount(one.cold?.originalBytes),
         newBytes: amount(one.warm?.deduplicatedBytes) + amount(one.cold?.deduplicatedBytes), warnings: items(one.warnings).slice(0, 10).map(short) });
     }

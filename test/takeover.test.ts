@@ -13,7 +13,7 @@ import type { Storage } from './storage.ts';
 import { makeOperator, speakProtocol, verdictOf } from './operator.ts';
 import { cannotRunHere } from './night.ts';
 
-const OLD = 'web1-2026-11-20T02:00:12.123456'; // as borgmatic names them
+const OLD = 'web1-2026-11-20T02:00:12.123456', ALIKE = ['web1-2026-11-20T02:00:00', 'web1-data-2026-11-20T02:00:00']; // as borgmatic names them; `{hostname}-{now}` looks like ours
 
 describe('what was there before', { skip: cannotRunHere() }, () => {
   const folder = testFolder('takeover'), files = path.join(folder, 'files'), etc = path.join(folder, 'server/etc');
@@ -39,7 +39,7 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
 
   test('a repository of borgmatic, with its key in the repository, is taken over: list, restore, nights, audit, and the key comes back when an intruder overwrites it', async () => {
     borg(['init', '--encryption', 'repokey-blake2']);
-    borg(['create', `::${OLD}`, files]);
+    for (const name of [OLD, ...ALIKE]) borg(['create', `::${name}`, files]);
     const server: Server = await makeServer(path.join(folder, 'server'), 'web1', storage, { folders: [files], warmPass: false }, { setUp: false });
     await server.run(['setup', '--yes']);
     storage.authorize(fs.readFileSync(`${etc}/ssh_key.pub`, 'utf8'), 'web1');
@@ -64,13 +64,16 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
     const night = await server.run();
     assert.equal(night.code, 0, night.out + night.err);
     const kinds = JSON.parse((await server.run(['list', '--json'])).out).map(({ kind }: any) => kind);
-    assert.deepEqual(kinds, ['other', 'proven']);
+    assert.deepEqual(kinds, ['other', 'other', 'other', 'proven']);
+    const alike = await server.run(['restore', ALIKE[1]!, '--to', path.join(folder, 'back-alike')]);
+    assert.deepEqual([alike.code, fs.existsSync(path.join(folder, 'back-alike', files, 'one'))], [1, true], alike.out + alike.err);
 
     const operator = makeOperator(path.join(folder, 'op'), storage, server);
     const first = await operator.run(['audit']);
     assert.equal(first.code, 0, first.out + first.err);
     assert.match(first.out, /first audit: it trusts what it found/);
-    assert.match((await operator.run(['prune', '--dry-run'])).out, new RegExp(`keep +${OLD} .*not written by backup\\.js`));
+    const fates = (await operator.run(['prune', '--dry-run'])).out;
+    for (const name of [OLD, ...ALIKE]) assert.match(fates, new RegExp(`keep +${name} .*not written by backup\\.js`));
 
     speakProtocol(server, ['repository.save_key(b"garbage")']);
     const { rules, all } = verdictOf(await operator.run(['audit', '--undo-plan', '--json']));
