@@ -7,7 +7,7 @@ import type { Settings } from './lib/settings.ts';
 import { VERSION, editedOrAsBuilt } from './lib/about.ts';
 import { Problem, answer, mode, sayError } from './lib/say.ts';
 import { meant } from './lib/rules.ts';
-import { loadSettings, printSettings, settingsAsJson, settingsSource, stateFoldersIn, withDefaults } from './lib/check.ts';
+import { checkSecretFiles, loadSettings, printSettings, settingsAsJson, settingsSource, stateFoldersIn, withDefaults } from './lib/check.ts';
 import type { Loaded } from './lib/check.ts';
 import { listenToSignals } from './lib/shell.ts';
 import { temporaryFolder } from './lib/files.ts';
@@ -38,6 +38,7 @@ type Options = { command: string; words: string[]; values: Record<string, string
 // minimist takes `--dry-run false` and `--no-dry-run` for "no dry run": a slip like that must not begin a real one.
 function refuseSlips(argv: string[]): void {
   const own = argv.slice(0, argv.includes('borg') ? argv.indexOf('borg') : argv.length);
+  mode.json = own.includes('--json'); // what is wrong with the rest is told so, too
   for (const [index, word] of own.entries()) {
     const name = word.replace(/^--/, '').split('=')[0]!;
     const isSlip = /^--no-/.test(word) ? word !== '--no-color' : word.startsWith('--') && FLAGS.includes(name) && (word.includes('=') || /^(true|false)$/.test(own[index + 1] ?? ''));
@@ -61,7 +62,7 @@ function readOptions(argv: string[]): Options {
       { exitCode: 64, hint: '`node backup.js --help` lists all' });
   }
   const [command = '', ...words] = found._;
-  if (command !== '' && command !== 'guard' && !COMMANDS.includes(command)) throw new Problem(`unknown command ${command}${meant(command, COMMANDS)}`,
+  if (command !== '' && !(command === 'guard' && words.length > 3) && !COMMANDS.includes(command)) throw new Problem(`unknown command ${command}${meant(command, COMMANDS)}`,
     { exitCode: 64, hint: '`node backup.js --help` lists all' });
   for (const [option, { commands }] of Object.entries(OPTION_TABLE)) {
     if (found[option] && commands.length > 0 && !commands.includes(command) && !found.help) throw new Problem(`--${option} does not go with ${command || 'taking the backup'}`,
@@ -103,7 +104,10 @@ async function obey(argv: string[]): Promise<number> {
   if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune', 'report', 'status'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]!), file = values.settings!;
   if (flags.help || name === 'help') return answered(helpText(name === 'help' ? words[0] ?? '' : name));
-  if (flags.version) return answered(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
+  if (flags.version) {
+    const state = editedOrAsBuilt(fs.readFileSync(script, 'utf8'));
+    return answered(mode.json ? JSON.stringify({ version: VERSION, state }) : `cold-backup ${VERSION} (${state})`);
+  }
   if (name === 'recover') return recoverAll(script, file);
   if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
   if (name === 'audit') return audit(settings, loadOperator(script, file), words, { full: flags.full!, accept: flags.accept!, yes: flags.yes!, undoPlan: flags['undo-plan']! });
@@ -113,6 +117,8 @@ async function obey(argv: string[]): Promise<number> {
   if (name === 'setup') await answerFirst(script, file, values, flags.yes!);
   const loaded = values.repository && name !== 'setup' ? bareMachine(values) : loadSettings(settings, script, file);
   const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
+  const isEmergency = values.repository && name !== 'drill'; // a restore on a bare machine is not kept waiting for a chmod
+  if (['', 'list', 'find', 'restore', 'drill', 'borg'].includes(name) && !isEmergency && !flags['print-settings']) checkSecretFiles(loaded.settings);
   if (flags['print-settings']) return answered(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
   if (name === 'setup') return setup(loaded, script, { yes: flags.yes!, schedule: values.schedule!, quota: values.quota!, keyFile: values['key-file']!, passphraseFile: values['passphrase-file']! });
   if (name === 'doctor') return doctor(loaded, script);
@@ -139,7 +145,7 @@ async function answerFirst(script: string, file: string, values: Record<string, 
 // A machine without settings: repository, key and passphrase are on the command line; borg's cache lives as long as we do.
 function bareMachine(values: Record<string, string>): Loaded {
   const whole = withDefaults(settings);
-  const own = { server: '', repository: values.repository!, keyFile: resolve(values['key-file'] || whole.keyFile), passphraseFile: resolve(values['passphrase-file'] || whole.passphraseFile),
+  const own = { server: '', repository: /^[^/]*:/.test(values.repository!) ? values.repository! : resolve(values.repository!), keyFile: resolve(values['key-file'] || whole.keyFile), passphraseFile: resolve(values['passphrase-file'] || whole.passphraseFile),
     sshKey: resolve(values['ssh-key'] || whole.sshKey), stateFolder: temporaryFolder() }; // borg reads them in other folders than ours
   return { settings: { ...whole, ...own }, file: 'the command line', text: '', given: own, lines: new Map() };
 }
@@ -183,8 +189,9 @@ async function main(): Promise<void> {
     code = await obey(process.argv.slice(2));
   } catch (error) {
     sayError(error);
-    if (mode.json && error instanceof Problem) answer(JSON.stringify({ outcome: 'failed', exitCode: error.facts.exitCode ?? 2, error: error.message, hint: error.facts.hint ?? '' }));
-    code = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
+    const { exitCode = 2, hint = '' } = error instanceof Problem ? error.facts : {};
+    if (mode.json) answer(JSON.stringify({ outcome: 'failed', exitCode, error: (error as Error).message, hint }));
+    code = exitCode;
   }
   // What was printed is out before we leave; a command that hangs somewhere must not keep us.
   await Promise.race([Promise.all([process.stdout, process.stderr].map((stream) => new Promise((done) => { stream.write('', done); }))), new Promise((done) => { setTimeout(done, 2000).unref(); })]);

@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: edbccf1438be83563d2dd0298a051ef357c5db6c78db95ffa48488f7a7173e68
+// Checksum of all but the settings: 2f16ae8f746830accf0f3da3bf09fb554b2994fca8bdb8fbb83db3af79929609
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -193,7 +193,6 @@ const PROOF_WHILE_DOWN_MS = 120_000; // the guard tries again only when the run 
 async function takeBackup(loaded, script) {
   const { settings } = loaded;
   if (mode.dryRun) return showPlan(settings);
-  checkSecretFiles(settings);
   listenToSignals();
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
@@ -377,7 +376,7 @@ const VERSION = '0.1.0';
  */
 function editedOrAsBuilt(text) {
   const sum = /^\/\/ Checksum of all but the settings: ([0-9a-f]{64})$/m.exec(text)?.[1] ?? 'none';
-  const rest = text.replace(sum, '').replace(/^const settings = \{[^]*?^\};/m, '');
+  const rest = text.replace(sum, '').replace(/^const settings = \{(?:.*\};?$|[^]*?^\};?$)/m, '');
   return createHash('sha256').update(rest).digest('hex') === sum ? 'as built' : 'edited';
 }
 
@@ -7976,7 +7975,6 @@ async function removeScratch(folder) {
 
 /** `drill [ARCHIVE|latest]`: rehearse a restore. Returns 0 proven, 1 with warnings, 2 not proven. Throws Problem: 75 another drill is under way. */
 async function drill(settings, server, [name = 'latest'], full) {
-  checkSecretFiles(settings);
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   await sweepDrills(settings);
@@ -8831,6 +8829,7 @@ const [FLAGS, VALUES] = [true, false].map((isFlag) => Object.keys(OPTION_TABLE).
 // minimist takes `--dry-run false` and `--no-dry-run` for "no dry run": a slip like that must not begin a real one.
 function refuseSlips(argv) {
   const own = argv.slice(0, argv.includes('borg') ? argv.indexOf('borg') : argv.length);
+  mode.json = own.includes('--json'); // what is wrong with the rest is told so, too
   for (const [index, word] of own.entries()) {
     const name = word.replace(/^--/, '').split('=')[0];
     const isSlip = /^--no-/.test(word) ? word !== '--no-color' : word.startsWith('--') && FLAGS.includes(name) && (word.includes('=') || /^(true|false)$/.test(own[index + 1] ?? ''));
@@ -8854,7 +8853,7 @@ function readOptions(argv) {
       { exitCode: 64, hint: '`node backup.js --help` lists all' });
   }
   const [command = '', ...words] = found._;
-  if (command !== '' && command !== 'guard' && !COMMANDS.includes(command)) throw new Problem(`unknown command ${command}${meant(command, COMMANDS)}`,
+  if (command !== '' && !(command === 'guard' && words.length > 3) && !COMMANDS.includes(command)) throw new Problem(`unknown command ${command}${meant(command, COMMANDS)}`,
     { exitCode: 64, hint: '`node backup.js --help` lists all' });
   for (const [option, { commands }] of Object.entries(OPTION_TABLE)) {
     if (found[option] && commands.length > 0 && !commands.includes(command) && !found.help) throw new Problem(`--${option} does not go with ${command || 'taking the backup'}`,
@@ -8896,7 +8895,10 @@ async function obey(argv) {
   if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune', 'report', 'status'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]), file = values.settings;
   if (flags.help || name === 'help') return answered(helpText(name === 'help' ? words[0] ?? '' : name));
-  if (flags.version) return answered(`cold-backup ${VERSION} (${editedOrAsBuilt(fs.readFileSync(script, 'utf8'))})`);
+  if (flags.version) {
+    const state = editedOrAsBuilt(fs.readFileSync(script, 'utf8'));
+    return answered(mode.json ? JSON.stringify({ version: VERSION, state }) : `cold-backup ${VERSION} (${state})`);
+  }
   if (name === 'recover') return recoverAll(script, file);
   if (name === 'guard') return guard(words, loadedOrNull(script, file)?.settings ?? null);
   if (name === 'audit') return audit(settings, loadOperator(script, file), words, { full: flags.full, accept: flags.accept, yes: flags.yes, undoPlan: flags['undo-plan'] });
@@ -8906,6 +8908,8 @@ async function obey(argv) {
   if (name === 'setup') await answerFirst(script, file, values, flags.yes);
   const loaded = values.repository && name !== 'setup' ? bareMachine(values) : loadSettings(settings, script, file);
   const server = values.repository ? '' : serverName(loaded.settings); // on a bare machine: whatever lies in the repository
+  const isEmergency = values.repository && name !== 'drill'; // a restore on a bare machine is not kept waiting for a chmod
+  if (['', 'list', 'find', 'restore', 'drill', 'borg'].includes(name) && !isEmergency && !flags['print-settings']) checkSecretFiles(loaded.settings);
   if (flags['print-settings']) return answered(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
   if (name === 'setup') return setup(loaded, script, { yes: flags.yes, schedule: values.schedule, quota: values.quota, keyFile: values['key-file'], passphraseFile: values['passphrase-file'] });
   if (name === 'doctor') return doctor(loaded, script);
@@ -8932,7 +8936,7 @@ async function answerFirst(script, file, values, yes) {
 // A machine without settings: repository, key and passphrase are on the command line; borg's cache lives as long as we do.
 function bareMachine(values) {
   const whole = withDefaults(settings);
-  const own = { server: '', repository: values.repository, keyFile: resolve(values['key-file'] || whole.keyFile), passphraseFile: resolve(values['passphrase-file'] || whole.passphraseFile),
+  const own = { server: '', repository: /^[^/]*:/.test(values.repository) ? values.repository : resolve(values.repository), keyFile: resolve(values['key-file'] || whole.keyFile), passphraseFile: resolve(values['passphrase-file'] || whole.passphraseFile),
     sshKey: resolve(values['ssh-key'] || whole.sshKey), stateFolder: temporaryFolder() }; // borg reads them in other folders than ours
   return { settings: { ...whole, ...own }, file: 'the command line', text: '', given: own, lines: new Map() };
 }
@@ -8976,8 +8980,9 @@ async function main() {
     code = await obey(process.argv.slice(2));
   } catch (error) {
     sayError(error);
-    if (mode.json && error instanceof Problem) answer(JSON.stringify({ outcome: 'failed', exitCode: error.facts.exitCode ?? 2, error: error.message, hint: error.facts.hint ?? '' }));
-    code = error instanceof Problem ? error.facts.exitCode ?? 2 : 2;
+    const { exitCode = 2, hint = '' } = error instanceof Problem ? error.facts : {};
+    if (mode.json) answer(JSON.stringify({ outcome: 'failed', exitCode, error: (error).message, hint }));
+    code = exitCode;
   }
   // What was printed is out before we leave; a command that hangs somewhere must not keep us.
   await Promise.race([Promise.all([process.stdout, process.stderr].map((stream) => new Promise((done) => { stream.write('', done); }))), new Promise((done) => { setTimeout(done, 2000).unref(); })]);
@@ -8996,7 +9001,7 @@ async function main() {
 
 const NO_SERVER = { server: '', repository: '', sshKey: '', knownHostsFile: '', keyFile: '', passphraseFile: '', storage: [], cutAccess: [], giveAccess: [], timeZone: 'UTC', maxAgeHours: 26, drillMaxAgeDays: 8 };
 const KEEP = { last: 3, daily: 7, weekly: 4, monthly: 12, yearly: 3 };
-const RULES_OF_SERVER = { server: aServer, repository: aRepository, sshKey: aPath, knownHostsFile: aPath, keyFile: aSecretFile, passphraseFile: aSecretFile, storage: aCommand, cutAccess: aCommand, giveAccess: aCommand, timeZone: aTimeZone, maxAgeHours: aNumber(0.01, 100_000, 'any'), drillMaxAgeDays: aNumber(0, 10_000, 'any') };
+const RULES_OF_SERVER = { server: aServer, repository: aRepository, sshKey: aPath, knownHostsFile: aPath, keyFile: aSecretFile, passphraseFile: aSecretFile, storage: aCommand, cutAccess: aCommand, giveAccess: aCommand, timeZone: aTimeZone, maxAgeHours: aNumber(0, 100_000, 'any'), drillMaxAgeDays: aNumber(0, 10_000, 'any') };
 
 /**
  * Given the block of this script (for its names), the script and FILE of --settings, returns the operator's settings. Throws

@@ -10,6 +10,6 @@ export const VERSION: string = '@VERSION@';
  */
 export function editedOrAsBuilt(text: string): string {
   const sum = /^\/\/ Checksum of all but the settings: ([0-9a-f]{64})$/m.exec(text)?.[1] ?? 'none';
-  const rest = text.replace(sum, '').replace(/^const settings = \{[^]*?^\};/m, '');
+  const rest = text.replace(sum, '').replace(/^const settings = \{(?:.*\};?$|[^]*?^\};?$)/m, '');
   return createHash('sha256').update(rest).digest('hex') === sum ? 'as built' : 'edited';
 }

@@ -9,7 +9,7 @@ import { Problem, answer, mode, openTranscript, sayBlock, sayError, warn, warnin
 import { SANDBOX_MARK, endRun } from './processes.ts';
 import { remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
-import { checkSecretFiles, refuseIfOthersCanChange } from './check.ts';
+import { refuseIfOthersCanChange } from './check.ts';
 import type { Settings } from './settings.ts';
 import { tell } from './tell.ts';
 import { takeLock } from './ledger.ts';
@@ -46,7 +46,6 @@ async function removeScratch(folder: string): Promise<void> {
 
 /** `drill [ARCHIVE|latest]`: rehearse a restore. Returns 0 proven, 1 with warnings, 2 not proven. Throws Problem: 75 another drill is under way. */
 export async function drill(settings: Settings, server: string, [name = 'latest']: string[], full: boolean): Promise<number> {
-  checkSecretFiles(settings);
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');
   await sweepDrills(settings);

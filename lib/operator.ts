@@ -25,7 +25,7 @@ export type Operator = { ledgerFolder: string; servers: OperatedServer[]; langua
 
 const NO_SERVER = { server: '', repository: '', sshKey: '', knownHostsFile: '', keyFile: '', passphraseFile: '', storage: [], cutAccess: [], giveAccess: [], timeZone: 'UTC', maxAgeHours: 26, drillMaxAgeDays: 8 };
 const KEEP: Keep = { last: 3, daily: 7, weekly: 4, monthly: 12, yearly: 3 };
-const RULES_OF_SERVER = { server: aServer, repository: aRepository, sshKey: aPath, knownHostsFile: aPath, keyFile: aSecretFile, passphraseFile: aSecretFile, storage: aCommand, cutAccess: aCommand, giveAccess: aCommand, timeZone: aTimeZone, maxAgeHours: aNumber(0.01, 100_000, 'any'), drillMaxAgeDays: aNumber(0, 10_000, 'any') };
+const RULES_OF_SERVER = { server: aServer, repository: aRepository, sshKey: aPath, knownHostsFile: aPath, keyFile: aSecretFile, passphraseFile: aSecretFile, storage: aCommand, cutAccess: aCommand, giveAccess: aCommand, timeZone: aTimeZone, maxAgeHours: aNumber(0, 100_000, 'any'), drillMaxAgeDays: aNumber(0, 10_000, 'any') };
 
 /**
  * Given the block of this script (for its names), the script and FILE of --settings, returns the operator's settings. Throws

@@ -8,7 +8,7 @@ import { Problem, answer, count, mode, openTranscript, say, sayBlock, sayError, 
 import { askToStop, askedToStop, goOn, listenToSignals, sideBySide, steadyNow } from './shell.ts';
 import { lastGoodRun, remember } from './history.ts';
 import type { HistoryLine } from './history.ts';
-import { checkSecretFiles, refuseIfOthersCanChange } from './check.ts';
+import { refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
 import { deadlines, isInWindow, windowEnd } from './window.ts';
 import { tell } from './tell.ts';
@@ -37,7 +37,6 @@ const PROOF_WHILE_DOWN_MS = 120_000; // the guard tries again only when the run 
 export async function takeBackup(loaded: Loaded, script: string): Promise<number> {
   const { settings } = loaded;
   if (mode.dryRun) return showPlan(settings);
-  checkSecretFiles(settings);
   listenToSignals();
   fs.mkdirSync(settings.stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(settings.stateFolder, '`stateFolder`');

@@ -178,6 +178,8 @@ describe('as built or edited', () => {
     const changed = text().replace(/^const settings = \{[^]*?^\};/m, () => odd);
     assert.notEqual(changed, text());
     assert.match(version(changed), /as built/);
+    for (const block of ["const settings = { folders: ['/x'], repository: '/y' };", "const settings = {\n  repository: '/y', folders: ['/x'],\n}"]) assert.match(version(text().replace(/^const settings = \{[^]*?^\};/m, () => block)), /as built/);
+    assert.deepEqual(JSON.parse(run([process.execPath, alone(text()), '--version', '--json']).out), { version: JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8')).version, state: 'as built' });
   });
 
   const edits: [string, (whole: string) => string][] = [

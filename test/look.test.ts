@@ -103,6 +103,11 @@ describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
     assert.equal(ended.code, 0, ended.err);
     assert.deepEqual(JSON.parse(ended.out), server.history().pop());
     assert.match(ended.err, /^good: web1-.* is proven$/m);
+    for (const words of [['--json', '--no-such-thing'], ['restore', '--json']]) {
+      const wrong = await server.run(words), { outcome, exitCode, error } = JSON.parse(wrong.out);
+      assert.deepEqual([wrong.code, outcome, exitCode, wrong.err.includes(error)], [64, 'failed', 64, true], words.join(' '));
+    }
+    assert.equal((await server.run(['guard'])).code, 64, 'the script alone calls it');
   });
 
   test('the memory of the script stays under 100 MB when borg prints 300 MB of progress', async () => {
@@ -136,6 +141,7 @@ describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
     }
     const verdict = Object.fromEntries(checks.map((one: any) => [one.check, one.ok]));
     for (const check of ['no shell', 'other paths refused', 'append-only', 'key exported', 'unsaved']) assert.equal(verdict[check], true, check);
+    assert.match(checks.find((one: any) => one.check === 'append-only').detail, /^\S*borg serve --append-only --restrict-to-(repository|path) /); // as one would type it
     assert.deepEqual([verdict.quota, verdict.schedule], [false, false]); // this storage sets none, and nobody installed one
     assert.deepEqual([verdict['server version'], verdict['own borg']], [true, !/ 1\.2\.[0-4]\b/.test(execFileSync('borg', ['--version'], { encoding: 'utf8' }))]); // who reads an archive has to know a forged one, not `borg serve`
   });

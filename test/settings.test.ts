@@ -269,6 +269,10 @@ describe('who could change them', { skip: process.getuid?.() !== 0 && 'needs roo
     const ended = await start([process.execPath, script, '--settings', file]).ended;
     assert.equal(ended.code, 64, ended.err);
     assert.ok(ended.err.includes(`others could read the key or passphrase: ${key} (mode 0640, owner root), ${passphrase} (mode 0604, owner root)\n  hint: chmod go= ${key} && chmod go= ${passphrase}`), ended.err);
+    for (const words of [['--dry-run'], ['list'], ['find', 'x'], ['restore', 'latest', '--to', `${folder}/back`], ['drill'], ['borg', 'list']]) {
+      const other = await start([process.execPath, script, '--settings', file, ...words]).ended;
+      assert.deepEqual([other.code, /others could read the key or passphrase/.test(other.err)], [64, true], words.join(' '));
+    }
     assert.ok(!fs.existsSync(`${folder}/state`));
   });
 });
