@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 2f16ae8f746830accf0f3da3bf09fb554b2994fca8bdb8fbb83db3af79929609
+// Checksum of all but the settings: ae05976b9fc1fbf93940cd5137e329e36653ddb611b6acff1c206d4a20473b1f
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -1067,7 +1067,7 @@ const historyFile = (stateFolder) => path.join(stateFolder, 'history.jsonl');
 
 const PASS_FORM = { files: 'number', originalBytes: 'number', compressedBytes: 'number', deduplicatedBytes: 'number', seconds: 'number' };
 const LINE_FORM = {
-  kind: 'text', startedAt: 'time', endedAt: 'time', outcome: 'text', exitCode: 'number', archive: 'text', downSeconds: 'number', 'startSeconds?': 'number',
+  'kind?': 'text', startedAt: 'time', endedAt: 'time', outcome: 'text', exitCode: 'number', archive: 'text', downSeconds: 'number', 'startSeconds?': 'number',
   'warnings?': ['text'], 'error?': 'text', 'warm?': PASS_FORM, 'cold?': PASS_FORM,
   'certificate?': { archive: 'text', proven: 'yes or no', madeAt: 'time', restoreSeconds: 'number', checks: [{ check: 'text' }] },
 };
@@ -1083,7 +1083,7 @@ function readHistory(stateFolder) {
   return text.split('\n').flatMap((line) => {
     try {
       const one = JSON.parse(line);
-      return misfit(one, LINE_FORM) === '' ? [one] : [];
+      return misfit(one, LINE_FORM) === '' ? [{ kind: 'run', ...one }] : [];
     } catch {
       return [];
     }
@@ -2937,13 +2937,13 @@ async function tryConnection(settings) {
 }
 
 /**
- * What the server on the storage says of itself: its command line as Python lists it, and borg's version; null when it does
+ * What the server on the storage says of itself: its command line, and borg's version; null when it does
  * not say. Nothing is opened or written.
  */
 async function serverCommandLine(ssh) {
   const report = await look(['sh', '-c', 'bytes=$1; shift; printf %s "$bytes" | base64 -d | exec "$@"', 'sh', ASK_SERVER, ...ssh, 'borg serve']);
   const text = `${report.out}\n${report.said}`;
-  return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
+  return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1]?.replaceAll("', '", ' ').replace(/^'|'$/g, '') ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
 }
 
 /**
@@ -5146,11 +5146,12 @@ function passFacts({ files, originalBytes, compressedBytes, deduplicatedBytes, s
 /** The last block of a run. */
 function summary(line, services) {
   const parts = line.parts.map((part) => `${part.name} ${span(part.downSeconds)}`).join(', ');
-  const pass = (what) => (what ? `${size(what.originalBytes)} in ${count(what.files, 'file')} read, ${size(what.deduplicatedBytes)} new and stored, ${span(what.seconds)}` : 'none');
+  const pass = (what) => (what ? `${size(what.originalBytes)} in ${count(what.files, 'file')} read, ${size(what.deduplicatedBytes)} sent and stored, ${span(what.seconds)}` : 'none');
   const took = (Date.parse(line.endedAt) - Date.parse(line.startedAt)) / 1000;
   return [
     '',
     `${line.outcome}: ${line.exitCode < 2 ? `${line.archive} is proven` : line.error}`,
+    ...(line.exitCode < 2 || !line.archive ? [] : [`  archive   ${line.archive}`]),
     `  down      ${span(line.downSeconds)}${parts ? `  (${parts})` : ''}`,
     `  services  ${services}`,
     `  warm      ${pass(line.warm)}`,
@@ -5268,8 +5269,8 @@ async function reportDeadRun(stateFolder, ledger, error, down, settings) {
 // `recover` does the same work at boot and from cron. Both wait for the run's lock, which the kernel lets go when the run
 // dies; if a ledger is left then, they end the dead run's borg first, so that no half-cold archive is completed, and start
 // everything in the ledger.
-// Changes: the parts in the ledger, the history, nothing else. Under systemd the guard is a transient unit of its own:
-// everything a finished unit leaves behind is killed (systemd.kill(5)).
+// Changes: the parts in the ledger, the ledger, the history; it ends a run that hangs past its deadline, and removes what a dead one left beside (snapshots,
+// staging folders). Under systemd the guard is a transient unit of its own: everything a finished unit leaves behind is killed (systemd.kill(5)).
 
 const guardFile = (stateFolder) => path.join(stateFolder, 'guard.json');
 const RETRY_SECONDS = 15;
@@ -5425,8 +5426,9 @@ async function recoverIn(stateFolder, settings) {
   // Has that run told how it ended, then whoever holds the lock is its guard, which tries again from time to time.
   const lock = takeLock(stateFolder, readLedgerQuietly(stateFolder)?.reported ? 60 : 0);
   if (lock === null) {
-    say('a run, or its guard, is at work: nothing to recover');
-    return 75;
+    const isDown = readLedgerQuietly(stateFolder)?.reported === 'down';
+    say(isDown ? 'what is down is being started by its guard just now' : 'a run, or its guard, is at work: nothing to recover');
+    return isDown ? 3 : 75;
   }
   try {
     const ledger = readLedger(stateFolder);
@@ -7678,7 +7680,7 @@ async function compareHeapAndIndex(copy) {
       if (heap.rows[table] !== undefined && heap.rows[table] !== rows) wrong.push(`${named(name)}: table ${table} has ${heap.rows[table]} rows, but its index knows ${rows}`);
     }
   }
-  return wrong.length > 0 ? bad(wrong) : good(`${count(tables, 'table')} counted both ways`);
+  return wrong.length > 0 ? bad(wrong) : tables > 0 ? good(`${count(tables, 'table')} counted both ways`) : unknown('no table here has an index that counts all its rows');
 }
 
 async function askQueries({ queries, server }) {
@@ -8165,6 +8167,8 @@ const localTime = (at) => `${at.toLocaleDateString('sv-SE')} ${at.toTimeString()
 // Answers from the state folder alone, so it works without the network; the first line is that of a monitoring plugin, the rest
 // is one screen for a person. With --remote it asks the repository, too. Only reads.
 
+const TO_SCHEDULE = 'node backup.js setup --schedule cron';
+
 /**
  * `status [--remote]`: prints one line and one screen (or JSON). Returns 0 good, 1 with a warning, 2 nothing recent enough
  * or something is left stopped. With --quiet it says nothing when all is well.
@@ -8183,7 +8187,7 @@ async function status(settings, script, remote) {
     answer([`${mark}: ${server}: ${headline(known, warnings)}`,
       ...(trend ? trendLines(good, trend).map(([name, text]) => line(name, text)) : []),
       line('next run', nextRun.at ? `${localTime(nextRun.at)}, in ${days((nextRun.at.getTime() - Date.now()) / 3_600_000)} (${nextRun.by})`
-        : nextRun.by ? `by ${nextRun.by}, when is not known here` : `nothing starts it${nextRun.why && `, ${nextRun.why}`}: node backup.js setup --schedule cron`),
+        : nextRun.by ? `by ${nextRun.by}, when is not known here` : `nothing starts it${nextRun.why && `, ${nextRun.why}`}: ${TO_SCHEDULE}`),
       line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${days(Math.max(0, drills.ageDays * 24))} ago; a restore takes about ${span(drill.restoreSeconds)}`
         : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
       ...(asked ? [line('repository', `${good ? `${asked.archive ? 'has that archive' : 'DOES NOT HAVE that archive'}${asked.proof ? ' and its proof' : ''}; ` : ''}newest proven: ${asked.newest || 'none'}`)] : []),
@@ -8229,6 +8233,7 @@ function whatToDo({ settings, good, last, left, trouble, drills, isAhead, isLost
   if (drills.warning) return 'node backup.js drill';
   if (last !== good) return 'node backup.js doctor';
   if (drills.last === null && settings.drill.maxAgeDays > 0) return 'node backup.js drill';
+  if (startedBy === '') return TO_SCHEDULE;
   return startedBy === 'systemd' && tellsNobody(settings) ? 'set `tell` in the settings, unless your monitoring asks `status` every day: a systemd timer mails nobody' : '';
 }
 
@@ -8281,8 +8286,8 @@ async function doctor(loaded, script) {
   const checks = await everyCheck(loaded, script);
   if (mode.json) answer(JSON.stringify(checks.map(({ check, ok, detail, hint }) => ({ check, ok, detail, hint })), null, 1));
   else {
-    const shown = mode.quiet ? checks.filter((one) => one.ok !== true) : checks;
-    answer(shown.map((one) => `${one.ok === null ? 'unknown' : one.ok ? 'ok' : one.needed ? 'FAILS' : 'to do'}`.padEnd(9) + `${one.check}: ${one.detail}${one.ok !== true && one.hint ? `\n         hint: ${one.hint}` : ''}`).join('\n'));
+    const shown = mode.quiet ? checks.filter((one) => one.ok === false) : checks;
+    if (shown.length > 0) answer(shown.map((one) => `${one.ok === null ? 'unknown' : one.ok ? 'ok' : one.needed ? 'FAILS' : 'to do'}`.padEnd(9) + `${one.check}: ${one.detail}${one.ok !== true && one.hint ? `\n         hint: ${one.hint}` : ''}`).join('\n'));
   }
   return checks.some((one) => one.needed && one.ok === false) ? 2 : checks.some((one) => one.ok === false) ? 1 : 0;
 }
@@ -8321,7 +8326,7 @@ async function everyCheck({ settings, file }, script) {
   });
   const unsaved = warnings.filter((one) => UNSAVED.test(one)), others = warnings.filter((one) => !UNSAVED.test(one)), nameIt = 'name it in `stop`, `folders` or `volumes`';
   if (unsaved.length > 0 || !plan) add('unsaved', unsaved.length > 0 ? false : null, unsaved.join('; ') || NO_PLAN, unsaved.length > 0 ? nameIt : '');
-  else add('unsaved', true, 'nothing found here is left out', nameIt);
+  else add('unsaved', true, 'nothing that runs here is left out', nameIt);
   if (others.length > 0) add('warned of', false, others.join('; '), 'a run says the same every night, and ends with 1: mend it');
   const history = readHistory(settings.stateFolder), strangers = lastGoodRun(settings.stateFolder) ? await listArchives(settings, serverName(settings)).then((all) => strangersAmong(all, history), () => null) : null;
   add('own name', strangers && strangers.length === 0, strangers === null ? 'nothing to compare with yet' : strangers.length > 0 ? `no run here wrote ${strangers.slice(0, 3).map(named).join(', ')}` : 'every archive of this name was written here',
@@ -8506,7 +8511,7 @@ async function firstSettings(script, usual, given, yes) {
     { exitCode: 64, hint: 'run setup on a terminal, which asks; or fill in the block at the top of backup.js; or say all here: setup --repository ssh://borg@storage.example.org/./web1 --stop \'postgres *\' --folders /srv/files' });
   refuseQuota(given.quota ?? '');
   const asItIs = (answer) => answer;
-  const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname(), asItIs);
+  const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname().split('.')[0], asItIs);
   const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', asItIs,
     async (answer) => (answer.endsWith('/NAME') ? 'write another name for NAME' : ''));
   const stop = await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)? Name your applications, too',

@@ -110,7 +110,7 @@ export async function firstSettings(script: string, usual: Settings, given: Reco
     { exitCode: 64, hint: 'run setup on a terminal, which asks; or fill in the block at the top of backup.js; or say all here: setup --repository ssh://borg@storage.example.org/./web1 --stop \'postgres *\' --folders /srv/files' });
   refuseQuota(given.quota ?? '');
   const asItIs = (answer: string) => answer;
-  const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname(), asItIs);
+  const server = await answerTo('server', 'The name of this server (every archive begins with it)?', hostname().split('.')[0]!, asItIs);
   const repository = await answerTo('repository', 'Where do the archives go (ssh://borg@storage.example.org/./NAME, or a path)?', '', asItIs,
     async (answer) => (answer.endsWith('/NAME') ? 'write another name for NAME' : ''));
   const stop = await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)? Name your applications, too',

@@ -30,8 +30,8 @@ export async function doctor(loaded: Loaded, script: string): Promise<number> {
   const checks = await everyCheck(loaded, script);
   if (mode.json) answer(JSON.stringify(checks.map(({ check, ok, detail, hint }) => ({ check, ok, detail, hint })), null, 1));
   else {
-    const shown = mode.quiet ? checks.filter((one) => one.ok !== true) : checks;
-    answer(shown.map((one) => `${one.ok === null ? 'unknown' : one.ok ? 'ok' : one.needed ? 'FAILS' : 'to do'}`.padEnd(9) + `${one.check}: ${one.detail}${one.ok !== true && one.hint ? `\n         hint: ${one.hint}` : ''}`).join('\n'));
+    const shown = mode.quiet ? checks.filter((one) => one.ok === false) : checks;
+    if (shown.length > 0) answer(shown.map((one) => `${one.ok === null ? 'unknown' : one.ok ? 'ok' : one.needed ? 'FAILS' : 'to do'}`.padEnd(9) + `${one.check}: ${one.detail}${one.ok !== true && one.hint ? `\n         hint: ${one.hint}` : ''}`).join('\n'));
   }
   return checks.some((one) => one.needed && one.ok === false) ? 2 : checks.some((one) => one.ok === false) ? 1 : 0;
 }
@@ -70,7 +70,7 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   });
   const unsaved = warnings.filter((one) => UNSAVED.test(one)), others = warnings.filter((one) => !UNSAVED.test(one)), nameIt = 'name it in `stop`, `folders` or `volumes`';
   if (unsaved.length > 0 || !plan) add('unsaved', unsaved.length > 0 ? false : null, unsaved.join('; ') || NO_PLAN, unsaved.length > 0 ? nameIt : '');
-  else add('unsaved', true, 'nothing found here is left out', nameIt);
+  else add('unsaved', true, 'nothing that runs here is left out', nameIt);
   if (others.length > 0) add('warned of', false, others.join('; '), 'a run says the same every night, and ends with 1: mend it');
   const history = readHistory(settings.stateFolder), strangers = lastGoodRun(settings.stateFolder) ? await listArchives(settings, serverName(settings)).then((all) => strangersAmong(all, history), () => null) : null;
   add('own name', strangers && strangers.length === 0, strangers === null ? 'nothing to compare with yet' : strangers.length > 0 ? `no run here wrote ${strangers.slice(0, 3).map(named).join(', ')}` : 'every archive of this name was written here',

@@ -2,8 +2,8 @@
 // `recover` does the same work at boot and from cron. Both wait for the run's lock, which the kernel lets go when the run
 // dies; if a ledger is left then, they end the dead run's borg first, so that no half-cold archive is completed, and start
 // everything in the ledger.
-// Changes: the parts in the ledger, the history, nothing else. Under systemd the guard is a transient unit of its own:
-// everything a finished unit leaves behind is killed (systemd.kill(5)).
+// Changes: the parts in the ledger, the ledger, the history; it ends a run that hangs past its deadline, and removes what a dead one left beside (snapshots,
+// staging folders). Under systemd the guard is a transient unit of its own: everything a finished unit leaves behind is killed (systemd.kill(5)).
 import fs from 'node:fs';
 import path from 'node:path';
 import { spawn } from 'node:child_process';
@@ -176,8 +176,9 @@ async function recoverIn(stateFolder: string, settings: Settings | null): Promis
   // Has that run told how it ended, then whoever holds the lock is its guard, which tries again from time to time.
   const lock = takeLock(stateFolder, readLedgerQuietly(stateFolder)?.reported ? 60 : 0);
   if (lock === null) {
-    say('a run, or its guard, is at work: nothing to recover');
-    return 75;
+    const isDown = readLedgerQuietly(stateFolder)?.reported === 'down';
+    say(isDown ? 'what is down is being started by its guard just now' : 'a run, or its guard, is at work: nothing to recover');
+    return isDown ? 3 : 75;
   }
   try {
     const ledger = readLedger(stateFolder);

@@ -34,7 +34,7 @@ const historyFile = (stateFolder: string) => path.join(stateFolder, 'history.jso
 
 const PASS_FORM: Form = { files: 'number', originalBytes: 'number', compressedBytes: 'number', deduplicatedBytes: 'number', seconds: 'number' };
 const LINE_FORM: Form = {
-  kind: 'text', startedAt: 'time', endedAt: 'time', outcome: 'text', exitCode: 'number', archive: 'text', downSeconds: 'number', 'startSeconds?': 'number',
+  'kind?': 'text', startedAt: 'time', endedAt: 'time', outcome: 'text', exitCode: 'number', archive: 'text', downSeconds: 'number', 'startSeconds?': 'number',
   'warnings?': ['text'], 'error?': 'text', 'warm?': PASS_FORM, 'cold?': PASS_FORM,
   'certificate?': { archive: 'text', proven: 'yes or no', madeAt: 'time', restoreSeconds: 'number', checks: [{ check: 'text' }] },
 };
@@ -50,7 +50,7 @@ export function readHistory(stateFolder: string): HistoryLine[] {
   return text.split('\n').flatMap((line) => {
     try {
       const one = JSON.parse(line);
-      return misfit(one, LINE_FORM) === '' ? [one] : [];
+      return misfit(one, LINE_FORM) === '' ? [{ kind: 'run', ...one }] : [];
     } catch {
       return [];
     }

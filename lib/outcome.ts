@@ -8,11 +8,12 @@ import { WORDS } from './words.ts';
 /** The last block of a run. */
 export function summary(line: HistoryLine, services: string): string {
   const parts = line.parts.map((part) => `${part.name} ${span(part.downSeconds)}`).join(', ');
-  const pass = (what: HistoryLine['cold']) => (what ? `${size(what.originalBytes)} in ${count(what.files, 'file')} read, ${size(what.deduplicatedBytes)} new and stored, ${span(what.seconds)}` : 'none');
+  const pass = (what: HistoryLine['cold']) => (what ? `${size(what.originalBytes)} in ${count(what.files, 'file')} read, ${size(what.deduplicatedBytes)} sent and stored, ${span(what.seconds)}` : 'none');
   const took = (Date.parse(line.endedAt) - Date.parse(line.startedAt)) / 1000;
   return [
     '',
     `${line.outcome}: ${line.exitCode < 2 ? `${line.archive} is proven` : line.error}`,
+    ...(line.exitCode < 2 || !line.archive ? [] : [`  archive   ${line.archive}`]),
     `  down      ${span(line.downSeconds)}${parts ? `  (${parts})` : ''}`,
     `  services  ${services}`,
     `  warm      ${pass(line.warm)}`,

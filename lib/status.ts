@@ -34,6 +34,8 @@ type Known = {
   isRecent: boolean;
 };
 
+const TO_SCHEDULE = 'node backup.js setup --schedule cron';
+
 /**
  * `status [--remote]`: prints one line and one screen (or JSON). Returns 0 good, 1 with a warning, 2 nothing recent enough
  * or something is left stopped. With --quiet it says nothing when all is well.
@@ -52,7 +54,7 @@ export async function status(settings: Settings, script: string, remote: boolean
     answer([`${mark}: ${server}: ${headline(known, warnings)}`,
       ...(trend ? trendLines(good!, trend).map(([name, text]) => line(name, text)) : []),
       line('next run', nextRun.at ? `${localTime(nextRun.at)}, in ${days((nextRun.at.getTime() - Date.now()) / 3_600_000)} (${nextRun.by})`
-        : nextRun.by ? `by ${nextRun.by}, when is not known here` : `nothing starts it${nextRun.why && `, ${nextRun.why}`}: node backup.js setup --schedule cron`),
+        : nextRun.by ? `by ${nextRun.by}, when is not known here` : `nothing starts it${nextRun.why && `, ${nextRun.why}`}: ${TO_SCHEDULE}`),
       line('last drill', drill ? `${drill.proven ? 'proved' : 'DID NOT PROVE'} ${drill.archive}, ${days(Math.max(0, drills.ageDays! * 24))} ago; a restore takes about ${span(drill.restoreSeconds)}`
         : settings.drill.maxAgeDays === 0 ? 'none here, say the settings' : 'none yet'),
       ...(asked ? [line('repository', `${good ? `${asked.archive ? 'has that archive' : 'DOES NOT HAVE that archive'}${asked.proof ? ' and its proof' : ''}; ` : ''}newest proven: ${asked.newest || 'none'}`)] : []),
@@ -98,6 +100,7 @@ function whatToDo({ settings, good, last, left, trouble, drills, isAhead, isLost
   if (drills.warning) return 'node backup.js drill';
   if (last !== good) return 'node backup.js doctor';
   if (drills.last === null && settings.drill.maxAgeDays > 0) return 'node backup.js drill';
+  if (startedBy === '') return TO_SCHEDULE;
   return startedBy === 'systemd' && tellsNobody(settings) ? 'set `tell` in the settings, unless your monitoring asks `status` every day: a systemd timer mails nobody' : '';
 }
 

@@ -35,13 +35,13 @@ export async function tryConnection(settings: Settings): Promise<string> {
 }
 
 /**
- * What the server on the storage says of itself: its command line as Python lists it, and borg's version; null when it does
+ * What the server on the storage says of itself: its command line, and borg's version; null when it does
  * not say. Nothing is opened or written.
  */
 export async function serverCommandLine(ssh: string[]): Promise<{ words: string | null; version: string | null }> {
   const report = await look(['sh', '-c', 'bytes=$1; shift; printf %s "$bytes" | base64 -d | exec "$@"', 'sh', ASK_SERVER, ...ssh, 'borg serve']);
   const text = `${report.out}\n${report.said}`;
-  return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1] ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
+  return { words: /sys\.argv: \[(.*?)\]/.exec(text)?.[1]?.replaceAll("', '", ' ').replace(/^'|'$/g, '') ?? null, version: /Borg: (\d+\.\d+\.\d+\S*)/.exec(text)?.[1] ?? null };
 }
 
 /**
