@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: ae05976b9fc1fbf93940cd5137e329e36653ddb611b6acff1c206d4a20473b1f
+// Checksum of all but the settings: ec4e3d44d2dce468b07676f14ddfdd6b61dbd7111122ef6929c36b7d76880ba5
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4879,6 +4879,13 @@ function soundManifest(text, archive) {
   return manifest;
 }
 
+/** Where a path as it is typed lies in the archive: `folders` may name it over a link, and what that leads to is saved. */
+function asSaved({ plan }, file) {
+  const typedOf = ({ why }) => /^folder (.*) leads here$/s.exec(why)?.[1] ?? '';
+  const root = plan.roots.find((one) => typedOf(one) !== '' && isBelow(file, typedOf(one)) && !plan.roots.some((other) => other.path === file));
+  return root ? root.path + file.slice(typedOf(root).length) : file;
+}
+
 /** The text of the manifest in the state folder when it is this archive's: what this server saved last. '' when it is another one's. */
 function ownManifest(stateFolder, archive) {
   try {
@@ -5531,8 +5538,13 @@ function entryIn(line) {
     { said: line.slice(0, 200), hint: 'call it again; when it stays so: node backup.js borg check' });
 }
 
+/** The manifest of an archive: on its own server from the state folder when it is still there. Throws Problem when it cannot be had or is none. */
+async function readManifest(settings, archive) {
+  return soundManifest(ownManifest(settings.stateFolder, archive) || await readFromArchive(settings, archive, 'record/manifest.json'), archive);
+}
+
 // borg's own lines are not shown: a line end in a file's name would look like another file.
-async function listFiles(settings, archive, file) {
+async function listFiles(settings, archive, file, asTyped = file) {
   const wanted = path.resolve('/', file ?? '/');
   let shown = 0;
   const show = (line) => {
@@ -5543,7 +5555,11 @@ async function listFiles(settings, archive, file) {
   };
   const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...(wanted === '/' ? [] : [asPattern(wanted)])], { onLine: show, keepBytes: 0 });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
-  if (shown === 0 && wanted !== '/') throw notInArchive(archive, [wanted]);
+  if (shown === 0 && wanted !== '/') {
+    const saved = await readManifest(settings, archive).then((manifest) => asSaved(manifest, wanted), () => wanted); // another tool's has none
+    if (saved !== wanted && asTyped === file) return listFiles(settings, archive, saved, wanted);
+    throw notInArchive(archive, [asTyped ?? wanted]);
+  }
   if (mode.json) answer(shown === 0 ? '[]' : ']');
   return warnings.length > 0 ? 1 : 0;
 }
@@ -6562,10 +6578,10 @@ function watchEntries(links) {
  */
 async function restoreTo(settings, server, words, to, mendLinks) {
   const [name = '', ...paths] = words;
-  const wanted = paths.map((one) => path.resolve('/', one)).filter((one, _, all) => !all.includes('/') && one !== '/');
+  const asked = paths.map((one) => path.resolve('/', one)).filter((one, _, all) => !all.includes('/') && one !== '/');
   const target = path.resolve(to);
   refuseUsedFolder(target);
-  const { archive, manifest, listed } = await lookAt(settings, server, name, wanted);
+  const { archive, manifest, listed, wanted } = await lookAt(settings, server, name, asked);
   await refuseWithoutRoom(target, listed, () => measure(settings, archive, wanted));
   warnOfLinks(wanted, listed);
   fs.mkdirSync(target, { recursive: true, mode: 0o700 });
@@ -6588,8 +6604,8 @@ const pathBelow = (target, file) => path.join(target, path.resolve('/', file)); 
 const hasLinks = (cluster) => cluster.tablespaces.length > 0 || path.basename(cluster.walFolder) !== 'pg_wal' || path.dirname(cluster.walFolder) !== cluster.dataDirectory;
 
 /**
- * Everything that has to be known before a restore, given the archive's name or 'latest' and paths (none: all): the archive, its manifest, what the
- * paths are. A start of borg over ssh takes a second or more, so the looks are made side by side; what `latest` will turn out to be is guessed
+ * Everything that has to be known before a restore, given the archive's name or 'latest' and paths (none: all): the archive, its manifest, the paths as they
+ * were saved, and what they are. A start of borg over ssh takes a second or more, so the looks are made side by side; what `latest` will turn out to be is guessed
  * from the history meanwhile. Throws Problem when it is not there, must not be restored from, or would write outside the folder it is extracted to.
  */
 async function lookAt(settings, server, name, wanted) {
@@ -6602,22 +6618,19 @@ async function lookAt(settings, server, name, wanted) {
   const [manifest, listed] = archive === guess && guessed ? guessed : await looks(archive);
   const isOther = archives.value.some((one) => one.archive === archive && one.kind === 'other');
   if (manifest.status === 'rejected' && !isOther) throw manifest.reason;
-  if (listed.status === 'rejected') throw listed.reason;
-  const record = manifest.status === 'fulfilled' ? manifest.value : NO_RECORD;
+  const record = manifest.status === 'fulfilled' ? manifest.value : NO_RECORD, meant = listed.status === 'rejected' ? wanted.map((one) => asSaved(record, one)) : wanted;
+  if (listed.status === 'rejected' && meant.every((one) => wanted.includes(one))) throw listed.reason;
+  const found = listed.status === 'fulfilled' ? listed.value : await measure(settings, archive, meant);
+  for (const [index, one] of meant.entries()) if (one !== wanted[index]) say(`${named(wanted[index])} was reached over a link, and saved as ${named(one)}`);
   for (const root of record.plan.roots) { // volumes are extracted in a pass of their own, whatever the order in the archive
-    const link = [...listed.value.links.keys()].find((one) => one !== root.path && isBelow(root.path, one));
+    const link = [...found.links.keys()].find((one) => one !== root.path && isBelow(root.path, one));
     if (link) throw unsafe(archive, `${named(root.path)} lies below ${named(link)}, a link`);
   }
-  return { archive, manifest: record, listed: listed.value };
+  return { archive, manifest: record, listed: found, wanted: meant };
 }
 
 // Another tool's archive has no record: its files come back, and what stands around them is not known.
 const NO_RECORD = { plan: { roots: [], clusters: [] }, parents: [] };
-
-/** The manifest of an archive: on its own server from the state folder when it is still there. Throws Problem when it cannot be had or is none. */
-async function readManifest(settings, archive) {
-  return soundManifest(ownManifest(settings.stateFolder, archive) || await readFromArchive(settings, archive, 'record/manifest.json'), archive);
-}
 
 function refuseUsedFolder(target) {
   const facts = fs.lstatSync(target, { throwIfNoEntry: false });
@@ -6688,6 +6701,7 @@ async function extract(settings, argv, target, title, mark = {}, cwd = target) {
     if (file !== undefined && damaged.length < 100) damaged.push(`${named(`/${file}`)} is damaged in the repository: borg has zeros for what is missing`);
   };
   const done = await change(argv, { cwd, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
+  goOn();
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
   if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
   return { warned: done.code !== 0, damaged };

@@ -10,8 +10,10 @@ import { lastGoodRun, readHistory } from './history.ts';
 import type { HistoryLine } from './history.ts';
 import type { Settings } from './settings.ts';
 import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned, borgVersion } from './borg.ts';
-import { listArchives, stampOf } from './archives.ts';
+import { listArchives, readFromArchive, stampOf } from './archives.ts';
 import type { ArchiveFacts } from './archives.ts';
+import { asSaved, ownManifest, soundManifest } from './record.ts';
+import type { Manifest } from './record.ts';
 
 const MOST_VERSIONS = 30_000; // of files that `find` keeps in mind, about 1 kB each
 
@@ -95,8 +97,13 @@ export function entryIn(line: string): any {
     { said: line.slice(0, 200), hint: 'call it again; when it stays so: node backup.js borg check' });
 }
 
+/** The manifest of an archive: on its own server from the state folder when it is still there. Throws Problem when it cannot be had or is none. */
+export async function readManifest(settings: Settings, archive: string): Promise<Manifest> {
+  return soundManifest(ownManifest(settings.stateFolder, archive) || await readFromArchive(settings, archive, 'record/manifest.json'), archive);
+}
+
 // borg's own lines are not shown: a line end in a file's name would look like another file.
-async function listFiles(settings: Settings, archive: string, file: string | undefined): Promise<number> {
+async function listFiles(settings: Settings, archive: string, file: string | undefined, asTyped = file): Promise<number> {
   const wanted = path.resolve('/', file ?? '/');
   let shown = 0;
   const show = (line: string) => {
@@ -107,7 +114,11 @@ async function listFiles(settings: Settings, archive: string, file: string | und
   };
   const done = await askBorg(settings, ['list', '--json-lines', `::${archive}`, ...(wanted === '/' ? [] : [asPattern(wanted)])], { onLine: show, keepBytes: 0 });
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${archive} cannot be listed`, done);
-  if (shown === 0 && wanted !== '/') throw notInArchive(archive, [wanted]);
+  if (shown === 0 && wanted !== '/') {
+    const saved = await readManifest(settings, archive).then((manifest) => asSaved(manifest, wanted), () => wanted); // another tool's has none
+    if (saved !== wanted && asTyped === file) return listFiles(settings, archive, saved, wanted);
+    throw notInArchive(archive, [asTyped ?? wanted]);
+  }
   if (mode.json) answer(shown === 0 ? '[]' : ']');
   return warnings.length > 0 ? 1 : 0;
 }

@@ -4,6 +4,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, warn } from './say.ts';
+import { isBelow } from './files.ts';
 import { misfit } from './form.ts';
 import type { Form } from './form.ts';
 import { VERSION, editedOrAsBuilt } from './about.ts';
@@ -14,6 +15,7 @@ import type { Certificate } from './certificate.ts';
 import type { Settings } from './settings.ts';
 import type { Loaded } from './check.ts';
 import type { Passport } from './passport.ts';
+import type { Root } from './snapshot.ts';
 import type { Plan } from './plan.ts';
 import { restoreText } from './runbook.ts';
 import type { Proof } from './proof.ts';
@@ -135,6 +137,13 @@ export function soundManifest(text: string, archive: string): Manifest {
   const odd = manifest?.format === 1 ? misfit(manifest, MANIFEST_FORM) : 'its form';
   if (odd) throw bad(`${odd} is not what it should be`);
   return manifest;
+}
+
+/** Where a path as it is typed lies in the archive: `folders` may name it over a link, and what that leads to is saved. */
+export function asSaved({ plan }: Manifest, file: string): string {
+  const typedOf = ({ why }: Root) => /^folder (.*) leads here$/s.exec(why)?.[1] ?? '';
+  const root = plan.roots.find((one) => typedOf(one) !== '' && isBelow(file, typedOf(one)) && !plan.roots.some((other) => other.path === file));
+  return root ? root.path + file.slice(typedOf(root).length) : file;
 }
 
 /** The text of the manifest in the state folder when it is this archive's: what this server saved last. '' when it is another one's. */

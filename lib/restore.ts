@@ -5,19 +5,19 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, count, mode, named, say, sayBlock, sayLive, size, span, warn, warnings } from './say.ts';
-import { change } from './shell.ts';
+import { change, goOn } from './shell.ts';
 import { freeBytes, heldFolder, isBelow, outermost } from './files.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
 import { borgEnvironment, borgFailure, borgOnlyWarned, parseLine } from './borg.ts';
-import { listArchives, readFromArchive } from './archives.ts';
-import { ownManifest, soundManifest } from './record.ts';
+import { listArchives } from './archives.ts';
+import { asSaved } from './record.ts';
 import type { Manifest } from './record.ts';
-import { archiveMeant, asPattern, orWrongBorg, warnUnlessOurs } from './list.ts';
+import { archiveMeant, asPattern, orWrongBorg, readManifest, warnUnlessOurs } from './list.ts';
 import { asExactly, measure, measureOwn, unsafe } from './measure.ts';
 import type { Listed } from './measure.ts';
 
-export type Looked = { archive: string; manifest: Manifest; listed: Listed };
+export type Looked = { archive: string; manifest: Manifest; listed: Listed; wanted: string[] };
 
 /**
  * `restore ARCHIVE|latest [PATH ...] --to FOLDER`. Given the words, the folder and whether links are to be mended, extracts whole paths
@@ -26,10 +26,10 @@ export type Looked = { archive: string; manifest: Manifest; listed: Listed };
  */
 export async function restoreTo(settings: Settings, server: string, words: string[], to: string, mendLinks: boolean): Promise<number> {
   const [name = '', ...paths] = words;
-  const wanted = paths.map((one) => path.resolve('/', one)).filter((one, _, all) => !all.includes('/') && one !== '/');
+  const asked = paths.map((one) => path.resolve('/', one)).filter((one, _, all) => !all.includes('/') && one !== '/');
   const target = path.resolve(to);
   refuseUsedFolder(target);
-  const { archive, manifest, listed } = await lookAt(settings, server, name, wanted);
+  const { archive, manifest, listed, wanted } = await lookAt(settings, server, name, asked);
   await refuseWithoutRoom(target, listed, () => measure(settings, archive, wanted));
   warnOfLinks(wanted, listed);
   fs.mkdirSync(target, { recursive: true, mode: 0o700 });
@@ -52,8 +52,8 @@ const pathBelow = (target: string, file: string) => path.join(target, path.resol
 const hasLinks = (cluster: Manifest['plan']['clusters'][number]) => cluster.tablespaces.length > 0 || path.basename(cluster.walFolder) !== 'pg_wal' || path.dirname(cluster.walFolder) !== cluster.dataDirectory;
 
 /**
- * Everything that has to be known before a restore, given the archive's name or 'latest' and paths (none: all): the archive, its manifest, what the
- * paths are. A start of borg over ssh takes a second or more, so the looks are made side by side; what `latest` will turn out to be is guessed
+ * Everything that has to be known before a restore, given the archive's name or 'latest' and paths (none: all): the archive, its manifest, the paths as they
+ * were saved, and what they are. A start of borg over ssh takes a second or more, so the looks are made side by side; what `latest` will turn out to be is guessed
  * from the history meanwhile. Throws Problem when it is not there, must not be restored from, or would write outside the folder it is extracted to.
  */
 export async function lookAt(settings: Settings, server: string, name: string, wanted: string[]): Promise<Looked> {
@@ -66,22 +66,19 @@ export async function lookAt(settings: Settings, server: string, name: string, w
   const [manifest, listed] = archive === guess && guessed ? guessed : await looks(archive);
   const isOther = archives.value.some((one) => one.archive === archive && one.kind === 'other');
   if (manifest.status === 'rejected' && !isOther) throw manifest.reason;
-  if (listed.status === 'rejected') throw listed.reason;
-  const record = manifest.status === 'fulfilled' ? manifest.value : NO_RECORD;
+  const record = manifest.status === 'fulfilled' ? manifest.value : NO_RECORD, meant = listed.status === 'rejected' ? wanted.map((one) => asSaved(record, one)) : wanted;
+  if (listed.status === 'rejected' && meant.every((one) => wanted.includes(one))) throw listed.reason;
+  const found = listed.status === 'fulfilled' ? listed.value : await measure(settings, archive, meant);
+  for (const [index, one] of meant.entries()) if (one !== wanted[index]) say(`${named(wanted[index]!)} was reached over a link, and saved as ${named(one)}`);
   for (const root of record.plan.roots) { // volumes are extracted in a pass of their own, whatever the order in the archive
-    const link = [...listed.value.links.keys()].find((one) => one !== root.path && isBelow(root.path, one));
+    const link = [...found.links.keys()].find((one) => one !== root.path && isBelow(root.path, one));
     if (link) throw unsafe(archive, `${named(root.path)} lies below ${named(link)}, a link`);
   }
-  return { archive, manifest: record, listed: listed.value };
+  return { archive, manifest: record, listed: found, wanted: meant };
 }
 
 // Another tool's archive has no record: its files come back, and what stands around them is not known.
 const NO_RECORD = { plan: { roots: [], clusters: [] }, parents: [] } as unknown as Manifest;
-
-/** The manifest of an archive: on its own server from the state folder when it is still there. Throws Problem when it cannot be had or is none. */
-async function readManifest(settings: Settings, archive: string): Promise<Manifest> {
-  return soundManifest(ownManifest(settings.stateFolder, archive) || await readFromArchive(settings, archive, 'record/manifest.json'), archive);
-}
 
 function refuseUsedFolder(target: string): void {
   const facts = fs.lstatSync(target, { throwIfNoEntry: false });
@@ -152,6 +149,7 @@ export async function extract(settings: Settings, argv: string[], target: string
     if (file !== undefined && damaged.length < 100) damaged.push(`${named(`/${file}`)} is damaged in the repository: borg has zeros for what is missing`);
   };
   const done = await change(argv, { cwd, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
+  goOn();
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure(`${title} failed${progress.underWay() ? ` at /${progress.underWay()}` : ''}; what came until then is in ${named(target)}`, done);
   if (done.code !== 0) warn(`borg warned while it extracted: ${borgFailure('', done).facts.said ?? ''}`);
   return { warned: done.code !== 0, damaged };

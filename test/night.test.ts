@@ -68,7 +68,7 @@ describe('a night', { skip: cannotRunHere() }, () => {
 
   test('the summary is the last block, and the same words are in the transcript', () => {
     const last = first.out.split('\n\n').pop()!;
-    assert.match(last, new RegExp(`^good: web1-${STAMP} is proven\n  down +\\d.* s  \\(web .*, postgres .*cluster/data .*\\)\n  services  all 2 are running again\n  warm +1\\.\\d GB in \\d+ files read, .* new and stored, .*\n  cold .*\n  took .*\n  warnings  none\n$`));
+    assert.match(last, new RegExp(`^good: web1-${STAMP} is proven\n  down +\\d.* s  \\(web .*, postgres .*cluster/data .*\\)\n  services  all 2 are running again\n  warm +1\\.\\d GB in \\d+ files read, .* sent and stored, .*\n  cold .*\n  took .*\n  warnings  none\n$`));
     const transcript = fs.readFileSync(path.join(server.stateFolder, 'log', `${archive.slice('web1-'.length)}.log`), 'utf8');
     for (const line of first.out.split('\n')) assert.ok(transcript.includes(line), line);
     assert.doesNotMatch(first.out + first.err, /[\r\x1b]/); // no terminal, no live line
@@ -115,12 +115,17 @@ describe('a night', { skip: cannotRunHere() }, () => {
     assert.deepEqual(fs.readFileSync(path.join(record, 'history.jsonl'), 'utf8').trim().split('\n').map((line) => JSON.parse(line).archive), [archive]);
   });
 
-  test('plain borg brings everything back into an empty folder, and PostgreSQL finds every row', () => {
+  test('plain borg brings everything back into an empty folder, and PostgreSQL finds every row', async () => {
     const empty = path.join(folder, 'extracted');
     fs.mkdirSync(empty, { mode: 0o755 });
     execFileSync('borg', ['--umask', '0022', 'extract', '--sparse', `::${archive}`], { env: server.borgEnv(), cwd: empty, stdio: 'ignore' });
     assert.equal(treeFacts(empty + tree), facts);
     assert.equal(fs.readlinkSync(empty + link), tree);
+    const over = path.join(folder, 'over the link'), one = await server.run(['restore', archive, path.join(link, 'with space'), '--to', over]); // as it was typed in the settings
+    assert.equal(one.code, 0, one.out + one.err);
+    assert.equal(fs.readFileSync(path.join(over, tree, 'with space'), 'utf8'), fs.readFileSync(path.join(tree, 'with space'), 'utf8'));
+    assert.match((await server.run(['list', archive, path.join(link, 'with space')])).out, /with space"?$/m);
+    assert.match((await server.run(['list', archive, path.join(link, 'nothing')])).err, /not in \S+: .*uploads\/nothing/);
     assert.ok(fs.statSync(path.join(empty + tree, 'sparse')).blocks < 1000, 'holes stay holes');
     mendLinks(empty + cluster.dataDirectory, empty);
     assert.deepEqual(fingerprintOfRestored(cluster, empty + cluster.dataDirectory), rows);
@@ -179,6 +184,7 @@ describe('a night', { skip: cannotRunHere() }, () => {
       return server.run(['status', ...words]);
     };
     const hoursAgo = (hours: number) => new Date(Date.now() - hours * 3_600_000).toISOString();
+    assert.equal((await statusWith({ kind: undefined })).code, 0, 'a run is what is no drill');
     const good = await statusWith({}, '--json'), answer = JSON.parse(good.out);
     assert.equal(good.code, 0);
     for (const key of ['server', 'outcome', 'ageHours', 'archive', 'downSeconds', 'drill', 'warnings', 'next']) assert.ok(key in answer, key);
@@ -190,6 +196,9 @@ describe('a night', { skip: cannotRunHere() }, () => {
     assert.deepEqual(JSON.parse((await nightsAs(1, 2, 3, 4, 5, 6, 7, 8)).out).trend, { nights: 7, downSeconds: 5, leastDownSeconds: 2, mostDownSeconds: 8, newBytes: 5e6, originalBytes: 8e9, growthBytes: 1e9 });
     assert.match((await server.run(['--dry-run'])).out, /^expected, from the last 7 good nights: down 5\.0 s, 5\.0 MB to send$/m);
     assert.match((await statusWith({ endedAt: hoursAgo(25.9) })).out, new RegExp(`^OK: web1: ${newest.archive}, 25 h .* old, was down .* s\n {2}down +.* s; in the last 2 good nights .* s to .* s\n {2}size +.* in all, .* new a night(, (growing|shrinking) by .* a night)?\n {2}next run +nothing starts it: .*\n {2}last drill +none yet\n {2}warnings +none\n {2}next +node backup\.js drill\n$`));
+    server.writeSettings({ drill: { maxAgeDays: 0 } }); // nothing is left to do but to have it started
+    assert.match((await statusWith({})).out, /^ {2}next +node backup\.js setup --schedule cron\n$/m);
+    server.writeSettings({ drill: undefined });
     const quiet = await statusWith({}, '--quiet');
     assert.deepEqual([quiet.code, quiet.out + quiet.err], [0, '']);
     const remote = await statusWith({}, '--remote', '--json');

@@ -10,7 +10,7 @@ import type { TestCluster } from './cluster.ts';
 import { startStorage } from './storage.ts';
 import type { Storage } from './storage.ts';
 import { onTerminal } from './night.ts';
-import { makeServer, start, testFolder } from './script.ts';
+import { makeServer, start, testFolder, waitFor } from './script.ts';
 import type { Server } from './script.ts';
 
 const isRoot = process.getuid?.() === 0;
@@ -170,6 +170,17 @@ os.setxattr(${JSON.stringify(path.join(data, 'twice'))}, 'security.capability', 
       fs.rmSync(path.join(top, 'trap'), { recursive: true });
       fs.rmSync(path.join(victim, 'file'), { force: true });
     }
+  });
+
+  test('a signal while files come back ends it as a signal does', async () => {
+    const bin = path.join(top, 'bin'), held = path.join(top, 'held');
+    fs.mkdirSync(bin);
+    fs.writeFileSync(path.join(bin, 'borg'), `#!/bin/sh\ncase " $* " in *" extract --sparse "*) touch ${held}; exec sleep 300;; esac\nPATH=\${PATH#*:} exec borg "$@"\n`, { mode: 0o755 });
+    const running = server.start(['restore', 'latest', data, '--to', path.join(top, 'broken off')], { env: { PATH: `${bin}:${process.env.PATH}` } });
+    await waitFor('it extracts', () => fs.existsSync(held));
+    running.signal('SIGTERM');
+    const ended = await running.ended;
+    assert.deepEqual([ended.code, /error: ended by SIGTERM/.test(ended.err)], [143, true], ended.out + ended.err);
   });
 
   test('`latest` is the newest proven archive; an unproven one is warned of, a copy of the running system is only looked at', async () => {
