@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: ec4e3d44d2dce468b07676f14ddfdd6b61dbd7111122ef6929c36b7d76880ba5
+// Checksum of all but the settings: 936c182a7da42f78ed11c37835499392d44a746d54baf16a1dba3029ac2ae629
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3548,6 +3548,7 @@ async function findRoots(settings, clusters, containers, stopped) {
   for (const { name, path: place, isData } of await findVolumes(settings.volumes, containers, stopped)) {
     const users = containers.filter((one) => one.running && !stopped.includes(one.name) && one.mounts.some(({ source }) => source && isBelow(place, source)));
     if (users.length > 0) warn(`volume ${name} is saved while ${users.map((one) => one.name).join(', ')} may write to it: name the container in \`stop\``);
+    if (!isData && settings.folders.some((folder) => path.resolve(folder) === place)) continue; // what containers only look at may stay as it is in a restore; what somebody has named comes back
     for (const file of pathsOf(place, `volume ${name}`)) roots.push({ path: file, why: `volume ${name}`, strict: isData && users.length === 0, ...asItLies });
   }
   for (const folder of settings.folders) {
@@ -4428,7 +4429,7 @@ const ENGLISH = {
     fromThere: 'it came from there', sameOrNewest: 'the same version, or the newest', packages: (list) => `It had these packages: ${list}.`, noPackage: (command) => `If this Debian has no such package any more: \`${command}\`, and the block again.`, unowned: (list) => `In no package, so bring them from elsewhere: ${list}`,
     locale: 'A database whose locale is missing lets nobody in:', byName: 'By name; the number may be another one here.', notHere: 'What does not exist here yet cannot be stopped: that is no error.', nothingStopped: 'nothing was stopped for this backup', comeBack: 'These come back. What lies there now is moved aside, nothing is deleted:', noPostgres: 'no PostgreSQL may run there', lookedFor: 'PostgreSQL looks for it there',
     above: 'The folders above them are not in the archive, and borg would make them so that nobody but root can enter:', system: (list, command) => `${list} cannot be moved aside on a machine that runs. Extract it elsewhere and take what you need: \`${command}\``,
-    volumes: 'Docker has to know its volumes before they are filled:', numbers: 'files in volumes belong to numbers, not names', takesLong: 'It takes long, and says nothing unless `--progress` is added after `extract`.',
+    volumes: 'Docker has to know its volumes before they are filled:', numbers: 'files in volumes belong to numbers, not names', lookedAt: 'containers only look at it: what is here stays', takesLong: 'It takes long, and says nothing unless `--progress` is added after `extract`.',
     noFiles: 'They are no files, so they are made again, not started yet. These were (values of the environment are not in the archive, they may be secrets):',
     container: (name, image, digest, restart, user, ports, mounts, environment, project) => `\`${name}\`: image \`${image}\` (${digest}), restart ${restart}${user && `, user ${user}`}, ports ${ports}, mounts ${mounts}, environment ${environment}${project && `, project ${project}`}`,
     inFolder: (project, folder) => `${project} in ${folder}`, lost: (project, files) => `The files of project ${project} are not in this archive: ${files}. Bring them, and run \`docker compose create\` in their folder.`, byHand: (names) => `Make ${names} with \`docker create --name ...\` as above.`,
@@ -4474,7 +4475,7 @@ const SPANISH = {
     fromThere: 'procedía de ahí', sameOrNewest: 'la misma versión o la más reciente', packages: (list) => `Tenía estos paquetes: ${list}.`, noPackage: (command) => `Si este Debian ya no ofrece ese paquete: \`${command}\`, y repita el bloque.`, unowned: (list) => `No pertenecen a ningún paquete, así que tráigalos de otro sitio: ${list}`,
     locale: 'Una base de datos cuya configuración regional falta no admite conexiones:', byName: 'Por nombre; aquí el número puede ser otro.', notHere: 'Lo que todavía no existe aquí no se puede detener: no es un error.', nothingStopped: 'no se detuvo nada para esta copia', comeBack: 'Esto es lo que se recupera. Lo que haya ahora ahí se aparta; no se borra nada:', noPostgres: 'ahí no debe haber ningún PostgreSQL en marcha', lookedFor: 'PostgreSQL lo busca ahí',
     above: 'Las carpetas superiores no están en la copia, y borg las crearía de modo que solo root pudiera entrar:', system: (list, command) => `${list} no se puede apartar en una máquina en marcha. Extráigalo en otro sitio y tome lo que necesite: \`${command}\``,
-    volumes: 'Docker debe conocer sus volúmenes antes de llenarlos:', numbers: 'los archivos de los volúmenes pertenecen a números, no a nombres', takesLong: 'Tarda bastante y no muestra nada, salvo que añada `--progress` después de `extract`.',
+    volumes: 'Docker debe conocer sus volúmenes antes de llenarlos:', numbers: 'los archivos de los volúmenes pertenecen a números, no a nombres', lookedAt: 'los contenedores solo lo miran: lo que hay aquí se queda', takesLong: 'Tarda bastante y no muestra nada, salvo que añada `--progress` después de `extract`.',
     noFiles: 'No son archivos, así que se crean de nuevo, sin arrancarlos todavía. Eran estos (los valores del entorno no están en la copia, porque pueden ser secretos):',
     container: (name, image, digest, restart, user, ports, mounts, environment, project) => `\`${name}\`: imagen \`${image}\` (${digest}), reinicio ${restart}${user && `, usuario ${user}`}, puertos ${ports}, montajes ${mounts}, entorno ${environment}${project && `, proyecto ${project}`}`,
     inFolder: (project, folder) => `${project} en ${folder}`, lost: (project, files) => `Los archivos del proyecto ${project} no están en esta copia: ${files}. Tráigalos y ejecute \`docker compose create\` en su carpeta.`, byHand: (names) => `Cree ${names} con \`docker create --name ...\` según lo anterior.`,
@@ -4518,10 +4519,12 @@ const WORDS = { en: ENGLISH, es: SPANISH };
 
 // Folders that a running machine cannot do without: they are not swapped, but laid aside to be compared.
 const SYSTEM = /^\/(|etc|etc\/(passwd|group|g?shadow)|usr(\/.*)?|var|var\/(lib|log|cache|spool)|var\/lib\/(docker|containerd)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
+const OF_THE_SYSTEM = /^\/((etc|root|usr)\/|var\/((cache|log|run|spool|lib\/(apt|containerd|dbus|docker|dpkg|rpm|systemd))(\/|$)|lib$))/; // but not /var/www, /var/lib/shop
 /** Whether this is the machine's own, at which containers only look (`/etc/group:/etc/group:ro`): another machine's would harm it. Given a root of the plan, and the passport's containers. */
-function isLookedAt({ path: place, why }, containers) {
+function isLookedAt({ path: place, why, strict }, containers) {
   const source = why.startsWith('volume /') ? why.slice('volume '.length) : ''; // a bind mount; what is a volume of Docker's is the containers' own
-  return source !== '' && /^\/(etc|root|usr|var)\//.test(place) && !containers.some(({ mounts }) => mounts.some((one) => one.source === source && one.writable !== false));
+  const uses = containers.flatMap(({ mounts }) => mounts.filter((one) => one.source === source)); // none: the passport lacks its container, so nobody knows
+  return OF_THE_SYSTEM.test(place) && !strict && uses.length > 0 && uses.every((one) => one.writable === false);
 }
 
 const LOCKED_IN = '-c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0';
@@ -4544,10 +4547,11 @@ function restoreText(manifest, language) {
 }
 
 function placesOf({ plan, containers }, clusters) {
-  const system = plan.roots.filter((root) => (SYSTEM.test(root.path) && !/^volume \/usr\/./.test(root.why)) || isLookedAt(root, containers)).map((root) => root.path);
-  const byNumber = plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path).filter((one) => !system.includes(one));
-  const byName = [...clusters.flatMap((one) => one.roots), ...plan.roots.map((root) => root.path)].filter((one) => !system.includes(one) && !byNumber.includes(one));
-  return { byName: outermost(byName).sort(), byNumber: outermost(byNumber), system: outermost(system) };
+  const system = plan.roots.filter((root) => SYSTEM.test(root.path) && !/^volume \/usr\/./.test(root.why)).map((root) => root.path);
+  const looked = plan.roots.filter((root) => isLookedAt(root, containers)).map((root) => root.path).filter((one) => !system.includes(one));
+  const byNumber = plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path).filter((one) => !system.includes(one) && !looked.includes(one));
+  const byName = [...clusters.flatMap((one) => one.roots), ...plan.roots.map((root) => root.path)].filter((one) => ![...system, ...looked, ...byNumber].includes(one));
+  return { byName: outermost(byName).sort(), byNumber: outermost(byNumber), system: outermost(system), looked: outermost(looked) };
 }
 
 function reachChapter({ archive, server, madeAt, plan, host }, w) {
@@ -4624,14 +4628,15 @@ function makeRoom({ plan, parents, host, postgres }, clusters, { byName, byNumbe
     ...(system.length > 0 ? [w.system(system.map((one) => `\`${one}\``).join(', '), `mkdir /root/old && cd /root/old && borg extract "::$ARCHIVE" ${stored(system)}`)] : [])];
 }
 
-function extraction({ containers, plan }, { byName, byNumber }, w) {
+function extraction({ containers, plan }, { byName, byNumber, looked }, w) {
   const mounts = containers.flatMap((one) => one.mounts);
   const volumes = byNumber.flatMap((place) => mounts.filter((one) => one.type === 'volume' && one.source === place).map((one) => ({ place, name: String(one.name) })).slice(0, 1));
   const otherVolumes = [...new Set(plan.roots.filter((root) => byNumber.includes(root.path) && root.path.endsWith('/_data')).map((root) => root.why.slice('volume '.length)))].filter((one) => !volumes.some(({ name }) => name === one) && !one.includes('/'));
   const make = [...volumes.map(({ name }) => name), ...otherVolumes];
   return [`## 5. ${w.extract}`, ...(make.length > 0 ? [w.volumes, block(make.map((name) => `docker volume inspect ${q(name)} >/dev/null 2>&1 || docker volume create ${q(name)}`))] : []),
     untilFirstError(['cd /', ...(byName.length > 0 ? [`borg extract --sparse "::$ARCHIVE" ${stored(byName)}${byNumber.some((one) => byName.some((place) => isBelow(one, place))) ? byNumber.map((one) => ` --exclude ${stored([one])}`).join('') : ''}`] : []),
-      ...(byNumber.length > 0 ? [`borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored(byNumber)}   # ${w.numbers}`] : [])]),
+      ...(byNumber.length > 0 ? [`borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored(byNumber)}   # ${w.numbers}`] : []),
+      ...looked.map((one) => `[ -e ${q(one)} ] || borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored([one])}   # ${w.lookedAt}`)]), // a source that is missing is made by Docker, an empty folder
     w.takesLong];
 }
 

@@ -126,6 +126,7 @@ async function findRoots(settings: Settings, clusters: Cluster[], containers: Co
   for (const { name, path: place, isData } of await findVolumes(settings.volumes, containers, stopped)) {
     const users = containers.filter((one) => one.running && !stopped.includes(one.name) && one.mounts.some(({ source }) => source && isBelow(place, source)));
     if (users.length > 0) warn(`volume ${name} is saved while ${users.map((one) => one.name).join(', ')} may write to it: name the container in \`stop\``);
+    if (!isData && settings.folders.some((folder) => path.resolve(folder) === place)) continue; // what containers only look at may stay as it is in a restore; what somebody has named comes back
     for (const file of pathsOf(place, `volume ${name}`)) roots.push({ path: file, why: `volume ${name}`, strict: isData && users.length === 0, ...asItLies });
   }
   for (const folder of settings.folders) {

@@ -14,15 +14,17 @@ import type { Root } from './snapshot.ts';
 import { WORDS } from './words.ts';
 import type { RestoreWords } from './words.ts';
 
-type Places = { byName: string[]; byNumber: string[]; system: string[] };
+type Places = { byName: string[]; byNumber: string[]; system: string[]; looked: string[] };
 type HostCluster = Manifest['plan']['clusters'][number];
 
 // Folders that a running machine cannot do without: they are not swapped, but laid aside to be compared.
 const SYSTEM = /^\/(|etc|etc\/(passwd|group|g?shadow)|usr(\/.*)?|var|var\/(lib|log|cache|spool)|var\/lib\/(docker|containerd)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
+const OF_THE_SYSTEM = /^\/((etc|root|usr)\/|var\/((cache|log|run|spool|lib\/(apt|containerd|dbus|docker|dpkg|rpm|systemd))(\/|$)|lib$))/; // but not /var/www, /var/lib/shop
 /** Whether this is the machine's own, at which containers only look (`/etc/group:/etc/group:ro`): another machine's would harm it. Given a root of the plan, and the passport's containers. */
-export function isLookedAt({ path: place, why }: Root, containers: ContainerPassport[]): boolean {
+export function isLookedAt({ path: place, why, strict }: Root, containers: ContainerPassport[]): boolean {
   const source = why.startsWith('volume /') ? why.slice('volume '.length) : ''; // a bind mount; what is a volume of Docker's is the containers' own
-  return source !== '' && /^\/(etc|root|usr|var)\//.test(place) && !containers.some(({ mounts }) => mounts.some((one) => one.source === source && one.writable !== false));
+  const uses = containers.flatMap(({ mounts }) => mounts.filter((one) => one.source === source)); // none: the passport lacks its container, so nobody knows
+  return OF_THE_SYSTEM.test(place) && !strict && uses.length > 0 && uses.every((one) => one.writable === false);
 }
 
 const LOCKED_IN = '-c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0';
@@ -45,10 +47,11 @@ export function restoreText(manifest: Manifest, language: 'en' | 'es'): string {
 }
 
 function placesOf({ plan, containers }: Manifest, clusters: HostCluster[]): Places {
-  const system = plan.roots.filter((root) => (SYSTEM.test(root.path) && !/^volume \/usr\/./.test(root.why)) || isLookedAt(root, containers)).map((root) => root.path);
-  const byNumber = plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path).filter((one) => !system.includes(one));
-  const byName = [...clusters.flatMap((one) => one.roots), ...plan.roots.map((root) => root.path)].filter((one) => !system.includes(one) && !byNumber.includes(one));
-  return { byName: outermost(byName).sort(), byNumber: outermost(byNumber), system: outermost(system) };
+  const system = plan.roots.filter((root) => SYSTEM.test(root.path) && !/^volume \/usr\/./.test(root.why)).map((root) => root.path);
+  const looked = plan.roots.filter((root) => isLookedAt(root, containers)).map((root) => root.path).filter((one) => !system.includes(one));
+  const byNumber = plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path).filter((one) => !system.includes(one) && !looked.includes(one));
+  const byName = [...clusters.flatMap((one) => one.roots), ...plan.roots.map((root) => root.path)].filter((one) => ![...system, ...looked, ...byNumber].includes(one));
+  return { byName: outermost(byName).sort(), byNumber: outermost(byNumber), system: outermost(system), looked: outermost(looked) };
 }
 
 function reachChapter({ archive, server, madeAt, plan, host }: Manifest, w: RestoreWords): string[] {
@@ -125,14 +128,15 @@ function makeRoom({ plan, parents, host, postgres }: Manifest, clusters: HostClu
     ...(system.length > 0 ? [w.system(system.map((one) => `\`${one}\``).join(', '), `mkdir /root/old && cd /root/old && borg extract "::$ARCHIVE" ${stored(system)}`)] : [])];
 }
 
-function extraction({ containers, plan }: Manifest, { byName, byNumber }: Places, w: RestoreWords): string[] {
+function extraction({ containers, plan }: Manifest, { byName, byNumber, looked }: Places, w: RestoreWords): string[] {
   const mounts = containers.flatMap((one) => one.mounts);
   const volumes = byNumber.flatMap((place) => mounts.filter((one) => one.type === 'volume' && one.source === place).map((one) => ({ place, name: String(one.name) })).slice(0, 1));
   const otherVolumes = [...new Set(plan.roots.filter((root) => byNumber.includes(root.path) && root.path.endsWith('/_data')).map((root) => root.why.slice('volume '.length)))].filter((one) => !volumes.some(({ name }) => name === one) && !one.includes('/'));
   const make = [...volumes.map(({ name }) => name), ...otherVolumes];
   return [`## 5. ${w.extract}`, ...(make.length > 0 ? [w.volumes, block(make.map((name) => `docker volume inspect ${q(name)} >/dev/null 2>&1 || docker volume create ${q(name)}`))] : []),
     untilFirstError(['cd /', ...(byName.length > 0 ? [`borg extract --sparse "::$ARCHIVE" ${stored(byName)}${byNumber.some((one) => byName.some((place) => isBelow(one, place))) ? byNumber.map((one) => ` --exclude ${stored([one])}`).join('') : ''}`] : []),
-      ...(byNumber.length > 0 ? [`borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored(byNumber)}   # ${w.numbers}`] : [])]),
+      ...(byNumber.length > 0 ? [`borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored(byNumber)}   # ${w.numbers}`] : []),
+      ...looked.map((one) => `[ -e ${q(one)} ] || borg extract --sparse --numeric-ids "::$ARCHIVE" ${stored([one])}   # ${w.lookedAt}`)]), // a source that is missing is made by Docker, an empty folder
     w.takesLong];
 }
 

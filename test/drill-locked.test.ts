@@ -98,13 +98,16 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root' }, () => {
   });
 
   test('a cluster in a container, be its folder mounted over a link, is rehearsed in its own image, and the container goes on; in place it comes back, and what containers only look at stays', async () => {
-    const engine = await startEngine(['postgres']), looked = fs.mkdtempSync('/var/tmp/cold-backup-looked-at-'), [real, linked] = [path.join(top, 'real'), path.join(top, 'linked')];
+    const engine = await startEngine(['postgres']), [looked, other] = ['/var/cache', '/var/tmp'].map((folder) => fs.mkdtempSync(`${folder}/cold-backup-looked-at-`)) as [string, string], [real, linked] = [path.join(top, 'real'), path.join(top, 'linked')];
     try {
       fs.mkdirSync(path.join(real, 'pgdata'), { recursive: true });
       fs.mkdirSync(path.join(real, 'conf'));
       fs.symlinkSync(real, linked);
-      fs.writeFileSync(path.join(looked, 'group'), 'of the old machine');
-      const mounts = ['--volume', `${linked}/pgdata:/var/lib/postgresql/data`, '--volume', `${real}/conf:/conf:ro`, '--volume', `${looked}:/looked-at:ro`, '--volume', 'cache:/cache'];
+      const stays = path.join(looked, 'conf'), site = path.join(looked, 'site'), comeBack = [site, path.join(other, 'data')];
+      const write = (text: string) => { for (const folder of [stays, ...comeBack]) fs.writeFileSync(path.join(folder, 'group'), text); };
+      for (const folder of [stays, ...comeBack]) fs.mkdirSync(folder);
+      write('of the old machine');
+      const mounts = ['--volume', `${linked}/pgdata:/var/lib/postgresql/data`, '--volume', `${real}/conf:/conf:ro`, ...[stays, ...comeBack].flatMap((folder) => ['--volume', `${folder}:/looked-at/${path.basename(folder)}:ro`]), '--volume', 'cache:/cache'];
       const runLinked = () => engine.docker(['run', '--detach', '--name', 'linked-db', '--network', 'none', ...mounts, 'postgres']);
       const linkedSql = (text: string) => engine.docker(['exec', '--user', '999', 'linked-db', 'psql', '-U', 'postgres', '-XqAtc', text]);
       runLinked();
@@ -115,7 +118,7 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root' }, () => {
       await waitFor('the other one answers', () => { try { return linkedSql('select 1') === '1'; } catch { return false; } });
       linkedSql('create table bills (n int primary key); insert into bills select generate_series(1, 70)');
       const server = await makeServer(path.join(top, 'dock'), 'dock1', storage, { folders: [path.join(top, 'storage/sshd_config')], warmPass: false }, { near: true });
-      server.writeSettings({ stop: ['container shop-db', 'container linked-db'], volumes: ['*'], folders: [] });
+      server.writeSettings({ stop: ['container shop-db', 'container linked-db'], volumes: ['*'], folders: [site] });
       const ended = await server.run([], { env: engine.env });
       assert.ok(ended.code <= 1, ended.out + ended.err);
       const pid = () => engine.docker(['inspect', '--format', '{{.State.Pid}} {{.RestartCount}}', 'shop-db']), before = pid();
@@ -129,7 +132,9 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root' }, () => {
       }
       assert.equal(pid(), before);
       const runbook = server.borg('extract', '--stdout', `::${certificate.archive}`, 'record/RESTORE.md');
-      assert.deepEqual([`${real}/conf`, looked].map((place) => [runbook.includes(`\naside ${place} `), runbook.includes(`cd /root/old && borg extract "::$ARCHIVE" pp:${place.slice(1)}`)]), [[true, false], [false, true]], 'what containers only look at is laid aside');
+      assert.deepEqual([`${real}/conf`, ...comeBack, stays].map((place) => [runbook.includes(`\naside ${place} `), runbook.includes(`\n[ -e ${place} ] || borg extract --sparse --numeric-ids "::$ARCHIVE" pp:${place.slice(1)} `)]),
+        [[true, false], [true, false], [true, false], [false, true]], 'what containers only look at comes back where it is missing');
+      assert.doesNotMatch(runbook, /\/root\/old/);
       assert.equal(engine.docker(['ps', '--all', '--format', '{{.Names}}']), 'shop-db\nlinked-db', 'no other container is left');
       assert.equal(engine.docker(['volume', 'ls', '--quiet']), 'cache\nshop_data', 'and no volume');
       // A night beside it sees nothing of a drill's container either.
@@ -140,19 +145,19 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root' }, () => {
       assert.equal((await under.ended).code, 0);
 
       for (const one of [sql, linkedSql]) one('create table intruder (n int)');
-      fs.writeFileSync(path.join(looked, 'group'), 'of this machine');
+      write('of this machine');
       engine.docker(['rm', '--force', 'linked-db']);
       engine.docker(['volume', 'rm', 'cache']);
       engine.docker(['volume', 'create', '--opt', 'type=tmpfs', '--opt', 'device=tmpfs', 'cache']);
       runLinked();
       const back = await server.run(['restore', 'latest', '--in-place'], { env: engine.env }), all = back.out + back.err;
       assert.equal(back.code, 1, all);
-      for (const words of [new RegExp(`${looked} stays as it is here: containers only look at it`), /volume cache lies in memory here/, /services: all 2 are running again/]) assert.match(all, words);
+      for (const words of [new RegExp(`${stays} stays as it is here: containers only look at it`), /volume cache lies in memory here/, /services: all 2 are running again/]) assert.match(all, words);
       assert.deepEqual([sql, linkedSql].map((one) => one("select string_agg(relname, ' ') from pg_class where relkind = 'r' and oid >= 16384")), ['orders', 'bills']);
-      assert.equal(fs.readFileSync(path.join(looked, 'group'), 'utf8'), 'of this machine');
+      assert.deepEqual([stays, ...comeBack].map((folder) => fs.readFileSync(path.join(folder, 'group'), 'utf8')), ['of this machine', 'of the old machine', 'of the old machine'], 'what `folders` names comes back, and what is none of the system\'s');
       assert.ok(fs.readdirSync(real).some((name) => name.startsWith('conf.before-restore-')), 'what is no folder of the system comes back, be it read-only');
     } finally {
-      fs.rmSync(looked, { recursive: true });
+      for (const folder of [looked, other]) fs.rmSync(folder, { recursive: true });
       engine.destroy();
     }
   });
