@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 936c182a7da42f78ed11c37835499392d44a746d54baf16a1dba3029ac2ae629
+// Checksum of all but the settings: c08175852883dce1e0cc4af266552dd7cbc83cb6a0c4b5a08708c28aaa8aed97
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3827,10 +3827,10 @@ function takeLock(stateFolder, waitSeconds, name = 'lock') {
     fd = fs.openSync(file, 'r'); // a file system that has become read-only must not keep services down
   }
   // flock(1) locks the open file, which is ours as well as its own: the lock stays when flock has ended (flock(2)).
-  const { status } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd], env: { PATH: programPath() } });
+  const { status, signal } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd], env: { PATH: programPath() } });
   if (status === 0) return fd;
   fs.closeSync(fd);
-  if (status !== 1) throw new Problem('flock(1) does not work: without it two runs could go on at the same time',
+  if (status !== 1 && !signal) throw new Problem('flock(1) does not work: without it two runs could go on at the same time', // Ctrl-C ends it, too
     { hint: 'install util-linux; is it on the PATH?' });
   return null;
 }
@@ -5193,8 +5193,8 @@ function messageOf(line, down, outcome, services, language) {
  * Take the lock of a run, kept until this process ends. Throws Problem when it is taken: 3 when what an earlier run stopped
  * is down, and its guard is at work, else 75.
  */
-function takeRunLock(stateFolder, waitSeconds = 2) {
-  if (takeLock(stateFolder, waitSeconds) !== null) return;
+function takeRunLock(stateFolder) {
+  if (takeLock(stateFolder, 2) !== null) return;
   if (readLedgerQuietly(stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now',
     { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
   throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });
@@ -7296,9 +7296,13 @@ function whyNot(comeback) {
 async function begin(settings, { stateFolder }) {
   fs.mkdirSync(stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(stateFolder, '`stateFolder`');
-  const isTold = readLedgerQuietly(stateFolder)?.reported === 'down'; // then its guard has the lock from time to time, as long as an attempt to start it takes
-  if (isTold) say('an earlier run left something stopped: waiting until its guard is not at work');
-  takeRunLock(stateFolder, isTold ? 60 : 2);
+  const isTold = () => readLedgerQuietly(stateFolder)?.reported === 'down'; // then its guard has the lock from time to time
+  let isOurs = false;
+  if (isTold()) {
+    say('an earlier run left something stopped: waiting until its guard is not at work; each part that does not come up takes it up to ten minutes');
+    await waitUntil(3600, () => askedToStop() !== null || (isOurs = takeLock(stateFolder, 0) !== null) || !isTold(), 500);
+  }
+  if (!isOurs) takeRunLock(stateFolder);
   const ledger = readLedger(stateFolder), isTried = ledger?.reported === 'down' && ledger.restore?.state !== ''; // a moment ago, and its swaps, if any, are settled
   const down = isTried ? ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name) : [];
   const left = ledger && down.length > 0 ? leftBy(ledger, down) : await startLeftovers({ ...settings, stateFolder });

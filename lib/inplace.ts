@@ -7,7 +7,7 @@ import { randomUUID } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { Problem, answer, mode, named, openTranscript, say, sayBlock, sayError, span, warnings } from './say.ts';
-import { askedToStop, change, failure } from './shell.ts';
+import { askedToStop, change, failure, waitUntil } from './shell.ts';
 import { isBelow, temporaryFolder } from './files.ts';
 import { refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
@@ -17,7 +17,7 @@ import { findContainers } from './containers.ts';
 import { clusterState, isUsed } from './postmaster.ts';
 import { borgVersion } from './borg.ts';
 import { serverName } from './plan.ts';
-import { closeLedger, keepLedger, keepLedgerIfPossible, openLedger, readLedger, readLedgerQuietly } from './ledger.ts';
+import { closeLedger, keepLedger, keepLedgerIfPossible, openLedger, readLedger, readLedgerQuietly, takeLock } from './ledger.ts';
 import type { Ledger } from './ledger.ts';
 import { giveFolder, isThere, makeSwaps, removeStagings, settleRestore, tellRestore } from './swap.ts';
 import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
@@ -70,9 +70,13 @@ function whyNot(comeback: Comeback): Problem | null {
 async function begin(settings: Settings, { stateFolder }: InPlace): Promise<Left | null> {
   fs.mkdirSync(stateFolder, { recursive: true, mode: 0o700 });
   refuseIfOthersCanChange(stateFolder, '`stateFolder`');
-  const isTold = readLedgerQuietly(stateFolder)?.reported === 'down'; // then its guard has the lock from time to time, as long as an attempt to start it takes
-  if (isTold) say('an earlier run left something stopped: waiting until its guard is not at work');
-  takeRunLock(stateFolder, isTold ? 60 : 2);
+  const isTold = () => readLedgerQuietly(stateFolder)?.reported === 'down'; // then its guard has the lock from time to time
+  let isOurs = false;
+  if (isTold()) {
+    say('an earlier run left something stopped: waiting until its guard is not at work; each part that does not come up takes it up to ten minutes');
+    await waitUntil(3600, () => askedToStop() !== null || (isOurs = takeLock(stateFolder, 0) !== null) || !isTold(), 500);
+  }
+  if (!isOurs) takeRunLock(stateFolder);
   const ledger = readLedger(stateFolder), isTried = ledger?.reported === 'down' && ledger.restore?.state !== ''; // a moment ago, and its swaps, if any, are settled
   const down = isTried ? ledger.parts.filter((part) => part.runningAt === null).map((part) => part.name) : [];
   const left = ledger && down.length > 0 ? leftBy(ledger, down) : await startLeftovers({ ...settings, stateFolder });

@@ -66,10 +66,10 @@ export function takeLock(stateFolder: string, waitSeconds: number, name = 'lock'
     fd = fs.openSync(file, 'r'); // a file system that has become read-only must not keep services down
   }
   // flock(1) locks the open file, which is ours as well as its own: the lock stays when flock has ended (flock(2)).
-  const { status } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd], env: { PATH: programPath() } });
+  const { status, signal } = spawnSync('flock', ['--timeout', String(waitSeconds), '3'], { stdio: ['ignore', 'ignore', 'ignore', fd], env: { PATH: programPath() } });
   if (status === 0) return fd;
   fs.closeSync(fd);
-  if (status !== 1) throw new Problem('flock(1) does not work: without it two runs could go on at the same time',
+  if (status !== 1 && !signal) throw new Problem('flock(1) does not work: without it two runs could go on at the same time', // Ctrl-C ends it, too
     { hint: 'install util-linux; is it on the PATH?' });
   return null;
 }

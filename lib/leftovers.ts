@@ -19,8 +19,8 @@ import { servicesNow, startParts, undecidedParts } from './pause.ts';
  * Take the lock of a run, kept until this process ends. Throws Problem when it is taken: 3 when what an earlier run stopped
  * is down, and its guard is at work, else 75.
  */
-export function takeRunLock(stateFolder: string, waitSeconds = 2): void {
-  if (takeLock(stateFolder, waitSeconds) !== null) return;
+export function takeRunLock(stateFolder: string): void {
+  if (takeLock(stateFolder, 2) !== null) return;
   if (readLedgerQuietly(stateFolder)?.reported === 'down') throw new Problem('what an earlier run stopped is still not running; its guard is trying again just now',
     { exitCode: 3, hint: 'look at its log, mend it; then run `node backup.js recover`' });
   throw new Problem('another run is going on', { exitCode: 75, hint: 'wait for its end; `node backup.js status` tells how it went' });

@@ -130,6 +130,13 @@ scenarios('in place', import.meta.url, {
     const refused = await world.server.run(['restore', 'latest', '--in-place', 'postgres 99/nosuch']);
     assert.equal(refused.code, 3, refused.out + refused.err);
     assert.match(refused.err, /99\/nosuch[^\n]*; left stopped by the run of .* and still not running: postgres \S+$/m);
+    const attempt = start(['flock', path.join(world.server.stateFolder, 'lock'), 'sh', '-c', `touch ${world.folder}/attempt; sleep 1000`]); // as a guard whose attempt takes long
+    await waitFor('an attempt is under way', () => fs.existsSync(path.join(world.folder, 'attempt')));
+    const waiting = world.server.start(['restore', 'latest', '--in-place']);
+    await waitFor('the restore waits', () => /waiting until its guard is not at work/.test(waiting.out()));
+    waiting.signal('SIGINT', true); // as Ctrl-C
+    assert.match(restored(await waiting.ended, 3), /ended by SIGINT[^]*what an earlier run stopped is still not running; its guard is trying again/);
+    attempt.signal('SIGKILL', true);
     const said = restored(await inPlace(world, 'postgres', world.db.dataDirectory));
     assert.match(said, /left stopped by the run of .* and still not running: postgres \S+: this restore goes on[^]*started postgres[^]*services: postgres \S+ is running again/);
     await waitFor('the guard of the night has gone', () => leftProcesses().length === 0, 40);
