@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: c08175852883dce1e0cc4af266552dd7cbc83cb6a0c4b5a08708c28aaa8aed97
+// Checksum of all but the settings: d5216d01cf9234c9a07228d6e85898eafbe63dc0ce4aa6e81fa1627a6754c745
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7312,13 +7312,14 @@ async function begin(settings, { stateFolder }) {
 }
 
 // Our ledger takes the place of the one that was left, in one rename: at every moment there is one that tells what is down. The guard of that other run
-// can do nothing while we have the lock, and ends when it finds another run's ledger, or none.
-function carryOver(ledger, { ledger: other }, parts) {
+// can do nothing while we have the lock, and ends when it finds another run's ledger, or none. A night numbers its groups otherwise (see partsNamed).
+async function carryOver(ledger, { ledger: other }, asleep) {
   const watched = undecidedParts(other); // they run, and may still follow their stop
-  ledger.parts.push(...other.parts.filter((part) => (part.runningAt === null || watched.includes(part)) && !parts.some((one) => one.name === part.name)));
-  ledger.before.units = [...new Set([...other.before.units, ...ledger.before.units])]; // what went down with those parts
-  ledger.before.containers = [...new Set([...other.before.containers, ...ledger.before.containers])];
-  ledger.boot = other.boot;
+  const groupOf = ({ name, kind, group }) => asleep.find((one) => one.name === name)?.group ?? (other.restore ? group : kind === 'postgres' ? 1_000_000 : group * 100);
+  ledger.parts.push(...other.parts.filter((part) => part.runningAt === null || watched.includes(part)).map((part) => ({ ...part, group: groupOf(part) })));
+  const gone = other.before.units.filter((one) => !ledger.before.units.includes(one)); // with those parts, or with an earlier boot
+  ledger.before.units.push(...(other.boot === ledger.boot ? gone : await lostUnits(gone, true)));
+  ledger.before.containers = [...new Set([...ledger.before.containers, ...other.before.containers])];
 }
 
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */
@@ -7326,7 +7327,7 @@ async function carryOut(comeback, left, script, file, startedAt) {
   const { archive, stamp, settings, pieces, manifest, how } = comeback, { stateFolder } = how;
   const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt,
     deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds });
-  if (left) carryOver(ledger, left, comeback.parts);
+  if (left) await carryOver(ledger, left, comeback.asleep);
   const restore = ledger.restore = { archive, stamp, stagings: stagingsOf(pieces), swaps: [], folders: [], made: [], later: [], state: '' };
   let guardPid = 0, trouble = null, down = [];
   try {
@@ -7336,6 +7337,7 @@ async function carryOut(comeback, left, script, file, startedAt) {
     await stage(settings, manifest, pieces, ledger.run);
     await lookOnceMore(comeback);
     Object.assign(restore, { later: await partsToCome(comeback), made: missingFolders(comeback) });
+    ledger.parts = ledger.parts.filter((part) => !comeback.parts.some(({ name }) => name === part.name)); // what has come up since is noted anew as it is stopped
     ledger.deadlineAt = new Date(Date.now() + settings.maxDowntimeMinutes * 60_000).toISOString();
     // From here services are down.
     await stopParts(comeback.parts, ledger, stateFolder);

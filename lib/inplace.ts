@@ -12,6 +12,7 @@ import { isBelow, temporaryFolder } from './files.ts';
 import { refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
 import type { Settings } from './settings.ts';
+import { lostUnits } from './units.ts';
 import type { Part } from './units.ts';
 import { findContainers } from './containers.ts';
 import { clusterState, isUsed } from './postmaster.ts';
@@ -86,13 +87,14 @@ async function begin(settings: Settings, { stateFolder }: InPlace): Promise<Left
 }
 
 // Our ledger takes the place of the one that was left, in one rename: at every moment there is one that tells what is down. The guard of that other run
-// can do nothing while we have the lock, and ends when it finds another run's ledger, or none.
-function carryOver(ledger: Ledger, { ledger: other }: Left, parts: Part[]): void {
+// can do nothing while we have the lock, and ends when it finds another run's ledger, or none. A night numbers its groups otherwise (see partsNamed).
+async function carryOver(ledger: Ledger, { ledger: other }: Left, asleep: Part[]): Promise<void> {
   const watched = undecidedParts(other); // they run, and may still follow their stop
-  ledger.parts.push(...other.parts.filter((part) => (part.runningAt === null || watched.includes(part)) && !parts.some((one) => one.name === part.name)));
-  ledger.before.units = [...new Set([...other.before.units, ...ledger.before.units])]; // what went down with those parts
-  ledger.before.containers = [...new Set([...other.before.containers, ...ledger.before.containers])];
-  ledger.boot = other.boot;
+  const groupOf = ({ name, kind, group }: Part) => asleep.find((one) => one.name === name)?.group ?? (other.restore ? group : kind === 'postgres' ? 1_000_000 : group * 100);
+  ledger.parts.push(...other.parts.filter((part) => part.runningAt === null || watched.includes(part)).map((part) => ({ ...part, group: groupOf(part) })));
+  const gone = other.before.units.filter((one) => !ledger.before.units.includes(one)); // with those parts, or with an earlier boot
+  ledger.before.units.push(...(other.boot === ledger.boot ? gone : await lostUnits(gone, true)));
+  ledger.before.containers = [...new Set([...ledger.before.containers, ...other.before.containers])];
 }
 
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */
@@ -100,7 +102,7 @@ async function carryOut(comeback: Comeback, left: Left | null, script: string, f
   const { archive, stamp, settings, pieces, manifest, how } = comeback, { stateFolder } = how;
   const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt,
     deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds });
-  if (left) carryOver(ledger, left, comeback.parts);
+  if (left) await carryOver(ledger, left, comeback.asleep);
   const restore = ledger.restore = { archive, stamp, stagings: stagingsOf(pieces), swaps: [], folders: [], made: [], later: [], state: '' };
   let guardPid = 0, trouble: unknown = null, down: string[] = [];
   try {
@@ -110,6 +112,7 @@ async function carryOut(comeback: Comeback, left: Left | null, script: string, f
     await stage(settings, manifest, pieces, ledger.run);
     await lookOnceMore(comeback);
     Object.assign(restore, { later: await partsToCome(comeback), made: missingFolders(comeback) });
+    ledger.parts = ledger.parts.filter((part) => !comeback.parts.some(({ name }) => name === part.name)); // what has come up since is noted anew as it is stopped
     ledger.deadlineAt = new Date(Date.now() + settings.maxDowntimeMinutes * 60_000).toISOString();
     // From here services are down.
     await stopParts(comeback.parts, ledger, stateFolder);

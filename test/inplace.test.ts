@@ -122,14 +122,17 @@ scenarios('in place', import.meta.url, {
 
   'what a night left down, for its files are damaged, is mended by a restore, which starts it: nobody has to put anything right before': async (world) => {
     nearby(world);
-    const saved = contents(world), night = world.server.start([], wrap(world, 'borg', holdIn('cold')));
+    const saved = contents(world), script = path.join(world.folder, 'app.sh'), broken = path.join(world.folder, 'broken');
+    fs.writeFileSync(broken, '');
+    fs.writeFileSync(script, fs.readFileSync(script, 'utf8').replace('\n', `\n[ "$1" = start ] && [ -e ${broken} ] && exit 1\n`));
+    const night = world.server.start([], wrap(world, 'borg', holdIn('cold')));
     await held(world);
     fs.truncateSync(path.join(world.db.dataDirectory, 'global/pg_control'));
     letGo(world);
     assert.equal((await night.ended).code, 3);
     const refused = await world.server.run(['restore', 'latest', '--in-place', 'postgres 99/nosuch']);
     assert.equal(refused.code, 3, refused.out + refused.err);
-    assert.match(refused.err, /99\/nosuch[^\n]*; left stopped by the run of .* and still not running: postgres \S+$/m);
+    assert.match(refused.err, /99\/nosuch[^\n]*; left stopped by the run of .* and still not running: app, postgres \S+$/m);
     const attempt = start(['flock', path.join(world.server.stateFolder, 'lock'), 'sh', '-c', `touch ${world.folder}/attempt; sleep 1000`]); // as a guard whose attempt takes long
     await waitFor('an attempt is under way', () => fs.existsSync(path.join(world.folder, 'attempt')));
     const waiting = world.server.start(['restore', 'latest', '--in-place']);
@@ -137,8 +140,26 @@ scenarios('in place', import.meta.url, {
     waiting.signal('SIGINT', true); // as Ctrl-C
     assert.match(restored(await waiting.ended, 3), /ended by SIGINT[^]*what an earlier run stopped is still not running; its guard is trying again/);
     attempt.signal('SIGKILL', true);
-    const said = restored(await inPlace(world, 'postgres', world.db.dataDirectory));
-    assert.match(said, /left stopped by the run of .* and still not running: postgres \S+: this restore goes on[^]*started postgres[^]*services: postgres \S+ is running again/);
+    const begin = (lines: string) => {
+      for (const file of ['held', 'go']) fs.rmSync(path.join(world.folder, file), { force: true });
+      return world.server.start(['restore', 'latest', '--in-place'], wrap(world, 'borg', lines));
+    };
+    const interrupted = begin(`case " $* " in *" --version "*) touch "$cd_to/begun"; while [ ! -e "$cd_to/on" ]; do sleep 0.02; done;; esac\n${HOLD}`);
+    await waitFor('the restore has begun', () => fs.existsSync(path.join(world.folder, 'begun')));
+    start([script, 'run']); // app runs when the restore looks, and ends while it extracts: it is down all the same
+    await waitFor('app runs', () => world.app.running());
+    fs.writeFileSync(path.join(world.folder, 'on'), '');
+    await held(world);
+    execFileSync(script, ['stop']);
+    interrupted.signal('SIGINT');
+    assert.match(restored(await interrupted.ended, 3), /services: NOT RUNNING: app, "postgres \S+" \(0 parts running\)/);
+    const whole = begin(HOLD);
+    await held(world);
+    fs.rmSync(broken);
+    world.app.startNow(); // and this time it comes up meanwhile
+    letGo(world);
+    const said = restored(await whole.ended);
+    assert.match(said, /left stopped by the run of .* and still not running: app, postgres \S+: this restore goes on[^]*stopped now: app\n[^]*started postgres[^]*started app[^]*started web[^]*services: all 3 are running again/);
     await waitFor('the guard of the night has gone', () => leftProcesses().length === 0, 40);
     await allIsWell(world);
     assert.deepEqual(contents(world), saved);
