@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: d5216d01cf9234c9a07228d6e85898eafbe63dc0ce4aa6e81fa1627a6754c745
+// Checksum of all but the settings: fe2108788a9a04398533b0afa67addcca8bf57b5c98c72181a33bf22d9d0161c
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3929,10 +3929,12 @@ function stateFoldersElsewhere() {
   }
 }
 
+/** What is active on this host now. */
+const activeOnHost = async () => ({ units: await activeUnits(), containers: await runningContainers() });
+
 /** Open the ledger of a run: nothing stopped yet, what is active on this host noted. */
 async function openLedger(stateFolder, facts) {
-  const before = { units: await activeUnits(), containers: await runningContainers() };
-  const ledger = { format: 1, howTo: [], ...facts, starting: false, reported: '', boot: bootName(), parts: [], before };
+  const ledger = { format: 1, howTo: [], ...facts, starting: false, reported: '', boot: bootName(), parts: [], before: await activeOnHost() };
   if (process.getuid?.() === 0 && path.dirname(ELSEWHERE) !== stateFolder) {
     fs.mkdirSync(ELSEWHERE, { recursive: true, mode: 0o700 });
     fs.rmSync(linkElsewhere(stateFolder), { force: true });
@@ -7318,8 +7320,7 @@ async function carryOver(ledger, { ledger: other }, asleep) {
   const groupOf = ({ name, kind, group }) => asleep.find((one) => one.name === name)?.group ?? (other.restore ? group : kind === 'postgres' ? 1_000_000 : group * 100);
   ledger.parts.push(...other.parts.filter((part) => part.runningAt === null || watched.includes(part)).map((part) => ({ ...part, group: groupOf(part) })));
   const gone = other.before.units.filter((one) => !ledger.before.units.includes(one)); // with those parts, or with an earlier boot
-  ledger.before.units.push(...(other.boot === ledger.boot ? gone : await lostUnits(gone, true)));
-  ledger.before.containers = [...new Set([...ledger.before.containers, ...other.before.containers])];
+  return { units: other.boot === ledger.boot ? gone : await lostUnits(gone, true), containers: other.before.containers.filter((one) => !ledger.before.containers.includes(one)) };
 }
 
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */
@@ -7327,7 +7328,9 @@ async function carryOut(comeback, left, script, file, startedAt) {
   const { archive, stamp, settings, pieces, manifest, how } = comeback, { stateFolder } = how;
   const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt,
     deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds });
-  if (left) await carryOver(ledger, left, comeback.asleep);
+  const lost = left ? await carryOver(ledger, left, comeback.asleep) : { units: [], containers: [] };
+  const andLost = ({ units, containers }) => ({ units: [...new Set([...units, ...lost.units])], containers: [...new Set([...containers, ...lost.containers])] });
+  ledger.before = andLost(ledger.before);
   const restore = ledger.restore = { archive, stamp, stagings: stagingsOf(pieces), swaps: [], folders: [], made: [], later: [], state: '' };
   let guardPid = 0, trouble = null, down = [];
   try {
@@ -7336,6 +7339,7 @@ async function carryOut(comeback, left, script, file, startedAt) {
     await makeVolumes(pieces);
     await stage(settings, manifest, pieces, ledger.run);
     await lookOnceMore(comeback);
+    ledger.before = andLost(await activeOnHost());
     Object.assign(restore, { later: await partsToCome(comeback), made: missingFolders(comeback) });
     ledger.parts = ledger.parts.filter((part) => !comeback.parts.some(({ name }) => name === part.name)); // what has come up since is noted anew as it is stopped
     ledger.deadlineAt = new Date(Date.now() + settings.maxDowntimeMinutes * 60_000).toISOString();
@@ -7393,7 +7397,7 @@ function makeFolders({ manifest }, folders) {
   }
 }
 
-// The extraction may have taken hours: what came up meanwhile is stopped, too, else it would go on in the old contents.
+// The extraction may have taken hours: what came up meanwhile is stopped, too, else it would go on in the old contents; what else was stopped stays so.
 async function lookOnceMore(comeback) {
   const before = comeback.parts.map((part) => part.name);
   Object.assign(comeback, await partsOf(comeback));

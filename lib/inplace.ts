@@ -18,7 +18,7 @@ import { findContainers } from './containers.ts';
 import { clusterState, isUsed } from './postmaster.ts';
 import { borgVersion } from './borg.ts';
 import { serverName } from './plan.ts';
-import { closeLedger, keepLedger, keepLedgerIfPossible, openLedger, readLedger, readLedgerQuietly, takeLock } from './ledger.ts';
+import { activeOnHost, closeLedger, keepLedger, keepLedgerIfPossible, openLedger, readLedger, readLedgerQuietly, takeLock } from './ledger.ts';
 import type { Ledger } from './ledger.ts';
 import { giveFolder, isThere, makeSwaps, removeStagings, settleRestore, tellRestore } from './swap.ts';
 import { servicesNow, startParts, stopParts, undecidedParts } from './pause.ts';
@@ -88,13 +88,12 @@ async function begin(settings: Settings, { stateFolder }: InPlace): Promise<Left
 
 // Our ledger takes the place of the one that was left, in one rename: at every moment there is one that tells what is down. The guard of that other run
 // can do nothing while we have the lock, and ends when it finds another run's ledger, or none. A night numbers its groups otherwise (see partsNamed).
-async function carryOver(ledger: Ledger, { ledger: other }: Left, asleep: Part[]): Promise<void> {
+async function carryOver(ledger: Ledger, { ledger: other }: Left, asleep: Part[]): Promise<Ledger['before']> {
   const watched = undecidedParts(other); // they run, and may still follow their stop
   const groupOf = ({ name, kind, group }: Part) => asleep.find((one) => one.name === name)?.group ?? (other.restore ? group : kind === 'postgres' ? 1_000_000 : group * 100);
   ledger.parts.push(...other.parts.filter((part) => part.runningAt === null || watched.includes(part)).map((part) => ({ ...part, group: groupOf(part) })));
   const gone = other.before.units.filter((one) => !ledger.before.units.includes(one)); // with those parts, or with an earlier boot
-  ledger.before.units.push(...(other.boot === ledger.boot ? gone : await lostUnits(gone, true)));
-  ledger.before.containers = [...new Set([...ledger.before.containers, ...other.before.containers])];
+  return { units: other.boot === ledger.boot ? gone : await lostUnits(gone, true), containers: other.before.containers.filter((one) => !ledger.before.containers.includes(one)) };
 }
 
 /** The story: extract, look through, stop, swap, start, check. Returns the exit code. */
@@ -102,7 +101,9 @@ async function carryOut(comeback: Comeback, left: Left | null, script: string, f
   const { archive, stamp, settings, pieces, manifest, how } = comeback, { stateFolder } = how;
   const ledger = await openLedger(stateFolder, { run: randomUUID(), server: how.bare ? manifest.server : serverName(settings), archive, startedAt,
     deadlineAt: '9999-01-01T00:00:00.000Z', stopTimeoutSeconds: settings.stopTimeoutSeconds });
-  if (left) await carryOver(ledger, left, comeback.asleep);
+  const lost = left ? await carryOver(ledger, left, comeback.asleep) : { units: [], containers: [] };
+  const andLost = ({ units, containers }: Ledger['before']) => ({ units: [...new Set([...units, ...lost.units])], containers: [...new Set([...containers, ...lost.containers])] });
+  ledger.before = andLost(ledger.before);
   const restore = ledger.restore = { archive, stamp, stagings: stagingsOf(pieces), swaps: [], folders: [], made: [], later: [], state: '' };
   let guardPid = 0, trouble: unknown = null, down: string[] = [];
   try {
@@ -111,6 +112,7 @@ async function carryOut(comeback: Comeback, left: Left | null, script: string, f
     await makeVolumes(pieces);
     await stage(settings, manifest, pieces, ledger.run);
     await lookOnceMore(comeback);
+    ledger.before = andLost(await activeOnHost());
     Object.assign(restore, { later: await partsToCome(comeback), made: missingFolders(comeback) });
     ledger.parts = ledger.parts.filter((part) => !comeback.parts.some(({ name }) => name === part.name)); // what has come up since is noted anew as it is stopped
     ledger.deadlineAt = new Date(Date.now() + settings.maxDowntimeMinutes * 60_000).toISOString();
@@ -168,7 +170,7 @@ function makeFolders({ manifest }: Comeback, folders: string[]): void {
   }
 }
 
-// The extraction may have taken hours: what came up meanwhile is stopped, too, else it would go on in the old contents.
+// The extraction may have taken hours: what came up meanwhile is stopped, too, else it would go on in the old contents; what else was stopped stays so.
 async function lookOnceMore(comeback: Comeback): Promise<void> {
   const before = comeback.parts.map((part) => part.name);
   Object.assign(comeback, await partsOf(comeback));

@@ -168,10 +168,12 @@ export function stateFoldersElsewhere(): string[] {
   }
 }
 
+/** What is active on this host now. */
+export const activeOnHost = async (): Promise<Ledger['before']> => ({ units: await activeUnits(), containers: await runningContainers() });
+
 /** Open the ledger of a run: nothing stopped yet, what is active on this host noted. */
 export async function openLedger(stateFolder: string, facts: Pick<Ledger, 'run' | 'server' | 'archive' | 'startedAt' | 'deadlineAt' | 'stopTimeoutSeconds'>): Promise<Ledger> {
-  const before = { units: await activeUnits(), containers: await runningContainers() };
-  const ledger: Ledger = { format: 1, howTo: [], ...facts, starting: false, reported: '', boot: bootName(), parts: [], before };
+  const ledger: Ledger = { format: 1, howTo: [], ...facts, starting: false, reported: '', boot: bootName(), parts: [], before: await activeOnHost() };
   if (process.getuid?.() === 0 && path.dirname(ELSEWHERE) !== stateFolder) {
     fs.mkdirSync(ELSEWHERE, { recursive: true, mode: 0o700 });
     fs.rmSync(linkElsewhere(stateFolder), { force: true });

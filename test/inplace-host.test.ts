@@ -66,4 +66,25 @@ describe('in place on a systemd host', { skip: cannotRun }, () => {
     assert.equal(await host.must('systemctl is-active own-db'), 'active');
     await host.must('systemctl stop own-db; rm -rf /srv/own /etc/systemd/system/own-db.service; systemctl daemon-reload');
   });
+
+  scenario('what goes down with a cluster starts again with it, if it ran right before the stop: what came up beside the extraction, and what is enabled, be something down since before a power cut; what was stopped meanwhile stays so', async () => {
+    for (const name of ['api', 'late']) await host.write(`/etc/systemd/system/${name}.service`, daemon('Requires=postgresql@15-main.service\nAfter=postgresql@15-main.service'));
+    await host.write('/etc/systemd/system/tool.service', daemon());
+    await host.write('/etc/systemd/system/web.service.d/broken.conf', '[Service]\nExecStartPre=test ! -e /srv/broken\n');
+    await host.must('systemctl daemon-reload; systemctl enable --now api tool');
+    const running = await product.startHeld();
+    await host.must('touch /srv/broken');
+    await product.releaseCopy();
+    product.judge(await running.done, 3, /NOT RUNNING: "service web"/);
+    await host.powerOff();
+    await host.boot();
+    await host.must('docker start shop-db; touch /run/hold-extract');
+    const restore = product.start(['restore', 'latest', '--in-place', 'postgres', '15/main']);
+    await host.waitFor('its extraction', 'test -e /run/extract-held');
+    await host.must('rm /srv/broken; systemctl start late; systemctl stop tool');
+    await product.releaseCopy();
+    product.judge(await restore.done, 1, /unit api\.service went down with the others and was started again/, /unit late\.service went down with the others and was started again/, /started service web/);
+    assert.deepEqual(await Promise.all(['web', 'api', 'late', 'tool'].map((name) => host.isActive(name))), [true, true, true, false]);
+    await host.must('systemctl disable --now api late tool; cd /etc/systemd/system; rm -r web.service.d api.service late.service tool.service; systemctl daemon-reload');
+  });
 });

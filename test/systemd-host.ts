@@ -24,11 +24,12 @@ export const daemon = (more = '', service = 'ExecStart=sleep infinity'): string 
   `[Unit]\nDescription=a service of the tests\n${more}\n[Service]\n${service}\n[Install]\nWantedBy=multi-user.target\n`;
 
 // Put first on PATH. It passes everything on to borg; but while /run/hold-borg is there a cold pass waits before it reads a file, and while
-// /run/hold-warm is there a warm one before it begins.
+// /run/hold-warm or /run/hold-extract is there a warm one, or an extraction, before it begins.
 const BORG = `#!/bin/sh
 case "$*" in
   *::*-warm.checkpoint*) while [ -e /run/hold-warm ]; do : > /run/warm-held; sleep 0.05; done ;;
   *::proven-*) ;;
+  *' extract --sparse '*) while [ -e /run/hold-extract ]; do : > /run/extract-held; sleep 0.05; done ;;
   *' create '*) if [ -e /run/hold-borg ]; then
     echo '{"type": "file_status", "status": "i", "path": "held"}' >&2 # as borg says when it waits for what it is fed
     cat > /run/fed
@@ -102,7 +103,7 @@ export class Product {
   }
 
   async releaseCopy(): Promise<void> {
-    await this.host.must('rm -f /run/hold-borg /run/borg-held');
+    await this.host.must('rm -f /run/hold-borg /run/borg-held /run/hold-extract /run/extract-held');
   }
 
   async history(): Promise<HistoryLine[]> {
