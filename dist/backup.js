@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: fe2108788a9a04398533b0afa67addcca8bf57b5c98c72181a33bf22d9d0161c
+// Checksum of all but the settings: 33cef3d1ea78aaaa79a7c81c7c2fb79ea8db492d1dd61cb81fd201b8b68f5f2b
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7001,7 +7001,7 @@ async function workOut({ settings, file }, [name = '', ...words], how, startedAt
  * the machine's own (see isLookedAt), and those with our own files. Throws Problem (64) for a part that is not in the archive.
  */
 function rootsMeant(manifest, words, own) {
-  const kinds = ['postgres', 'cluster', 'container', 'volume', 'folder'], names = [];
+  const kinds = ['postgres', 'cluster', 'compose', 'container', 'volume', 'folder'], names = [];
   for (const word of words) {
     if (kinds.includes(names[names.length - 1] ?? '')) names.push(`${names.pop()} ${word}`);
     else names.push(word);
@@ -7023,12 +7023,12 @@ function rootsMeant(manifest, words, own) {
 }
 
 function rootsOfPart({ plan, containers }, wanted) {
-  const [, kind = '', name = wanted] = /^(postgres|cluster|container|volume|folder) (.+)$/.exec(wanted) ?? [];
+  const [, kind = '', name = wanted] = /^(postgres|cluster|compose|container|volume|folder) (.+)$/.exec(wanted) ?? [];
   const is = (...words) => kind === '' || words.includes(kind), plain = name.startsWith('/') ? path.resolve(name) : name;
   const cluster = plan.clusters.find((one) => is('postgres', 'cluster') && (one.name === plain || one.dataDirectory === plain));
-  const mounts = containers.find((one) => kind === 'container' && one.name === plain)?.mounts ?? [];
+  const mounts = containers.filter((one) => (kind === 'compose' ? one.composeProject === plain : kind === 'container' && one.name === plain)).flatMap((one) => one.mounts);
   const found = plan.roots.filter((root) => (cluster && root.why === `cluster ${cluster.name}`) || (is('volume') && root.why === `volume ${plain}`)
-    || (is('folder') && (root.path === plain || root.why === `folder ${plain} leads here`)) || mounts.some((mount) => mount.source && isBelow(root.path, mount.source)));
+    || (is('folder') && (root.path === plain || root.why === `folder ${plain} leads here`)) || mounts.some((mount) => mount.source && (isBelow(root.path, mount.source) || [`volume ${mount.source}`, `folder ${mount.source} leads here`].includes(root.why))));
   if (found.length === 0 && cluster) found.push(...plan.roots.filter((root) => isBelow(cluster.dataDirectory, root.path)));
   if (found.length > 0) return found;
   const known = [...plan.clusters.filter((one) => one.container === '').map((one) => `postgres ${one.name}`),

@@ -67,7 +67,7 @@ export async function workOut({ settings, file }: Loaded, [name = '', ...words]:
  * the machine's own (see isLookedAt), and those with our own files. Throws Problem (64) for a part that is not in the archive.
  */
 function rootsMeant(manifest: Manifest, words: string[], own: string[]): Root[] {
-  const kinds = ['postgres', 'cluster', 'container', 'volume', 'folder'], names: string[] = [];
+  const kinds = ['postgres', 'cluster', 'compose', 'container', 'volume', 'folder'], names: string[] = [];
   for (const word of words) {
     if (kinds.includes(names[names.length - 1] ?? '')) names.push(`${names.pop()} ${word}`);
     else names.push(word);
@@ -89,12 +89,12 @@ function rootsMeant(manifest: Manifest, words: string[], own: string[]): Root[] 
 }
 
 function rootsOfPart({ plan, containers }: Manifest, wanted: string): Root[] {
-  const [, kind = '', name = wanted] = /^(postgres|cluster|container|volume|folder) (.+)$/.exec(wanted) ?? [];
+  const [, kind = '', name = wanted] = /^(postgres|cluster|compose|container|volume|folder) (.+)$/.exec(wanted) ?? [];
   const is = (...words: string[]) => kind === '' || words.includes(kind), plain = name.startsWith('/') ? path.resolve(name) : name;
   const cluster = plan.clusters.find((one) => is('postgres', 'cluster') && (one.name === plain || one.dataDirectory === plain));
-  const mounts = containers.find((one) => kind === 'container' && one.name === plain)?.mounts ?? [];
+  const mounts = containers.filter((one) => (kind === 'compose' ? one.composeProject === plain : kind === 'container' && one.name === plain)).flatMap((one) => one.mounts);
   const found = plan.roots.filter((root) => (cluster && root.why === `cluster ${cluster.name}`) || (is('volume') && root.why === `volume ${plain}`)
-    || (is('folder') && (root.path === plain || root.why === `folder ${plain} leads here`)) || mounts.some((mount) => mount.source && isBelow(root.path, mount.source)));
+    || (is('folder') && (root.path === plain || root.why === `folder ${plain} leads here`)) || mounts.some((mount) => mount.source && (isBelow(root.path, mount.source) || [`volume ${mount.source}`, `folder ${mount.source} leads here`].includes(root.why))));
   if (found.length === 0 && cluster) found.push(...plan.roots.filter((root) => isBelow(cluster.dataDirectory, root.path)));
   if (found.length > 0) return found;
   const known = [...plan.clusters.filter((one) => one.container === '').map((one) => `postgres ${one.name}`),

@@ -38,7 +38,7 @@ describe('on a host with Docker', { skip: cannotRun }, () => {
   });
   after(() => remove(host));
 
-  scenario('a good night: in the order of depends_on, the cluster in the container is recognised, proven cold, and boots with all its rows', async () => {
+  scenario('a good night: in the order of depends_on, the cluster in the container is recognised, proven cold, and boots with all its rows; the project comes back by its name', async () => {
     await product.set({ warmPass: true });
     const batch = await startedAt('shop-batch');
     const said = await product.expect([], 0, /warnings +none/, /services +all 4 are running again/);
@@ -59,6 +59,10 @@ describe('on a host with Docker', { skip: cannotRun }, () => {
     assert.deepEqual([others, cluster.container, cluster.databases.map((one: { name: string }) => one.name).includes('postgres')], [[], 'shop-db', true]);
     assert.equal(cluster.systemIdentifier, await sql('SELECT system_identifier FROM pg_control_system()'));
     assert.deepEqual(manifest.proof.clusters.map((one: { state: string }) => one.state), ['shut down']);
+    await sql('DROP TABLE t');
+    await host.must('echo damaged > /srv/uploads/one');
+    await product.expect(['restore', 'latest', '--in-place', 'compose', 'shop'], 0, /stopped container shop-app[^]*started container shop-app/);
+    assert.deepEqual([await sql('SELECT count(*) FROM t'), await host.read('/srv/uploads/one')], [String(ROWS), 'picture\n']);
   });
 
   scenario('no restart policy brings a container back while it is copied; when a restart of Docker does, there is no proof: exit code 2', async () => {

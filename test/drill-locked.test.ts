@@ -150,6 +150,8 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root' }, () => {
       engine.docker(['volume', 'rm', 'cache']);
       engine.docker(['volume', 'create', '--opt', 'type=tmpfs', '--opt', 'device=tmpfs', 'cache']);
       runLinked();
+      const alone = await server.run(['restore', 'latest', '--in-place', 'container', 'linked-db', '--dry-run', '--json'], { env: engine.env });
+      assert.ok(JSON.parse(alone.out).swaps.some((one: any) => one.place === path.join(real, 'pgdata')), 'what it mounts over a link is its own, too');
       const back = await server.run(['restore', 'latest', '--in-place'], { env: engine.env }), all = back.out + back.err;
       assert.equal(back.code, 1, all);
       for (const words of [new RegExp(`${stays} stays as it is here: containers only look at it`), /volume cache lies in memory here/, /services: all 2 are running again/]) assert.match(all, words);
