@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 33cef3d1ea78aaaa79a7c81c7c2fb79ea8db492d1dd61cb81fd201b8b68f5f2b
+// Checksum of all but the settings: 4b3e5ca52cd7c2263b3f4c397cbe5218f28339e2f2893658f03638c12e6d0063
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4853,7 +4853,7 @@ const FOUND_IN_DATABASE = {
 };
 const SAVED_CLUSTER = {
   name: 'text', dataDirectory: 'path', walFolder: 'path', version: 'version', binaries: 'text', owner: 'text', container: 'text', 'socketFolder?': 'text', port: 'text',
-  uid: 'id', gid: 'id', roots: ['path'], tablespaces: [{ oid: 'text', location: 'text' }],
+  uid: 'id', gid: 'id', roots: ['path'], tablespaces: [{ oid: 'text', location: 'text', 'link?': 'text' }],
 };
 const PACKAGES = { all: { '*': 'text' }, needed: { '*': 'text' }, unowned: ['text'] };
 const MANIFEST_FORM = {
@@ -5653,12 +5653,14 @@ async function borgItself(settings, words) {
 // Its process 1 lives as long as our end of a pipe: however we end, everything inside is gone with us, and all its mounts.
 
 const PORT = '5432';
+const SYSTEM_PATH = '/usr/bin:/bin:/usr/sbin:/sbin';
 
-// sh, as root in namespaces of its own: $1 the new root, $2 the folder that becomes /own, then pairs: what, and where it is to be seen.
+// sh, as root in namespaces of its own: $1 the new root, $2 the folder that becomes /own, then pairs: what, and where it is to be seen. An archive may have
+// chosen these: none leads out of the new root (`..`, a link in what is mounted already), and no program is looked for in them, which would run as root.
 const ENTER = `set -e
-root=$1 own=$2; shift 2
+root=$1 own=$2 PATH=${SYSTEM_PATH}; shift 2
 mount -t tmpfs -o mode=755 tmpfs "$root"
-cd "$root"; mkdir proc dev dev/shm tmp own usr etc
+cd "$root"; root=$(pwd -P); mkdir proc dev dev/shm tmp own usr etc
 for one in bin sbin lib lib32 lib64 libx32; do
   if [ -L /$one ]; then cp -P /$one .; elif [ -d /$one ]; then mkdir $one; mount --rbind /$one $one; fi
 done
@@ -5669,6 +5671,7 @@ for one in null zero random urandom; do : > dev/$one; mount --bind /dev/$one dev
 mount --bind "$own" own
 ip link set lo up 2> /dev/null || :
 while [ $# -gt 0 ]; do
+  [ "$(realpath -m "$root$2")" = "$root$2" ] || { echo "$2 leads to another place: the record of this archive cannot be trusted" >&2; exit 1; }
   if [ -d "$1" ]; then mkdir -p "$root$2"; else mkdir -p "$(dirname "$root$2")"; : > "$root$2"; fi
   mount --rbind "$1" "$root$2"; shift 2
 done
@@ -5685,9 +5688,9 @@ async function findPrograms(cluster, manifest) {
     if (/^[a-z0-9][\w./:@-]*$/i.test(image) && (await look(['docker', 'image', 'inspect', '--format={{.Id}}', image])).code === 0) return { version, binaries: cluster.binaries, image };
   }
   for (const binaries of [...(cluster.container ? [] : [cluster.binaries]), `/usr/lib/postgresql/${version}/bin`, `/usr/pgsql-${version}/bin`, '/usr/local/pgsql/bin', '/usr/local/bin', '/usr/bin']) {
-    if (path.dirname(binaries) === '/' || !isOursToRun(path.join(binaries, 'postgres'))) continue; // what lies around it is seen inside: not all of this machine
-    const { out } = await look([path.join(binaries, 'postgres'), '--version']);
-    if (new RegExp(` ${version}(\\.|[a-z])`).test(out)) return { version, binaries, image: '' };
+    if (path.resolve(binaries) !== binaries || path.dirname(binaries) === '/' || !isOursToRun(path.join(binaries, 'postgres'))) continue; // what lies around it is seen inside: not all of this machine
+    // Read, not run: out here it would run as root, and root may have extracted it from such an archive.
+    if ((await look(['grep', '--quiet', '--text', `(PostgreSQL) ${version}[.a-z]`, path.join(binaries, 'postgres')])).code === 0) return { version, binaries, image: '' };
   }
   return null;
 }
@@ -5737,8 +5740,8 @@ async function openSandbox(folder, places, programs) {
   const inner = programs.image ? '' : fs.readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
   const lowered = ['--no-new-privs', ...(isRoot ? ['--reuid', String(user), '--regid', String(user), '--clear-groups', '--inh-caps=-all', '--bounding-set=-all'] : [])]; // who is not root has none to lose
   const words = programs.image ? ['docker', 'exec', '--env', 'HOME=/own', '--env', 'LC_ALL=C.UTF-8', name]
-    : ['nsenter', '--target', inner, '--mount', '--net', '--pid', '--ipc', '--uts', '--root', '--wd', ...(isRoot ? [] : ['--user', '--preserve-credentials']), '--',
-      'setpriv', ...lowered, '--', 'env', '-i', 'PATH=/usr/bin:/bin:/usr/sbin:/sbin', 'HOME=/own', 'LC_ALL=C.UTF-8'];
+    : ['env', `PATH=${SYSTEM_PATH}`, 'nsenter', '--target', inner, '--mount', '--net', '--pid', '--ipc', '--uts', '--root', '--wd', ...(isRoot ? [] : ['--user', '--preserve-credentials']), '--',
+      'setpriv', ...lowered, '--', 'env', '-i', `PATH=${SYSTEM_PATH}`, 'HOME=/own', 'LC_ALL=C.UTF-8'];
   return { folder, words, end };
 }
 
@@ -7488,10 +7491,10 @@ const FILE_CHECKS = [
 
 // The listing was written when all was stopped; ctime and owners are this copy's own, and sockets are in no archive.
 async function compareListing({ passport, files, listing }) {
-  const roots = passport.roots, [was, is] = ['was', 'is'].map((name) => `${listing}.${name}`);
+  const roots = passport.roots, [was, is, found] = ['was', 'is', 'found'].map((name) => path.join(path.dirname(files), name)); // not beside the listing: an archive may have laid links there
   const there = roots.map((root) => files + root).filter((root) => fs.existsSync(root));
   if (there.length === 0) return bad(['nothing of it is in this archive']); // find(1) without a path would look where we are
-  const raw = fs.openSync(`${listing}.found`, 'w', 0o600);
+  const raw = fs.openSync(found, 'w', 0o600);
   const done = await look(['find', ...there, '-printf', LISTING_FORMAT], { stdout: raw, seconds: DAY }).finally(() => fs.closeSync(raw));
   if (done.code !== 0) throw failure('the extracted files cannot be listed', done);
   const total = { bytes: 0, files: 0 };
@@ -7511,7 +7514,7 @@ async function compareListing({ passport, files, listing }) {
     if (sorted.code !== 0) throw failure('the listings cannot be compared', sorted);
   };
   await write(listing, was, '');
-  await write(`${listing}.found`, is, files);
+  await write(found, is, files);
   const differing = await look(['comm', '--zero-terminated', '-3', was, is], { seconds: DAY, keepBytes: 1 << 20 });
   if (differing.code !== 0) throw failure('the listings cannot be compared', differing);
   const facts = new Map();
@@ -7742,6 +7745,7 @@ async function nameFiles(copy, files) {
 // In the sandbox; and it measures. Reads the repository without borg's lock, so that a night neither waits nor is waited for;
 // writes only in the scratch folder, which the drill removes.
 
+const RECORD = ['record/manifest.json', 'record/listing']; // what else lies in that folder of an archive was laid there by somebody else
 const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
 
 /** The drill began with the archive that this server remembers as its last, and the repository has a newer one, which is the message: begin again with that. */
@@ -7771,7 +7775,7 @@ async function rehearse(settings, borg, server, name, id, folder, full, startedA
     for (const one of [found, meant]) if (one.status === 'rejected') throw one.reason;
     archive = await listed;
     await patiently(() => measure(borg, archive, [], WITHOUT_LOCK, marked));
-    await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
+    await extractFrom({ id, folder, borg, archive }, RECORD, 'record');
   }
   const confirm = async () => {
     await version;
@@ -7886,7 +7890,7 @@ function superusers({ roles = [], owner }) {
 
 function packagesMissing({ version, container }, { packages, containers, postgres }) {
   const box = containers.find((one) => one.name === container);
-  if (box) return `docker pull ${box.imageDigests[0] ?? box.image}`;
+  if (box) return pasteable(['docker', 'pull', box.imageDigests[0] ?? box.image]);
   const own = postgres.find((one) => one.version === version)?.packages ?? packages;
   const names = Object.keys(own.needed).filter((name) => name.startsWith('postgresql-') && name.includes(version)).map((name) => name.split(':')[0]);
   return `apt-get install ${[...new Set([`postgresql-${version}`, ...names])].filter((name) => /^[\w.+-]+$/.test(name)).join(' ')}`;
@@ -7894,13 +7898,15 @@ function packagesMissing({ version, container }, { packages, containers, postgre
 
 /** Extract the files of a cluster. Given that what runs it is here, refuses without room, or when borg cannot read everything. */
 async function extractCluster(one, { passport, listing }) {
-  const roots = outermost(passport.roots.filter((root) => path.isAbsolute(root) && path.normalize(root) === root && root !== '/')); // pg_wal lies below the data directory, most often
+  const roots = outermost(passport.roots.filter((root) => root !== '/' && !isBelow(root, '/record'))); // pg_wal lies below the data directory, most often
+  const left = fs.readdirSync(path.join(one.folder, 'files')).filter((name) => name !== 'record'); // borg would write through a link of the last cluster's
+  if (left.length > 0) throw new Problem(`what was extracted before cannot be removed: ${left.map(named).join(', ')}`);
   if (roots.length === 0 || !roots.some((root) => isBelow(passport.dataDirectory, root))) throw new Problem('the record of this archive does not name its files');
   const { bytes, files } = await bytesBelow(listing, roots);
   const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
   if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`,
     { hint: '`drill.folder` may name a larger disk' });
-  const { seconds, damaged } = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? ['record'] : [])], `extracting ${passport.name}`);
+  const { seconds, damaged } = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? RECORD : [])], `extracting ${passport.name}`);
   await one.confirm();
   if (one.own && fs.readFileSync(path.join(one.folder, 'files/record/manifest.json'), 'utf8') !== one.own) throw new Problem('the record in the archive is not the one that this server wrote with it');
   one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
@@ -7910,7 +7916,7 @@ async function extractCluster(one, { passport, listing }) {
 async function extractFrom(one, paths, title) {
   const target = path.join(one.folder, 'files'), began = Date.now();
   fs.mkdirSync(target, { recursive: true, mode: 0o711 });
-  const { damaged } = await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', `::${one.archive}`, ...paths.map(asPattern)], target, title, markOfRun(one.id)));
+  const { damaged } = await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', '--noflags', `::${one.archive}`, ...paths.map(asPattern)], target, title, markOfRun(one.id)));
   return { seconds: (Date.now() - began) / 1000, damaged };
 }
 
@@ -7928,9 +7934,9 @@ async function bytesBelow(listing, roots) {
 
 // The copy belongs to the sandbox's user from here, and nothing of it may lead out: what is locked in finds there only what came with it, at the old paths.
 async function lockIn(one, copy) {
-  const { passport, files } = copy, roots = passport.roots.filter((root) => fs.statSync(files + root, { throwIfNoEntry: false })?.isDirectory() && !isBelow(root, '/etc'));
+  const { passport, files } = copy, roots = passport.roots.filter((root) => fs.statSync(files + root, { throwIfNoEntry: false })?.isDirectory() && !['/etc', '/record'].some((folder) => isBelow(root, folder)));
   if (!fs.lstatSync(copy.onHost, { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`${named(passport.dataDirectory)} is not in this archive, or is no folder there: its record cannot be trusted`);
-  for (const root of roots) if (fs.realpathSync(files + root) !== files + root) throw new Problem(`${named(root)} is a link in this archive, or lies below one: its record cannot be trusted`);
+  for (const root of [...roots, passport.dataDirectory]) if (fs.realpathSync(files + root) !== files + root) throw new Problem(`${named(root)} is a link in this archive, or lies below one: its record cannot be trusted`);
   const mounts = one.manifest.containers.find((box) => box.name === passport.container)?.mounts ?? [];
   const inside = (root) => {
     if (passport.container && isBelow(root, passport.dataDirectory)) return copy.inside + root.slice(passport.dataDirectory.length); // its mount may be typed over a link
@@ -7941,15 +7947,15 @@ async function lockIn(one, copy) {
   const wal = path.join(copy.onHost, 'pg_wal'), walLink = fs.lstatSync(wal, { throwIfNoEntry: false })?.isSymbolicLink() ? path.resolve(copy.inside, fs.readlinkSync(wal)) : '';
   const looksFor = [...passport.tablespaces.map(({ link, location }) => [location, link]), [passport.walFolder, walLink]]
     .filter(([root, link]) => roots.includes(root) && typeof link === 'string' && path.isAbsolute(link) && !roots.some((one) => isBelow(link, inside(one))));
-  const places = [...roots.map((root) => [root, inside(root)]), ...looksFor].map(([root, at]) => ({ from: files + root, at })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
-  const system = places.find(({ at }) => !path.isAbsolute(at) || /^\/(|(bin|sbin|lib\w*|etc|proc|dev|sys|own|tmp)(\/.*)?|usr|usr\/(bin|sbin|lib\w*|local\/s?bin)(\/.*)?)$/.test(at) && !/^\/tmp\/./.test(at));
+  const places = [...roots.map((root) => [root, inside(root)]), ...looksFor].map(([root, at]) => ({ from: files + root, at: path.resolve('/', at) })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
+  const system = places.find(({ at }) => /^\/(|(bin|sbin|lib\w*|etc|proc|dev|sys|own|tmp)(\/.*)?|usr|usr\/local|usr\/(local\/)?(s?bin|lib\w*)(\/.*)?)$/s.test(at) && !/^\/tmp\/./.test(at));
   if (system) throw new Problem(`${named(system.at)} is a folder of the system, no place for a cluster: the record of this archive cannot be trusted`);
   // A standby's copy comes up by itself, and follows nobody. And whatever its owner may have put in the place of our mark goes.
   for (const name of ['standby.signal', 'recovery.signal', SANDBOX_MARK]) fs.rmSync(path.join(copy.onHost, name), { force: true, recursive: true });
   fs.writeFileSync(path.join(copy.onHost, SANDBOX_MARK), '', { flag: 'wx' });
   copy.sandbox = await openSandbox(one.folder, places, copy.programs);
   const user = fs.statSync(path.join(one.folder, 'own'));
-  const owned = await look(['chown', '--recursive', '--no-dereference', `${user.uid}:${user.gid}`, ...places.map(({ from }) => from)], { seconds: 3600 });
+  const owned = await look(['find', ...places.map(({ from }) => from), '-type', 'b,c', '-delete', '-o', '-exec', 'chown', '--no-dereference', `${user.uid}:${user.gid}`, '{}', '+'], { seconds: 3600 }); // a device would be this machine's
   if (owned.code !== 0) throw failure('the copy cannot be given to the user of the sandbox', owned);
   const opened = await look(['chmod', 'u=rwx,go=', ...places.map(({ from }) => from)]); // PostgreSQL insists
   if (opened.code !== 0) throw failure('the copy cannot be closed to others', opened);

@@ -51,10 +51,10 @@ export const FILE_CHECKS: CheckStep[] = [
 
 // The listing was written when all was stopped; ctime and owners are this copy's own, and sockets are in no archive.
 async function compareListing({ passport, files, listing }: Copy): Promise<Verdict> {
-  const roots = passport.roots, [was, is] = ['was', 'is'].map((name) => `${listing}.${name}`) as [string, string];
+  const roots = passport.roots, [was, is, found] = ['was', 'is', 'found'].map((name) => path.join(path.dirname(files), name)) as [string, string, string]; // not beside the listing: an archive may have laid links there
   const there = roots.map((root) => files + root).filter((root) => fs.existsSync(root));
   if (there.length === 0) return bad(['nothing of it is in this archive']); // find(1) without a path would look where we are
-  const raw = fs.openSync(`${listing}.found`, 'w', 0o600);
+  const raw = fs.openSync(found, 'w', 0o600);
   const done = await look(['find', ...there, '-printf', LISTING_FORMAT], { stdout: raw, seconds: DAY }).finally(() => fs.closeSync(raw));
   if (done.code !== 0) throw failure('the extracted files cannot be listed', done);
   const total = { bytes: 0, files: 0 };
@@ -74,7 +74,7 @@ async function compareListing({ passport, files, listing }: Copy): Promise<Verdi
     if (sorted.code !== 0) throw failure('the listings cannot be compared', sorted);
   };
   await write(listing, was, '');
-  await write(`${listing}.found`, is, files);
+  await write(found, is, files);
   const differing = await look(['comm', '--zero-terminated', '-3', was, is], { seconds: DAY, keepBytes: 1 << 20 });
   if (differing.code !== 0) throw failure('the listings cannot be compared', differing);
   const facts = new Map<string, { was?: string; is?: string }>();

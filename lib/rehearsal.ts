@@ -4,7 +4,7 @@
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { Problem, count, lastLines, named, say, size } from './say.ts';
+import { Problem, count, lastLines, named, pasteable, say, size } from './say.ts';
 import { failure, goOn, look } from './shell.ts';
 import { freeBytes, isBelow, outermost, plainText } from './files.ts';
 import { SANDBOX_MARK, markOfRun } from './processes.ts';
@@ -27,6 +27,7 @@ import { SERVER_CHECKS, nameFiles } from './serverchecks.ts';
 import { FILE_CHECKS, bad, good } from './checks.ts';
 import type { Copy, Verdict } from './checks.ts';
 
+const RECORD = ['record/manifest.json', 'record/listing']; // what else lies in that folder of an archive was laid there by somebody else
 const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
 
 type Drill = { settings: Settings; borg: Settings; id: string; folder: string; archive: string; manifest: Manifest; own: string; full: boolean; checks: DrillCheck[]; extracted: { bytes: number; seconds: number };
@@ -59,7 +60,7 @@ export async function rehearse(settings: Settings, borg: Settings, server: strin
     for (const one of [found, meant]) if (one.status === 'rejected') throw one.reason;
     archive = await listed;
     await patiently(() => measure(borg, archive, [], WITHOUT_LOCK, marked));
-    await extractFrom({ id, folder, borg, archive }, ['record'], 'record');
+    await extractFrom({ id, folder, borg, archive }, RECORD, 'record');
   }
   const confirm = async () => {
     await version;
@@ -174,7 +175,7 @@ function superusers({ roles = [], owner }: ClusterPassport): string[] {
 
 function packagesMissing({ version, container }: ClusterPassport, { packages, containers, postgres }: Manifest): string {
   const box = containers.find((one) => one.name === container);
-  if (box) return `docker pull ${box.imageDigests[0] ?? box.image}`;
+  if (box) return pasteable(['docker', 'pull', box.imageDigests[0] ?? box.image]);
   const own = postgres.find((one) => one.version === version)?.packages ?? packages;
   const names = Object.keys(own.needed).filter((name) => name.startsWith('postgresql-') && name.includes(version)).map((name) => name.split(':')[0]!);
   return `apt-get install ${[...new Set([`postgresql-${version}`, ...names])].filter((name) => /^[\w.+-]+$/.test(name)).join(' ')}`;
@@ -182,13 +183,15 @@ function packagesMissing({ version, container }: ClusterPassport, { packages, co
 
 /** Extract the files of a cluster. Given that what runs it is here, refuses without room, or when borg cannot read everything. */
 async function extractCluster(one: Drill, { passport, listing }: Copy): Promise<Verdict> {
-  const roots = outermost(passport.roots.filter((root) => path.isAbsolute(root) && path.normalize(root) === root && root !== '/')); // pg_wal lies below the data directory, most often
+  const roots = outermost(passport.roots.filter((root) => root !== '/' && !isBelow(root, '/record'))); // pg_wal lies below the data directory, most often
+  const left = fs.readdirSync(path.join(one.folder, 'files')).filter((name) => name !== 'record'); // borg would write through a link of the last cluster's
+  if (left.length > 0) throw new Problem(`what was extracted before cannot be removed: ${left.map(named).join(', ')}`);
   if (roots.length === 0 || !roots.some((root) => isBelow(passport.dataDirectory, root))) throw new Problem('the record of this archive does not name its files');
   const { bytes, files } = await bytesBelow(listing, roots);
   const free = freeBytes(one.folder), needed = bytes * 1.02 + files * 4096 + 200e6; // WAL, temporary files, catalogs that are vacuumed
   if (free < needed) throw new Problem(`${named(path.dirname(one.folder))} has ${size(free)} free, ${size(needed)} are needed`,
     { hint: '`drill.folder` may name a larger disk' });
-  const { seconds, damaged } = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? ['record'] : [])], `extracting ${passport.name}`);
+  const { seconds, damaged } = await extractFrom(one, [...roots.map((root) => root.slice(1)), ...(one.own ? RECORD : [])], `extracting ${passport.name}`);
   await one.confirm();
   if (one.own && fs.readFileSync(path.join(one.folder, 'files/record/manifest.json'), 'utf8') !== one.own) throw new Problem('the record in the archive is not the one that this server wrote with it');
   one.extracted = { bytes: one.extracted.bytes + bytes, seconds: one.extracted.seconds + seconds };
@@ -198,7 +201,7 @@ async function extractCluster(one: Drill, { passport, listing }: Copy): Promise<
 async function extractFrom(one: Pick<Drill, 'id' | 'folder' | 'borg' | 'archive'>, paths: string[], title: string): Promise<{ seconds: number; damaged: string[] }> {
   const target = path.join(one.folder, 'files'), began = Date.now();
   fs.mkdirSync(target, { recursive: true, mode: 0o711 });
-  const { damaged } = await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', `::${one.archive}`, ...paths.map(asPattern)], target, title, markOfRun(one.id)));
+  const { damaged } = await patiently(() => extract(one.borg, [...NICELY, 'borg', '--umask', '0022', '--log-json', '--progress', 'extract', '--bypass-lock', '--sparse', '--noflags', `::${one.archive}`, ...paths.map(asPattern)], target, title, markOfRun(one.id)));
   return { seconds: (Date.now() - began) / 1000, damaged };
 }
 
@@ -216,9 +219,9 @@ async function bytesBelow(listing: string, roots: string[]): Promise<{ files: nu
 
 // The copy belongs to the sandbox's user from here, and nothing of it may lead out: what is locked in finds there only what came with it, at the old paths.
 async function lockIn(one: Drill, copy: Copy): Promise<void> {
-  const { passport, files } = copy, roots = passport.roots.filter((root) => fs.statSync(files + root, { throwIfNoEntry: false })?.isDirectory() && !isBelow(root, '/etc'));
+  const { passport, files } = copy, roots = passport.roots.filter((root) => fs.statSync(files + root, { throwIfNoEntry: false })?.isDirectory() && !['/etc', '/record'].some((folder) => isBelow(root, folder)));
   if (!fs.lstatSync(copy.onHost, { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`${named(passport.dataDirectory)} is not in this archive, or is no folder there: its record cannot be trusted`);
-  for (const root of roots) if (fs.realpathSync(files + root) !== files + root) throw new Problem(`${named(root)} is a link in this archive, or lies below one: its record cannot be trusted`);
+  for (const root of [...roots, passport.dataDirectory]) if (fs.realpathSync(files + root) !== files + root) throw new Problem(`${named(root)} is a link in this archive, or lies below one: its record cannot be trusted`);
   const mounts = one.manifest.containers.find((box) => box.name === passport.container)?.mounts ?? [];
   const inside = (root: string): string => {
     if (passport.container && isBelow(root, passport.dataDirectory)) return copy.inside + root.slice(passport.dataDirectory.length); // its mount may be typed over a link
@@ -229,15 +232,15 @@ async function lockIn(one: Drill, copy: Copy): Promise<void> {
   const wal = path.join(copy.onHost, 'pg_wal'), walLink = fs.lstatSync(wal, { throwIfNoEntry: false })?.isSymbolicLink() ? path.resolve(copy.inside, fs.readlinkSync(wal)) : '';
   const looksFor = [...passport.tablespaces.map(({ link, location }) => [location, link] as const), [passport.walFolder, walLink] as const]
     .filter(([root, link]) => roots.includes(root) && typeof link === 'string' && path.isAbsolute(link) && !roots.some((one) => isBelow(link, inside(one))));
-  const places: Place[] = [...roots.map((root) => [root, inside(root)] as const), ...looksFor].map(([root, at]) => ({ from: files + root, at })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
-  const system = places.find(({ at }) => !path.isAbsolute(at) || /^\/(|(bin|sbin|lib\w*|etc|proc|dev|sys|own|tmp)(\/.*)?|usr|usr\/(bin|sbin|lib\w*|local\/s?bin)(\/.*)?)$/.test(at) && !/^\/tmp\/./.test(at));
+  const places: Place[] = [...roots.map((root) => [root, inside(root)] as const), ...looksFor].map(([root, at]) => ({ from: files + root, at: path.resolve('/', at) })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
+  const system = places.find(({ at }) => /^\/(|(bin|sbin|lib\w*|etc|proc|dev|sys|own|tmp)(\/.*)?|usr|usr\/local|usr\/(local\/)?(s?bin|lib\w*)(\/.*)?)$/s.test(at) && !/^\/tmp\/./.test(at));
   if (system) throw new Problem(`${named(system.at)} is a folder of the system, no place for a cluster: the record of this archive cannot be trusted`);
   // A standby's copy comes up by itself, and follows nobody. And whatever its owner may have put in the place of our mark goes.
   for (const name of ['standby.signal', 'recovery.signal', SANDBOX_MARK]) fs.rmSync(path.join(copy.onHost, name), { force: true, recursive: true });
   fs.writeFileSync(path.join(copy.onHost, SANDBOX_MARK), '', { flag: 'wx' });
   copy.sandbox = await openSandbox(one.folder, places, copy.programs);
   const user = fs.statSync(path.join(one.folder, 'own'));
-  const owned = await look(['chown', '--recursive', '--no-dereference', `${user.uid}:${user.gid}`, ...places.map(({ from }) => from)], { seconds: 3600 });
+  const owned = await look(['find', ...places.map(({ from }) => from), '-type', 'b,c', '-delete', '-o', '-exec', 'chown', '--no-dereference', `${user.uid}:${user.gid}`, '{}', '+'], { seconds: 3600 }); // a device would be this machine's
   if (owned.code !== 0) throw failure('the copy cannot be given to the user of the sandbox', owned);
   const opened = await look(['chmod', 'u=rwx,go=', ...places.map(({ from }) => from)]); // PostgreSQL insists
   if (opened.code !== 0) throw failure('the copy cannot be closed to others', opened);

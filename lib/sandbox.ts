@@ -24,12 +24,14 @@ export type Place = { from: string; at: string };
 export type Sandbox = { folder: string; words: string[]; end: () => Promise<void> };
 
 const PORT = '5432';
+const SYSTEM_PATH = '/usr/bin:/bin:/usr/sbin:/sbin';
 
-// sh, as root in namespaces of its own: $1 the new root, $2 the folder that becomes /own, then pairs: what, and where it is to be seen.
+// sh, as root in namespaces of its own: $1 the new root, $2 the folder that becomes /own, then pairs: what, and where it is to be seen. An archive may have
+// chosen these: none leads out of the new root (`..`, a link in what is mounted already), and no program is looked for in them, which would run as root.
 const ENTER = `set -e
-root=$1 own=$2; shift 2
+root=$1 own=$2 PATH=${SYSTEM_PATH}; shift 2
 mount -t tmpfs -o mode=755 tmpfs "$root"
-cd "$root"; mkdir proc dev dev/shm tmp own usr etc
+cd "$root"; root=$(pwd -P); mkdir proc dev dev/shm tmp own usr etc
 for one in bin sbin lib lib32 lib64 libx32; do
   if [ -L /$one ]; then cp -P /$one .; elif [ -d /$one ]; then mkdir $one; mount --rbind /$one $one; fi
 done
@@ -40,6 +42,7 @@ for one in null zero random urandom; do : > dev/$one; mount --bind /dev/$one dev
 mount --bind "$own" own
 ip link set lo up 2> /dev/null || :
 while [ $# -gt 0 ]; do
+  [ "$(realpath -m "$root$2")" = "$root$2" ] || { echo "$2 leads to another place: the record of this archive cannot be trusted" >&2; exit 1; }
   if [ -d "$1" ]; then mkdir -p "$root$2"; else mkdir -p "$(dirname "$root$2")"; : > "$root$2"; fi
   mount --rbind "$1" "$root$2"; shift 2
 done
@@ -56,9 +59,9 @@ export async function findPrograms(cluster: Omit<Cluster, 'pid'>, manifest: Mani
     if (/^[a-z0-9][\w./:@-]*$/i.test(image) && (await look(['docker', 'image', 'inspect', '--format={{.Id}}', image])).code === 0) return { version, binaries: cluster.binaries, image };
   }
   for (const binaries of [...(cluster.container ? [] : [cluster.binaries]), `/usr/lib/postgresql/${version}/bin`, `/usr/pgsql-${version}/bin`, '/usr/local/pgsql/bin', '/usr/local/bin', '/usr/bin']) {
-    if (path.dirname(binaries) === '/' || !isOursToRun(path.join(binaries, 'postgres'))) continue; // what lies around it is seen inside: not all of this machine
-    const { out } = await look([path.join(binaries, 'postgres'), '--version']);
-    if (new RegExp(` ${version}(\\.|[a-z])`).test(out)) return { version, binaries, image: '' };
+    if (path.resolve(binaries) !== binaries || path.dirname(binaries) === '/' || !isOursToRun(path.join(binaries, 'postgres'))) continue; // what lies around it is seen inside: not all of this machine
+    // Read, not run: out here it would run as root, and root may have extracted it from such an archive.
+    if ((await look(['grep', '--quiet', '--text', `(PostgreSQL) ${version}[.a-z]`, path.join(binaries, 'postgres')])).code === 0) return { version, binaries, image: '' };
   }
   return null;
 }
@@ -108,8 +111,8 @@ export async function openSandbox(folder: string, places: Place[], programs: Pro
   const inner = programs.image ? '' : fs.readFileSync(`/proc/${child.pid}/task/${child.pid}/children`, 'utf8').trim();
   const lowered = ['--no-new-privs', ...(isRoot ? ['--reuid', String(user), '--regid', String(user), '--clear-groups', '--inh-caps=-all', '--bounding-set=-all'] : [])]; // who is not root has none to lose
   const words = programs.image ? ['docker', 'exec', '--env', 'HOME=/own', '--env', 'LC_ALL=C.UTF-8', name]
-    : ['nsenter', '--target', inner, '--mount', '--net', '--pid', '--ipc', '--uts', '--root', '--wd', ...(isRoot ? [] : ['--user', '--preserve-credentials']), '--',
-      'setpriv', ...lowered, '--', 'env', '-i', 'PATH=/usr/bin:/bin:/usr/sbin:/sbin', 'HOME=/own', 'LC_ALL=C.UTF-8'];
+    : ['env', `PATH=${SYSTEM_PATH}`, 'nsenter', '--target', inner, '--mount', '--net', '--pid', '--ipc', '--uts', '--root', '--wd', ...(isRoot ? [] : ['--user', '--preserve-credentials']), '--',
+      'setpriv', ...lowered, '--', 'env', '-i', `PATH=${SYSTEM_PATH}`, 'HOME=/own', 'LC_ALL=C.UTF-8'];
   return { folder, words, end };
 }
 

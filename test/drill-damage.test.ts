@@ -80,7 +80,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
   }
 
   /** A drill of an archive in which this was done to the files. Returns what it found, as JSON. */
-  async function drillOf(damage: (place: string) => void): Promise<{ code: number; proven: boolean; fails: Record<string, string>; all: string }> {
+  async function drillOf(damage: (place: string) => void, queries: object[] = []): Promise<{ code: number; proven: boolean; fails: Record<string, string>; all: string }> {
     const number = ++made, copy = path.join(top, `copy${number}`), name = `web1-2026-02-${String(number).padStart(2, '0')}T02:00:00`;
     execFileSync('cp', ['-a', tree, copy]);
     for (let folder = path.dirname(copy + cluster.dataDirectory); folder !== copy; folder = path.dirname(folder)) fs.chmodSync(folder, 0o755); // borg made them for root alone
@@ -90,7 +90,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
     const own = path.join(top, `server${number}`); // a state folder, and so a lock, for each
     fs.mkdirSync(own);
     const settings = path.join(own, 'settings.js');
-    fs.writeFileSync(settings, `const settings = ${JSON.stringify({ ...server.settings, repository, stateFolder: path.join(own, 'state') })};\n`, { mode: 0o600 });
+    fs.writeFileSync(settings, `const settings = ${JSON.stringify({ ...server.settings, repository, stateFolder: path.join(own, 'state'), drill: { queries } })};\n`, { mode: 0o600 });
     const ended = await server.run(['drill', name, '--json', '--settings', settings]);
     const certificate = JSON.parse(ended.out), fails = Object.fromEntries(certificate.checks.filter((one: any) => one.ok === false).map((one: any) => [one.check, one.detail]));
     assert.doesNotMatch(ended.err, /this is a bug/);
@@ -181,6 +181,56 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
       edit(place, files.flipped!.heap, (bytes) => { bytes[7 * PAGE + 5000] = bytes[7 * PAGE + 5000]! ^ 1; });
     });
     assert.match(fails['page checksums']!, new RegExp(`${files.flipped!.heap}, page 7`));
+  });
+
+  test('a record that was made to harm whoever rehearses it: nothing of it runs out here, nothing is written out here', async () => {
+    const [evil, other, live, programs, owned] = ['evil', 'other', 'live', 'programs', 'owned'].map((name) => path.join(top, name)) as [string, string, string, string, string];
+    const program = (folder: string, name: string, rest: string) => fs.writeFileSync(path.join(folder, name), `#!/bin/sh\ntouch ${owned}\n${rest}\n`, { mode: 0o755 });
+    const system = '/x' + '/..'.repeat(20) + '/usr/sbin'; // where chroot(8) is looked for, as root, before there is a new root
+    fs.mkdirSync(path.join(live, 'main'), { recursive: true });
+    fs.writeFileSync(path.join(live, 'main/standby.signal'), '');
+    fs.mkdirSync(programs);
+    program(programs, 'postgres', 'echo "postgres (Postgre""SQL) 15.0"');
+    /** A drill of an archive with such a record. Without queries there are folders of somebody else's in the place of the cluster. */
+    const forged = async (change: (passport: any, manifest: any, place: string) => void, queries: object[] = []) => {
+      const found = await drillOf((place) => {
+        const record = path.join(place, 'record/manifest.json'), manifest = JSON.parse(fs.readFileSync(record, 'utf8')), [passport] = manifest.postgres;
+        if (queries.length === 0) {
+          fs.rmSync(place + path.dirname(cluster.dataDirectory), { recursive: true });
+          for (const folder of [evil, other]) fs.mkdirSync(place + folder);
+          for (const folder of [evil, other]) program(place + folder, 'chroot', 'exit 1');
+          Object.assign(passport, { dataDirectory: evil, roots: [evil, other] });
+        }
+        change(passport, manifest, place);
+        fs.writeFileSync(record, JSON.stringify(manifest));
+      }, queries);
+      assert.equal(found.proven, false);
+      assert.deepEqual([fs.existsSync(owned), fs.readdirSync(path.join(live, 'main'))], [false, ['standby.signal']], found.all);
+      return found;
+    };
+    const isOfTheSystem = /\/usr(\/sbin)? is a folder of the system, no place for a cluster/;
+    assert.match((await forged(({ tablespaces }) => { tablespaces.push({ oid: '1', location: other, link: system }); })).all, isOfTheSystem);
+    assert.match((await forged((passport) => { Object.assign(passport, { container: 'nobody', insideDataDirectory: system }); })).all, isOfTheSystem);
+    assert.match((await forged((passport, { containers }) => {
+      passport.container = 'box';
+      containers.push({ name: 'box', image: 'none', imageId: 'none', imageDigests: [], composeProject: '', composeService: '', composeFiles: [], mounts: [{ source: other, destination: '/usr/' }] });
+    })).all, isOfTheSystem);
+    assert.match((await forged(({ tablespaces }, _, place) => {
+      fs.symlinkSync('/usr', path.join(place + evil, 'link'));
+      tablespaces.push({ oid: '1', location: evil, link: '/q' }, { oid: '2', location: other, link: '/q/link/sbin' });
+    })).all, /\/q\/link\/sbin leads to another place/);
+    assert.match((await forged((passport, _, place) => {
+      fs.symlinkSync(live, path.join(place + evil, 'link'));
+      passport.dataDirectory = path.join(evil, 'link/main');
+    })).all, /is a link in this archive, or lies below one/);
+    // What does not keep the copy from being rehearsed.
+    const query = { cluster: cluster.dataDirectory, database: 'postgres', sql: "select count(*) from pg_ls_dir('.') f where f = 'device'", expect: 0 };
+    const { fails } = await forged((passport, _, place) => {
+      for (const name of ['listing.found', 'listing.was', 'listing.is']) fs.symlinkSync(path.join(live, 'main', name), path.join(place, 'record', name));
+      execFileSync('mknod', [path.join(place + passport.dataDirectory, 'device'), 'c', '1', '5']);
+      passport.binaries = programs;
+    }, [query]);
+    assert.deepEqual(Object.keys(fails), ['files as listed when cold'], JSON.stringify(fails));
   });
 
   test('a collation whose order changed under an equal version number is found, with the indexes to make anew; a missing library is named', async () => {
