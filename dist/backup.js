@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 4b3e5ca52cd7c2263b3f4c397cbe5218f28339e2f2893658f03638c12e6d0063
+// Checksum of all but the settings: 361efc3d495618bced98af541c8f8fcf83c9d02f07663813d7d4a173430ddda6
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -2151,8 +2151,9 @@ async function findClusters(containers) {
     if (known) Object.assign(known, { pid, binaries: folder, ...addressOf(dataDirectory) });
     else if (deviceAndInode(dataDirectory)) {
       const cluster = describeCluster(container ? `container ${container.name}` : dataDirectory, dataDirectory, '');
+      const wal = path.resolve(inside, linkAt(path.join(dataDirectory, 'pg_wal')) || 'pg_wal'); // as its container sees it
       found.push({ ...cluster, pid, binaries: folder, ...addressOf(dataDirectory), container: container?.name ?? '', insideDataDirectory: container ? inside : '',
-        tablespaces: cluster.tablespaces.map((one) => ({ ...one, location: container ? onHost(one.link) : one.location })) });
+        walFolder: container ? onHost(wal) || wal : cluster.walFolder, tablespaces: cluster.tablespaces.map((one) => ({ ...one, location: container ? onHost(one.link) : one.location })) });
     }
   }
   for (const cluster of found) cluster.roots = rootsOf(cluster);
@@ -3606,9 +3607,7 @@ async function warnOfUnsaved(clusters, containers, isSaved) {
     else for (const { oid, location, link } of cluster.tablespaces) {
       if (!location || !isSaved(location)) warn(`tablespace ${oid} of ${named(cluster.name)} in ${named(location || link)} is not saved: ${how}`);
     }
-    const mounts = containers.find((one) => one.name === cluster.container)?.mounts ?? [];
-    const wal = (cluster.container && hostPathOf(cluster.walFolder, mounts)) || cluster.walFolder;
-    if (isSaved(cluster.dataDirectory) && !isSaved(wal)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved, and without it the copy does not start`,
+    if (isSaved(cluster.dataDirectory) && !isSaved(cluster.walFolder)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(cluster.walFolder)} is not saved, and without it the copy does not start`,
       { hint: how });
   }
   await warnOfUnsavedVolumes(containers, isSaved);

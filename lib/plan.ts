@@ -12,7 +12,7 @@ import { deviceAndInode } from './processes.ts';
 import type { CustomPart, Settings } from './settings.ts';
 import { unitPart } from './units.ts';
 import type { Part } from './units.ts';
-import { containerParts, findContainers, findVolumes, hostPathOf, warnOfUnsavedVolumes } from './containers.ts';
+import { containerParts, findContainers, findVolumes, warnOfUnsavedVolumes } from './containers.ts';
 import type { Container } from './containers.ts';
 import { whyNotCold } from './postmaster.ts';
 import { clusterPart, clustersNamed, findClusters } from './postgres.ts';
@@ -184,9 +184,7 @@ async function warnOfUnsaved(clusters: Cluster[], containers: Container[], isSav
     else for (const { oid, location, link } of cluster.tablespaces) {
       if (!location || !isSaved(location)) warn(`tablespace ${oid} of ${named(cluster.name)} in ${named(location || link)} is not saved: ${how}`);
     }
-    const mounts = containers.find((one) => one.name === cluster.container)?.mounts ?? [];
-    const wal = (cluster.container && hostPathOf(cluster.walFolder, mounts)) || cluster.walFolder;
-    if (isSaved(cluster.dataDirectory) && !isSaved(wal)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(wal)} is not saved, and without it the copy does not start`,
+    if (isSaved(cluster.dataDirectory) && !isSaved(cluster.walFolder)) throw new Problem(`the WAL of ${named(cluster.name)} in ${named(cluster.walFolder)} is not saved, and without it the copy does not start`,
       { hint: how });
   }
   await warnOfUnsavedVolumes(containers, isSaved);

@@ -59,8 +59,9 @@ export async function findClusters(containers: Container[]): Promise<Cluster[]> 
     if (known) Object.assign(known, { pid, binaries: folder, ...addressOf(dataDirectory) });
     else if (deviceAndInode(dataDirectory)) {
       const cluster = describeCluster(container ? `container ${container.name}` : dataDirectory, dataDirectory, '');
+      const wal = path.resolve(inside, linkAt(path.join(dataDirectory, 'pg_wal')) || 'pg_wal'); // as its container sees it
       found.push({ ...cluster, pid, binaries: folder, ...addressOf(dataDirectory), container: container?.name ?? '', insideDataDirectory: container ? inside : '',
-        tablespaces: cluster.tablespaces.map((one) => ({ ...one, location: container ? onHost(one.link) : one.location })) });
+        walFolder: container ? onHost(wal) || wal : cluster.walFolder, tablespaces: cluster.tablespaces.map((one) => ({ ...one, location: container ? onHost(one.link) : one.location })) });
     }
   }
   for (const cluster of found) cluster.roots = rootsOf(cluster);

@@ -97,7 +97,7 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root' }, () => {
     }
   });
 
-  test('a cluster in a container, be its folder mounted over a link, is rehearsed in its own image, and the container goes on; in place it comes back, and what containers only look at stays', async () => {
+  test('a cluster in a container, be its folder and its WAL mounted over a link, is rehearsed in its own image, and the container goes on; in place it comes back, and what containers only look at stays', async () => {
     const engine = await startEngine(['postgres']), [looked, other] = ['/var/cache', '/var/tmp'].map((folder) => fs.mkdtempSync(`${folder}/cold-backup-looked-at-`)) as [string, string], [real, linked] = [path.join(top, 'real'), path.join(top, 'linked')];
     try {
       fs.mkdirSync(path.join(real, 'pgdata'), { recursive: true });
@@ -107,7 +107,7 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root' }, () => {
       const write = (text: string) => { for (const folder of [stays, ...comeBack]) fs.writeFileSync(path.join(folder, 'group'), text); };
       for (const folder of [stays, ...comeBack]) fs.mkdirSync(folder);
       write('of the old machine');
-      const mounts = ['--volume', `${linked}/pgdata:/var/lib/postgresql/data`, '--volume', `${real}/conf:/conf:ro`, ...[stays, ...comeBack].flatMap((folder) => ['--volume', `${folder}:/looked-at/${path.basename(folder)}:ro`]), '--volume', 'cache:/cache'];
+      const mounts = ['--volume', `${linked}/pgdata:/var/lib/postgresql/data`, '--volume', `${linked}/pgwal:/wal`, '--env', 'POSTGRES_INITDB_WALDIR=/wal', '--volume', `${real}/conf:/conf:ro`, ...[stays, ...comeBack].flatMap((folder) => ['--volume', `${folder}:/looked-at/${path.basename(folder)}:ro`]), '--volume', 'cache:/cache'];
       const runLinked = () => engine.docker(['run', '--detach', '--name', 'linked-db', '--network', 'none', ...mounts, 'postgres']);
       const linkedSql = (text: string) => engine.docker(['exec', '--user', '999', 'linked-db', 'psql', '-U', 'postgres', '-XqAtc', text]);
       runLinked();

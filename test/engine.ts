@@ -150,10 +150,10 @@ const POSTGRES = `#!/bin/sh
 set -e
 case "$1" in -*|'') set -- postgres "$@" ;; esac
 if [ "$1" = postgres ]; then
-  mkdir -p "$PGDATA" /var/run/postgresql; chown postgres "$PGDATA" /var/run/postgresql; chmod 700 "$PGDATA"
+  mkdir -p "$PGDATA" /var/run/postgresql; chown postgres "$PGDATA" /var/run/postgresql $POSTGRES_INITDB_WALDIR; chmod 700 "$PGDATA"
   # The whole path, because busybox's sh prefers its own setpriv, which cannot change the user.
   as_postgres='/usr/bin/setpriv --reuid 999 --regid 999 --clear-groups'
-  [ -s "$PGDATA/PG_VERSION" ] || $as_postgres initdb --no-sync --auth trust --username "$POSTGRES_USER" --locale C.UTF-8 > /dev/null
+  [ -s "$PGDATA/PG_VERSION" ] || $as_postgres initdb --no-sync --auth trust --username "$POSTGRES_USER" --locale C.UTF-8 \${POSTGRES_INITDB_WALDIR:+--waldir="$POSTGRES_INITDB_WALDIR"} > /dev/null
   exec $as_postgres "$@"
 fi
 exec "$@"`;
