@@ -87,9 +87,9 @@ async function compareCollations(copy: Copy): Promise<Verdict> {
 // An index on a function that finds its own functions and tables only by the search_path of its applications cannot be compared with its table, but is not damaged: no damage has these codes.
 const NOT_FOUND = "'42883', '42P01', '42704', '3F000'"; // function, table, type, schema (manual, "PostgreSQL Error Codes")
 
-// Like pg_amcheck --heapallindexed --install-missing (so in pg_catalog: `public` may be gone), but for every version, and where only the extension is installed. One statement a database; what fails is named.
+// Like pg_amcheck --heapallindexed --install-missing (so in pg_catalog: `public` may be gone), but for every version, and where only the extension is installed, or an old one (1.0 of PostgreSQL 10 compares nothing). One statement a database; what fails is named.
 const AMCHECK = `do $$ declare one record; bad record; more text; home text; begin
-  begin create extension if not exists amcheck schema pg_catalog; exception when others then null; end;
+  begin create extension if not exists amcheck schema pg_catalog; alter extension amcheck update; exception when others then null; end;
   select quote_ident(nspname) into home from pg_extension e join pg_namespace n on n.oid = extnamespace where extname = 'amcheck';
   if home is null then raise warning 'LACKING'; return; end if;
   if to_regproc(home || '.verify_heapam') is not null then

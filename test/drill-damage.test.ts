@@ -49,7 +49,8 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
       create function fold(text) returns text language sql immutable as 'select lower($1)';
       create function fold_all(text) returns text language plpgsql immutable as 'begin return fold($1); end'; create index folded_index on folded (fold_all(word))`);
     cluster.sql('victims', 'vacuum analyze');
-    for (const name of ['hardened', 'passing']) cluster.sql('postgres', `create database ${name}`);
+    for (const name of ['hardened', 'passing', 'upgraded']) cluster.sql('postgres', `create database ${name}`);
+    cluster.sql('upgraded', `create extension amcheck version '1.0'; create table kept (id int primary key)`); // as PostgreSQL 10 had it
     cluster.sql('hardened', `drop schema public; create schema app; create table app.kept (id int primary key, note text); insert into app.kept select g, md5(g::text) from generate_series(1, 1000) g`);
     fs.writeFileSync(path.join(cluster.dataDirectory, 'cold-backup-sandbox'), 'laid here by the owner of the cluster');
     for (const [database, name, table] of [...TABLES.map((one) => ['victims', one, one]), ['hardened', 'kept', 'app.kept']] as [string, string, string][]) {
@@ -117,6 +118,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
     assert.match(all, /gone since the passport: passing/);
     assert.match(all, /functions need a search_path:\\nvictims: index public\.folded_index of table public\.folded: function fold\(text\) does not exist/, 'it is sound, and cannot be compared with its table');
     assert.doesNotMatch(all, /lacks all facts/, 'of a database that is gone nothing else is asked');
+    assert.doesNotMatch(all, /upgraded: index/, 'its amcheck is brought up to date, in the copy');
   });
 
   test('a flipped byte, a broken row header, a page of zeros and a page of garbage are each named, with table and page', async () => {
