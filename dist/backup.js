@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 40ceca2166b667f3dbfce5ed50a47ba9ed080d26f779382a86ee91c3739fdd58
+// Checksum of all but the settings: 4be7bf56f9fa448f16cdc756a97410e0e6e4a35a683644846d2cb618d2dfd293
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -2525,7 +2525,7 @@ async function homeOf(cluster) {
 }
 
 /**
- * Given a cluster, returns the files that configure it and lie outside its roots: included settings, hba, ident, certificates, keys.
+ * Given a cluster, returns the files that configure it and lie outside its roots: included settings, hba, ident, certificates, keys; notes folders that it names over a link.
  * [] when it does not run, and in a container, where they come in through mounts.
  */
 async function configFilesOf(cluster) {
@@ -2534,6 +2534,7 @@ async function configFilesOf(cluster) {
   const keys = listOf(`select setting from pg_settings where name ~ '^(ssl_.*_(file|dir)|krb_server_keyfile)$' and setting <> ''`);
   const facts = await askCluster(cluster, await homeOf(cluster), { files: configurationFiles, keys });
   const files = [...facts.files ?? [], ...facts.keys ?? []].map((file) => path.resolve(cluster.dataDirectory, file)).filter((file) => fs.existsSync(file));
+  cluster.configLinks = [...new Set(files.map((file) => path.dirname(file)))].map((link) => ({ link, location: fs.realpathSync(link) })).filter(({ link, location }) => link !== location);
   const outside = [...new Set(files.flatMap(withItsLink))].filter((file) => !cluster.roots.some((root) => file.startsWith(`${root}/`)));
   if (outside.length === 0) return [];
   // A superuser of the database may name what he likes, as /etc/shadow: what PostgreSQL itself cannot read is no configuration of its.
@@ -3561,6 +3562,7 @@ async function findRoots(settings, clusters, containers, stopped) {
   for (const root of roots) root.id = deviceAndInode(root.path);
   const seen = new Set();
   const unique = roots.filter((root) => !seen.has(root.path) && seen.add(root.path));
+  for (const one of clusters) one.configLinks = one.configLinks?.filter(({ link }) => !unique.some((root) => isBelow(link, root.path))); // the others come back with what they lie in
   // borg would store what lies below another root twice. With `exclude` a root inside an excluded folder has to stay: see createCommand().
   return {
     roots: unique.filter((root) => settings.exclude.length > 0 || root.why.startsWith('volume ') || !unique.some((other) => other !== root && isBelow(root.path, other.path))),
@@ -4623,7 +4625,8 @@ function makeRoom({ plan, parents, host, postgres }, clusters, { byName, byNumbe
     untilFirstError([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # ${w.noPostgres}`),
       'aside() {', '  [ -e "$1" ] || [ -L "$1" ] || return 0', '  if mountpoint -q "$1"; then mkdir "$1/.$AWAY"; find "$1" -mindepth 1 -maxdepth 1 ! -name ".$AWAY" ! -name lost+found -exec mv -t "$1/.$AWAY" {} +; return; fi',
       '  [ ! -e "$2" ]; mkdir -p "${2%/*}"; mv -T "$1" "$2"', '}', ...[...byName, ...byNumber].map((one) => `aside ${q(one)} ${asidePath(one)}`),
-      ...links.map(([link, to]) => `[ "$(realpath -m ${q(link)})" = "$(realpath -m ${q(to)})" ] || { aside ${q(link)} ${asidePath(link)}; mkdir -p ${q(path.dirname(link))}; ln -s -T ${q(to, link)}; }   # ${w.lookedFor}`)]),
+      ...links.map(([link, to]) => `[ "$(realpath -m ${q(link)})" = "$(realpath -m ${q(to)})" ] || { aside ${q(link)} ${asidePath(link)}; mkdir -p ${q(path.dirname(link))}; ln -s -T ${q(to, link)}; }   # ${w.lookedFor}`),
+      ...clusters.flatMap((one) => one.configLinks ?? []).map(({ link, location }) => `[ -e ${q(link)} ] || { mkdir -p ${q(path.dirname(link))}; ln -sf -T ${q(location, link)}; }   # ${w.lookedFor}`)]),
     ...(needed.length > 0 ? [w.above,
       block(needed.map((one) => `[ -d ${q(one.path)} ] || install -d -m ${one.mode} -o ${q(user(one.uid))} -g ${q(group(one.gid))} ${q(one.path)}`))] : []),
     ...(system.length > 0 ? [w.system(system.map((one) => `\`${one}\``).join(', '), `mkdir /root/old && cd /root/old && borg extract "::$ARCHIVE" ${stored(system)}`)] : [])];
@@ -4852,7 +4855,7 @@ const FOUND_IN_DATABASE = {
 };
 const SAVED_CLUSTER = {
   name: 'text', dataDirectory: 'path', walFolder: 'path', version: 'version', binaries: 'text', owner: 'text', container: 'text', 'socketFolder?': 'text', port: 'text',
-  uid: 'id', gid: 'id', roots: ['path'], tablespaces: [{ oid: 'text', location: 'text', 'link?': 'text' }],
+  uid: 'id', gid: 'id', roots: ['path'], tablespaces: [{ oid: 'text', location: 'text', 'link?': 'text' }], 'configLinks?': [{ link: 'text', location: 'text' }],
 };
 const PACKAGES = { all: { '*': 'text' }, needed: { '*': 'text' }, unowned: ['text'] };
 const MANIFEST_FORM = {
@@ -6116,12 +6119,13 @@ function placeFindings({ name, container, dataDirectory, walFolder, tablespaces 
 }
 
 /**
- * Where PostgreSQL looks for its files, when that is another path than the one by which they are saved: of the data directory by Debian's configuration, of a tablespace
- * by its link. A link on the way there is in no archive, and where it leads may be something else: the empty cluster, above all, that Debian made with the package.
+ * Where PostgreSQL looks for its files, when that is another path than the one by which they are saved: of the data directory by Debian's configuration, of a tablespace by
+ * its link. A link on the way there is in no archive, and where it leads may be something else: the empty cluster, above all, that Debian made with the package. Of what
+ * configures it only what is not there at all counts: a certificate that was renewed since may well lie elsewhere.
  */
-async function linkFindings({ postgres }, { name, container, dataDirectory, configFolder, roots, tablespaces }) {
+async function linkFindings({ postgres }, { name, container, dataDirectory, configFolder, roots, tablespaces, configLinks = [] }) {
   const configured = configFolder && postgres.find((one) => one.dataDirectory === dataDirectory)?.settings?.data_directory, found = [];
-  const pairs = container ? [] : [{ link: configured || '', location: dataDirectory }, ...tablespaces.filter((one) => roots.includes(one.location))];
+  const pairs = container ? [] : [{ link: configured || '', location: dataDirectory }, ...tablespaces.filter((one) => roots.includes(one.location)), ...configLinks.filter((one) => !fs.existsSync(one.link))];
   for (const { link, location } of pairs.filter((one) => typeof one.link === 'string' && path.isAbsolute(one.link) && one.link !== one.location)) {
     const [leads = '', place] = (await look(['realpath', '--canonicalize-missing', '--zero', '--', link, location])).out.split('\0');
     const isInTheWay = fs.lstatSync(link, { throwIfNoEntry: false }) !== undefined, aside = configFolder ? [['systemctl', 'stop', '--', `postgresql@${name.replace('/', '-')}`]] : [];

@@ -93,12 +93,13 @@ function placeFindings({ name, container, dataDirectory, walFolder, tablespaces 
 }
 
 /**
- * Where PostgreSQL looks for its files, when that is another path than the one by which they are saved: of the data directory by Debian's configuration, of a tablespace
- * by its link. A link on the way there is in no archive, and where it leads may be something else: the empty cluster, above all, that Debian made with the package.
+ * Where PostgreSQL looks for its files, when that is another path than the one by which they are saved: of the data directory by Debian's configuration, of a tablespace by
+ * its link. A link on the way there is in no archive, and where it leads may be something else: the empty cluster, above all, that Debian made with the package. Of what
+ * configures it only what is not there at all counts: a certificate that was renewed since may well lie elsewhere.
  */
-async function linkFindings({ postgres }: Manifest, { name, container, dataDirectory, configFolder, roots, tablespaces }: PlannedCluster): Promise<Finding[]> {
+async function linkFindings({ postgres }: Manifest, { name, container, dataDirectory, configFolder, roots, tablespaces, configLinks = [] }: PlannedCluster): Promise<Finding[]> {
   const configured = configFolder && postgres.find((one) => one.dataDirectory === dataDirectory)?.settings?.data_directory, found: Finding[] = [];
-  const pairs = container ? [] : [{ link: configured || '', location: dataDirectory }, ...tablespaces.filter((one) => roots.includes(one.location))];
+  const pairs = container ? [] : [{ link: configured || '', location: dataDirectory }, ...tablespaces.filter((one) => roots.includes(one.location)), ...configLinks.filter((one) => !fs.existsSync(one.link))];
   for (const { link, location } of pairs.filter((one) => typeof one.link === 'string' && path.isAbsolute(one.link) && one.link !== one.location)) {
     const [leads = '', place] = (await look(['realpath', '--canonicalize-missing', '--zero', '--', link, location])).out.split('\0');
     const isInTheWay = fs.lstatSync(link, { throwIfNoEntry: false }) !== undefined, aside = configFolder ? [['systemctl', 'stop', '--', `postgresql@${name.replace('/', '-')}`]] : [];

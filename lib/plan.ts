@@ -138,6 +138,7 @@ async function findRoots(settings: Settings, clusters: Cluster[], containers: Co
   for (const root of roots) root.id = deviceAndInode(root.path);
   const seen = new Set<string>();
   const unique = roots.filter((root) => !seen.has(root.path) && seen.add(root.path));
+  for (const one of clusters) one.configLinks = one.configLinks?.filter(({ link }) => !unique.some((root) => isBelow(link, root.path))); // the others come back with what they lie in
   // borg would store what lies below another root twice. With `exclude` a root inside an excluded folder has to stay: see createCommand().
   return {
     roots: unique.filter((root) => settings.exclude.length > 0 || root.why.startsWith('volume ') || !unique.some((other) => other !== root && isBelow(root.path, other.path))),

@@ -32,6 +32,7 @@ export type Cluster = {
   roots: string[]; // every path that belongs to it
   tablespaces: Tablespace[];
   walFolder: string;
+  configLinks?: { link: string; location: string }[]; // folders of its configuration that it names over a link, which is in no archive: as it does, and where they really lie
   words?: string[]; // of a copy in the sandbox: what goes before a command that is to run where it lives
 };
 

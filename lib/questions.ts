@@ -215,7 +215,7 @@ export async function homeOf(cluster: Cluster): Promise<string> {
 }
 
 /**
- * Given a cluster, returns the files that configure it and lie outside its roots: included settings, hba, ident, certificates, keys.
+ * Given a cluster, returns the files that configure it and lie outside its roots: included settings, hba, ident, certificates, keys; notes folders that it names over a link.
  * [] when it does not run, and in a container, where they come in through mounts.
  */
 export async function configFilesOf(cluster: Cluster): Promise<string[]> {
@@ -224,6 +224,7 @@ export async function configFilesOf(cluster: Cluster): Promise<string[]> {
   const keys = listOf(`select setting from pg_settings where name ~ '^(ssl_.*_(file|dir)|krb_server_keyfile)$' and setting <> ''`);
   const facts = await askCluster(cluster, await homeOf(cluster), { files: configurationFiles!, keys });
   const files: string[] = [...facts.files ?? [], ...facts.keys ?? []].map((file) => path.resolve(cluster.dataDirectory, file)).filter((file) => fs.existsSync(file));
+  cluster.configLinks = [...new Set(files.map((file) => path.dirname(file)))].map((link) => ({ link, location: fs.realpathSync(link) })).filter(({ link, location }) => link !== location);
   const outside = [...new Set(files.flatMap(withItsLink))].filter((file) => !cluster.roots.some((root) => file.startsWith(`${root}/`)));
   if (outside.length === 0) return [];
   // A superuser of the database may name what he likes, as /etc/shadow: what PostgreSQL itself cannot read is no configuration of its.

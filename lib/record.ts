@@ -106,7 +106,7 @@ const FOUND_IN_DATABASE: Form = {
 };
 const SAVED_CLUSTER: Form = {
   name: 'text', dataDirectory: 'path', walFolder: 'path', version: 'version', binaries: 'text', owner: 'text', container: 'text', 'socketFolder?': 'text', port: 'text',
-  uid: 'id', gid: 'id', roots: ['path'], tablespaces: [{ oid: 'text', location: 'text', 'link?': 'text' }],
+  uid: 'id', gid: 'id', roots: ['path'], tablespaces: [{ oid: 'text', location: 'text', 'link?': 'text' }], 'configLinks?': [{ link: 'text', location: 'text' }],
 };
 const PACKAGES: Form = { all: { '*': 'text' }, needed: { '*': 'text' }, unowned: ['text'] };
 const MANIFEST_FORM: Form = {

@@ -122,7 +122,8 @@ function makeRoom({ plan, parents, host, postgres }: Manifest, clusters: HostClu
     untilFirstError([...clusters.map((one) => `[ ! -e ${q(`${one.dataDirectory}/postmaster.pid`)} ]   # ${w.noPostgres}`),
       'aside() {', '  [ -e "$1" ] || [ -L "$1" ] || return 0', '  if mountpoint -q "$1"; then mkdir "$1/.$AWAY"; find "$1" -mindepth 1 -maxdepth 1 ! -name ".$AWAY" ! -name lost+found -exec mv -t "$1/.$AWAY" {} +; return; fi',
       '  [ ! -e "$2" ]; mkdir -p "${2%/*}"; mv -T "$1" "$2"', '}', ...[...byName, ...byNumber].map((one) => `aside ${q(one)} ${asidePath(one)}`),
-      ...links.map(([link, to]) => `[ "$(realpath -m ${q(link)})" = "$(realpath -m ${q(to)})" ] || { aside ${q(link)} ${asidePath(link)}; mkdir -p ${q(path.dirname(link))}; ln -s -T ${q(to, link)}; }   # ${w.lookedFor}`)]),
+      ...links.map(([link, to]) => `[ "$(realpath -m ${q(link)})" = "$(realpath -m ${q(to)})" ] || { aside ${q(link)} ${asidePath(link)}; mkdir -p ${q(path.dirname(link))}; ln -s -T ${q(to, link)}; }   # ${w.lookedFor}`),
+      ...clusters.flatMap((one) => one.configLinks ?? []).map(({ link, location }) => `[ -e ${q(link)} ] || { mkdir -p ${q(path.dirname(link))}; ln -sf -T ${q(location, link)}; }   # ${w.lookedFor}`)]),
     ...(needed.length > 0 ? [w.above,
       block(needed.map((one) => `[ -d ${q(one.path)} ] || install -d -m ${one.mode} -o ${q(user(one.uid))} -g ${q(group(one.gid))} ${q(one.path)}`))] : []),
     ...(system.length > 0 ? [w.system(system.map((one) => `\`${one}\``).join(', '), `mkdir /root/old && cd /root/old && borg extract "::$ARCHIVE" ${stored(system)}`)] : [])];

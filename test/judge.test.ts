@@ -166,15 +166,16 @@ describe('the judge', { skip }, () => {
     assert.deepEqual(byName.get('user app; reboot')!.mend, [], 'a name that is no name is in no command');
     assert.deepEqual(byName.get('user app')!.mend, ['groupadd --gid 1234567 app', 'useradd --uid 1234567 --gid app --no-create-home --shell /usr/sbin/nologin app']);
     fails(() => cluster.sql('shop', `create text search dictionary maputo (template = ispell, dictfile = 'nowhere', afffile = 'nowhere')`), /could not open (dictionary|affix) file/);
-    // The saved machine's configuration named the data directory over a link, and a tablespace's link led over one: here something else lies there, or nothing.
-    const over = structuredClone(saved), [package_, missing] = [path.join(top, 'package/15/main'), path.join(top, 'none/ts')];
+    // The saved machine's configuration named the data directory and a certificate over links, and a tablespace's link led over one: here something else lies there, or nothing.
+    const over = structuredClone(saved), [package_, missing, current] = [path.join(top, 'package/15/main'), path.join(top, 'none/ts'), path.join(top, 'certs/current')];
     fs.mkdirSync(package_, { recursive: true });
     over.plan.clusters[0].configFolder = '/etc/postgresql/15/main';
     over.plan.clusters[0].roots.push(over.plan.clusters[0].tablespaces[0].location);
     over.plan.clusters[0].tablespaces[0].link = missing;
     over.postgres[0].settings.data_directory = package_;
+    over.plan.clusters[0].configLinks = [{ link: current, location: path.join(top, 'certs/v3') }, { link: top, location: '/renewed/since' }];
     const links = (await findings(over)).filter((one) => one.about.startsWith('link '));
-    assert.deepEqual(links.map((one) => [one.about, one.verdict, one.here]), [[`link ${package_}`, 'refused', `leads to ${package_}`], [`link ${missing}`, 'refused', 'missing']]);
+    assert.deepEqual(links.map((one) => [one.about, one.verdict, one.here]), [[`link ${package_}`, 'refused', `leads to ${package_}`], [`link ${missing}`, 'refused', 'missing'], [`link ${current}`, 'refused', 'missing']]);
     for (const one of links.flatMap(({ mend }) => mend).filter((line) => !line.startsWith('systemctl stop -- postgresql@'))) run('bash', '-c', one); // as a person pastes them
     assert.equal(fs.realpathSync(package_), cluster.dataDirectory);
     assert.deepEqual((await findings(over)).filter((one) => one.about.startsWith('link ')), []);

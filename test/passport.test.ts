@@ -273,7 +273,9 @@ test('configuration outside the data directory is found: included files, certifi
   fs.appendFileSync(path.join(cluster.dataDirectory, 'postgresql.conf'), `include '${outside}'\nssl_key_file = '${key}'\ninclude '${linked}/below.conf'\ninclude '${current}'\n`);
   cluster.stop();
   cluster.start();
-  assert.deepEqual((await configFilesOf(described(cluster))).sort(), [current, outside, path.join(real, 'below.conf'), path.join(real, 'more.conf'), key], 'where it lies, and a link to it: borg saves one file by one path');
+  const told = described(cluster);
+  assert.deepEqual((await configFilesOf(told)).sort(), [current, outside, path.join(real, 'below.conf'), path.join(real, 'more.conf'), key], 'where it lies, and a link to it: borg saves one file by one path');
+  assert.deepEqual(told.configLinks, [{ link: linked, location: real }], 'and what leads there is noted');
 });
 
 test('a fact that would keep `restore` from the archive is told in the night', async () => {

@@ -32,7 +32,8 @@ describe('RESTORE.md', { skip: cannotRun }, () => {
         ln -s sub/picture link && chown -R app:app . && chmod 2750 sub && setfacl -m u:www-data:r sub/picture`);
       await made.createCluster({ name: 'main', tablespaces: { fast: '/srv/fast' }, walFolder: '/srv/wal', initdb: ['--data-checksums'], sql });
       await made.createCluster({ name: 'sec_2', settings: { max_connections: '33' }, sql: 'create table only_here as select generate_series(1, 7)' });
-      await made.must('systemctl stop postgresql@15-sec_2 && mv /var/lib/postgresql/15/sec_2 /srv/moved && ln -s /srv/moved /var/lib/postgresql/15/sec_2 && systemctl start postgresql@15-sec_2'); // as many make room
+      await made.must('systemctl stop postgresql@15-sec_2 && mv /var/lib/postgresql/15/sec_2 /srv/moved && ln -s /srv/moved /var/lib/postgresql/15/sec_2'); // as many make room
+      await made.must(`mkdir -p /srv/conf/v3 && ln -s v3 /srv/conf/current && echo "work_mem = '5MB'" > /srv/conf/v3/more.conf && echo "include '/srv/conf/current/more.conf'" >> /etc/postgresql/15/sec_2/postgresql.conf && systemctl start postgresql@15-sec_2`);
       await made.startDocker({ images: ['postgres'] });
       await made.must(`docker run --detach ${CONTAINER}`);
       await made.waitFor('PostgreSQL in its container', 'docker exec shop-db psql -U postgres -c "create table boxed as select generate_series(1, 500) n"');
@@ -77,7 +78,7 @@ describe('RESTORE.md', { skip: cannotRun }, () => {
     for (const [index, folder] of folders.entries()) assert.equal(await facts(fresh, folder), files[index]);
     assert.equal(await fresh.must(`stat -c '%a %U %G' /var/lib/postgresql/15/main /srv/fast /srv/wal`), data);
     assert.notEqual(await fresh.must('id -u app'), '4711');
-    assert.equal(await fresh.must('readlink /var/lib/postgresql/15/sec_2'), '/srv/moved');
+    assert.equal(await fresh.must('readlink /var/lib/postgresql/15/sec_2 /srv/conf/current'), '/srv/moved\n/srv/conf/v3');
     assert.equal(await fresh.must('ls /etc/postgresql/15 | sort'), 'main\nsec_2');
     // What was here before lies aside, whole; the part and the look lie beside.
     assert.equal(await fresh.must(`ls /srv/up\\ loads.before-*; ls -d /root/before-*/etc/postgresql/15/main/postgresql.conf /var/lib/postgresql/15/main.before-*/PG_VERSION | wc -l`), 'in the way\n2');
