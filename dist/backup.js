@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 4be7bf56f9fa448f16cdc756a97410e0e6e4a35a683644846d2cb618d2dfd293
+// Checksum of all but the settings: 05445d791f00c6d380985e959810c52783ce05bdcc670aab8a6768b4c3631dbb
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3656,14 +3656,15 @@ async function refuseWhatRuns(parts) {
   const units = parts.flatMap(({ kind, unit }) => (kind === 'service' && unit ? [unit] : [])), { running, killed } = await judgeStopped(units);
   if (running.length > 0) throw new Problem(`service ${running[0]} runs: something started it while it should be stopped`, { hint: `look at \`journalctl --unit ${running[0]}\` for who did` });
   for (const { unit, wasRunning } of parts) if (wasRunning && killed.includes(unit ?? '')) warn(`service ${unit} had to be killed, or crashed: it did not stop by itself in its time`);
-  for (const { name, container, database, wasRunning } of parts) {
+  for (const { name, container, database, dataDirectory, wasRunning } of parts) {
     if (!container) continue;
     const { exitCode, state } = await containerState(container), hint = `look at \`docker logs ${container}\``;
     if (state === 'running') throw new Problem(`${name} runs: something started it while it should be stopped`, { hint: `${hint} for who did` });
     if (!wasRunning) continue;
     if (state !== 'stopped') throw new Problem(`${name} cannot be seen stopped: it is being started again, or Docker does not answer`, { hint });
     // Every database ends with 0. Above 128 stands the signal that ended the first process, and with that the kernel kills all others in the container (pid_namespaces(7)).
-    if (database && exitCode > 128) throw new Problem(`${name} (${database}) was killed (exit code ${exitCode}), it did not stop by itself: its files are not cold`,
+    // A script that stops PostgreSQL may end so, too (`exit` in a trap of dash): whether that was shut down, its control file tells for sure.
+    if (database && exitCode > 128 && (exitCode === KILLED || !dataDirectory)) throw new Problem(`${name} (${database}) was killed (exit code ${exitCode}), it did not stop by itself: its files are not cold`,
       { hint: `${hint}; give it more time with \`stopTimeoutSeconds\`, and let a script that starts it do that with \`exec\`, or wait for it and end with 0` });
     if (exitCode === KILLED) warn(`${name} had to be killed: it did not stop by itself in its time`);
   }

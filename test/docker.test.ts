@@ -91,7 +91,7 @@ describe('on a host with Docker', { skip: cannotRun }, () => {
     await host.must('docker rm --force deaf');
   });
 
-  scenario('a container with a database that somebody kills while it stops, or that goes down with the script that began it: no proof, exit code 2', async () => {
+  scenario('a container with a database that somebody kills while it stops, or that goes down with the script that began it: no proof, exit code 2; PostgreSQL itself says how it ended', async () => {
     for (const [made, signal, exitCode] of [[REDIS, 'KILL', 137], [REDIS.replace('docker run', 'docker run --init').replace('exec -a sh /tmp/redis-server /tmp/script', '(exec -a sh /tmp/redis-server /tmp/script); true'), '', 143]] as const) {
       await host.must(made);
       await host.waitFor('its database', 'pgrep -x redis-server');
@@ -104,6 +104,16 @@ describe('on a host with Docker', { skip: cannotRun }, () => {
       assert.ok(!(await product.archives()).some((name) => name.includes(archive)));
       await host.must('docker exec redis touch /tmp/go; docker rm --force redis; docker volume rm redis');
     }
+    // A script that stops PostgreSQL and ends with its signal's code all the same: that it was shut down, its control file says.
+    await host.must(`docker run --detach --name wrapped --stop-signal TERM --volume wrapped:/var/lib/postgresql/data postgres sh -c 'trap "/usr/bin/setpriv --reuid 999 --regid 999 --clear-groups pg_ctl stop; exit" TERM; /entrypoint postgres & wait'`);
+    const isUp = () => host.waitFor('PostgreSQL below its script', 'docker exec wrapped psql -U postgres -c "SELECT 1"');
+    await isUp();
+    assert.equal(await host.must('docker kill --signal TERM wrapped > /dev/null; docker wait wrapped'), '143');
+    await host.must('docker start wrapped');
+    await isUp();
+    await product.set({ stop: ['container wrapped', 'compose shop'] });
+    await product.expect([], 0, /services +all 4 are running again/);
+    await host.must('docker rm --force wrapped; docker volume rm wrapped');
     await product.set({ stop: ['service web', 'compose shop'] });
   });
 
