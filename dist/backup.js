@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 05445d791f00c6d380985e959810c52783ce05bdcc670aab8a6768b4c3631dbb
+// Checksum of all but the settings: 809a4bf2ccdd501149917ac424e074214cc4bf5373c4c716ca3951ca134cf696
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3359,7 +3359,7 @@ async function tryReflinks(roots, run) {
   for (const root of roots.filter((one) => one.way === 'reflink')) {
     const sample = (await look(['find', root.path, '-type', 'f', '-size', '+16k', '-print', '-quit'])).out.replace(/\n$/, '') || root.path;
     let done = await tryReflink(sample, root.copy, run);
-    const odd = done.code === 0 ? await fileWithoutCopyOnWrite(root.path) : '';
+    const odd = done.code === 0 && root.because === 'on btrfs' ? await fileWithoutCopyOnWrite(root.path) : '';
     if (odd !== '') done = await tryReflink(odd, root.copy, run);
     if (done.code === 0) continue;
     warn(`no snapshot of ${named(root.path)}: ${lastLines(done.said, 1)} (xfs must have been made with reflink=1; on btrfs, files with the attribute C need a subvolume of their own)`);
@@ -3377,7 +3377,7 @@ async function tryReflink(file, copy, run) {
 // The first file below a folder that has the attribute C (chattr(1)), as systemd gives it to its journals; '' when there is none, or nobody can tell.
 async function fileWithoutCopyOnWrite(folder) {
   let found = '';
-  const onLine = (line) => { found ||= /^\S*C\S* (.*)$/.exec(line)?.[1] ?? ''; };
+  const onLine = (line) => { found ||= /^\S*C\S* (\/.*)$/.exec(line)?.[1] ?? ''; }; // a name may have a second line
   await look(['find', folder, '-type', 'f', '-exec', 'lsattr', '--', '{}', '+'], { seconds: 600, keepBytes: 0, onLine });
   return found;
 }

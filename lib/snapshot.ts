@@ -174,7 +174,7 @@ export async function tryReflinks(roots: Root[], run: string): Promise<void> {
   for (const root of roots.filter((one) => one.way === 'reflink')) {
     const sample = (await look(['find', root.path, '-type', 'f', '-size', '+16k', '-print', '-quit'])).out.replace(/\n$/, '') || root.path;
     let done = await tryReflink(sample, root.copy, run);
-    const odd = done.code === 0 ? await fileWithoutCopyOnWrite(root.path) : '';
+    const odd = done.code === 0 && root.because === 'on btrfs' ? await fileWithoutCopyOnWrite(root.path) : '';
     if (odd !== '') done = await tryReflink(odd, root.copy, run);
     if (done.code === 0) continue;
     warn(`no snapshot of ${named(root.path)}: ${lastLines(done.said, 1)} (xfs must have been made with reflink=1; on btrfs, files with the attribute C need a subvolume of their own)`);
@@ -192,7 +192,7 @@ async function tryReflink(file: string, copy: string, run: string): Promise<Done
 // The first file below a folder that has the attribute C (chattr(1)), as systemd gives it to its journals; '' when there is none, or nobody can tell.
 async function fileWithoutCopyOnWrite(folder: string): Promise<string> {
   let found = '';
-  const onLine = (line: string) => { found ||= /^\S*C\S* (.*)$/.exec(line)?.[1] ?? ''; };
+  const onLine = (line: string) => { found ||= /^\S*C\S* (\/.*)$/.exec(line)?.[1] ?? ''; }; // a name may have a second line
   await look(['find', folder, '-type', 'f', '-exec', 'lsattr', '--', '{}', '+'], { seconds: 600, keepBytes: 0, onLine });
   return found;
 }

@@ -54,12 +54,14 @@ const SCENARIOS: Record<string, (world: World) => Promise<void>> = {
     nearby(world);
     execFileSync('dd', ['if=/dev/urandom', `of=${path.join(world.db.dataDirectory, 'big')}`, 'bs=1M', 'count=40'], { stdio: 'ignore' });
     await good(world);
+    wrap(world, 'lsattr', 'touch "$cd_to/asked"');
     const read = await world.server.run(['--verbose'], wrap(world, 'borg', `[ $pass = cold ] && exec strace -f -qq -P ${path.join(world.db.dataDirectory, 'big')} -P ${path.join(world.db.dataDirectory, 'global/pg_control')} -y -e trace=read -e signal=none -o "$cd_to/read" /usr/bin/borg "$@"`));
     expectEnd(world, read, { code: 0 });
     await allIsWell(world);
     const reads = fs.readFileSync(path.join(world.folder, 'read'), 'utf8');
     assert.match(reads, /pg_control>/, 'what changed is read');
     assert.doesNotMatch(reads, /big>/, 'an unchanged file was read');
+    assert.ok(!fs.existsSync(path.join(world.folder, 'asked')), 'no file of a subvolume, or on xfs, is asked for the attribute C');
   },
 
   'there is too little space: no snapshot, a warning with the numbers, and a good backup the other way': async (world) => {
@@ -111,16 +113,17 @@ const SCENARIOS: Record<string, (world: World) => Promise<void>> = {
 
   'a file without copy on write among others: its folder is read while everything is stopped, before it can fail the night': async (world) => {
     nearby(world);
-    const logs = path.join(world.folder, 'logs'), journal = path.join(logs, 'journal');
-    fs.mkdirSync(journal, { recursive: true });
-    execFileSync('dd', ['if=/dev/urandom', `of=${logs}/big`, 'bs=1M', 'count=17'], { stdio: 'ignore' }); // the one that is tried is not the one that fails
+    const logs = path.join(world.folder, 'logs'), journal = path.join(logs, 'journal'), plain = path.join(world.folder, 'plain');
+    for (const folder of [journal, plain]) fs.mkdirSync(folder, { recursive: true });
+    for (const folder of [logs, plain]) execFileSync('dd', ['if=/dev/urandom', `of=${folder}/big`, 'bs=1M', 'count=17'], { stdio: 'ignore' }); // the one that is tried is not the one that fails
+    fs.writeFileSync(path.join(plain, 'x\nC y'), 'a name that looks like an answer');
     execFileSync('chattr', ['+C', journal]);
     fs.writeFileSync(path.join(journal, 'system.journal'), 'x'.repeat(10_000));
-    world.server.writeSettings({ folders: [world.files, logs] });
+    world.server.writeSettings({ folders: [world.files, logs, plain] });
     assert.equal(wayOf(await plan(world), logs), 'reflink');
     expectEnd(world, await world.server.run(), { code: 1, warns: /^no snapshot of [^\n]*logs: .*Invalid argument.* \(.*attribute C need a subvolume/ });
     await allIsWell(world);
-    assert.equal(world.server.history().pop().snapshot, 'subvolume, copy');
+    assert.equal(world.server.history().pop().snapshot, 'subvolume, reflink, copy');
   },
 
   'a file that somebody adds to the copy, or takes out of it, is found: no proof; one under `folders` that changes before it is copied is a warning': async (world) => {
