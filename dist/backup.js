@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 809a4bf2ccdd501149917ac424e074214cc4bf5373c4c716ca3951ca134cf696
+// Checksum of all but the settings: 09df9d3bc0a28e48ac872ff43bf6d47ce4a2f5e312f3693ef0e68a6e130b78df
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4759,7 +4759,8 @@ function besides(cluster, w) {
   const inside = (place) => `"$L"${q(place)}`, bin = cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, config = inside(cluster.configFolder);
   const links = [...(cluster.walFolder !== `${cluster.dataDirectory}/pg_wal` ? [{ link: 'pg_wal', to: cluster.walFolder }] : []), ...cluster.tablespaces.filter((one) => one.location).map((one) => ({ link: `pg_tblspc/${one.oid}`, to: one.location }))];
   const as = `runuser -u ${q(cluster.owner)} --`;
-  const settings = [`config_file=$C/postgresql.conf`, 'data_directory=$D', 'hba_file=$C/pg_hba.conf', 'ident_file=$C/pg_ident.conf', 'external_pid_file=$D/look.pid', 'unix_socket_directories=$L', 'port=5999', 'listen_addresses=', 'archive_mode=off', 'max_logical_replication_workers=0', 'shared_preload_libraries=', 'ssl=off', 'logging_collector=off'];
+  const settings = [`config_file=$C/postgresql.conf`, 'data_directory=$D', 'hba_file=$C/pg_hba.conf', 'ident_file=$C/pg_ident.conf', 'external_pid_file=$D/look.pid', 'unix_socket_directories=$L', 'port=5999', 'listen_addresses=', 'archive_mode=off', 'max_logical_replication_workers=0', 'shared_preload_libraries=', 'ssl=off', 'logging_collector=off',
+    ...(Number(cluster.version) < 15 ? ['stats_temp_directory=pg_stat_tmp'] : [])]; // Debian's names one for all that bear this cluster's name; from 15 on there is none
   return [w.look(cluster.name),
     untilFirstError([`L="/var/lib/postgresql/look-$AWAY"; D=${inside(cluster.dataDirectory)}; C=${config}`, 'install -d -m 711 "$L" && cd "$L"', `borg extract --sparse "::$ARCHIVE" ${stored(outermost([...cluster.roots, cluster.configFolder]))}`,
       `find "$L" -type d -user root -exec chmod go+x {} +   # ${w.rootAlone}`,

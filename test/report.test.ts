@@ -90,9 +90,11 @@ describe('the report', { skip: cannotRunHere(['chromium']) }, () => {
     assert.match(spanish, new RegExp(`^# Restaurar ${archive}\n\nTodo lo que el servidor .web1. guardó el `));
     assert.match(read(path.join(server.folder, 'etc/recovery-sheet.txt')), /^HOJA DE RECUPERACIÓN del servidor web1\n\nImprima [^]*^repositorio +ssh:[^]*^frase de paso +\S{40}/m);
     const blocks = (text: string) => [...text.matchAll(/^```(?:sh)?\n([^]*?)^```$/gm)].map(([, block]) => block!.replace(/ {3}#.*$/gm, '').replace(/^read -rs .*$/gm, '').replace(/^ *(else: )?print\(.*$/gm, ''));
-    const english = restoreText(JSON.parse(inArchive('manifest.json')), 'en');
+    const manifest = JSON.parse(inArchive('manifest.json')), english = restoreText(manifest, 'en');
     assert.deepEqual(blocks(spanish), blocks(english));
     assert.ok(blocks(english).length > 8 && english.startsWith(`# Restore ${archive}\n`));
+    const asDebian = (version: string) => restoreText({ ...manifest, plan: { ...manifest.plan, clusters: manifest.plan.clusters.map((one: any) => ({ ...one, version, configFolder: '/etc/postgresql/main' })) } }, 'en');
+    assert.deepEqual(['14', '15'].map((version) => /pg_ctl start [^\n]* -c port=5999 [^\n]* -c stats_temp_directory=pg_stat_tmp"/.test(asDebian(version))), [true, false], 'a second PostgreSQL 14 keeps out of the folder of the first one');
   });
 
   test('nothing out of an archive becomes markup, and the page asks nothing of anybody', () => {
