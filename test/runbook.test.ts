@@ -10,7 +10,7 @@ import { treeFacts } from './night.ts';
 import { testFolder } from './script.ts';
 import { cannotRun, daemon, install, remove } from './systemd-host.ts';
 
-const CONTAINER = '--name shop-db --volume shop_db:/var/lib/postgresql/data postgres'; // of docker run, and of docker create
+const CONTAINER = '--name shop-db --volume shop_db:/var/lib/postgresql/data --volume /etc/shop/conf:/conf:ro postgres'; // of docker run, and of docker create
 
 describe('RESTORE.md', { skip: cannotRun }, () => {
   const kept = testFolder('runbook'), hosts: (Host | undefined)[] = [];
@@ -26,7 +26,7 @@ describe('RESTORE.md', { skip: cannotRun }, () => {
     const units = { 'web.service': daemon() }, clusters = ['15/main', '15/sec_2'], folders = ['/srv/up loads', '/etc/postgresql/15/main', '/etc/postgresql/15/sec_2'];
     const sql = `create role app login; create database shop owner app template template0 encoding 'UTF8' locale 'de_DE.UTF-8';
       create table t as select n, md5(n::text) from generate_series(1, 5000) n; create table f tablespace fast as select * from t`;
-    const product = await install({ units, enable: ['web'] }, { stop: ['service web', 'container shop-db', 'postgres *'], folders: ['/srv/up loads'], volumes: ['shop_db'] }, async (made) => {
+    const product = await install({ units, enable: ['web'] }, { stop: ['service web', 'container shop-db', 'postgres *'], folders: ['/srv/up loads'], volumes: ['*'] }, async (made) => {
       hosts.push(made);
       await made.must(`useradd --uid 4711 app && localedef -i de_DE -f UTF-8 de_DE.UTF-8 && mkdir -p '/srv/up loads/sub' && cd '/srv/up loads' && head -c 300000 /dev/urandom > sub/picture && ln sub/picture again
         ln -s sub/picture link && chown -R app:app . && chmod 2750 sub && setfacl -m u:www-data:r sub/picture`);
@@ -35,7 +35,7 @@ describe('RESTORE.md', { skip: cannotRun }, () => {
       await made.must('systemctl stop postgresql@15-sec_2 && mv /var/lib/postgresql/15/sec_2 /srv/moved && ln -s /srv/moved /var/lib/postgresql/15/sec_2'); // as many make room
       await made.must(`mkdir -p /srv/conf/v3 && ln -s v3 /srv/conf/current && echo "work_mem = '5MB'" > /srv/conf/v3/more.conf && echo "include '/srv/conf/current/more.conf'" >> /etc/postgresql/15/sec_2/postgresql.conf && systemctl start postgresql@15-sec_2`);
       await made.startDocker({ images: ['postgres'] });
-      await made.must(`docker run --detach ${CONTAINER}`);
+      await made.must(`mkdir /etc/shop && echo of the old machine > /etc/shop/conf && docker run --detach ${CONTAINER}`);
       await made.waitFor('PostgreSQL in its container', 'docker exec shop-db psql -U postgres -c "create table boxed as select generate_series(1, 500) n"');
       await made.psql('15/main', 'create table words (w text primary key, v text collate "en-x-icu"); create index on words (v); insert into words select md5(n::text), n from generate_series(1, 500) n', 'shop');
     });
@@ -64,14 +64,14 @@ describe('RESTORE.md', { skip: cannotRun }, () => {
 
     if (process.env.COLD_BACKUP_KEEP) fs.writeFileSync(process.env.COLD_BACKUP_KEEP, text);
     const blocksOf = (part: string) => [...part.matchAll(/^```sh\n([^]*?)^```$/gm)].map((match) => match[1]!), [before, later] = text.split(/^(?=## 7\. )/m) as [string, string];
-    assert.match(before, /^- `shop-db`: image `postgres` .*mounts shop_db:\/var\/lib\/postgresql\/data[^]*Make `shop-db` with `docker create --name \.\.\.` as above/m);
+    assert.match(before, /^- `shop-db`: image `postgres` .*mounts .*shop_db:\/var\/lib\/postgresql\/data[^]*Make `shop-db` with `docker create --name \.\.\.` as above/m);
     const blocks = [...blocksOf(before), `docker create ${CONTAINER}\n`, ...blocksOf(later)]; // what it tells a person to do by hand, and nothing else is ours
     const done = await fresh.run(['bash', '-ec', blocks.join('\necho "--- a block ended"\n')], { input: passphrase, timeout: 200 });
     const said = done.stdout + done.stderr;
     assert.equal(done.code, 0, said);
     assert.match(said, /^4 tables are as recorded, 0 errors$/m, said);
     assert.match(said, /^1 tables are as recorded, 0 errors$/m, said);
-    assert.equal(await fresh.must('docker exec shop-db psql -U postgres -XqAtc "select count(*) from boxed"; stat -c %u /var/lib/docker/volumes/shop_db/_data/PG_VERSION'), '500\n999');
+    assert.equal(await fresh.must('docker exec shop-db psql -U postgres -XqAtc "select count(*) from boxed"; stat -c %u /var/lib/docker/volumes/shop_db/_data/PG_VERSION; docker exec shop-db cat /conf; stat -c %a /etc/shop'), '500\n999\nof the old machine\n755');
     for (const line of ['apt-get', 'REINDEX']) assert.ok(!said.includes(line), said);
     assert.ok(await fresh.isActive('web') && await fresh.isActive('postgresql@15-main') && await fresh.isActive('postgresql@15-sec_2'), said);
     for (const [index, one] of clusters.entries()) assert.deepEqual(await dump(fresh, one), rows[index]);
