@@ -420,6 +420,7 @@ scenarios('in place', import.meta.url, {
     world.server.writeSettings(settings(true)); // Docker is somewhere in these scenarios, and silent
     assert.match(restored(await dry(), 2), /Docker does not answer/);
     assert.match(restored(await dry(wrap(world, 'docker', 'exit 127')), 1), /not here: gone: [^]*not here: container shop: there is no such container/);
+    fs.chmodSync(path.join(world.files, 'file 3'), 0o600); // or it would be refused for a key
     world.server.writeSettings({ ...settings(false), sshKey: path.join(world.files, 'file 3') });
     assert.match(restored(await dry(), 1), new RegExp(`${world.files} holds what this restore itself needs`));
     await allIsWell(world);
