@@ -9,7 +9,7 @@ import { Problem, answer, mode, sayError } from './lib/say.ts';
 import { meant } from './lib/rules.ts';
 import { checkSecretFiles, loadSettings, printSettings, settingsAsJson, settingsSource, stateFoldersIn, withDefaults } from './lib/check.ts';
 import type { Loaded } from './lib/check.ts';
-import { listenToSignals } from './lib/shell.ts';
+import { goOn, listenToSignals } from './lib/shell.ts';
 import { temporaryFolder } from './lib/files.ts';
 import { serverName } from './lib/plan.ts';
 import { stateFoldersElsewhere } from './lib/ledger.ts';
@@ -101,7 +101,7 @@ function refuseRestore(words: string[], to: string, flags: Record<string, unknow
 /** Given the command line without node and script, does what it says. Returns the exit code. */
 async function obey(argv: string[]): Promise<number> {
   const { command: name, words, values, flags } = readOptions(argv);
-  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune', 'report', 'status'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
+  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune', 'report', 'status'].includes(name)) listenToSignals(name === 'setup' ? 'what is there is kept: call setup again whenever you like' : undefined); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]!), file = values.settings!;
   if (flags.help || name === 'help') return answered(helpText(name === 'help' ? words[0] ?? '' : name));
   if (flags.version) {
@@ -120,7 +120,7 @@ async function obey(argv: string[]): Promise<number> {
   const isEmergency = values.repository && name !== 'drill'; // a restore on a bare machine is not kept waiting for a chmod
   if (['', 'list', 'find', 'restore', 'drill', 'borg'].includes(name) && !isEmergency && !flags['print-settings']) checkSecretFiles(loaded.settings);
   if (flags['print-settings']) return answered(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
-  if (name === 'setup') return setup(loaded, script, { yes: flags.yes!, schedule: values.schedule!, quota: values.quota!, keyFile: values['key-file']!, passphraseFile: values['passphrase-file']! });
+  if (name === 'setup') return setup(loaded, script, { yes: flags.yes!, schedule: values.schedule!, quota: values.quota!, keyFile: values['key-file']!, passphraseFile: values['passphrase-file']! }).finally(goOn); // what a signal ended has not failed
   if (name === 'doctor') return doctor(loaded, script);
   if (name === 'status') return status(loaded.settings, script, flags.remote!);
   if (name === 'list') return list(loaded.settings, server, words);

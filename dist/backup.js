@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 09df9d3bc0a28e48ac872ff43bf6d47ce4a2f5e312f3693ef0e68a6e130b78df
+// Checksum of all but the settings: e047e968f5d158e475826efbae6b27cd6c7c1b7757eb32aae293bd24480b1459
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -620,7 +620,7 @@ function askToStop(why, exitCode, hint) {
   if (stopRequest) return say(`${why}: everything is being started again, please wait`);
   stopRequest = { why, exitCode, hint };
   if (shielded) return say(`${why}: everything is being started again first, please wait`);
-  say(`${why}: ending what is under way; what was stopped, if anything, is started again`);
+  say(`${why}: ending what is under way${exitCode > 128 && hint ? '' : '; what was stopped, if anything, is started again'}`);
   for (const end of enders) end();
 }
 
@@ -639,10 +639,10 @@ function shield(on) {
   shielded = on;
 }
 
-/** A signal is a request, not the end: whatever was stopped is started first. */
-function listenToSignals() {
+/** A signal is a request, not the end: whatever was stopped is started first. hint: of a command that stops nothing, what is left behind. */
+function listenToSignals(hint) {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) {
-    process.on(signal, () => askToStop(`ended by ${signal}`, 128 + os.constants.signals[signal]));
+    process.on(signal, () => askToStop(hint ? 'called off' : `ended by ${signal}`, 128 + os.constants.signals[signal], hint));
   }
 }
 
@@ -8465,14 +8465,14 @@ const canAsk = () => Boolean(process.stdin.isTTY);
 async function ask(question, usual, form, how = 'shown', doubt = async (_answer) => '') {
   if (!canAsk()) throw new Problem(`${question} There is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const lines = createInterface({ input: process.stdin, output: process.stderr, terminal: true });
-  const calledOff = new Promise((_, refuse) => { lines.once('close', () => refuse(new Problem('called off', { exitCode: 130, hint: 'call it again whenever you like: it keeps what is there' }))); });
+  const calledOff = new Promise((_, refuse) => { lines.once('close', () => refuse(new Problem('called off', { exitCode: 130, hint: 'call it again whenever you like: what it said it wrote or made is kept' }))); });
   calledOff.catch(() => {}); // in the end it is always closed
   try {
     for (let doubted = null; ;) {
       const asked = lines.question(`${question}${usual ? ` [${usual}]` : ''} `);
       if (how === 'hidden') Object.assign(lines, { _writeToOutput: () => {} }); // no other way is left to hide what is typed (nodejs/node #30427)
       const answer = (await Promise.race([calledOff, asked.catch(() => calledOff)])).trim() || usual;
-      const wrong = typeof form === 'function' ? form(answer) : form.test(answer) ? '' : 'not understood: please write it as the question shows';
+      const wrong = typeof form === 'function' ? form(answer) : form.test(answer) ? '' : 'not understood: please write it as the brackets show';
       const why = wrong || (answer === doubted ? '' : await doubt(answer));
       if (why === '') return answer;
       doubted = wrong === '' ? answer : null;
@@ -8590,7 +8590,7 @@ async function setup(loaded, script, options) {
   if (isRemote(settings)) {
     await makeSshKey(settings);
     await makeKnownHost(loaded, options.yes);
-    await reachStorage(loaded, options.quota || '500G', isAsked);
+    await reachStorage(loaded, options.quota, isAsked);
   }
   await makeRepository(settings, isAsked);
   if (isRemote(settings)) sayBlock(reserveOnStorage(settings));
@@ -8613,9 +8613,11 @@ function takeOver(given, place) {
   say(`${named(given)} is now ${named(place)}, too`);
 }
 
-/** Show what the storage's keeper has to do, and wait until it is done, when somebody is here to say so. Throws Problem while the storage does not let us in. */
+/** Show what the storage's keeper has to do, unless it is done already, and wait until it is, when somebody is here to say so. Throws Problem while the storage does not let us in. */
 async function reachStorage({ settings, file }, quota, isAsked) {
-  sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota, QUOTA) : quota));
+  const { words } = isAsked && !quota ? await serverCommandLine(sshToStorage(settings)) : { words: null }, folder = repositoryAddress(settings.repository).path;
+  if (['--append-only', '--storage-quota', `--restrict-to-repository ${folder} `].every((one) => `${words} `.includes(one))) return say(`this server's line is on the storage: ${words}`);
+  sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota || '500G', QUOTA) : quota || '500G'));
   for (;;) {
     try {
       await tryConnection(settings); // says what to do while the storage does not know the key
@@ -8624,8 +8626,9 @@ async function reachStorage({ settings, file }, quota, isAsked) {
       if (!(error instanceof Problem) || !isAsked) throw error;
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
       sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
-      if (!isNew) sayBlock(`hint: ${error.facts.hint}${/host key/.test(error.facts.hint ?? '') ? '' : `\n${mendAddress(file)}`}`);
-      if (!await agrees(isNew ? 'Is the line in its place now? Try again?' : 'Is it reachable now? Try again?')) throw error;
+      const hint = isNew ? 'put the line above into authorized_keys there, and call setup again' : /host key/.test(error.facts.hint ?? '') ? error.facts.hint : mendAddress(file);
+      if (!isNew) sayBlock(`hint: ${hint}`);
+      if (!await agrees(isNew ? 'Is the line in its place now?' : 'Try again (no: to mend something first)?')) throw new Problem(error.message, { ...error.facts, hint });
     }
   }
 }
@@ -8639,12 +8642,12 @@ async function makeSshKey(settings) {
 }
 
 // Read once: an address that is mended meanwhile is seen by the next call.
-const mendAddress = (file) => `is the address wrong? It is \`repository\` in ${named(file)}: mend it there, and call setup again`;
+const mendAddress = (file) => `is the address wrong? Mend \`repository\` in ${named(file)}, and call setup again. Else: is the storage reachable from here (VPN, firewall, name)?`;
 
 async function makeKnownHost({ settings, file }, yes) {
   if (fs.existsSync(settings.knownHostsFile)) return;
   const { host, port } = repositoryAddress(settings.repository), what = `the storage ${host} does not show its host key`;
-  const hint = `${mendAddress(file)}. Is it reachable from here (VPN, firewall, name)? `
+  const hint = `${mendAddress(file)} `
     + 'What root\'s ssh configuration says of it (an alias, ProxyJump), ssh-keyscan does not read: then log in there once, '
     + `compare the fingerprint, and: ${pasteable(['cp', path.join(homedir(), '.ssh/known_hosts'), settings.knownHostsFile])}`;
   const keys = await lookFor(what, ['ssh-keyscan', '-T', '10', ...(port ? ['-p', port] : []), '--', host], hint);
@@ -8768,7 +8771,7 @@ async function writeSheet(settings) {
 async function confirmSheet(settings) {
   const sheet = sheetFile(settings);
   if (!fs.existsSync(sheet)) return;
-  if (!await agrees(`Is the recovery sheet (${sheet}) printed, and kept away from this server? Then it is removed here`)) return;
+  if (!await agrees(`Is the recovery sheet (${sheet}, or .html) printed, and kept away from this server? Then both are removed here`)) return;
   for (const file of [sheet, sheet.replace(/txt$/, 'html')]) fs.rmSync(file, { force: true });
   say('the recovery sheet is removed from this server');
 }
@@ -8937,7 +8940,7 @@ function refuseRestore(words, to, flags) {
 /** Given the command line without node and script, does what it says. Returns the exit code. */
 async function obey(argv) {
   const { command: name, words, values, flags } = readOptions(argv);
-  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune', 'report', 'status'].includes(name)) listenToSignals(); // Ctrl-C ends the borg they are waiting for
+  if (['setup', 'doctor', 'list', 'find', 'restore', 'drill', 'audit', 'prune', 'report', 'status'].includes(name)) listenToSignals(name === 'setup' ? 'what is there is kept: call setup again whenever you like' : undefined); // Ctrl-C ends the borg they are waiting for
   const script = fs.realpathSync(process.argv[1]), file = values.settings;
   if (flags.help || name === 'help') return answered(helpText(name === 'help' ? words[0] ?? '' : name));
   if (flags.version) {
@@ -8956,7 +8959,7 @@ async function obey(argv) {
   const isEmergency = values.repository && name !== 'drill'; // a restore on a bare machine is not kept waiting for a chmod
   if (['', 'list', 'find', 'restore', 'drill', 'borg'].includes(name) && !isEmergency && !flags['print-settings']) checkSecretFiles(loaded.settings);
   if (flags['print-settings']) return answered(mode.json ? JSON.stringify(settingsAsJson(loaded), null, 1) : printSettings(loaded));
-  if (name === 'setup') return setup(loaded, script, { yes: flags.yes, schedule: values.schedule, quota: values.quota, keyFile: values['key-file'], passphraseFile: values['passphrase-file'] });
+  if (name === 'setup') return setup(loaded, script, { yes: flags.yes, schedule: values.schedule, quota: values.quota, keyFile: values['key-file'], passphraseFile: values['passphrase-file'] }).finally(goOn); // what a signal ended has not failed
   if (name === 'doctor') return doctor(loaded, script);
   if (name === 'status') return status(loaded.settings, script, flags.remote);
   if (name === 'list') return list(loaded.settings, server, words);

@@ -24,14 +24,14 @@ export const canAsk = () => Boolean(process.stdin.isTTY);
 export async function ask(question: string, usual: string, form: RegExp | ((answer: string) => string), how: 'shown' | 'hidden' = 'shown', doubt = async (_answer: string) => ''): Promise<string> {
   if (!canAsk()) throw new Problem(`${question} There is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const lines = createInterface({ input: process.stdin, output: process.stderr, terminal: true });
-  const calledOff = new Promise<never>((_, refuse) => { lines.once('close', () => refuse(new Problem('called off', { exitCode: 130, hint: 'call it again whenever you like: it keeps what is there' }))); });
+  const calledOff = new Promise<never>((_, refuse) => { lines.once('close', () => refuse(new Problem('called off', { exitCode: 130, hint: 'call it again whenever you like: what it said it wrote or made is kept' }))); });
   calledOff.catch(() => {}); // in the end it is always closed
   try {
     for (let doubted: string | null = null; ;) {
       const asked = lines.question(`${question}${usual ? ` [${usual}]` : ''} `);
       if (how === 'hidden') Object.assign(lines, { _writeToOutput: () => {} }); // no other way is left to hide what is typed (nodejs/node #30427)
       const answer = (await Promise.race([calledOff, asked.catch(() => calledOff)])).trim() || usual;
-      const wrong = typeof form === 'function' ? form(answer) : form.test(answer) ? '' : 'not understood: please write it as the question shows';
+      const wrong = typeof form === 'function' ? form(answer) : form.test(answer) ? '' : 'not understood: please write it as the brackets show';
       const why = wrong || (answer === doubted ? '' : await doubt(answer));
       if (why === '') return answer;
       doubted = wrong === '' ? answer : null;

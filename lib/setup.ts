@@ -14,7 +14,7 @@ import type { Settings } from './settings.ts';
 import { askBorg, borgEnvironment, borgFailure, borgVersion, isRemote, tryRepository } from './borg.ts';
 import { serverName } from './plan.ts';
 import { WORDS } from './words.ts';
-import { repositoryAddress, tryConnection } from './storage.ts';
+import { repositoryAddress, serverCommandLine, sshToStorage, tryConnection } from './storage.ts';
 import { doctor, sheetFile, sheetMark } from './doctor.ts';
 import { installCron, installTimers } from './schedule.ts';
 import { QUOTA, agrees, ask, canAsk, refuseQuota } from './answers.ts';
@@ -36,7 +36,7 @@ export async function setup(loaded: Loaded, script: string, options: SetupOption
   if (isRemote(settings)) {
     await makeSshKey(settings);
     await makeKnownHost(loaded, options.yes);
-    await reachStorage(loaded, options.quota || '500G', isAsked);
+    await reachStorage(loaded, options.quota, isAsked);
   }
   await makeRepository(settings, isAsked);
   if (isRemote(settings)) sayBlock(reserveOnStorage(settings));
@@ -59,9 +59,11 @@ function takeOver(given: string, place: string): void {
   say(`${named(given)} is now ${named(place)}, too`);
 }
 
-/** Show what the storage's keeper has to do, and wait until it is done, when somebody is here to say so. Throws Problem while the storage does not let us in. */
+/** Show what the storage's keeper has to do, unless it is done already, and wait until it is, when somebody is here to say so. Throws Problem while the storage does not let us in. */
 async function reachStorage({ settings, file }: Loaded, quota: string, isAsked: boolean): Promise<void> {
-  sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota, QUOTA) : quota));
+  const { words } = isAsked && !quota ? await serverCommandLine(sshToStorage(settings)) : { words: null }, folder = repositoryAddress(settings.repository).path;
+  if (['--append-only', '--storage-quota', `--restrict-to-repository ${folder} `].every((one) => `${words} `.includes(one))) return say(`this server's line is on the storage: ${words}`);
+  sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota || '500G', QUOTA) : quota || '500G'));
   for (;;) {
     try {
       await tryConnection(settings); // says what to do while the storage does not know the key
@@ -70,8 +72,9 @@ async function reachStorage({ settings, file }: Loaded, quota: string, isAsked: 
       if (!(error instanceof Problem) || !isAsked) throw error;
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
       sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
-      if (!isNew) sayBlock(`hint: ${error.facts.hint}${/host key/.test(error.facts.hint ?? '') ? '' : `\n${mendAddress(file)}`}`);
-      if (!await agrees(isNew ? 'Is the line in its place now? Try again?' : 'Is it reachable now? Try again?')) throw error;
+      const hint = isNew ? 'put the line above into authorized_keys there, and call setup again' : /host key/.test(error.facts.hint ?? '') ? error.facts.hint : mendAddress(file);
+      if (!isNew) sayBlock(`hint: ${hint}`);
+      if (!await agrees(isNew ? 'Is the line in its place now?' : 'Try again (no: to mend something first)?')) throw new Problem(error.message, { ...error.facts, hint });
     }
   }
 }
@@ -85,12 +88,12 @@ async function makeSshKey(settings: Settings): Promise<void> {
 }
 
 // Read once: an address that is mended meanwhile is seen by the next call.
-const mendAddress = (file: string) => `is the address wrong? It is \`repository\` in ${named(file)}: mend it there, and call setup again`;
+const mendAddress = (file: string) => `is the address wrong? Mend \`repository\` in ${named(file)}, and call setup again. Else: is the storage reachable from here (VPN, firewall, name)?`;
 
 async function makeKnownHost({ settings, file }: Loaded, yes: boolean): Promise<void> {
   if (fs.existsSync(settings.knownHostsFile)) return;
   const { host, port } = repositoryAddress(settings.repository), what = `the storage ${host} does not show its host key`;
-  const hint = `${mendAddress(file)}. Is it reachable from here (VPN, firewall, name)? `
+  const hint = `${mendAddress(file)} `
     + 'What root\'s ssh configuration says of it (an alias, ProxyJump), ssh-keyscan does not read: then log in there once, '
     + `compare the fingerprint, and: ${pasteable(['cp', path.join(homedir(), '.ssh/known_hosts'), settings.knownHostsFile])}`;
   const keys = await lookFor(what, ['ssh-keyscan', '-T', '10', ...(port ? ['-p', port] : []), '--', host], hint);
@@ -214,7 +217,7 @@ async function writeSheet(settings: Settings): Promise<void> {
 async function confirmSheet(settings: Settings): Promise<void> {
   const sheet = sheetFile(settings);
   if (!fs.existsSync(sheet)) return;
-  if (!await agrees(`Is the recovery sheet (${sheet}) printed, and kept away from this server? Then it is removed here`)) return;
+  if (!await agrees(`Is the recovery sheet (${sheet}, or .html) printed, and kept away from this server? Then both are removed here`)) return;
   for (const file of [sheet, sheet.replace(/txt$/, 'html')]) fs.rmSync(file, { force: true });
   say('the recovery sheet is removed from this server');
 }

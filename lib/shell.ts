@@ -59,7 +59,7 @@ export function askToStop(why: string, exitCode: number, hint?: string): void {
   if (stopRequest) return say(`${why}: everything is being started again, please wait`);
   stopRequest = { why, exitCode, hint };
   if (shielded) return say(`${why}: everything is being started again first, please wait`);
-  say(`${why}: ending what is under way; what was stopped, if anything, is started again`);
+  say(`${why}: ending what is under way${exitCode > 128 && hint ? '' : '; what was stopped, if anything, is started again'}`);
   for (const end of enders) end();
 }
 
@@ -78,10 +78,10 @@ export function shield(on: boolean): void {
   shielded = on;
 }
 
-/** A signal is a request, not the end: whatever was stopped is started first. */
-export function listenToSignals(): void {
+/** A signal is a request, not the end: whatever was stopped is started first. hint: of a command that stops nothing, what is left behind. */
+export function listenToSignals(hint?: string): void {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
-    process.on(signal, () => askToStop(`ended by ${signal}`, 128 + os.constants.signals[signal]));
+    process.on(signal, () => askToStop(hint ? 'called off' : `ended by ${signal}`, 128 + os.constants.signals[signal], hint));
   }
 }
 

@@ -224,5 +224,31 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
     assert.match(fs.readFileSync(path.join(place, 'backup.settings.js'), 'utf8'), /server: "web5"/);
     const again = await start([process.execPath, script, '--now']).ended;
     assert.equal(again.code, 0, again.out + again.err);
+    const second = spawn('script', ['-qefc', `${process.execPath} ${script} setup`, '/dev/null'], { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, TERM: 'dumb' } });
+    process.on('exit', () => second.kill('SIGKILL'));
+    let then = '';
+    second.stdout.on('data', (piece) => { then += piece; });
+    const over = new Promise<number>((resolve) => { second.on('close', (code) => resolve(code ?? 2)); });
+    await waitFor('the first question', () => /Start it every night|How much/.test(then), 60);
+    second.stdin.write('no\r');
+    assert.equal(await over, 0, then);
+    assert.match(then, /this server's line is on the storage: \S*borg serve --append-only .*20G/);
+    assert.doesNotMatch(then, /How much|command="/, 'the line is in its place: no second one');
+  });
+
+  test('a signal while setup runs a command calls it off, and is no failure of that command', async () => {
+    const script = bareScript('signalled'), place = path.dirname(script), bin = path.join(place, 'bin');
+    fs.mkdirSync(bin);
+    fs.writeFileSync(path.join(bin, 'ssh-keygen'), `#!/bin/sh\ntouch ${place}/began\nsleep 60\n`, { mode: 0o755 });
+    fs.writeFileSync(path.join(place, 'backup.settings.js'), `const settings = { server: 'web6', repository: '${storage.url('web6')}', folders: ['${files}'] };\n`, { mode: 0o600 });
+    const child = spawn(process.execPath, [script, 'setup', '--yes'], { stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, PATH: `${bin}:${process.env.PATH}` } });
+    let said = '';
+    for (const stream of [child.stdout, child.stderr]) stream.on('data', (piece) => { said += piece; });
+    const ended = new Promise<number>((resolve) => { child.on('close', (code) => resolve(code ?? 2)); });
+    await waitFor('the command', () => fs.existsSync(path.join(place, 'began')), 60);
+    child.kill('SIGINT');
+    assert.equal(await ended, 130, said);
+    assert.match(said, /called off: ending what is under way\n[^]*error: called off\n {2}hint: what is there is kept: call setup again/);
+    assert.doesNotMatch(said, /cannot be made|bug|started again/);
   });
 });
