@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: e047e968f5d158e475826efbae6b27cd6c7c1b7757eb32aae293bd24480b1459
+// Checksum of all but the settings: dbec284301f5d1f4438bb061394d8029593292eb74d1a2e619d5abc35d817d74
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -4458,7 +4458,7 @@ const ENGLISH = {
   },
   sheet: {
     title: (server) => `RECOVERY SHEET of server ${server}`, print: 'Print this, keep it on paper away from the server, then remove this file.', whoHas: 'Whoever has it and can reach the storage can read every backup.', repository: 'repository', passphrase: 'passphrase',
-    how: 'When the server is gone, as root in an empty folder on a machine with borg:', keeper: 'First its ssh key has to be let in by the storage\'s keeper (ssh-keygen makes one).', then: 'ARCHIVE is the newest name that is in the list a second time, with proven- before it. record/RESTORE.md says all that follows.',
+    how: 'When the server is gone, as root in an empty folder on a machine with borg (typing the key takes about 8 minutes):', keeper: 'First: ssh-keygen -t ed25519 there makes an ssh key, and the storage\'s keeper lets it in.', shows: (print) => `The storage shows itself as ${print}.`, then: 'borg key import asks for the id below, then for each numbered line. ARCHIVE is the newest name that is in the list a second time, with proven- before it. record/RESTORE.md says all that follows.',
   },
   message: {
     outcome: { start: 'start', good: 'good', warning: 'warning', failed: 'failed', down: 'down' }, start: 'the backup begins', good: (time) => `good backup, down ${time}`, warning: (number, time) => `backup with ${number} ${number === 1 ? 'warning' : 'warnings'}, down ${time}`,
@@ -4504,7 +4504,7 @@ const SPANISH = {
   },
   sheet: {
     title: (server) => `HOJA DE RECUPERACIÓN del servidor ${server}`, print: 'Imprima esta hoja, guárdela en papel lejos del servidor y elimine después este archivo.', whoHas: 'Quien la tenga y pueda acceder al almacenamiento podrá leer todas las copias.', repository: 'repositorio', passphrase: 'frase de paso',
-    how: 'Si se pierde el servidor, como root en una carpeta vacía de una máquina con borg:', keeper: 'Antes, quien administra el almacenamiento tiene que aceptar su clave ssh (ssh-keygen crea una).', then: 'ARCHIVE es el nombre más reciente que aparece en la lista dos veces, la segunda con proven- delante. record/RESTORE.md explica todo lo demás.',
+    how: 'Si se pierde el servidor, como root en una carpeta vacía de una máquina con borg (teclear la clave lleva unos 8 minutos):', keeper: 'Antes: ssh-keygen -t ed25519 crea allí una clave ssh, y quien administra el almacenamiento la acepta.', shows: (print) => `El almacenamiento se presenta como ${print}.`, then: 'borg key import pide el id de abajo y después cada línea numerada. ARCHIVE es el nombre más reciente que aparece en la lista dos veces, la segunda con proven- delante. record/RESTORE.md explica todo lo demás.',
   },
   message: {
     outcome: { start: 'inicio', good: 'correcto', warning: 'aviso', failed: 'fallo', down: 'detenido' }, start: 'empieza la copia', good: (time) => `copia correcta, servicios detenidos ${time}`, warning: (number, time) => `copia con ${number} ${number === 1 ? 'aviso' : 'avisos'}, servicios detenidos ${time}`,
@@ -8745,6 +8745,13 @@ async function findKey(settings) {
   return false;
 }
 
+// The storage's host key, for whoever meets it again from another machine; '' when it stands in known_hosts under another name.
+async function fingerprint(settings) {
+  const { host, port } = repositoryAddress(settings.repository);
+  const { out } = await look(['ssh-keygen', '-l', '-F', port && port !== '22' ? `[${host}]:${port}` : host, '-f', settings.knownHostsFile]);
+  return (/\bED25519 SHA256:\S+/.exec(out) ?? /\S+ SHA256:\S+/.exec(out))?.[0] ?? '';
+}
+
 /** The recovery sheet: what a restore needs when this server is gone, as text and as a page to print with the key in QR codes. Both lie beside the key, readable by root only. */
 async function writeSheet(settings) {
   const sheet = sheetFile(settings), page = sheet.replace(/txt$/, 'html');
@@ -8758,8 +8765,9 @@ async function writeSheet(settings) {
     fs.rmSync(draft);
   }
   const words = WORDS[settings.language].sheet, pad = Math.max(words.repository.length, words.passphrase.length) + 2, title = words.title(serverName(settings));
+  const isOnSsh = isRemote(settings), print = isOnSsh ? await fingerprint(settings) : '';
   const steps = [`export ${pasteable([`BORG_REPO=${settings.repository}`])} BORG_KEY_FILE=/root/borg_key`, 'borg key import --paper ::', 'borg list ::', 'borg extract ::ARCHIVE record'].map((line) => `  ${line}`);
-  const text = [words.print, words.whoHas, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`, '', words.how, ...steps, words.then, ...(isRemote(settings) ? [words.keeper] : [])];
+  const text = [words.print, words.whoHas, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`, '', words.how, ...(isOnSsh ? [words.keeper] : []), ...(print ? [words.shows(print)] : []), ...steps, words.then];
   const html = (lines) => lines.join('\n').replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
   writeDurably(page, exported[1].replace(/<div id="printout">/, (paper) => `${paper}\n<h1>${html([title])}</h1>\n<pre style="white-space: pre-wrap">${html(text)}</pre>\n`)); // onto the paper of borg's own page, which draws the codes itself
   writeDurably(sheet, [title, '', ...text, '', exported[0], ''].join('\n'));

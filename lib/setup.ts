@@ -191,6 +191,13 @@ async function findKey(settings: Settings): Promise<boolean> {
   return false;
 }
 
+// The storage's host key, for whoever meets it again from another machine; '' when it stands in known_hosts under another name.
+async function fingerprint(settings: Settings): Promise<string> {
+  const { host, port } = repositoryAddress(settings.repository);
+  const { out } = await look(['ssh-keygen', '-l', '-F', port && port !== '22' ? `[${host}]:${port}` : host, '-f', settings.knownHostsFile]);
+  return (/\bED25519 SHA256:\S+/.exec(out) ?? /\S+ SHA256:\S+/.exec(out))?.[0] ?? '';
+}
+
 /** The recovery sheet: what a restore needs when this server is gone, as text and as a page to print with the key in QR codes. Both lie beside the key, readable by root only. */
 async function writeSheet(settings: Settings): Promise<void> {
   const sheet = sheetFile(settings), page = sheet.replace(/txt$/, 'html');
@@ -204,8 +211,9 @@ async function writeSheet(settings: Settings): Promise<void> {
     fs.rmSync(draft);
   }
   const words = WORDS[settings.language].sheet, pad = Math.max(words.repository.length, words.passphrase.length) + 2, title = words.title(serverName(settings));
+  const isOnSsh = isRemote(settings), print = isOnSsh ? await fingerprint(settings) : '';
   const steps = [`export ${pasteable([`BORG_REPO=${settings.repository}`])} BORG_KEY_FILE=/root/borg_key`, 'borg key import --paper ::', 'borg list ::', 'borg extract ::ARCHIVE record'].map((line) => `  ${line}`);
-  const text = [words.print, words.whoHas, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`, '', words.how, ...steps, words.then, ...(isRemote(settings) ? [words.keeper] : [])];
+  const text = [words.print, words.whoHas, '', `${words.repository.padEnd(pad)}${settings.repository}`, `${words.passphrase.padEnd(pad)}${fs.readFileSync(settings.passphraseFile, 'utf8').trim()}`, '', words.how, ...(isOnSsh ? [words.keeper] : []), ...(print ? [words.shows(print)] : []), ...steps, words.then];
   const html = (lines: string[]) => lines.join('\n').replace(/[&<>]/g, (sign) => `&#${sign.charCodeAt(0)};`);
   writeDurably(page, exported[1]!.replace(/<div id="printout">/, (paper) => `${paper}\n<h1>${html([title])}</h1>\n<pre style="white-space: pre-wrap">${html(text)}</pre>\n`)); // onto the paper of borg's own page, which draws the codes itself
   writeDurably(sheet, [title, '', ...text, '', exported[0]!, ''].join('\n'));
