@@ -42,7 +42,7 @@ export const FILE_CHECKS: CheckStep[] = [
   { check: 'page checksums', examine: async ({ sandbox, programs, inside }) => {
     const done = await look([...sandbox.words, path.join(programs.binaries, 'pg_checksums'), '--check', '-D', inside], { seconds: DAY });
     if (done.code === 0) return good(`${/^Blocks scanned:\s+(\d+)/m.exec(done.out)?.[1] ?? 'all'} pages`);
-    if (/not enabled/.test(done.said)) return unknown('this cluster has none: `pg_checksums --enable`, while it is stopped, gives it some');
+    if (/not enabled/.test(done.said)) return unknown('this cluster has none, and a restore needs none: `pg_checksums --enable`, while it is stopped, gives it some');
     if (done.code === 126 || done.code === 127) return unknown('pg_checksums is not installed here');
     const lines = [...done.said.matchAll(/verification failed in file "([^"]+)", block (\d+)/g)].map(([, file = '', block]) => ({ file, block }));
     return lines.length > 0 ? bad(lines.map(({ file, block }) => `${named(file)}, page ${block}`), lines.map(({ file }) => file)) : bad([lastLines(done.said, 3)]);

@@ -6,7 +6,7 @@ import path from 'node:path';
 import { Problem, answer, count, lastLines, mode, named, pasteable, size, span, warnings } from './say.ts';
 import { drillFacts } from './certificate.ts';
 import { lastGoodRun, readHistory } from './history.ts';
-import { failure, hasSystemd, look } from './shell.ts';
+import { askedToStop, failure, hasSystemd, look } from './shell.ts';
 import { freeBytes } from './files.ts';
 import { checkSecretFiles, refuseIfOthersCanChange } from './check.ts';
 import type { Loaded } from './check.ts';
@@ -44,7 +44,7 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
     try {
       add(check, true, await work(), '', true);
     } catch (error) {
-      if (!(error instanceof Problem)) throw error;
+      if (!(error instanceof Problem) || askedToStop()) throw error;
       add(check, false, `${error.message}${error.facts.said ? `: ${lastLines(error.facts.said, 3)}` : ''}`, error.facts.hint ?? '', true);
     }
   };
@@ -79,17 +79,17 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   if (hasSystemd()) add('starts at boot', ...await startsAtBoot(plan));
   add('clock', ...await clockIsRight());
   const free = freeBytes(fs.existsSync(settings.stateFolder) ? settings.stateFolder : '/'), needed = roomNeeded(settings.stateFolder);
-  const room = `${size(free)} in ${named(settings.stateFolder)}, of which a run needs ${size(needed)}; how much the storage has, only its keeper knows`;
+  const room = `${size(free)} in ${named(settings.stateFolder)}, of which a run needs ${size(needed)}; the storage's own only its keeper knows`;
   add('free space', free >= needed, room, 'make room: without it no run begins', true);
   const nightly = await scheduleOf(script);
   add('schedule', nightly.by !== '', nightly.by === '' ? nightly.why || 'no crontab line and no timer starts this script' : `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}`, 'node backup.js setup --schedule cron    (or systemd)');
-  add('told', ...whoIsTold(settings, nightly.by), 'set `tell.ping` or `tell.command`, or ask `node backup.js status` every day from your monitoring');
+  add('told', ...whoIsTold(settings, nightly.by, fs.statSync(file).mtimeMs < Date.parse(history.filter((one) => one.kind === 'run').pop()?.startedAt ?? '')));
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays), hasDrills = settings.drill.maxAgeDays > 0;
   const drilled = last && `${last.archive} was ${last.proven ? '' : 'not '}proven ${count(Math.max(0, Math.floor(ageDays!)), 'day')} ago; a restore takes about ${span(last.restoreSeconds)}`;
   const none = hasDrills ? 'none yet' : 'no drills here, say the settings';
-  add('last drill', warning ? false : hasDrills && last ? true : null, warning || drilled || none, 'node backup.js drill');
+  add('last drill', warning ? false : hasDrills && last ? true : null, warning || drilled || none, `node backup.js drill${last ? '' : ' --full'}`);
   const sheet = sheetFile(settings), isHere = fs.existsSync(sheet), wasMade = isHere || fs.existsSync(sheetMark(settings));
-  const made = isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made, and is not here any more';
+  const made = isHere ? `print ${named(sheet)}, keep it away from this server, and remove it here` : 'the recovery sheet was made';
   add('key exported', wasMade, wasMade ? made : 'no recovery sheet was made here', 'run `node backup.js setup`, print the sheet, and keep it away from this server');
   const lies = 'the recovery sheet still lies on this server: who breaks in has it, and who loses the server loses it';
   if (wasMade) add('sheet kept apart', !isHere, isHere ? lies : 'it is not on this server', `print it, put it away, then: rm ${pasteable([sheet, sheet.replace(/txt$/, 'html')])}`);
@@ -120,19 +120,20 @@ async function checkServer(settings: Settings): Promise<Check[]> {
     { check: 'no shell', ok: !shell.out.includes('PROBE-42'), detail: shell.out.includes('PROBE-42') ? 'our key opens a shell on the storage' : 'our key opens no shell', hint: line, needed: false },
     { check: 'other paths refused', ok: others, detail: others === false ? `the repository beside ours can be reached${words ? `: ${words}` : ''}` : others ? 'the repository beside ours is refused' : 'the storage does not say', hint: line, needed: false },
     { check: 'append-only', ok: isAppendOnly, detail: isAppendOnly === null ? 'the storage does not say' : `${words ?? 'by what `compact` does there'}${isAppendOnly && !words?.includes('--append-only') ? '; the repository itself is set so' : ''}`, hint: line, needed: false },
-    { check: 'quota', ok: says('--storage-quota'), detail: words ?? 'the storage does not say', hint: 'without a quota one server can fill the storage of all', needed: false },
+    { check: 'quota', ok: says('--storage-quota'), detail: words ? /--storage-quota (\S+)/.exec(words)?.[1] ?? words : 'the storage does not say', hint: 'without a quota one server can fill the storage of all', needed: false },
     { check: 'server version', ok: version === null ? null : /^1\.[2-9]/.test(version), detail: version ? `borg ${version}` : 'the storage does not say', hint: 'borg 1.2 or 1.4 is what this script is tested with there', needed: false },
     // The proof that an archive is genuine is looked at by who reads it, not by `borg serve` (borg: docs/changes.rst, "Pre-1.2.5 archives spoofing vulnerability").
-    { check: 'own borg', ok: isOld === null ? null : !isOld, detail: own ? `borg ${own}` : 'it does not run', hint: 'before 1.2.5 it believes archives that whoever keeps the storage has forged (CVE-2023-36811): where that is somebody else, put 1.2.8 or newer here and on the operator\'s computer', needed: false },
+    { check: 'own borg', ok: isOld === null ? null : !isOld, detail: own ? `borg ${own}` : 'it does not run', hint: 'leave it where the storage is yours; else put 1.2.8 or newer here and on the operator\'s computer: before 1.2.5 borg believes archives forged there (CVE-2023-36811)', needed: false },
   ];
 }
 
 // Whether somebody would hear of a night that failed.
-function whoIsTold(settings: Settings, startedBy: string): [boolean | null, string] {
-  if (!tellsNobody(settings)) return [true, 'by `tell`'];
-  if (startedBy === 'systemd') return [false, 'a systemd timer mails nobody, and `tell` is empty: nobody hears of a night that failed'];
-  if (startedBy === 'cron') return [null, 'cron mails root what --quiet prints; whether somebody reads that is not known here'];
-  return [null, 'nothing starts it, so there is nothing to tell'];
+function whoIsTold(settings: Settings, startedBy: string, isTried: boolean): [boolean | null, string, string] {
+  const hint = 'set `tell`, or let your monitoring ask `node backup.js status` every day';
+  if (!tellsNobody(settings)) return isTried ? [true, 'by `tell`', ''] : [null, 'by `tell`, not tried yet', 'the next run calls it: look then whether that came; it warns when it did not'];
+  if (startedBy === 'systemd') return [false, 'a systemd timer mails nobody, and `tell` is empty', hint];
+  if (startedBy === 'cron') return [null, 'cron mails root what --quiet prints; whether somebody reads that is not known here', hint];
+  return [null, 'nothing starts it, so there is nothing to tell', hint];
 }
 
 // What is not started at boot stays down after a power cut in the day, when no run left a ledger.
@@ -146,9 +147,9 @@ async function startsAtBoot(plan: Plan | null): Promise<[boolean | null, string,
 
 // An archive bears this clock's time, and the audit compares it with the storage's own. timedatectl is not asked: it would start a service (systemd-timedated).
 async function clockIsRight(): Promise<[boolean | null, string, string]> {
-  const hint = 'install chrony or systemd-timesyncd: an archive whose time is an hour off is an alarm at the next audit';
+  const hint = 'install chrony or systemd-timesyncd: an archive an hour off is an alarm at the next audit';
   if (fs.existsSync('/run/systemd/timesync/synchronized')) return [true, 'kept right by systemd-timesyncd', hint];
   const status = /^Leap status\s*: (.*)$/m.exec((await look(['chronyc', '-n', 'tracking'])).out)?.[1] ?? '';
   if (status) return [status === 'Normal', `chrony says: ${status}`, hint];
-  return [null, 'neither systemd-timesyncd nor chrony tells whether it is right', hint];
+  return [null, 'nothing here tells whether it is right', hint];
 }

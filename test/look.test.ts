@@ -163,6 +163,9 @@ describe('looking', { skip: cannotRunHere(['strace', 'script']) }, () => {
     if (was) fs.writeFileSync(history, was);
     else fs.rmSync(history);
     assert.match(full['free space'].detail, /of which a run needs 600 TB/);
+    server.writeSettings({ tell: { command: ['true'] } });
+    assert.deepEqual([(await verdict(1)).told.ok, (await server.run()).code, (await verdict(1)).told.ok], [null, 0, true], 'a messenger that no run has called is not known to work');
+    server.writeSettings({ tell: {} });
   });
 
   // It stands first on PATH, as a borg in /usr/local/bin would, and counts what it hears. `exec`, for the shell of `script` hears Ctrl-C, too: dash waits for its child, and then ends as one that was interrupted.
