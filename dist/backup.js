@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: b231dbe0a27750ddcb90278fe03587835e7d307e1011beee0873d71d08ba54c6
+// Checksum of all but the settings: 6bc691b456971cb50d19f51ca713a7137e3e63498f5d63149b7395c5cd2ed8f2
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -1247,8 +1247,8 @@ const aRepository = (value, at, wrong) => {
   if (isLine(value) && /^(\w+:\/\/)?[^/@]*:[^/@]*@/.test(value)) wrong(at, 'holds a password, which every user here could see with `ps`: use an ssh key');
   else if (!isLine(value) || value.replace(/\[.*?\]/, '').includes('::') || ![url, asForScp, /^\//].some((form) => form.test(value))) wrong(at, "must be like 'ssh://borg@storage.example.org/./web1', or a path that starts with /");
 };
-const aWebAddress = (value, at, wrong) => (isLine(value) && /^https?:\/\/[^\s/?#@]+([/?#]\S*)?$/.test(value))
-  || wrong(at, "must be an address that starts with 'https://' or 'http://', without user and password");
+const aWebAddress = (value, at, wrong) => (isLine(value) && /^(?!.*\.\.\.$)https?:\/\/[^\s/?#@]+([/?#]\S*)?$/.test(value))
+  || wrong(at, "must be a whole address that starts with 'https://' or 'http://', without user and password");
 
 const aTimeZone = (value, at, wrong) => {
   try {
@@ -1427,7 +1427,7 @@ function readAsData(text, file, { lines, openLine }) {
     const said = String(error?.stack ?? error).split('\n    at ')[0]; // file:line, the line, ^ below the place, what it is
     const line = Number(/^.*:(\d+)\n/.exec(said)?.[1] ?? 0), isOurs = line > text.split('\n').length; // in what we added
     const what = lines.size === 0 ? 'there is no `const settings = { ... };` in it' : isOurs ? 'it ends too early' : 'it is not valid JavaScript';
-    const hint = openLine ? `the bracket opened in line ${openLine} is never closed, or by one of another kind` : /[\u2018-\u201f\u00b4]/.test(said) ? "write plain quotes: '" : '';
+    const hint = /[:[,(]\s*\w+:\/\//.test(said) ? "put the address in quotes: 'https://...'" : openLine ? `the bracket opened in line ${openLine} is never closed, or by one of another kind` : /[\u2018-\u201f\u00b4]/.test(said) ? "write plain quotes: '" : '';
     throw new Problem(`${file}${line && !isOurs ? `, line ${line}` : ''}: ${what}`,
       { exitCode: 64, ...(isOurs ? {} : { said }), ...(hint ? { hint } : {}) });
   }

@@ -89,7 +89,7 @@ function readAsData(text: string, file: string, { lines, openLine }: Scan): unkn
     const said = String(error?.stack ?? error).split('\n    at ')[0]!; // file:line, the line, ^ below the place, what it is
     const line = Number(/^.*:(\d+)\n/.exec(said)?.[1] ?? 0), isOurs = line > text.split('\n').length; // in what we added
     const what = lines.size === 0 ? 'there is no `const settings = { ... };` in it' : isOurs ? 'it ends too early' : 'it is not valid JavaScript';
-    const hint = openLine ? `the bracket opened in line ${openLine} is never closed, or by one of another kind` : /[\u2018-\u201f\u00b4]/.test(said) ? "write plain quotes: '" : '';
+    const hint = /[:[,(]\s*\w+:\/\//.test(said) ? "put the address in quotes: 'https://...'" : openLine ? `the bracket opened in line ${openLine} is never closed, or by one of another kind` : /[\u2018-\u201f\u00b4]/.test(said) ? "write plain quotes: '" : '';
     throw new Problem(`${file}${line && !isOurs ? `, line ${line}` : ''}: ${what}`,
       { exitCode: 64, ...(isOurs ? {} : { said }), ...(hint ? { hint } : {}) });
   }

@@ -76,8 +76,8 @@ export const aRepository: Rule = (value, at, wrong) => {
   if (isLine(value) && /^(\w+:\/\/)?[^/@]*:[^/@]*@/.test(value)) wrong(at, 'holds a password, which every user here could see with `ps`: use an ssh key');
   else if (!isLine(value) || value.replace(/\[.*?\]/, '').includes('::') || ![url, asForScp, /^\//].some((form) => form.test(value))) wrong(at, "must be like 'ssh://borg@storage.example.org/./web1', or a path that starts with /");
 };
-const aWebAddress: Rule = (value, at, wrong) => (isLine(value) && /^https?:\/\/[^\s/?#@]+([/?#]\S*)?$/.test(value))
-  || wrong(at, "must be an address that starts with 'https://' or 'http://', without user and password");
+const aWebAddress: Rule = (value, at, wrong) => (isLine(value) && /^(?!.*\.\.\.$)https?:\/\/[^\s/?#@]+([/?#]\S*)?$/.test(value))
+  || wrong(at, "must be a whole address that starts with 'https://' or 'http://', without user and password");
 
 export const aTimeZone: Rule = (value, at, wrong) => {
   try {

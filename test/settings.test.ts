@@ -117,7 +117,7 @@ const settings = {
       "line 11: folders[3] must be a whole path like '/var/www', without // or .. in it, not '/a//b'",
       "line 11: folders[2] '/srv' is in the list already",
       'line 13: tell.comand is not a known setting - did you mean "command"?',
-      "line 13: tell.ping must be an address that starts with 'https://' or 'http://', without user and password",
+      "line 13: tell.ping must be a whole address that starts with 'https://' or 'http://', without user and password",
       "line 14: maxDowntimeMinutes must be a number from 0.01 to 10080, without quotes, not '120'",
     ].map((line) => line.slice(0, 60)));
     assert.ok(!list.join().includes('secret'), 'an address is never repeated');
@@ -150,7 +150,8 @@ const settings = {
     'a name with a blank': ["server: 'web 1'", /server must be/],
     'a setting at the wrong place': ["ping: 'https://x'", /ping is not a known setting$/],
     'a group that is text': ["tell: 'me'", /tell must be a group/],
-    'null for no address': ['tell: { ping: null }', /tell\.ping must be an address/],
+    'null for no address': ['tell: { ping: null }', /tell\.ping must be a whole address/],
+    'an address as the README shortens it': ["tell: { ping: 'https://hc-ping.com/...' }", /tell\.ping must be a whole address/],
     'a setting given twice': ["folders: ['/other']", /^line 2: folders is given twice/],
     'an unknown compression': ["compression: 'gzip'", /compression must be one that borg knows/],
     'an unknown chunker': ["chunker: 'fixed'", /chunker must be one that borg knows/],
@@ -194,6 +195,10 @@ const settings = {
   test('a bracket that is never closed is told with the line where it was opened', async () => {
     assert.match((await asked("const settings = {\n  stop: [\n    'service a',\n  folders: [],\n};")).err, /hint: the bracket opened in line 2 is never closed/);
     assert.match((await asked('const settings = {\n  stop: [],\n')).err, /it ends too early\n {2}hint: the bracket opened in line 1/);
+  });
+
+  test('an address without quotes is told', async () => {
+    assert.match((await asked('const settings = {\n  tell: { ping: https://hc.example.org/abc },\n};')).err, /line 2: [^]*hint: put the address in quotes/);
   });
 
   test('quotes out of a word processor are told', async () => {
