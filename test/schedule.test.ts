@@ -63,7 +63,7 @@ describe('started by cron and by systemd', { skip: cannotRun }, () => {
     assert.deepEqual([outcome, warnings], ['good', []]);
     const mails = (await host.must('cat /srv/mail')).split(/^(?=From: )/m), about = (words: RegExp) => mails.filter((mail) => words.test(mail));
     assert.ok(mails.every((mail) => /^Subject: .*failing\.js (--now|status) --quiet$/m.test(mail)), `of the good night there is no mail: ${mails.join('\n')}`);
-    assert.match(about(/^Subject: .* --now --quiet$/m)[0]!, /^backup: error: the `before` command failed \(exit code 1\)\n {2}ran: {2}false\n {2}services: nothing was stopped$/m);
+    assert.match(about(/^Subject: .* --now --quiet$/m)[0]!, /^backup: error: the `before` command failed \(exit code 1\)\n {2}ran: {2}false\n {2}hint: mend it, .*\n {2}services: nothing was stopped$/m);
     assert.match(about(/^Subject: .* status --quiet$/m).at(-1)!, /^CRITICAL: failing: no good backup yet; the last run failed: the `before` command failed \(exit code 1\)$[^]*^ {2}next +node backup\.js doctor$/m);
     await product.set({ window: null });
     await answers();
