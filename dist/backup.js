@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 6bc691b456971cb50d19f51ca713a7137e3e63498f5d63149b7395c5cd2ed8f2
+// Checksum of all but the settings: 79932b7596fad1a27cdf358d5fc0dde6bbb43d2ca90f7912ba9e6d0d06527bf4
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -2868,11 +2868,11 @@ async function listIds(settings, options = {}) {
 
 /**
  * Given all archives, oldest first, returns the ids of those that another tool wrote here before this script wrote its first, though they are named like ours
- * (`{hostname}-{now}`): they have neither a comment of ours nor a proof.
+ * (`{hostname}-{now}`). Ours have a comment of ours, or a proof.
  */
 function writtenBefore(all) {
-  const isOurs = ({ facts }) => facts.format === 1, first = all.findIndex(isOurs), names = new Set(all.map(({ name }) => name));
-  return new Set(all.slice(0, Math.max(0, first)).filter((one) => kindOf('', one.name) === 'cold' && !isOurs(one) && !names.has(`proven-${one.name}`)).map(({ id }) => id));
+  const names = new Set(all.map(({ name }) => name)), first = all.findIndex(({ name, facts }) => facts.format === 1 || names.has(`proven-${name}`));
+  return new Set(all.slice(0, Math.max(0, first)).filter(({ name }) => kindOf('', name) === 'cold').map(({ id }) => id));
 }
 
 /**

@@ -58,11 +58,11 @@ export async function listIds(settings: Settings, options: RunOptions = {}): Pro
 
 /**
  * Given all archives, oldest first, returns the ids of those that another tool wrote here before this script wrote its first, though they are named like ours
- * (`{hostname}-{now}`): they have neither a comment of ours nor a proof.
+ * (`{hostname}-{now}`). Ours have a comment of ours, or a proof.
  */
 export function writtenBefore(all: ListedArchive[]): Set<string> {
-  const isOurs = ({ facts }: ListedArchive) => facts.format === 1, first = all.findIndex(isOurs), names = new Set(all.map(({ name }) => name));
-  return new Set(all.slice(0, Math.max(0, first)).filter((one) => kindOf('', one.name) === 'cold' && !isOurs(one) && !names.has(`proven-${one.name}`)).map(({ id }) => id));
+  const names = new Set(all.map(({ name }) => name)), first = all.findIndex(({ name, facts }) => facts.format === 1 || names.has(`proven-${name}`));
+  return new Set(all.slice(0, Math.max(0, first)).filter(({ name }) => kindOf('', name) === 'cold').map(({ id }) => id));
 }
 
 export type ArchiveFacts = { archive: string; madeAt: string; kind: 'proven' | 'unproven' | 'warm' | 'other'; originalBytes: number | null; deduplicatedBytes: number | null; downSeconds: number | null; files: number | null };

@@ -101,7 +101,7 @@ describe(`bad input (seed ${seed})`, { skip: cannotRunHere() }, () => {
     fs.writeFileSync(record, '#!/bin/sh\nfor word; do printf "%s\\0" "$word" >> "$1.argv"; done\nexit 0\n', { mode: 0o755 });
     await many('ledger', 50, async (random, place, what) => {
       const words = settingsIn(place, {}), log = path.join(place, 'log'), mayStart = random() < 0.3, start = [record, log, ...[1, 2, 3].map(() => HOSTILE[Math.floor(random() * HOSTILE.length)]!.replaceAll('\0', ''))];
-      const part = { name: 'part', kind: 'command', group: 0, wasRunning: true, stop: ['true'], start, running: ['true'], askedAt: '2026-11-20T02:00:00.000Z', stoppedAt: '2026-11-20T02:00:01.000Z', runningAt: null };
+      const part = { name: 'part', kind: 'command', group: 0, wasRunning: true, stop: ['true'], start, running: ['test', '-e', `${log}.argv`], askedAt: '2026-11-20T02:00:00.000Z', stoppedAt: '2026-11-20T02:00:01.000Z', runningAt: null };
       const text = JSON.stringify(mayStart ? { ...ledger, restore: undefined, parts: [part] } : otherData(random, { ...ledger, parts: [] }));
       fs.writeFileSync(path.join(place, 'state/ledger.json'), mayStart || random() < 0.6 ? text : otherBytes(random, Buffer.from(text)), { mode: 0o600 });
       const ended = await run(['recover', ...words]);
