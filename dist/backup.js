@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 03117a6e854dabcc1cd98a8939f8d6b7576279da852f389d7559a03b8fad82a1
+// Checksum of all but the settings: 911a1bb3f269a0f7fc336894eb701418d032fefbb51a6b4ad35a8a3c5bb370d0
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -7717,7 +7717,7 @@ async function compareHeapAndIndex(copy) {
       if (heap.rows[table] !== undefined && heap.rows[table] !== rows) wrong.push(`${named(name)}: table ${table} has ${heap.rows[table]} rows, but its index knows ${rows}`);
     }
   }
-  return wrong.length > 0 ? bad(wrong) : tables > 0 ? good(`${count(tables, 'table')} counted both ways`) : good('no table here has an index that counts all its rows');
+  return wrong.length > 0 ? bad(wrong) : good(tables > 0 ? `${count(tables, 'table')} counted both ways` : 'no table here has an index that counts all its rows');
 }
 
 async function askQueries({ queries, server }) {

@@ -194,7 +194,7 @@ async function compareHeapAndIndex(copy: Copy): Promise<Verdict> {
       if (heap.rows[table] !== undefined && heap.rows[table] !== rows) wrong.push(`${named(name)}: table ${table} has ${heap.rows[table]} rows, but its index knows ${rows}`);
     }
   }
-  return wrong.length > 0 ? bad(wrong) : tables > 0 ? good(`${count(tables, 'table')} counted both ways`) : good('no table here has an index that counts all its rows');
+  return wrong.length > 0 ? bad(wrong) : good(tables > 0 ? `${count(tables, 'table')} counted both ways` : 'no table here has an index that counts all its rows');
 }
 
 async function askQueries({ queries, server }: Copy): Promise<Verdict> {
