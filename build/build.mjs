@@ -39,6 +39,7 @@ const CHAPTERS = [
   { file: 'lib/storage.ts', title: 'STORAGE' },
   { file: 'lib/passport.ts', title: 'PASSPORT' },
   { file: 'lib/partners.ts', title: 'PARTNERS' },
+  { file: 'lib/ways.ts', title: 'WAYS' },
   { file: 'lib/snapshot.ts', title: 'SNAPSHOT' },
   { file: 'lib/plan.ts', title: 'PLAN' },
   { file: 'lib/proof.ts', title: 'PROOF' },
@@ -46,6 +47,7 @@ const CHAPTERS = [
   { file: 'lib/swap.ts', title: 'SWAP' },
   { file: 'lib/pause.ts', title: 'PAUSE' },
   { file: 'lib/words.ts', title: 'WORDS' },
+  { file: 'lib/lookthrough.ts', title: 'LOOKING THROUGH' },
   { file: 'lib/runbook.ts', title: 'RESTORE.MD' },
   { file: 'lib/record.ts', title: 'RECORD' },
   { file: 'lib/commands.ts', title: 'COMMANDS' },
@@ -70,6 +72,7 @@ const CHAPTERS = [
   { file: 'lib/inplace.ts', title: 'IN PLACE' },
   { file: 'lib/checks.ts', title: 'CHECKS' },
   { file: 'lib/serverchecks.ts', title: 'SERVER CHECKS' },
+  { file: 'lib/lockin.ts', title: 'LOCKED IN' },
   { file: 'lib/rehearsal.ts', title: 'REHEARSAL' },
   { file: 'lib/drill.ts', title: 'DRILL' },
   { file: 'lib/schedule.ts', title: 'SCHEDULE' },
@@ -99,7 +102,7 @@ const CHAPTERS = [
   { file: 'lib/report.ts', title: 'REPORT' },
 ];
 const MAY_CALL_LATER = ['lib/run.ts', 'backup.ts'];
-const MOST_LINES = { readable: 9060, operator: 1850 };
+const MOST_LINES = { readable: 9100, operator: 1850 };
 const OLDEST_NODE = 'node18';
 
 const output = path.resolve(process.argv[2] ?? fileURLToPath(new URL('../dist/backup.js', import.meta.url)));

@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 911a1bb3f269a0f7fc336894eb701418d032fefbb51a6b4ad35a8a3c5bb370d0
+// Checksum of all but the settings: 4b4c69f757bf8e25eddf95aeb993d2d5e1acbcccf307c9ffe624e1bacae2a44c
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -39,6 +39,7 @@
 //   ==== STORAGE ====          The storage as this server reaches it: its address, ssh, and what `borg serve` says of itself.
 //   ==== PASSPORT ====         The passport: everything needed to build a machine on which the saved files work.
 //   ==== PARTNERS ====         Partners: who else holds the data of a cluster, and notices nothing when that goes back in time.
+//   ==== WAYS ====             Ways: how each path gets into the archive when `snapshot` is 'yes', and why.
 //   ==== SNAPSHOT ====         Copy-on-write copies, for `snapshot: 'yes'`: made in an instant while everything is stopped.
 //   ==== PLAN ====             The plan: what will be stopped, saved and started, worked out once, before anything is changed.
 //   ==== PROOF ====            The proof that what is copied is cold, taken before the cold pass and again after it.
@@ -46,6 +47,7 @@
 //   ==== SWAP ====             The swap: what was restored takes its place, and the old contents go aside, by rename(2) alone.
 //   ==== PAUSE ====            The pause: stop the parts, each seen stopped, and start them again, each seen running.
 //   ==== WORDS ====            What is written for people in their own language: RESTORE.md, the recovery sheet, messages.
+//   ==== LOOKING THROUGH ====  Looking through what came back, by RESTORE.md, before it is let loose.
 //   ==== RESTORE.MD ====       RESTORE.md: how to bring back this very archive by hand, for somebody without this script.
 //   ==== RECORD ====           The record that travels in every archive: manifest.json, RESTORE.md, listing, script, settings.
 //   ==== COMMANDS ====         The commands of a night: the borg calls of its three passes, and the dry run, which shows them all.
@@ -70,6 +72,7 @@
 //   ==== IN PLACE ====         In place: `restore ... --in-place` puts an archive, or parts of it, where it was.
 //   ==== CHECKS ====           What a drill looks at in a copy before it runs: files as listed when cold, page checksums.
 //   ==== SERVER CHECKS ====    What a drill asks of the copy once it runs: databases, libraries, indexes, rows.
+//   ==== LOCKED IN ====        Locked in: a cluster's copy finds in its sandbox only what came with it, at the old paths.
 //   ==== REHEARSAL ====        The rehearsal of a drill: extracts clusters into the scratch folder, starts and checks each.
 //   ==== DRILL ====            The drill: a restore, rehearsed.
 //   ==== SCHEDULE ====         The schedule: what starts this script at night, and when next.
@@ -3199,19 +3202,16 @@ function partnersOf({ slots = [], standbys = [], subscriptions = [], recovery = 
 }
 
 // =========================================================================================================
-// ==== SNAPSHOT ====
-// Copy-on-write copies, for `snapshot: 'yes'`: made in an instant while everything is stopped.
-// borg reads them while everything runs again. A btrfs subvolume is snapshotted; other folders on btrfs and xfs are copied by
-// reflink; small ones are simply copied; what allows none of these is read while everything is stopped, as without a snapshot.
-// Changes: folders of its own, named .cold-backup-snapshot-…, beside what they are copies of, or above. They are on a list in
-// the state folder before they are made, and whoever finds that list without its run (the guard, `recover`, the next run)
-// removes them.
+// ==== WAYS ====
+// Ways: how each path gets into the archive when `snapshot` is 'yes', and why.
+// A btrfs subvolume is snapshotted; other folders on btrfs and xfs are copied by reflink; small ones are simply copied; what
+// allows none of these is read while everything is stopped, as without a snapshot. Only looks, before the stop and at the
+// space while the copies are read.
 
 const COPY_MARK = '.cold-backup-snapshot-';
 const SMALL_FOLDER = { files: 500, bytes: 16e6 };
 const LEAST_FREE = 256e6;
 const FREE_SHARE = 0.1; // of what lies on the file system: blocks that are written while a copy is there are new ones
-const LONGEST_COPY_SECONDS = 86_400;
 
 /** Where file systems are mounted (proc(5), mountinfo); the last one of a folder is the one that is seen. */
 function mounts() {
@@ -3222,6 +3222,7 @@ function mounts() {
   });
 }
 
+const hasCopy = (root) => root.copy !== '';
 const liesIn = (file, folder) => file !== folder && isBelow(file, folder);
 
 /** Given the paths to save, returns them with the way of each, and why. Looks only. `run` names the copies. */
@@ -3340,12 +3341,24 @@ function watchSpace(roots, onShort) {
   return () => clearInterval(timer);
 }
 
-// ---- making and removing them ----
+/** How a path is read when a snapshot is asked for, in words. */
+function howRead({ way, because }) {
+  return way === 'cold' ? `no snapshot, it is read while everything is stopped: ${because}` : `${way === 'subvolume' ? 'snapshot' : way}: ${because}`;
+}
+
+// =========================================================================================================
+// ==== SNAPSHOT ====
+// Copy-on-write copies, for `snapshot: 'yes'`: made in an instant while everything is stopped.
+// borg reads them while everything runs again, each in the way that was chosen for it.
+// Changes: folders of its own, named .cold-backup-snapshot-…, beside what they are copies of, or above. They are on a list in
+// the state folder before they are made, and whoever finds that list without its run (the guard, `recover`, the next run)
+// removes them.
+
+const LONGEST_COPY_SECONDS = 86_400;
 
 const listFile = (stateFolder) => path.join(stateFolder, 'snapshots.json');
 /** The ways of the copies in words: 'subvolume, copy'; '' when there are none. */
 const waysIn = (roots) => [...new Set(roots.filter(hasCopy).map((root) => root.way))].sort().reverse().join(', ');
-const hasCopy = (root) => root.copy !== '';
 
 function noteCopies(stateFolder, roots) {
   writeDurably(listFile(stateFolder), `${JSON.stringify({ copies: roots.filter(hasCopy).map(({ way, copy }) => ({ way, copy })) }, null, 1)}\n`);
@@ -3452,11 +3465,6 @@ function copyOf(file, roots) {
  */
 function whatLies(roots) {
   return roots.filter(hasCopy).map((root) => `${root.path} ${deviceAndInode(root.path)}`).join('\n');
-}
-
-/** How a path is read when a snapshot is asked for, in words. */
-function howRead({ way, because }) {
-  return way === 'cold' ? `no snapshot, it is read while everything is stopped: ${because}` : `${way === 'subvolume' ? 'snapshot' : way}: ${because}`;
 }
 
 // =========================================================================================================
@@ -4515,6 +4523,76 @@ const SPANISH = {
 const WORDS = { en: ENGLISH, es: SPANISH };
 
 // =========================================================================================================
+// ==== LOOKING THROUGH ====
+// Looking through what came back, by RESTORE.md, before it is let loose.
+// Every table that the manifest counted is counted again; indexes that another libc or ICU sorts otherwise are rebuilt. Only
+// makes text, quoted for the shell.
+
+const LOCKED_IN = '-c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0';
+
+const q = (...words) => pasteable(words);
+const block = (lines) => ['```sh', ...lines, '```'].join('\n');
+const untilFirstError = (lines) => block(['( set -e', ...lines, ')']); // pasted or not, it ends at the first command that fails
+
+const psqlOf = (one) => ['runuser', '-u', one.owner, '--', 'env', 'PGOPTIONS=-c search_path=pg_catalog', 'psql', '-XqAt', '-h', one.socketFolder || '/var/run/postgresql', '-p', one.port || '5432'];
+
+const psqlIn = (one) => ['docker', 'exec', '--interactive', '--user', String(one.uid), one.container, 'sh', '-c', 'exec psql -XqAt -U "${POSTGRES_USER:-postgres}" "$@"', 'sh'];
+
+function checksChapter(manifest, clusters, w) {
+  const ran = clusters.filter((one) => one.pid !== 0);
+  if (ran.length === 0) return [];
+  const starts = ran.map((one) => (one.configFolder ? `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} start -o ${q(LOCKED_IN)}` : startOf(manifest, one)));
+  const connections = Object.fromEntries(ran.map((one) => [one.name, psqlOf(one)]));
+  return [`## 7. ${w.checks}`, w.alone, untilFirstError(['systemctl daemon-reload || true', ...starts]), w.counted,
+    counting(connections, w),
+    ...collationsChapter(manifest, ran, w), ...(ran.some((one) => one.configFolder) ? [w.good,
+      block(ran.filter((one) => one.configFolder).map((one) => `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} stop`))] : [])];
+}
+
+// Counts every table that the manifest counted. connections: by cluster, the words that run psql there.
+const counting = (connections, w, first = []) => block([...first, `python3 - <<'END'`, 'import json, subprocess, sys', `connections = ${JSON.stringify(connections)}`, 'bad = same = 0',
+  `for cluster in json.load(open('/root/restore/record/manifest.json'))['postgres']:`,
+  `    for database in cluster['databases'] if cluster['name'] in connections else []:`,
+  `        if not database['connectable']: continue`,
+  `        tables = database.get('rows') or {}`,
+  `        sql = ''.join('select %d, count(*) from only %s;\\n' % (number, name) for number, name in enumerate(tables)) or 'select 1;'`,
+  `        done = subprocess.run(connections[cluster['name']] + ['-d', database['name']], input=sql, capture_output=True, text=True)`,
+  `        here = dict(line.split('|') for line in done.stdout.split() if '|' in line)`,
+  `        if done.stderr: print(cluster['name'], database['name'], done.stderr.strip())`,
+  `        for number, (name, rows) in enumerate(tables.items()):`,
+  `            found = here.get(str(number))`,
+  `            if found is None or (rows and found == '0'): bad += 1`,
+  `            if found is not None and rows in (None, int(found)): same += 1   # ${w.tooLarge}`,
+  `            else: print(cluster['name'], database['name'], name, '${w.recorded}', rows, '${w.here}', found)`,
+  `        bad += 0 if done.returncode == 0 else 1`,
+  `print('${w.result}' % (same, bad))`, 'sys.exit(1 if bad else 0)', 'END']);
+
+const startOf = ({ plan }, cluster) => q(...plan.parts.find((part) => part.dataDirectory === cluster.dataDirectory)?.start ?? ['true']);
+
+// Indexes lie in the order of libc or ICU: another version may sort otherwise. Only those are rebuilt that this archive has.
+function collationsChapter({ postgres, host }, clusters, w) {
+  const lines = clusters.flatMap((cluster) => {
+    const facts = postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
+    return (['c', 'i']).flatMap((provider) => {
+      const sql = (facts?.databases ?? []).flatMap((one) => {
+        const used = (one.collations ?? []).filter((collation) => collation.provider === provider && !/^(C|POSIX|C\.utf-?8)$/i.test(collation.locale ?? ''));
+        const isOwn = one.provider === provider && Number(cluster.version) >= 15 && one.recorded !== null;
+        const statements = [...used.flatMap((collation) => collation.indexes.map((index) => `REINDEX INDEX ${index};`)),
+          ...used.filter((collation) => collation.name !== 'default' && collation.recorded !== null).map((collation) => `ALTER COLLATION ${[collation.schema, collation.name].map(quotedName).join('.')} REFRESH VERSION;`),
+          ...used.flatMap((collation) => collation.partitionedTables.map((table) => `-- ${w.partitions(table)}`)),
+          ...(isOwn ? [`ALTER DATABASE ${quotedName(one.name)} REFRESH COLLATION VERSION;`] : [])];
+        return statements.length === 0 ? [] : [`${q(...psqlOf(cluster))} -v ON_ERROR_STOP=1 -d ${q(one.name)} <<'END'`, ...statements.map((text) => text.replaceAll('\n', ' ')), 'END'];
+      });
+      if (sql.length === 0) return [];
+      const differs = provider === 'c' ? `[ "$(getconf GNU_LIBC_VERSION)" != ${q(host.libc)} ]`
+        : `[ "$(basename "$(readlink -f "$(ldd ${q(path.join(cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, 'postgres'))} | grep -o '/[^ ]*libicui18n[^ ]*')")")" != ${q(facts?.icu ?? '')} ]`;
+      return [`if ${differs}; then`, ...sql, 'fi'];
+    });
+  });
+  return lines.length === 0 ? [] : [w.sorted([host.libc, ...new Set(postgres.map((one) => one.icu).filter((one) => one))]), block(lines)];
+}
+
+// =========================================================================================================
 // ==== RESTORE.MD ====
 // RESTORE.md: how to bring back this very archive by hand, for somebody without this script.
 // It needs borg, the key file and the passphrase. Facts of the night are filled in, nothing is told that this archive does not
@@ -4531,11 +4609,6 @@ function isLookedAt({ path: place, why, strict }, containers) {
   return OF_THE_SYSTEM.test(place) && !strict && uses.length > 0 && uses.every((one) => one.writable === false);
 }
 
-const LOCKED_IN = '-c listen_addresses= -c archive_mode=off -c max_logical_replication_workers=0';
-
-const q = (...words) => pasteable(words);
-const block = (lines) => ['```sh', ...lines, '```'].join('\n');
-const untilFirstError = (lines) => block(['( set -e', ...lines, ')']); // pasted or not, it ends at the first command that fails
 const stored = (places) => q(...places.map((one) => `pp:${one.slice(1)}`));
 
 /** Given the manifest of an archive and a language, returns its RESTORE.md: the same commands in every language. */
@@ -4658,64 +4731,6 @@ function containersAgain({ containers, plan }, w) {
     ...lost.map(([project, , files]) => w.lost(project, files.join(', '))),
     ...(byHand.length > 0 ? [w.byHand(byHand.map((one) => `\`${one.name}\``).join(', '))] : []),
     w.digest];
-}
-
-const psqlOf = (one) => ['runuser', '-u', one.owner, '--', 'env', 'PGOPTIONS=-c search_path=pg_catalog', 'psql', '-XqAt', '-h', one.socketFolder || '/var/run/postgresql', '-p', one.port || '5432'];
-
-const psqlIn = (one) => ['docker', 'exec', '--interactive', '--user', String(one.uid), one.container, 'sh', '-c', 'exec psql -XqAt -U "${POSTGRES_USER:-postgres}" "$@"', 'sh'];
-
-function checksChapter(manifest, clusters, w) {
-  const ran = clusters.filter((one) => one.pid !== 0);
-  if (ran.length === 0) return [];
-  const starts = ran.map((one) => (one.configFolder ? `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} start -o ${q(LOCKED_IN)}` : startOf(manifest, one)));
-  const connections = Object.fromEntries(ran.map((one) => [one.name, psqlOf(one)]));
-  return [`## 7. ${w.checks}`, w.alone, untilFirstError(['systemctl daemon-reload || true', ...starts]), w.counted,
-    counting(connections, w),
-    ...collationsChapter(manifest, ran, w), ...(ran.some((one) => one.configFolder) ? [w.good,
-      block(ran.filter((one) => one.configFolder).map((one) => `pg_ctlcluster --skip-systemctl-redirect ${one.name.split('/').map((word) => q(word)).join(' ')} stop`))] : [])];
-}
-
-// Counts every table that the manifest counted. connections: by cluster, the words that run psql there.
-const counting = (connections, w, first = []) => block([...first, `python3 - <<'END'`, 'import json, subprocess, sys', `connections = ${JSON.stringify(connections)}`, 'bad = same = 0',
-  `for cluster in json.load(open('/root/restore/record/manifest.json'))['postgres']:`,
-  `    for database in cluster['databases'] if cluster['name'] in connections else []:`,
-  `        if not database['connectable']: continue`,
-  `        tables = database.get('rows') or {}`,
-  `        sql = ''.join('select %d, count(*) from only %s;\\n' % (number, name) for number, name in enumerate(tables)) or 'select 1;'`,
-  `        done = subprocess.run(connections[cluster['name']] + ['-d', database['name']], input=sql, capture_output=True, text=True)`,
-  `        here = dict(line.split('|') for line in done.stdout.split() if '|' in line)`,
-  `        if done.stderr: print(cluster['name'], database['name'], done.stderr.strip())`,
-  `        for number, (name, rows) in enumerate(tables.items()):`,
-  `            found = here.get(str(number))`,
-  `            if found is None or (rows and found == '0'): bad += 1`,
-  `            if found is not None and rows in (None, int(found)): same += 1   # ${w.tooLarge}`,
-  `            else: print(cluster['name'], database['name'], name, '${w.recorded}', rows, '${w.here}', found)`,
-  `        bad += 0 if done.returncode == 0 else 1`,
-  `print('${w.result}' % (same, bad))`, 'sys.exit(1 if bad else 0)', 'END']);
-
-const startOf = ({ plan }, cluster) => q(...plan.parts.find((part) => part.dataDirectory === cluster.dataDirectory)?.start ?? ['true']);
-
-// Indexes lie in the order of libc or ICU: another version may sort otherwise. Only those are rebuilt that this archive has.
-function collationsChapter({ postgres, host }, clusters, w) {
-  const lines = clusters.flatMap((cluster) => {
-    const facts = postgres.find((one) => one.dataDirectory === cluster.dataDirectory);
-    return (['c', 'i']).flatMap((provider) => {
-      const sql = (facts?.databases ?? []).flatMap((one) => {
-        const used = (one.collations ?? []).filter((collation) => collation.provider === provider && !/^(C|POSIX|C\.utf-?8)$/i.test(collation.locale ?? ''));
-        const isOwn = one.provider === provider && Number(cluster.version) >= 15 && one.recorded !== null;
-        const statements = [...used.flatMap((collation) => collation.indexes.map((index) => `REINDEX INDEX ${index};`)),
-          ...used.filter((collation) => collation.name !== 'default' && collation.recorded !== null).map((collation) => `ALTER COLLATION ${[collation.schema, collation.name].map(quotedName).join('.')} REFRESH VERSION;`),
-          ...used.flatMap((collation) => collation.partitionedTables.map((table) => `-- ${w.partitions(table)}`)),
-          ...(isOwn ? [`ALTER DATABASE ${quotedName(one.name)} REFRESH COLLATION VERSION;`] : [])];
-        return statements.length === 0 ? [] : [`${q(...psqlOf(cluster))} -v ON_ERROR_STOP=1 -d ${q(one.name)} <<'END'`, ...statements.map((text) => text.replaceAll('\n', ' ')), 'END'];
-      });
-      if (sql.length === 0) return [];
-      const differs = provider === 'c' ? `[ "$(getconf GNU_LIBC_VERSION)" != ${q(host.libc)} ]`
-        : `[ "$(basename "$(readlink -f "$(ldd ${q(path.join(cluster.binaries || `/usr/lib/postgresql/${cluster.version}/bin`, 'postgres'))} | grep -o '/[^ ]*libicui18n[^ ]*')")")" != ${q(facts?.icu ?? '')} ]`;
-      return [`if ${differs}; then`, ...sql, 'fi'];
-    });
-  });
-  return lines.length === 0 ? [] : [w.sorted([host.libc, ...new Set(postgres.map((one) => one.icu).filter((one) => one))]), block(lines)];
 }
 
 function startChapter(manifest, clusters, w) {
@@ -7745,6 +7760,41 @@ async function nameFiles(copy, files) {
 }
 
 // =========================================================================================================
+// ==== LOCKED IN ====
+// Locked in: a cluster's copy finds in its sandbox only what came with it, at the old paths.
+// What an archive says of itself is believed nowhere here: whoever could write one would have this machine's root do as it says.
+// Changes only the drill's folder.
+
+/** Given the drill's folder, the manifest and a copy, gives the copy to the sandbox's user and opens its sandbox. Throws Problem when something of it would lead out. */
+async function lockIn(folder, manifest, copy) {
+  const { passport, files } = copy, roots = passport.roots.filter((root) => fs.statSync(files + root, { throwIfNoEntry: false })?.isDirectory() && !['/etc', '/record'].some((folder) => isBelow(root, folder)));
+  if (!fs.lstatSync(copy.onHost, { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`${named(passport.dataDirectory)} is not in this archive, or is no folder there: its record cannot be trusted`);
+  for (const root of [...roots, passport.dataDirectory]) if (fs.realpathSync(files + root) !== files + root) throw new Problem(`${named(root)} is a link in this archive, or lies below one: its record cannot be trusted`);
+  const mounts = manifest.containers.find((box) => box.name === passport.container)?.mounts ?? [];
+  const inside = (root) => {
+    if (passport.container && isBelow(root, passport.dataDirectory)) return copy.inside + root.slice(passport.dataDirectory.length); // its mount may be typed over a link
+    const mount = mounts.filter((single) => isBelow(root, single.source)).sort((a, b) => b.source.length - a.source.length)[0];
+    return mount ? path.normalize(mount.destination + root.slice(mount.source.length)) : root;
+  };
+  // What lies outside is seen where PostgreSQL looks for it, too: its link may lead there over another one, which is in no archive.
+  const wal = path.join(copy.onHost, 'pg_wal'), walLink = fs.lstatSync(wal, { throwIfNoEntry: false })?.isSymbolicLink() ? path.resolve(copy.inside, fs.readlinkSync(wal)) : '';
+  const looksFor = [...passport.tablespaces.map(({ link, location }) => [location, link]), [passport.walFolder, walLink]]
+    .filter(([root, link]) => roots.includes(root) && typeof link === 'string' && path.isAbsolute(link) && !roots.some((one) => isBelow(link, inside(one))));
+  const places = [...roots.map((root) => [root, inside(root)]), ...looksFor].map(([root, at]) => ({ from: files + root, at: path.resolve('/', at) })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
+  const system = places.find(({ at }) => /^\/(|(bin|sbin|lib\w*|etc|proc|dev|sys|own|tmp)(\/.*)?|usr|usr\/local|usr\/(local\/)?(s?bin|lib\w*)(\/.*)?)$/s.test(at) && !/^\/tmp\/./.test(at));
+  if (system) throw new Problem(`${named(system.at)} is a folder of the system, no place for a cluster: the record of this archive cannot be trusted`);
+  // A standby's copy comes up by itself, and follows nobody. And whatever its owner may have put in the place of our mark goes.
+  for (const name of ['standby.signal', 'recovery.signal', SANDBOX_MARK]) fs.rmSync(path.join(copy.onHost, name), { force: true, recursive: true });
+  fs.writeFileSync(path.join(copy.onHost, SANDBOX_MARK), '', { flag: 'wx' });
+  copy.sandbox = await openSandbox(folder, places, copy.programs);
+  const user = fs.statSync(path.join(folder, 'own'));
+  const owned = await look(['find', ...places.map(({ from }) => from), '-type', 'b,c', '-delete', '-o', '-exec', 'chown', '--no-dereference', `${user.uid}:${user.gid}`, '{}', '+'], { seconds: 3600 }); // a device would be this machine's
+  if (owned.code !== 0) throw failure('the copy cannot be given to the user of the sandbox', owned);
+  const opened = await look(['chmod', 'u=rwx,go=', ...places.map(({ from }) => from)]); // PostgreSQL insists
+  if (opened.code !== 0) throw failure('the copy cannot be closed to others', opened);
+}
+
+// =========================================================================================================
 // ==== REHEARSAL ====
 // The rehearsal of a drill: extracts clusters into the scratch folder, starts and checks each.
 // In the sandbox; and it measures. Reads the repository without borg's lock, so that a night neither waits nor is waited for;
@@ -7867,7 +7917,7 @@ async function rehearseCluster(one, passport) {
     const damaged = [];
     const first = await step(FILE_CHECKS[0].check, () => FILE_CHECKS[0].examine(copy));
     damaged.push(...first.damaged ?? []);
-    await lockIn(one, copy);
+    await lockIn(one.folder, one.manifest, copy);
     for (const { check, examine } of FILE_CHECKS.slice(1)) damaged.push(...(await step(check, () => examine(copy))).damaged ?? []);
     const started = await step('starts', async () => {
       copy.server = await startInside(copy.sandbox, copy.programs, copy.inside, copy.onHost, superusers(passport));
@@ -7935,35 +7985,6 @@ async function bytesBelow(listing, roots) {
     found.bytes += Number(bytes);
   });
   return found;
-}
-
-// The copy belongs to the sandbox's user from here, and nothing of it may lead out: what is locked in finds there only what came with it, at the old paths.
-async function lockIn(one, copy) {
-  const { passport, files } = copy, roots = passport.roots.filter((root) => fs.statSync(files + root, { throwIfNoEntry: false })?.isDirectory() && !['/etc', '/record'].some((folder) => isBelow(root, folder)));
-  if (!fs.lstatSync(copy.onHost, { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`${named(passport.dataDirectory)} is not in this archive, or is no folder there: its record cannot be trusted`);
-  for (const root of [...roots, passport.dataDirectory]) if (fs.realpathSync(files + root) !== files + root) throw new Problem(`${named(root)} is a link in this archive, or lies below one: its record cannot be trusted`);
-  const mounts = one.manifest.containers.find((box) => box.name === passport.container)?.mounts ?? [];
-  const inside = (root) => {
-    if (passport.container && isBelow(root, passport.dataDirectory)) return copy.inside + root.slice(passport.dataDirectory.length); // its mount may be typed over a link
-    const mount = mounts.filter((single) => isBelow(root, single.source)).sort((a, b) => b.source.length - a.source.length)[0];
-    return mount ? path.normalize(mount.destination + root.slice(mount.source.length)) : root;
-  };
-  // What lies outside is seen where PostgreSQL looks for it, too: its link may lead there over another one, which is in no archive.
-  const wal = path.join(copy.onHost, 'pg_wal'), walLink = fs.lstatSync(wal, { throwIfNoEntry: false })?.isSymbolicLink() ? path.resolve(copy.inside, fs.readlinkSync(wal)) : '';
-  const looksFor = [...passport.tablespaces.map(({ link, location }) => [location, link]), [passport.walFolder, walLink]]
-    .filter(([root, link]) => roots.includes(root) && typeof link === 'string' && path.isAbsolute(link) && !roots.some((one) => isBelow(link, inside(one))));
-  const places = [...roots.map((root) => [root, inside(root)]), ...looksFor].map(([root, at]) => ({ from: files + root, at: path.resolve('/', at) })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
-  const system = places.find(({ at }) => /^\/(|(bin|sbin|lib\w*|etc|proc|dev|sys|own|tmp)(\/.*)?|usr|usr\/local|usr\/(local\/)?(s?bin|lib\w*)(\/.*)?)$/s.test(at) && !/^\/tmp\/./.test(at));
-  if (system) throw new Problem(`${named(system.at)} is a folder of the system, no place for a cluster: the record of this archive cannot be trusted`);
-  // A standby's copy comes up by itself, and follows nobody. And whatever its owner may have put in the place of our mark goes.
-  for (const name of ['standby.signal', 'recovery.signal', SANDBOX_MARK]) fs.rmSync(path.join(copy.onHost, name), { force: true, recursive: true });
-  fs.writeFileSync(path.join(copy.onHost, SANDBOX_MARK), '', { flag: 'wx' });
-  copy.sandbox = await openSandbox(one.folder, places, copy.programs);
-  const user = fs.statSync(path.join(one.folder, 'own'));
-  const owned = await look(['find', ...places.map(({ from }) => from), '-type', 'b,c', '-delete', '-o', '-exec', 'chown', '--no-dereference', `${user.uid}:${user.gid}`, '{}', '+'], { seconds: 3600 }); // a device would be this machine's
-  if (owned.code !== 0) throw failure('the copy cannot be given to the user of the sandbox', owned);
-  const opened = await look(['chmod', 'u=rwx,go=', ...places.map(({ from }) => from)]); // PostgreSQL insists
-  if (opened.code !== 0) throw failure('the copy cannot be closed to others', opened);
 }
 
 /** Read everything in the archive back, without writing it anywhere: every chunk comes over the line, is decrypted and verified by borg. */

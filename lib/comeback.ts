@@ -19,7 +19,7 @@ import { clusterPart, describeCluster, findClusters } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
 import { listArchives, readFromArchive } from './archives.ts';
 import { findPart, serverName } from './plan.ts';
-import type { Root } from './snapshot.ts';
+import type { Root } from './ways.ts';
 import { isThere, swapsFor } from './swap.ts';
 import { isLookedAt } from './runbook.ts';
 import { soundManifest } from './record.ts';

@@ -5,7 +5,8 @@ import type { Settings } from './settings.ts';
 import { createCommand } from './passes.ts';
 import { makePlan } from './plan.ts';
 import type { Plan } from './plan.ts';
-import { copyCommands, howRead, inCopies } from './snapshot.ts';
+import { howRead } from './ways.ts';
+import { copyCommands, inCopies } from './snapshot.ts';
 import { readLedger } from './ledger.ts';
 import { lastGoodRun, readHistory, trendOf } from './history.ts';
 

@@ -13,13 +13,13 @@ import type { Mount } from './containers.ts';
 import { answerOf } from './form.ts';
 import { controlState } from './postmaster.ts';
 import { askBorg, borgEnvironment, borgFailure, borgOnlyWarned } from './borg.ts';
-import type { Root } from './snapshot.ts';
+import type { Root } from './ways.ts';
 import { eachRecord, pathIn } from './proof.ts';
 import type { Manifest } from './record.ts';
 import { asPattern } from './list.ts';
 import { parseEntry, unsafe, watchEntries } from './measure.ts';
 import { showProgress } from './restore.ts';
-import { mounts } from './snapshot.ts';
+import { mounts } from './ways.ts';
 import { isThere, mountOf, mountPoints, nearestFolder, stagingFor, swapsFor } from './swap.ts';
 
 /** Something that is extracted in one go and swapped as one: a root of the archive, or what a disk mounted below one holds. */

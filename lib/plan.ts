@@ -18,8 +18,9 @@ import { whyNotCold } from './postmaster.ts';
 import { clusterPart, clustersNamed, findClusters } from './postgres.ts';
 import type { Cluster } from './postgres.ts';
 import { configFilesOf } from './questions.ts';
-import { chooseWays, waysIn } from './snapshot.ts';
-import type { Root } from './snapshot.ts';
+import { chooseWays } from './ways.ts';
+import { waysIn } from './snapshot.ts';
+import type { Root } from './ways.ts';
 
 export type Plan = {
   format: 1;

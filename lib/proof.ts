@@ -13,7 +13,7 @@ import { deviceAndInode, markOfRun } from './processes.ts';
 import { isBelow } from './files.ts';
 import type { Plan } from './plan.ts';
 import { copyOf, inCopies } from './snapshot.ts';
-import type { Root } from './snapshot.ts';
+import type { Root } from './ways.ts';
 
 /** What was seen when everything was stopped. */
 export type Proof = {

@@ -7,7 +7,8 @@ import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
 import { borgVersion, isRemote, tryRepository } from './borg.ts';
 import { tryConnection } from './storage.ts';
-import { howRead, noteCopies, tryReflinks, waysIn } from './snapshot.ts';
+import { howRead } from './ways.ts';
+import { noteCopies, tryReflinks, waysIn } from './snapshot.ts';
 import type { Plan } from './plan.ts';
 
 /** Run the settings' `before`, if there is one. Throws Problem when it fails. */

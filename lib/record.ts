@@ -15,7 +15,7 @@ import type { Certificate } from './certificate.ts';
 import type { Settings } from './settings.ts';
 import type { Loaded } from './check.ts';
 import type { Passport } from './passport.ts';
-import type { Root } from './snapshot.ts';
+import type { Root } from './ways.ts';
 import type { Plan } from './plan.ts';
 import { restoreText } from './runbook.ts';
 import type { Proof } from './proof.ts';

@@ -5,9 +5,9 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { Problem, count, lastLines, named, pasteable, say, size } from './say.ts';
-import { failure, goOn, look } from './shell.ts';
+import { goOn, look } from './shell.ts';
 import { freeBytes, isBelow, outermost, plainText } from './files.ts';
-import { SANDBOX_MARK, markOfRun } from './processes.ts';
+import { markOfRun } from './processes.ts';
 import { lastGoodRun } from './history.ts';
 import type { Settings } from './settings.ts';
 import { borgVersion } from './borg.ts';
@@ -19,13 +19,13 @@ import { extract } from './restore.ts';
 import { ownManifest, recordFolder, soundManifest } from './record.ts';
 import type { Manifest } from './record.ts';
 import type { ClusterPassport } from './passport.ts';
-import { findPrograms, openSandbox, startInside } from './sandbox.ts';
-import type { Place } from './sandbox.ts';
+import { findPrograms, startInside } from './sandbox.ts';
 import { READ_BACK } from './certificate.ts';
 import type { Certificate, DrillCheck } from './certificate.ts';
 import { SERVER_CHECKS, nameFiles } from './serverchecks.ts';
 import { FILE_CHECKS, bad, good } from './checks.ts';
 import type { Copy, Verdict } from './checks.ts';
+import { lockIn } from './lockin.ts';
 
 const RECORD = ['record/manifest.json', 'record/listing']; // what else lies in that folder of an archive was laid there by somebody else
 const NICELY = ['nice', '-n', '5', 'ionice', '-c', '2', '-n', '7']; // a night that comes along goes first
@@ -147,7 +147,7 @@ async function rehearseCluster(one: Drill, passport: ClusterPassport): Promise<v
     const damaged: string[] = [];
     const first = await step(FILE_CHECKS[0]!.check, () => FILE_CHECKS[0]!.examine(copy));
     damaged.push(...first.damaged ?? []);
-    await lockIn(one, copy);
+    await lockIn(one.folder, one.manifest, copy);
     for (const { check, examine } of FILE_CHECKS.slice(1)) damaged.push(...(await step(check, () => examine(copy))).damaged ?? []);
     const started = await step('starts', async () => {
       copy.server = await startInside(copy.sandbox, copy.programs, copy.inside, copy.onHost, superusers(passport));
@@ -215,35 +215,6 @@ async function bytesBelow(listing: string, roots: string[]): Promise<{ files: nu
     found.bytes += Number(bytes);
   });
   return found;
-}
-
-// The copy belongs to the sandbox's user from here, and nothing of it may lead out: what is locked in finds there only what came with it, at the old paths.
-async function lockIn(one: Drill, copy: Copy): Promise<void> {
-  const { passport, files } = copy, roots = passport.roots.filter((root) => fs.statSync(files + root, { throwIfNoEntry: false })?.isDirectory() && !['/etc', '/record'].some((folder) => isBelow(root, folder)));
-  if (!fs.lstatSync(copy.onHost, { throwIfNoEntry: false })?.isDirectory()) throw new Problem(`${named(passport.dataDirectory)} is not in this archive, or is no folder there: its record cannot be trusted`);
-  for (const root of [...roots, passport.dataDirectory]) if (fs.realpathSync(files + root) !== files + root) throw new Problem(`${named(root)} is a link in this archive, or lies below one: its record cannot be trusted`);
-  const mounts = one.manifest.containers.find((box) => box.name === passport.container)?.mounts ?? [];
-  const inside = (root: string): string => {
-    if (passport.container && isBelow(root, passport.dataDirectory)) return copy.inside + root.slice(passport.dataDirectory.length); // its mount may be typed over a link
-    const mount = mounts.filter((single) => isBelow(root, single.source)).sort((a, b) => b.source.length - a.source.length)[0];
-    return mount ? path.normalize(mount.destination + root.slice(mount.source.length)) : root;
-  };
-  // What lies outside is seen where PostgreSQL looks for it, too: its link may lead there over another one, which is in no archive.
-  const wal = path.join(copy.onHost, 'pg_wal'), walLink = fs.lstatSync(wal, { throwIfNoEntry: false })?.isSymbolicLink() ? path.resolve(copy.inside, fs.readlinkSync(wal)) : '';
-  const looksFor = [...passport.tablespaces.map(({ link, location }) => [location, link] as const), [passport.walFolder, walLink] as const]
-    .filter(([root, link]) => roots.includes(root) && typeof link === 'string' && path.isAbsolute(link) && !roots.some((one) => isBelow(link, inside(one))));
-  const places: Place[] = [...roots.map((root) => [root, inside(root)] as const), ...looksFor].map(([root, at]) => ({ from: files + root, at: path.resolve('/', at) })).filter(({ at }, index, all) => all.findIndex((other) => other.at === at) === index);
-  const system = places.find(({ at }) => /^\/(|(bin|sbin|lib\w*|etc|proc|dev|sys|own|tmp)(\/.*)?|usr|usr\/local|usr\/(local\/)?(s?bin|lib\w*)(\/.*)?)$/s.test(at) && !/^\/tmp\/./.test(at));
-  if (system) throw new Problem(`${named(system.at)} is a folder of the system, no place for a cluster: the record of this archive cannot be trusted`);
-  // A standby's copy comes up by itself, and follows nobody. And whatever its owner may have put in the place of our mark goes.
-  for (const name of ['standby.signal', 'recovery.signal', SANDBOX_MARK]) fs.rmSync(path.join(copy.onHost, name), { force: true, recursive: true });
-  fs.writeFileSync(path.join(copy.onHost, SANDBOX_MARK), '', { flag: 'wx' });
-  copy.sandbox = await openSandbox(one.folder, places, copy.programs);
-  const user = fs.statSync(path.join(one.folder, 'own'));
-  const owned = await look(['find', ...places.map(({ from }) => from), '-type', 'b,c', '-delete', '-o', '-exec', 'chown', '--no-dereference', `${user.uid}:${user.gid}`, '{}', '+'], { seconds: 3600 }); // a device would be this machine's
-  if (owned.code !== 0) throw failure('the copy cannot be given to the user of the sandbox', owned);
-  const opened = await look(['chmod', 'u=rwx,go=', ...places.map(({ from }) => from)]); // PostgreSQL insists
-  if (opened.code !== 0) throw failure('the copy cannot be closed to others', opened);
 }
 
 /** Read everything in the archive back, without writing it anywhere: every chunk comes over the line, is decrypted and verified by borg. */

@@ -13,7 +13,7 @@ import path from 'node:path';
 import { Problem, lastLines, named, pasteable, say, warn } from './say.ts';
 import { change, hasSystemd } from './shell.ts';
 import { isBelow, writeDurably } from './files.ts';
-import { mounts } from './snapshot.ts';
+import { mounts } from './ways.ts';
 import { STAGING, ledgerFile } from './ledger.ts';
 import type { FolderFacts, Ledger, Restore, Swap } from './ledger.ts';
 
