@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 4b4c69f757bf8e25eddf95aeb993d2d5e1acbcccf307c9ffe624e1bacae2a44c
+// Checksum of all but the settings: c6a0c47a8bbe75338583984278fc1607a3ae9991135b3e33c457d57a0681a506
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -2640,13 +2640,14 @@ function parseLine(line) {
 }
 
 /**
- * Ask borg something that changes nothing in the repository, with so much patience for its locks. Returns how it ended. It
+ * Ask borg something that changes nothing in the repository. Returns how it ended. Its locks are waited for, with little patience and then with much. It
  * need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it.
  */
-async function askBorg(settings, words, options = {}, lockWait = PATIENT_LOCK_WAIT) {
-  const [command, ...rest] = words;
-  const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', lockWait]), command, ...rest],
+async function askBorg(settings, [command, ...rest], options = {}) {
+  const ask = (lockWait) => look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', lockWait]), command, ...rest],
     { seconds: 3600, ...options, env: { ...borgEnvironment(settings), BORG_SELFTEST: 'disabled', ...options.env } });
+  let done = await ask(SHORT_LOCK_WAIT);
+  if (/"msgid": "LockTimeout"/.test(done.said)) done = await ask(PATIENT_LOCK_WAIT);
   goOn(); // it may have ended because we were asked to stop
   return done;
 }
@@ -2672,8 +2673,7 @@ async function tryRepository(settings) {
     if (!fs.existsSync(file)) throw new Problem(`${key} ${named(file)} is not there`,
       { hint: 'run `node backup.js setup`, or bring it back from the recovery sheet' });
   }
-  let done = await askBorg(settings, ['info', '--json'], {}, SHORT_LOCK_WAIT);
-  if (/"msgid": "LockTimeout"/.test(done.said)) done = await askBorg(settings, ['info', '--json']);
+  const done = await askBorg(settings, ['info', '--json']);
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure('the repository cannot be used', done);
   const facts = answerOf('the repository cannot be used', done, { encryption: { mode: 'text' }, repository: { id: 'text' } });
   const encryption = String(facts.encryption.mode);

@@ -103,13 +103,14 @@ export function parseLine(line: string): BorgNote | null {
 }
 
 /**
- * Ask borg something that changes nothing in the repository, with so much patience for its locks. Returns how it ended. It
+ * Ask borg something that changes nothing in the repository. Returns how it ended. Its locks are waited for, with little patience and then with much. It
  * need not test itself: that costs 0.2 s of every start, and whoever copies or extracts does it.
  */
-export async function askBorg(settings: Settings, words: string[], options: RunOptions = {}, lockWait = PATIENT_LOCK_WAIT): Promise<Done> {
-  const [command, ...rest] = words;
-  const done = await look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', lockWait]), command!, ...rest],
+export async function askBorg(settings: Settings, [command, ...rest]: string[], options: RunOptions = {}): Promise<Done> {
+  const ask = (lockWait: string) => look(['borg', '--log-json', ...(command === '--version' ? [] : ['--lock-wait', lockWait]), command!, ...rest],
     { seconds: 3600, ...options, env: { ...borgEnvironment(settings), BORG_SELFTEST: 'disabled', ...options.env } });
+  let done = await ask(SHORT_LOCK_WAIT);
+  if (/"msgid": "LockTimeout"/.test(done.said)) done = await ask(PATIENT_LOCK_WAIT);
   goOn(); // it may have ended because we were asked to stop
   return done;
 }
@@ -135,8 +136,7 @@ export async function tryRepository(settings: Settings): Promise<{ id: string; e
     if (!fs.existsSync(file)) throw new Problem(`${key} ${named(file)} is not there`,
       { hint: 'run `node backup.js setup`, or bring it back from the recovery sheet' });
   }
-  let done = await askBorg(settings, ['info', '--json'], {}, SHORT_LOCK_WAIT);
-  if (/"msgid": "LockTimeout"/.test(done.said)) done = await askBorg(settings, ['info', '--json']);
+  const done = await askBorg(settings, ['info', '--json']);
   if (done.code !== 0 && !borgOnlyWarned(done.code)) throw borgFailure('the repository cannot be used', done);
   const facts = answerOf('the repository cannot be used', done, { encryption: { mode: 'text' }, repository: { id: 'text' } });
   const encryption = String(facts.encryption.mode);
