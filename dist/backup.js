@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: c6a0c47a8bbe75338583984278fc1607a3ae9991135b3e33c457d57a0681a506
+// Checksum of all but the settings: 0b96be0b2e518175627eb36971f5712526a6bbc5e98038c8a073d08553290328
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -3685,10 +3685,12 @@ async function refuseWhatRuns(parts) {
 async function writeListing(plan, file, roots, fromCopies = false) {
   const fd = fs.openSync(file, fromCopies ? 'a' : 'w', 0o600);
   try {
+    const isWhole = (place) => plan.exclude.length > 0 && roots.some((root) => !root.strict && isBelow(place, root.path));
+    const whole = outermost(plan.clusters.flatMap((cluster) => cluster.roots).filter(isWhole)); // clusters below `folders`: of these borg leaves nothing out
     for (const strict of [true, false]) {
-      const paths = roots.filter((root) => root.strict === strict).map((root) => root.path);
+      const paths = [...new Set([...roots.filter((root) => root.strict === strict).map((root) => root.path), ...strict ? whole : []])];
       if (paths.length === 0) continue;
-      const find = ['find', ...paths, ...(strict ? [] : prunedPaths(plan.exclude)), '-printf', LISTING_FORMAT];
+      const find = ['find', ...paths, ...(strict ? [] : prunedPaths([...whole.map((place) => place.replace(/[*?[\\]/g, '\\$&')), ...plan.exclude])), '-printf', LISTING_FORMAT];
       const done = await look(fromCopies ? inCopies(plan.roots, find) : find, { stdout: fd, seconds: 24 * 3600, env: markOfRun(plan.run) });
       if (done.code !== 0 && strict) throw failure('not every file below a stopped part can be listed', done);
     }

@@ -10,7 +10,7 @@ import type { Part } from './units.ts';
 import { containerState } from './containers.ts';
 import { controlState, isUsed, whyNotCold } from './postmaster.ts';
 import { deviceAndInode, markOfRun } from './processes.ts';
-import { isBelow } from './files.ts';
+import { isBelow, outermost } from './files.ts';
 import type { Plan } from './plan.ts';
 import { copyOf, inCopies } from './snapshot.ts';
 import type { Root } from './ways.ts';
@@ -79,10 +79,12 @@ async function refuseWhatRuns(parts: Part[]): Promise<void> {
 async function writeListing(plan: Plan, file: string, roots: Root[], fromCopies = false): Promise<{ files: number; listingSha256: string }> {
   const fd = fs.openSync(file, fromCopies ? 'a' : 'w', 0o600);
   try {
+    const isWhole = (place: string) => plan.exclude.length > 0 && roots.some((root) => !root.strict && isBelow(place, root.path));
+    const whole = outermost(plan.clusters.flatMap((cluster) => cluster.roots).filter(isWhole)); // clusters below `folders`: of these borg leaves nothing out
     for (const strict of [true, false]) {
-      const paths = roots.filter((root) => root.strict === strict).map((root) => root.path);
+      const paths = [...new Set([...roots.filter((root) => root.strict === strict).map((root) => root.path), ...strict ? whole : []])];
       if (paths.length === 0) continue;
-      const find = ['find', ...paths, ...(strict ? [] : prunedPaths(plan.exclude)), '-printf', LISTING_FORMAT];
+      const find = ['find', ...paths, ...(strict ? [] : prunedPaths([...whole.map((place) => place.replace(/[*?[\\]/g, '\\$&')), ...plan.exclude])), '-printf', LISTING_FORMAT];
       const done = await look(fromCopies ? inCopies(plan.roots, find) : find, { stdout: fd, seconds: 24 * 3600, env: markOfRun(plan.run) });
       if (done.code !== 0 && strict) throw failure('not every file below a stopped part can be listed', done);
     }

@@ -63,6 +63,12 @@ describe('the choice of what is saved', { skip: cannotRunHere() }, () => {
     assertClusterComes('without');
   });
 
+  test('what is proven to be cold is what is stored, each file once', async () => {
+    const files = await backUp({ folders: [srv], exclude: ['*.conf', '*/cache'] });
+    const listing = server.borg('extract', '--stdout', `::${server.history().pop().archive}`, 'record/listing').split('\0').filter((line) => line !== '').map((line) => line.split('\t').slice(7).join('\t'));
+    assert.deepEqual(listing.sort(), files.filter((file) => !file.startsWith('/record/')).sort());
+  });
+
   test('a regular expression does not reach into a cluster, either', async () => {
     const files = await backUp({ folders: [srv], exclude: ['re:/(base|cache)$', `pf:${srv.slice(1)}/pg`] });
     assert.deepEqual(files.filter((file) => /\/cache/.test(file)), []);
