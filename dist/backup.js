@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 0b96be0b2e518175627eb36971f5712526a6bbc5e98038c8a073d08553290328
+// Checksum of all but the settings: 00550462bfa0b4679898a88d1252f62573c48053db2533d2dce141aa64529d1a
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -620,10 +620,11 @@ let shielded = false; // while things are started again nothing is given up, wha
 
 /** Ask the night to end early: programs that may be ended are, then everything is started again. The first one who asks counts. */
 function askToStop(why, exitCode, hint) {
-  if (stopRequest) return say(`${why}: everything is being started again, please wait`);
+  const startsNothing = exitCode > 128 && hint;
+  if (stopRequest) return say(`${why}: ${startsNothing ? 'what is under way is being ended' : 'everything is being started again'}, please wait`);
   stopRequest = { why, exitCode, hint };
   if (shielded) return say(`${why}: everything is being started again first, please wait`);
-  say(`${why}: ending what is under way${exitCode > 128 && hint ? '' : '; what was stopped, if anything, is started again'}`);
+  say(`${why}: ending what is under way${startsNothing ? '' : '; what was stopped, if anything, is started again'}`);
   for (const end of enders) end();
 }
 

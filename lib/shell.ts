@@ -56,10 +56,11 @@ let shielded = false; // while things are started again nothing is given up, wha
 
 /** Ask the night to end early: programs that may be ended are, then everything is started again. The first one who asks counts. */
 export function askToStop(why: string, exitCode: number, hint?: string): void {
-  if (stopRequest) return say(`${why}: everything is being started again, please wait`);
+  const startsNothing = exitCode > 128 && hint;
+  if (stopRequest) return say(`${why}: ${startsNothing ? 'what is under way is being ended' : 'everything is being started again'}, please wait`);
   stopRequest = { why, exitCode, hint };
   if (shielded) return say(`${why}: everything is being started again first, please wait`);
-  say(`${why}: ending what is under way${exitCode > 128 && hint ? '' : '; what was stopped, if anything, is started again'}`);
+  say(`${why}: ending what is under way${startsNothing ? '' : '; what was stopped, if anything, is started again'}`);
   for (const end of enders) end();
 }
 
