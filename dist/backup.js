@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 00550462bfa0b4679898a88d1252f62573c48053db2533d2dce141aa64529d1a
+// Checksum of all but the settings: a9880ded1177a9d7373d4c1858e38137a8604578d744028f16c3512a09f84b3b
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -8386,11 +8386,13 @@ async function everyCheck({ settings, file }, script) {
   await attempt('repository', async () => `it opens (${(await tryRepository(settings)).encryption})`);
   await attempt('parts and paths', async () => {
     plan = await makePlan(settings, new Date());
-    return `${count(plan.parts.length, 'part')}, ${count(plan.roots.length, 'path')}: all there`;
+    const running = plan.parts.filter((one) => one.wasRunning), first = running.find((one) => one.dataDirectory), late = running.filter((one) => !one.dataDirectory && one.group > (first?.group ?? Infinity));
+    const order = late.length > 0 ? `; ${late.map((one) => one.name).join(', ')} would stop after ${first.name}, and start before it: what uses that database has to stand before it in \`stop\`` : '';
+    return `${count(plan.parts.length, 'part')}, ${count(plan.roots.length, 'path')}: all there${order}`;
   });
-  const unsaved = warnings.filter((one) => UNSAVED.test(one)), others = warnings.filter((one) => !UNSAVED.test(one)), nameIt = 'name it in `stop`, `folders` or `volumes`';
-  if (unsaved.length > 0 || !plan) add('unsaved', unsaved.length > 0 ? false : null, unsaved.join('; ') || NO_PLAN, unsaved.length > 0 ? nameIt : '');
-  else add('unsaved', true, 'nothing that runs here is left out', nameIt);
+  const unsaved = warnings.filter((one) => UNSAVED.test(one)), others = warnings.filter((one) => !UNSAVED.test(one));
+  if (unsaved.length > 0 || !plan) add('unsaved', unsaved.length > 0 ? false : null, unsaved.join('; ') || NO_PLAN, unsaved.length > 0 ? 'mend the settings as it says: until then no archive holds it' : '');
+  else add('unsaved', true, 'nothing that runs here is left out');
   if (others.length > 0) add('warned of', false, others.join('; '), 'a run says the same every night, and ends with 1: mend it');
   const history = readHistory(settings.stateFolder), strangers = lastGoodRun(settings.stateFolder) ? await listArchives(settings, serverName(settings)).then((all) => strangersAmong(all, history), () => null) : null;
   add('own name', strangers && strangers.length === 0, strangers === null ? 'nothing to compare with yet' : strangers.length > 0 ? `no run here wrote ${strangers.slice(0, 3).map(named).join(', ')}` : 'every archive of this name was written here',

@@ -121,7 +121,7 @@ describe('on a host with Docker', { skip: cannotRun }, () => {
     await host.must('docker volume create --opt type=tmpfs --opt device=tmpfs peeker_memory; docker run --detach --name peeker --volume shop_files:/data --volume peeker_own:/own --volume peeker_memory:/memory app');
     const said = await product.expect([], 1, /volume shop_files is saved while peeker may write to it: name the container in `stop`/, /volume peeker_own \(of peeker\) is not saved/);
     assert.doesNotMatch(said, /peeker_memory/, 'nothing of it outlives its container');
-    await product.expect(['doctor'], 1, /^to do +unsaved: (?!.*may write to it).*volume peeker_own \(of peeker\) is not saved.*\n {9}hint: name it in `stop`/m, /^to do +warned of: volume shop_files is saved while peeker may write to it/m);
+    await product.expect(['doctor'], 1, /^to do +unsaved: (?!.*may write to it).*volume peeker_own \(of peeker\) is not saved.*\n {9}hint: mend the settings as it says/m, /^to do +warned of: volume shop_files is saved while peeker may write to it/m);
     await host.must('docker rm --force peeker; docker volume rm peeker_own peeker_memory');
   });
 

@@ -45,8 +45,10 @@ describe('on a systemd host', { skip: cannotRun }, () => {
   after(() => remove(host));
 
   scenario('a good night: units, a list of units, a cluster with tablespace and WAL elsewhere; the archive boots with all its rows', async () => {
-    await product.set({ stop: ['service web', ['service worker', 'service mail'], 'postgres *'], warmPass: true });
-    await product.expect(['doctor'], 1, /schedule/);
+    await product.set({ stop: ['postgres *', 'service web', ['service worker', 'service mail']], warmPass: true });
+    await product.expect(['doctor'], 1, /all there; service web, service worker, service mail would stop after postgres 15\/main, and start before it/);
+    await product.set({ stop: ['service web', ['service worker', 'service mail'], 'postgres *'] });
+    await product.expect(['doctor'], 1, /schedule/, /: all there$/m);
     const said = await product.expect([], 0, /warnings +none/, /services +all 5 are running again/);
     assert.ok(said.indexOf('stopped service web') < said.indexOf('stopped service worker'), said);
     assert.ok(said.indexOf('started postgres 15/main') < said.indexOf('started service mail') && said.indexOf('started service worker') < said.indexOf('started service web'), said);
