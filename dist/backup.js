@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: a9880ded1177a9d7373d4c1858e38137a8604578d744028f16c3512a09f84b3b
+// Checksum of all but the settings: 0bed161732ca941c052403485c50cf1a6c7556dd727e5748547dfa3e4f57936b
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -906,6 +906,7 @@ const KINDS_OF_VALUE = {
   time: (value) => isText(value) && !Number.isNaN(Date.parse(value)),
   number: (value) => Number.isFinite(value),
   id: (value) => Number.isInteger(value) && value >= 0 && value < 2 ** 32,
+  server: (value) => isText(value) && /^[A-Za-z0-9][\w.-]*$/.test(value),
   version: (value) => isText(value) && /^\d+(\.\d+)?$/.test(value),
   hex: (value) => isText(value) && /^[0-9a-f]*$/.test(value),
   bits: (value) => isText(value) && /^[0-7]{3,5}$/.test(value),
@@ -4605,10 +4606,11 @@ function collationsChapter({ postgres, host }, clusters, w) {
 // Folders that a running machine cannot do without: they are not swapped, but laid aside to be compared.
 const SYSTEM = /^\/(|etc|etc\/(passwd|group|g?shadow)|usr(\/.*)?|var|var\/(lib|log|cache|spool)|var\/lib\/(docker|containerd)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
 const OF_THE_SYSTEM = /^\/((etc|root|usr)\/|var\/((cache|log|run|spool|lib\/(apt|containerd|dbus|docker|dpkg|rpm|systemd))(\/|$)|lib$))/; // but not /var/www, /var/lib/shop
-/** Whether this is the machine's own, at which containers only look (`/etc/group:/etc/group:ro`): another machine's would harm it. Given a root of the plan, and the passport's containers. */
-function isLookedAt({ path: place, why, strict }, containers) {
+/** Whether this is the machine's own, at which containers only look (`/etc/group:/etc/group:ro`): another machine's would harm it. What lies below a folder that is named comes back with it. Given a root, and the manifest. */
+function isLookedAt({ path: place, why, strict }, { plan, containers }) {
   const source = why.startsWith('volume /') ? why.slice('volume '.length) : ''; // a bind mount; what is a volume of Docker's is the containers' own
   const uses = containers.flatMap(({ mounts }) => mounts.filter((one) => one.source === source)); // none: the passport lacks its container, so nobody knows
+  if (plan.roots.some((one) => !one.why.startsWith('volume ') && isBelow(place, one.path))) return false;
   return OF_THE_SYSTEM.test(place) && !strict && uses.length > 0 && uses.every((one) => one.writable === false);
 }
 
@@ -4628,7 +4630,7 @@ function restoreText(manifest, language) {
 
 function placesOf({ plan, containers }, clusters) {
   const system = plan.roots.filter((root) => SYSTEM.test(root.path) && !/^volume \/usr\/./.test(root.why)).map((root) => root.path);
-  const looked = plan.roots.filter((root) => isLookedAt(root, containers)).map((root) => root.path).filter((one) => !system.includes(one));
+  const looked = plan.roots.filter((root) => isLookedAt(root, { plan, containers })).map((root) => root.path).filter((one) => !system.includes(one));
   const byNumber = plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path).filter((one) => !system.includes(one) && !looked.includes(one));
   const byName = [...clusters.flatMap((one) => one.roots), ...plan.roots.map((root) => root.path)].filter((one) => ![...system, ...looked, ...byNumber].includes(one));
   return { byName: outermost(byName).sort(), byNumber: outermost(byNumber), system: outermost(system), looked: outermost(looked) };
@@ -4879,7 +4881,7 @@ const SAVED_CLUSTER = {
 };
 const PACKAGES = { all: { '*': 'text' }, needed: { '*': 'text' }, unowned: ['text'] };
 const MANIFEST_FORM = {
-  server: 'text', madeAt: 'text', packages: PACKAGES, parents: [{ path: 'path', mode: 'bits', uid: 'id', gid: 'id' }], 'proof?': { clusters: [{ dataDirectory: 'text', systemIdentifier: 'text' }] },
+  server: 'server', madeAt: 'text', packages: PACKAGES, parents: [{ path: 'path', mode: 'bits', uid: 'id', gid: 'id' }], 'proof?': { clusters: [{ dataDirectory: 'text', systemIdentifier: 'text' }] },
   host: { architecture: 'text', libc: 'text', users: [{ id: 'id', 'name?': 'text', 'group?': 'id' }], groups: [{ id: 'id', 'name?': 'text' }] },
   containers: [{ name: 'text', image: 'text', imageId: 'text', imageDigests: ['text'], composeProject: 'text', composeService: 'text', composeFiles: ['text'],
     mounts: [{ 'type?': 'text', 'name?': 'text', source: 'text', destination: 'text' }] }],
@@ -7035,7 +7037,7 @@ function rootsMeant(manifest, words, own) {
   const { roots } = manifest.plan, chosen = names.length === 0 ? roots : names.flatMap((name) => rootsOfPart(manifest, name));
   const isOwn = (folder) => own.some((file) => isBelow(file, folder));
   const isNamed = ({ why }) => names.some((name) => name === why || `volume ${name}` === why);
-  const stays = chosen.filter((root) => !isNamed(root) && isThere(root.path) && isLookedAt(root, manifest.containers));
+  const stays = chosen.filter((root) => !isNamed(root) && isThere(root.path) && isLookedAt(root, manifest));
   const usable = chosen.filter((root) => !stays.includes(root) && (/^volume [^/]/.test(root.why) || !(SYSTEM_FOLDERS.includes(root.path) || NEVER.test(root.path) || isOwn(root.path))));
   for (const one of chosen.filter((root) => !usable.includes(root))) {
     const text = stays.includes(one) ? `${named(one.path)} stays as it is here: containers only look at it`
@@ -7055,7 +7057,7 @@ function rootsOfPart({ plan, containers }, wanted) {
   const mounts = containers.filter((one) => (kind === 'compose' ? one.composeProject === plain : kind === 'container' && one.name === plain)).flatMap((one) => one.mounts);
   const found = plan.roots.filter((root) => (cluster && root.why === `cluster ${cluster.name}`) || (is('volume') && root.why === `volume ${plain}`)
     || (is('folder') && (root.path === plain || root.why === `folder ${plain} leads here`)) || mounts.some((mount) => mount.source && (isBelow(root.path, mount.source) || [`volume ${mount.source}`, `folder ${mount.source} leads here`].includes(root.why))));
-  if (found.length === 0 && cluster) found.push(...plan.roots.filter((root) => isBelow(cluster.dataDirectory, root.path)));
+  if (found.length === 0 && cluster) found.push(...plan.roots.filter((root) => cluster.roots.some((one) => isBelow(one, root.path)))); // in volumes, or below a folder
   if (found.length > 0) return found;
   const known = [...plan.clusters.filter((one) => one.container === '').map((one) => `postgres ${one.name}`),
     ...plan.roots.filter((one) => /^(volume|folder)/.test(one.why)).map((one) => (one.why === 'folder' ? one.path : one.why))];

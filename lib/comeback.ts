@@ -75,7 +75,7 @@ function rootsMeant(manifest: Manifest, words: string[], own: string[]): Root[] 
   const { roots } = manifest.plan, chosen = names.length === 0 ? roots : names.flatMap((name) => rootsOfPart(manifest, name));
   const isOwn = (folder: string) => own.some((file) => isBelow(file, folder));
   const isNamed = ({ why }: Root) => names.some((name) => name === why || `volume ${name}` === why);
-  const stays = chosen.filter((root) => !isNamed(root) && isThere(root.path) && isLookedAt(root, manifest.containers));
+  const stays = chosen.filter((root) => !isNamed(root) && isThere(root.path) && isLookedAt(root, manifest));
   const usable = chosen.filter((root) => !stays.includes(root) && (/^volume [^/]/.test(root.why) || !(SYSTEM_FOLDERS.includes(root.path) || NEVER.test(root.path) || isOwn(root.path))));
   for (const one of chosen.filter((root) => !usable.includes(root))) {
     const text = stays.includes(one) ? `${named(one.path)} stays as it is here: containers only look at it`
@@ -95,7 +95,7 @@ function rootsOfPart({ plan, containers }: Manifest, wanted: string): Root[] {
   const mounts = containers.filter((one) => (kind === 'compose' ? one.composeProject === plain : kind === 'container' && one.name === plain)).flatMap((one) => one.mounts);
   const found = plan.roots.filter((root) => (cluster && root.why === `cluster ${cluster.name}`) || (is('volume') && root.why === `volume ${plain}`)
     || (is('folder') && (root.path === plain || root.why === `folder ${plain} leads here`)) || mounts.some((mount) => mount.source && (isBelow(root.path, mount.source) || [`volume ${mount.source}`, `folder ${mount.source} leads here`].includes(root.why))));
-  if (found.length === 0 && cluster) found.push(...plan.roots.filter((root) => isBelow(cluster.dataDirectory, root.path)));
+  if (found.length === 0 && cluster) found.push(...plan.roots.filter((root) => cluster.roots.some((one) => isBelow(one, root.path)))); // in volumes, or below a folder
   if (found.length > 0) return found;
   const known = [...plan.clusters.filter((one) => one.container === '').map((one) => `postgres ${one.name}`),
     ...plan.roots.filter((one) => /^(volume|folder)/.test(one.why)).map((one) => (one.why === 'folder' ? one.path : one.why))];

@@ -15,6 +15,7 @@ const KINDS_OF_VALUE = {
   time: (value: any) => isText(value) && !Number.isNaN(Date.parse(value)),
   number: (value: any) => Number.isFinite(value),
   id: (value: any) => Number.isInteger(value) && value >= 0 && value < 2 ** 32,
+  server: (value: any) => isText(value) && /^[A-Za-z0-9][\w.-]*$/.test(value),
   version: (value: any) => isText(value) && /^\d+(\.\d+)?$/.test(value),
   hex: (value: any) => isText(value) && /^[0-9a-f]*$/.test(value),
   bits: (value: any) => isText(value) && /^[0-7]{3,5}$/.test(value),

@@ -110,7 +110,7 @@ const SAVED_CLUSTER: Form = {
 };
 const PACKAGES: Form = { all: { '*': 'text' }, needed: { '*': 'text' }, unowned: ['text'] };
 const MANIFEST_FORM: Form = {
-  server: 'text', madeAt: 'text', packages: PACKAGES, parents: [{ path: 'path', mode: 'bits', uid: 'id', gid: 'id' }], 'proof?': { clusters: [{ dataDirectory: 'text', systemIdentifier: 'text' }] },
+  server: 'server', madeAt: 'text', packages: PACKAGES, parents: [{ path: 'path', mode: 'bits', uid: 'id', gid: 'id' }], 'proof?': { clusters: [{ dataDirectory: 'text', systemIdentifier: 'text' }] },
   host: { architecture: 'text', libc: 'text', users: [{ id: 'id', 'name?': 'text', 'group?': 'id' }], groups: [{ id: 'id', 'name?': 'text' }] },
   containers: [{ name: 'text', image: 'text', imageId: 'text', imageDigests: ['text'], composeProject: 'text', composeService: 'text', composeFiles: ['text'],
     mounts: [{ 'type?': 'text', 'name?': 'text', source: 'text', destination: 'text' }] }],

@@ -9,7 +9,6 @@ import { isBelow, outermost } from './files.ts';
 import { quotedName } from './questions.ts';
 import { partnersOf } from './partners.ts';
 import type { Manifest } from './record.ts';
-import type { ContainerPassport } from './passport.ts';
 import type { Root } from './ways.ts';
 import { WORDS } from './words.ts';
 import type { RestoreWords } from './words.ts';
@@ -21,10 +20,11 @@ type Places = { byName: string[]; byNumber: string[]; system: string[]; looked: 
 // Folders that a running machine cannot do without: they are not swapped, but laid aside to be compared.
 const SYSTEM = /^\/(|etc|etc\/(passwd|group|g?shadow)|usr(\/.*)?|var|var\/(lib|log|cache|spool)|var\/lib\/(docker|containerd)|boot|root|home|bin|sbin|lib\w*|run|dev|proc|sys|tmp)$/;
 const OF_THE_SYSTEM = /^\/((etc|root|usr)\/|var\/((cache|log|run|spool|lib\/(apt|containerd|dbus|docker|dpkg|rpm|systemd))(\/|$)|lib$))/; // but not /var/www, /var/lib/shop
-/** Whether this is the machine's own, at which containers only look (`/etc/group:/etc/group:ro`): another machine's would harm it. Given a root of the plan, and the passport's containers. */
-export function isLookedAt({ path: place, why, strict }: Root, containers: ContainerPassport[]): boolean {
+/** Whether this is the machine's own, at which containers only look (`/etc/group:/etc/group:ro`): another machine's would harm it. What lies below a folder that is named comes back with it. Given a root, and the manifest. */
+export function isLookedAt({ path: place, why, strict }: Root, { plan, containers }: Pick<Manifest, 'plan' | 'containers'>): boolean {
   const source = why.startsWith('volume /') ? why.slice('volume '.length) : ''; // a bind mount; what is a volume of Docker's is the containers' own
   const uses = containers.flatMap(({ mounts }) => mounts.filter((one) => one.source === source)); // none: the passport lacks its container, so nobody knows
+  if (plan.roots.some((one) => !one.why.startsWith('volume ') && isBelow(place, one.path))) return false;
   return OF_THE_SYSTEM.test(place) && !strict && uses.length > 0 && uses.every((one) => one.writable === false);
 }
 
@@ -44,7 +44,7 @@ export function restoreText(manifest: Manifest, language: 'en' | 'es'): string {
 
 function placesOf({ plan, containers }: Manifest, clusters: HostCluster[]): Places {
   const system = plan.roots.filter((root) => SYSTEM.test(root.path) && !/^volume \/usr\/./.test(root.why)).map((root) => root.path);
-  const looked = plan.roots.filter((root) => isLookedAt(root, containers)).map((root) => root.path).filter((one) => !system.includes(one));
+  const looked = plan.roots.filter((root) => isLookedAt(root, { plan, containers })).map((root) => root.path).filter((one) => !system.includes(one));
   const byNumber = plan.roots.filter((root) => root.why.startsWith('volume ')).map((root) => root.path).filter((one) => !system.includes(one) && !looked.includes(one));
   const byName = [...clusters.flatMap((one) => one.roots), ...plan.roots.map((root) => root.path)].filter((one) => ![...system, ...looked, ...byNumber].includes(one));
   return { byName: outermost(byName).sort(), byNumber: outermost(byNumber), system: outermost(system), looked: outermost(looked) };

@@ -152,6 +152,8 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root' }, () => {
       runLinked();
       const alone = await server.run(['restore', 'latest', '--in-place', 'container', 'linked-db', '--dry-run', '--json'], { env: engine.env });
       assert.ok(JSON.parse(alone.out).swaps.some((one: any) => one.place === path.join(real, 'pgdata')), 'what it mounts over a link is its own, too');
+      const cluster = await server.run(['restore', 'latest', '--in-place', 'postgres', 'container linked-db', '--dry-run', '--json'], { env: engine.env });
+      assert.deepEqual(JSON.parse(cluster.out).swaps.map((one: any) => one.place), ['pgdata', 'pgwal'].map((name) => path.join(real, name)), 'a cluster comes back with its WAL, and with nothing else');
       const back = await server.run(['restore', 'latest', '--in-place'], { env: engine.env }), all = back.out + back.err;
       assert.equal(back.code, 1, all);
       for (const words of [new RegExp(`${stays} stays as it is here: containers only look at it`), /volume cache lies in memory here/, /services: all 2 are running again/]) assert.match(all, words);
