@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 0bed161732ca941c052403485c50cf1a6c7556dd727e5748547dfa3e4f57936b
+// Checksum of all but the settings: 2b8a204e19713bfa8f4a63f0e44996e2b627366daded7647fac4212d7d3422c7
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -6732,8 +6732,9 @@ async function extract(settings, argv, target, title, mark = {}, cwd = target) {
   const progress = showProgress(title), damaged = [];
   const onErrorLine = (line) => { // of all that it says only the end is kept
     progress.onLine(line);
-    const [, file] = /damaged|inconsisten/.test(line) ? /^(.*): (?:File has damaged .*chunks|Size inconsistency detected)/s.exec(parseLine(line)?.message ?? '') ?? [] : [];
-    if (file !== undefined && damaged.length < 100) damaged.push(`${named(`/${file}`)} is damaged in the repository: borg has zeros for what is missing`);
+    const note = /BackupError|damaged|inconsisten/.test(line) ? parseLine(line) : null; // borg 1.2 says why; 1.4.0 "backup error", and its message id tells
+    const [, file] = /^(.*): (?:backup error|File has damaged .*chunks|Size inconsistency detected)/s.exec(note?.message ?? '') ?? [];
+    if ((file !== undefined || note?.msgid === 'BackupError') && damaged.length < 100) damaged.push(`${named(file === undefined ? note.message : `/${file}`)} is damaged in the repository: borg has zeros for what is missing`);
   };
   const done = await change(argv, { cwd, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
   goOn();

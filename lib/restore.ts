@@ -145,8 +145,9 @@ export async function extract(settings: Settings, argv: string[], target: string
   const progress = showProgress(title), damaged: string[] = [];
   const onErrorLine = (line: string) => { // of all that it says only the end is kept
     progress.onLine(line);
-    const [, file] = /damaged|inconsisten/.test(line) ? /^(.*): (?:File has damaged .*chunks|Size inconsistency detected)/s.exec(parseLine(line)?.message ?? '') ?? [] : [];
-    if (file !== undefined && damaged.length < 100) damaged.push(`${named(`/${file}`)} is damaged in the repository: borg has zeros for what is missing`);
+    const note = /BackupError|damaged|inconsisten/.test(line) ? parseLine(line) : null; // borg 1.2 says why; 1.4.0 "backup error", and its message id tells
+    const [, file] = /^(.*): (?:backup error|File has damaged .*chunks|Size inconsistency detected)/s.exec(note?.message ?? '') ?? [];
+    if ((file !== undefined || note?.msgid === 'BackupError') && damaged.length < 100) damaged.push(`${named(file === undefined ? note!.message! : `/${file}`)} is damaged in the repository: borg has zeros for what is missing`);
   };
   const done = await change(argv, { cwd, env: { ...borgEnvironment(settings), BORG_RELOCATED_REPO_ACCESS_IS_OK: 'yes', ...mark }, onErrorLine });
   goOn();
