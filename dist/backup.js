@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 2b8a204e19713bfa8f4a63f0e44996e2b627366daded7647fac4212d7d3422c7
+// Checksum of all but the settings: aa4b48ef4d079e71ee7daada05ed5d2ff48f399f1a808b759d6d201dc9524576
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -2572,6 +2572,7 @@ const HINTS = {
   KeyfileInvalidError: '`keyFile` is damaged: bring it back from the recovery sheet',
   ConnectionClosed: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
   ConnectionClosedWithHint: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
+  ConnectionBrokenWithHint: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says', // of 1.4
   'Cache.RepositoryAccessAborted': 'the repository is at another place than before, or another one is there. If you moved it, run `node backup.js borg info` on a terminal and answer its question',
   'Cache.RepositoryReplay': 'the repository is older than what this server last saw: somebody rolled it back. Ask the operator to audit it',
   'Archive.AlreadyExists': 'an archive of this second exists already: start the run again',
@@ -2939,6 +2940,7 @@ async function tryConnection(settings) {
   if (done.code !== 255) return done.out.trim() || 'the storage answers';
   const hint = /Permission denied/i.test(done.said) ? 'the storage does not know our key: put the line that `node backup.js setup` prints into its authorized_keys'
     : /host key/i.test(done.said) && !fs.existsSync(settings.knownHostsFile) ? 'setup has not been finished here: node backup.js setup'
+    : /kex_exchange_identification/.test(done.said) ? 'the storage hangs up at once: since 9.8 sshd does so for some minutes after several logins that failed (sshd_config(5), PerSourcePenalties). Wait, and try again'
     : /host key/i.test(done.said) ? 'the storage\'s host key is not the one in `knownHostsFile`: ask its keeper before you change anything' : 'is the address right (`repository` in the settings), and the storage reachable from here (VPN, firewall, name)?';
   throw failure('no ssh connection to the storage', done, hint);
 }

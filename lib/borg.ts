@@ -30,6 +30,7 @@ const HINTS: Record<string, string> = {
   KeyfileInvalidError: '`keyFile` is damaged: bring it back from the recovery sheet',
   ConnectionClosed: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
   ConnectionClosedWithHint: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
+  ConnectionBrokenWithHint: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says', // of 1.4
   'Cache.RepositoryAccessAborted': 'the repository is at another place than before, or another one is there. If you moved it, run `node backup.js borg info` on a terminal and answer its question',
   'Cache.RepositoryReplay': 'the repository is older than what this server last saw: somebody rolled it back. Ask the operator to audit it',
   'Archive.AlreadyExists': 'an archive of this second exists already: start the run again',
