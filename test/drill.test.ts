@@ -7,6 +7,7 @@ import { allIsWell, expectEnd, held, holdIn, leftProcesses, nearby, scenarios, w
 import type { World } from './scenario.ts';
 import { start, waitFor } from './script.ts';
 import type { Ended } from './script.ts';
+import { PG } from './cluster.ts';
 
 const CHECKS = ['extract', 'files as listed when cold', 'control file', 'page checksums', 'starts', 'databases open', 'libraries load', 'collations', 'amcheck', 'row counts', 'heap against index', 'your queries', 'dump'];
 const scratch = ({ server }: World) => path.join(server.stateFolder, 'drill');
@@ -143,7 +144,7 @@ scenarios('a drill', import.meta.url, {
     assert.deepEqual(fs.readdirSync(small), []);
     server.writeSettings({ drill: {} });
     execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', '/usr/lib/postgresql']); // in this scenario's own world
-    await expect(/no PostgreSQL 15 here[^]*apt-get install postgresql-15/, true);
+    await expect(new RegExp(String.raw`no PostgreSQL ${PG} here[^]*apt-get install postgresql-${PG}`), true);
     execFileSync('umount', ['/usr/lib/postgresql']);
     fs.renameSync(path.join(etc, 'borg_key'), path.join(etc, 'gone'));
     await expect(/borg_key|key file/i, false);

@@ -3,7 +3,7 @@
 //      so that ending it is one write to cgroup.kill: nothing escapes, and nothing else is hit.
 //   2. The images: small tars made of this machine's own busybox and PostgreSQL, no registry needed.
 //   3. The engine: dockerd with its own containerd, beside (not touching) any engine that already runs.
-// Debian packages: docker.io containerd runc busybox-static postgresql-15.
+// Debian packages: docker.io containerd runc busybox-static postgresql.
 
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -12,6 +12,7 @@ import { chmodSync, renameSync, rmSync, rmdirSync, statSync, symlinkSync, writeF
 import { tmpdir } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { PG } from './cluster.ts';
 
 // ---- 1. the cage
 
@@ -83,23 +84,27 @@ export function killCage(name: string): void {
     writeFileSync(join(group, 'cgroup.kill'), '1');
     waitSync(10, () => readFileSync(join(group, 'cgroup.events'), 'utf8').includes('populated 0'));
   }
+  for (const path of mountsBelow(sharedFolders(name))) execFileSync('umount', ['--lazy', path]);   // newer systemd-nspawn refuses to boot with them
   // All dead from here. The child groups go too, so that a next boot finds none of them.
   for (const { group } of groups) waitSync(5, () => { for (const entry of readdirSync(group)) removeGroup(join(group, entry)); return true; });
 }
 
+const sharedFolders = (name: string): string[] => ['propagate', 'unix-export'].map(kind => `/run/systemd/nspawn/${kind}/${name}`);
+const mountsBelow = (folders: string[]): string[] => readFileSync('/proc/self/mounts', 'utf8').split('\n').map(line => line.split(' ')[1] ?? '')
+  .filter(path => folders.some(one => path === one || path.startsWith(`${one}/`))).reverse();
+
 /** Kills, unmounts and removes all of a cage. Not asynchronous, so that it can run while the process exits. */
 export function removeCage(name: string): void {
   killCage(name);
-  const folder = join(tmpdir(), name);
+  const folder = join(tmpdir(), name), shared = sharedFolders(name);
   const root = statSync(join(folder, 'root'), { throwIfNoEntry: false });
   if (root) rmSync(`/run/systemd/nspawn/locks/inode-${root.dev}:${root.ino}`, { force: true });
-  const mounted = (): string[] => readFileSync('/proc/self/mounts', 'utf8').split('\n').map(line => line.split(' ')[1])
-    .filter(path => path === folder || path?.startsWith(`${folder}/`)).reverse();
+  const mounted = (): string[] => mountsBelow([folder, ...shared]);
   for (const path of mounted()) execFileSync('umount', ['--lazy', path]);
   if (mounted().length) throw new Error(`could not unmount ${mounted().join(' ')}`);   // never delete through a mount
   rmSync(folder, { recursive: true, force: true });
   for (const hierarchy of hierarchies()) removeGroup(join(hierarchy.folder, name));
-  for (const kind of ['propagate', 'unix-export']) rmSync(`/run/systemd/nspawn/${kind}/${name}`, { recursive: true, force: true });
+  for (const one of shared) rmSync(one, { recursive: true, force: true });
   liveCages.delete(name);
 }
 
@@ -169,7 +174,7 @@ const IMAGES: Record<ImageName, { script: string; settings: object }> = {
 /** The file for `docker load`, made once and kept under the system's temp folder. (`docker import` cannot set a stop signal.) */
 export function imageFile(name: ImageName): string {
   const { script, settings } = IMAGES[name];
-  const postgres = name === 'postgres' ? newestPostgres() : '';
+  const postgres = name === 'postgres' ? `/usr/lib/postgresql/${PG}` : '';
   const sources = ['/bin/busybox', ...(postgres ? [`${postgres}/bin/postgres`] : [])].map(path => [path, statSync(path).mtimeMs]);
   const recipe = createHash('sha256').update(JSON.stringify([1, script, settings, sources])).digest('hex').slice(0, 12);
   const file = join(tmpdir(), 'cold-backup-test', `${name}-${recipe}.tar`);
@@ -191,10 +196,6 @@ export function imageFile(name: ImageName): string {
 }
 
 const GO_ARCHITECTURE: Record<string, string> = { x64: 'amd64', arm64: 'arm64' };
-const newestPostgres = (): string => {
-  const version = readdirSync('/usr/lib/postgresql').sort((a, b) => Number(b) - Number(a))[0];
-  return `/usr/lib/postgresql/${version}`;
-};
 
 function fillTree(tree: string, script: string, postgres: string): void {
   for (const folder of ['bin', 'tmp', 'etc', 'data', 'var']) mkdirSync(join(tree, folder), { recursive: true });

@@ -8,6 +8,7 @@ import { startHost } from './host.ts';
 import type { Host, HostOptions } from './host.ts';
 import { distFile, waitFor } from './script.ts';
 import { daemon } from './systemd-host.ts';
+import { PG } from './cluster.ts';
 
 const SCRIPT = '/opt/cold-backup/backup.js', STATE = '/var/lib/cold-backup', SETTINGS = '/opt/cold-backup/backup.settings.js';
 const ADDRESSES: Record<string, string> = Object.fromEntries(['storage', 'operator', 'web1', 'dock1', 'a1', 'a2', 'l1', 'l2', 'web1b', 'dock1b', 'a1b', 'l2b'].map((name, at) => [name, `192.0.2.${at + 10}`]));
@@ -82,11 +83,11 @@ const SITE = `server { listen 80 default_server; root /var/www; location /orders
 /** web1: nginx, an application behind it, PostgreSQL with PostGIS, attachments. */
 export async function addWeb(fleet: Fleet): Promise<Host> {
   const host = await fleet.add('web1', {
-    units: { 'app.service': daemon('After=postgresql@15-main.service', 'User=postgres\nExecStart=/usr/bin/node /opt/app/server.js') },
+    units: { 'app.service': daemon(`After=postgresql@${PG}-main.service`, 'User=postgres\nExecStart=/usr/bin/node /opt/app/server.js') },
     clusters: [{ name: 'main', initdb: ['--data-checksums'], sql: 'create database shop' }],
   });
-  await host.psql('15/main', `create table orders as select n, md5(n::text) as word from generate_series(1, 3000) n; alter table orders add primary key (n)`, 'shop');
-  await host.psql('15/main', `create extension postgis; create table places as select n, ST_SetSRID(ST_MakePoint(n % 180, n % 90), 4326) as at from generate_series(1, 500) n; create index on places using gist (at)`, 'shop');
+  await host.psql(`${PG}/main`, `create table orders as select n, md5(n::text) as word from generate_series(1, 3000) n; alter table orders add primary key (n)`, 'shop');
+  await host.psql(`${PG}/main`, `create extension postgis; create table places as select n, ST_SetSRID(ST_MakePoint(n % 180, n % 90), 4326) as at from generate_series(1, 500) n; create index on places using gist (at)`, 'shop');
   await host.write('/opt/app/server.js', APP);
   await host.must(`mkdir -p /var/www/uploads && for n in $(seq 200); do echo "invoice $n" > "/var/www/uploads/invoice $n.txt"; done; chown -R www-data: /var/www/uploads`);
   await host.write('/etc/nginx/conf.d/shop.conf', SITE);
@@ -124,7 +125,7 @@ const PEERS = { settings: { listen_addresses: '*', wal_level: 'logical' } };
 const ORDERS = 'create table orders (id uuid primary key default gen_random_uuid(), place text, n int)';
 // A person who trusts the network between two hosts.
 const trust = async (host: Host): Promise<void> => {
-  await host.must(`(echo 'local all all trust'; echo 'host all all 192.0.2.0/24 trust'; echo 'host replication all 192.0.2.0/24 trust') > /etc/postgresql/15/main/pg_hba.conf && systemctl reload postgresql@15-main`);
+  await host.must(`(echo 'local all all trust'; echo 'host all all 192.0.2.0/24 trust'; echo 'host replication all 192.0.2.0/24 trust') > /etc/postgresql/${PG}/main/pg_hba.conf && systemctl reload postgresql@${PG}-main`);
 };
 
 /** a1 and a2: Bucardo, which lives on a1, keeps both alike. */
@@ -132,7 +133,7 @@ export async function addBucardoPair(fleet: Fleet): Promise<void> {
   for (const name of ['a1', 'a2']) {
     const host = await fleet.add(name, { clusters: [{ name: 'main', sql: 'create database shop', ...PEERS }] });
     await trust(host);
-    await host.psql('15/main', ORDERS, 'shop');
+    await host.psql(`${PG}/main`, ORDERS, 'shop');
   }
   const a1 = fleet.hosts.a1!;
   await a1.write('/etc/bucardorc', 'dbhost=/var/run/postgresql\ndbport=5432\ndbname=bucardo\n');
@@ -149,10 +150,10 @@ export async function addLogicalPair(fleet: Fleet): Promise<void> {
   for (const name of ['l1', 'l2']) {
     const host = await fleet.add(name, { clusters: [{ name: 'main', sql: 'create database shop', ...PEERS }] });
     await trust(host);
-    await host.psql('15/main', ORDERS, 'shop');
+    await host.psql(`${PG}/main`, ORDERS, 'shop');
   }
-  await fleet.hosts.l1!.psql('15/main', 'create publication p for all tables', 'shop');
-  await fleet.hosts.l2!.psql('15/main', `create subscription s connection 'host=l1 dbname=shop user=postgres' publication p`, 'shop');
+  await fleet.hosts.l1!.psql(`${PG}/main`, 'create publication p for all tables', 'shop');
+  await fleet.hosts.l2!.psql(`${PG}/main`, `create subscription s connection 'host=l1 dbname=shop user=postgres' publication p`, 'shop');
   for (const name of ['l1', 'l2']) await fleet.setUp(name, ['--stop', 'postgres *']);
 }
 

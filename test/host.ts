@@ -1,7 +1,7 @@
 // A real systemd host for the tests: this machine's own file tree under an overlay, booted by systemd-nspawn with a network
 // of its own (loopback, and a card that leads nowhere). What it writes goes to a tmpfs; nothing of this machine is changed or stopped, and what this
 // machine holds of its own (clusters, keys, root's home, enabled units, logs) is hidden from it.
-// Debian packages: systemd-container postgresql-15 openssh-server borgbackup cron, and those named in engine.ts for Docker.
+// Debian packages: systemd-container postgresql openssh-server borgbackup cron, and those named in engine.ts for Docker.
 
 import { execFileSync, spawn } from 'node:child_process';
 import type { ChildProcessWithoutNullStreams } from 'node:child_process';
@@ -11,9 +11,10 @@ import { dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { childrenOf, findInit, imageFile, inCage, killCage, makeCage, removeCage, startDaemon } from './engine.ts';
 import type { Cage, ImageName } from './engine.ts';
+import { PG } from './cluster.ts';
 
 export interface Cluster {
-  version?: string;                        // '15' when left out
+  version?: string;                        // PG when left out
   name: string;
   port?: number;
   startConf?: 'auto' | 'manual' | 'disabled';
@@ -176,7 +177,7 @@ export class Host {
 
   /** A Debian cluster, started; reachable by psql(). */
   async createCluster(cluster: Cluster): Promise<void> {
-    const { version = '15', name, port, startConf = 'auto', tablespaces = {}, walFolder, initdb = [], settings = {}, sql } = cluster;
+    const { version = PG, name, port, startConf = 'auto', tablespaces = {}, walFolder, initdb = [], settings = {}, sql } = cluster;
     for (const folder of [...Object.values(tablespaces), ...(walFolder ? [walFolder] : [])]) {
       await this.must(['install', '-d', '-o', 'postgres', '-g', 'postgres', '-m', '700', folder]);
     }
@@ -192,7 +193,7 @@ export class Host {
     if (sql) await this.psql(`${version}/${name}`, sql);
   }
 
-  /** Runs SQL in a cluster, e.g. '15/main', and returns bare rows. */
+  /** Runs SQL in a cluster, e.g. `${PG}/main`, and returns bare rows. */
   psql(cluster: string, sql: string, database = 'postgres'): Promise<string> {
     return this.must(['psql', '--cluster', cluster, '-XqAt', '-v', 'ON_ERROR_STOP=1', '-d', database], { user: 'postgres', input: sql });
   }

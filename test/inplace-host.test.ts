@@ -5,6 +5,7 @@ import assert from 'node:assert/strict';
 import type { Host } from './host.ts';
 import { cannotRun, daemon, install, remove, scenarios } from './systemd-host.ts';
 import type { Product } from './systemd-host.ts';
+import { PG } from './cluster.ts';
 
 const ROWS = 20_000;
 const RUN_CONTAINER = 'docker run --detach --name shop-db --volume shop_db:/var/lib/postgresql/data postgres';
@@ -28,19 +29,19 @@ describe('in place on a systemd host', { skip: cannotRun }, () => {
   after(() => remove(host));
 
   test('on a fresh host the package\'s own cluster makes way for the one that was saved, with tablespace, WAL and configuration, and Docker gets its volume back', async () => {
-    await host.must(`echo "port = 5433" >> /etc/postgresql/15/main/postgresql.conf; systemctl restart postgresql@15-main`);
+    await host.must(`echo "port = 5433" >> /etc/postgresql/${PG}/main/postgresql.conf; systemctl restart postgresql@${PG}-main`);
     await product.expect([], 0);
-    await host.must(`cp -a /etc/cold-backup /root/paper; pg_dropcluster --stop 15 main; systemctl stop web
+    await host.must(`cp -a /etc/cold-backup /root/paper; pg_dropcluster --stop ${PG} main; systemctl stop web
       docker rm --force --volumes shop-db; docker volume rm shop_db
       rm -rf /srv/fast /srv/wal /srv/uploads /etc/cold-backup /opt/cold-backup/backup.settings.js /var/lib/cold-backup
-      pg_createcluster 15 main -- --no-sync && systemctl daemon-reload && systemctl start postgresql@15-main`);
+      pg_createcluster ${PG} main -- --no-sync && systemctl daemon-reload && systemctl start postgresql@${PG}-main`);
     const words = ['restore', 'latest', '--in-place', '--repository', '/srv/borg/web1', '--key-file', '/root/paper/borg_key', '--passphrase-file', '/root/paper/passphrase'];
-    const said = await product.expect(words, 1, /cluster "container shop-db" is in place, and nothing here starts it/, /docker volume create shop_db/, /systemctl stop -- postgresql@15-main\.service/, /systemctl start -- web\.service/, /down [\d.]+ s/);
+    const said = await product.expect(words, 1, /cluster "container shop-db" is in place, and nothing here starts it/, /docker volume create shop_db/, new RegExp(String.raw`systemctl stop -- postgresql@${PG}-main\.service`), /systemctl start -- web\.service/, /down [\d.]+ s/);
     console.log(`# ${/down [\d.]+ s/.exec(said)?.[0]}`);
-    assert.equal(await host.psql('15/main', 'SELECT count(*), (SELECT count(*) FROM f), current_setting($$port$$) FROM t'), `${ROWS}|${ROWS}|5433`);
-    assert.match(await host.must('pg_lsclusters --no-header'), /^15 +main +5433 online postgres \/var\/lib\/postgresql\/15\/main +\S+$/);
-    assert.equal(await host.must('ls -d /etc/postgresql.before-restore-*/15/main /var/lib/postgresql/15/main.before-restore-* | wc -l'), '2');
-    assert.equal(await host.must('stat -c %U:%a /var/lib/postgresql/15/main /srv/fast /srv/uploads/one'), 'postgres:700\npostgres:700\nwww-data:644');
+    assert.equal(await host.psql(`${PG}/main`, 'SELECT count(*), (SELECT count(*) FROM f), current_setting($$port$$) FROM t'), `${ROWS}|${ROWS}|5433`);
+    assert.match(await host.must('pg_lsclusters --no-header'), new RegExp(String.raw`^${PG} +main +5433 online postgres /var/lib/postgresql/${PG}/main +\S+$`));
+    assert.equal(await host.must(`ls -d /etc/postgresql.before-restore-*/${PG}/main /var/lib/postgresql/${PG}/main.before-restore-* | wc -l`), '2');
+    assert.equal(await host.must(`stat -c %U:%a /var/lib/postgresql/${PG}/main /srv/fast /srv/uploads/one`), 'postgres:700\npostgres:700\nwww-data:644');
     assert.equal(await host.must('ls -A / | grep -c cold-backup-restore || true'), '0');
     await host.must(RUN_CONTAINER);
     await host.waitFor('the container\'s rows', async () => (await container('SELECT count(*) FROM t')) === '500');
@@ -50,16 +51,16 @@ describe('in place on a systemd host', { skip: cannotRun }, () => {
   scenario('a volume comes back alone: its container is stopped and started, files belong to its numbers, nothing else is touched', async () => {
     await product.set({});
     await container('DROP TABLE t');
-    const main = await host.must('head -1 /var/lib/postgresql/15/main/postmaster.pid');
+    const main = await host.must(`head -1 /var/lib/postgresql/${PG}/main/postmaster.pid`);
     await product.expect(['restore', 'latest', '--in-place', 'shop_db'], 0, /stopped container shop-db/, /started container shop-db/, /with the recorded rows/);
     assert.equal(await container('SELECT count(*) FROM t'), '500');
-    assert.equal(await host.must('head -1 /var/lib/postgresql/15/main/postmaster.pid'), main);
+    assert.equal(await host.must(`head -1 /var/lib/postgresql/${PG}/main/postmaster.pid`), main);
     assert.equal(await host.must('stat -c %u /var/lib/docker/volumes/shop_db/_data/PG_VERSION'), '999');
   });
 
   scenario('a cluster that is not one of Debian\'s comes back by its own unit, though nothing of it ran here', async () => {
-    await host.write('/etc/systemd/system/own-db.service', daemon('', 'Type=notify\nUser=postgres\nKillSignal=SIGINT\nTimeoutStopSec=600\nExecStart=/usr/lib/postgresql/15/bin/postgres -D /srv/own/data -p 5499'), 0o644);
-    await host.must(`install -d -o postgres /srv/own && runuser -u postgres -- /usr/lib/postgresql/15/bin/initdb --no-sync -D /srv/own/data && systemctl daemon-reload && systemctl start own-db`);
+    await host.write('/etc/systemd/system/own-db.service', daemon('', `Type=notify\nUser=postgres\nKillSignal=SIGINT\nTimeoutStopSec=600\nExecStart=/usr/lib/postgresql/${PG}/bin/postgres -D /srv/own/data -p 5499`), 0o644);
+    await host.must(`install -d -o postgres /srv/own && runuser -u postgres -- /usr/lib/postgresql/${PG}/bin/initdb --no-sync -D /srv/own/data && systemctl daemon-reload && systemctl start own-db`);
     await product.expect([], 0);
     await host.must('systemctl stop own-db; rm -rf /srv/own/data');
     await product.expect(['restore', 'latest', '--in-place', 'postgres', '/srv/own/data'], 0, /\$ systemctl start -- own-db\.service/, /started postgres \/srv\/own\/data/);
@@ -68,7 +69,7 @@ describe('in place on a systemd host', { skip: cannotRun }, () => {
   });
 
   scenario('what goes down with a cluster starts again with it, if it ran right before the stop: what came up beside the extraction, and what is enabled, be something down since before a power cut; what was stopped meanwhile stays so', async () => {
-    for (const name of ['api', 'late']) await host.write(`/etc/systemd/system/${name}.service`, daemon('Requires=postgresql@15-main.service\nAfter=postgresql@15-main.service'));
+    for (const name of ['api', 'late']) await host.write(`/etc/systemd/system/${name}.service`, daemon(`Requires=postgresql@${PG}-main.service\nAfter=postgresql@${PG}-main.service`));
     await host.write('/etc/systemd/system/tool.service', daemon());
     await host.write('/etc/systemd/system/web.service.d/broken.conf', '[Service]\nExecStartPre=test ! -e /srv/broken\n');
     await host.must('systemctl daemon-reload; systemctl enable --now api tool');
@@ -79,7 +80,7 @@ describe('in place on a systemd host', { skip: cannotRun }, () => {
     await host.powerOff();
     await host.boot();
     await host.must('docker start shop-db; touch /run/hold-extract');
-    const restore = product.start(['restore', 'latest', '--in-place', 'postgres', '15/main']);
+    const restore = product.start(['restore', 'latest', '--in-place', 'postgres', `${PG}/main`]);
     await host.waitFor('its extraction', 'test -e /run/extract-held');
     await host.must('rm /srv/broken; systemctl start late; systemctl stop tool');
     await product.releaseCopy();

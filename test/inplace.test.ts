@@ -8,6 +8,7 @@ import type { World } from './scenario.ts';
 import { stamps, treeFacts } from './night.ts';
 import { start, waitFor } from './script.ts';
 import type { Ended, Running } from './script.ts';
+import { PG } from './cluster.ts';
 
 const all = ({ out, err }: Ended) => out + err;
 const sh = (command: string) => execFileSync('sh', ['-c', command], { encoding: 'utf8' });
@@ -200,7 +201,7 @@ scenarios('in place', import.meta.url, {
     assert.deepEqual(dry.parts.map((part: any) => part.name), ['web', 'app', `postgres ${world.db.dataDirectory}`]);
     assert.deepEqual(dry.swaps.map((one: any) => one.place), [world.files, world.db.dataDirectory]);
     assert.deepEqual([...new Set(dry.commands.map((one: any) => one.step))], ['stage', 'extract', 'sync', 'stop', 'aside', 'place', 'start']);
-    const unknown = await inPlace(world, 'postgres', '15/other');
+    const unknown = await inPlace(world, 'postgres', `${PG}/other`);
     assert.equal(unknown.code, 64);
     assert.match(unknown.err, new RegExp(`it holds: postgres ${world.db.dataDirectory}, ${world.files}`));
 
@@ -276,8 +277,8 @@ scenarios('in place', import.meta.url, {
     assert.equal(plan.code, 2, plan.err);
     const [{ verdict, about, mend }] = JSON.parse(plan.out).findings;
     assert.deepEqual([verdict, about], ['refused', 'PostgreSQL']);
-    assert.match(mend.join(), /postgresql-15/);
-    assert.match(refused, /refused +\S+: PostgreSQL +15 +none[^]*mend: .*postgresql-15[^]*cannot work on this machine/);
+    assert.match(mend.join(), new RegExp(String.raw`postgresql-${PG}`));
+    assert.match(refused, new RegExp(String.raw`refused +\S+: PostgreSQL +${PG} +none[^]*mend: .*postgresql-${PG}[^]*cannot work on this machine`));
     const { blocks, bfree, bsize } = fs.statfsSync(world.folder);
     execFileSync('mount', ['-o', `remount,size=${(blocks - bfree) * bsize + 30_000_000}`, world.folder]);
     const said = restored(await inPlace(world), 2);

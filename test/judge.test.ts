@@ -7,7 +7,7 @@ import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import { createServer } from 'node:net';
 import path from 'node:path';
-import { binariesOf, makeCluster } from './cluster.ts';
+import { PG, binariesOf, makeCluster } from './cluster.ts';
 import type { TestCluster } from './cluster.ts';
 import { cannotRunHere, makeHardCluster } from './night.ts';
 import { testFolder } from './script.ts';
@@ -18,9 +18,9 @@ import type { Finding } from '../lib/judge.ts';
 import { mode } from '../lib/say.ts';
 
 mode.quiet = true;
-const skip = process.getuid?.() === 0 ? cannotRunHere(['localedef', 'unshare', '/usr/lib/postgresql/15/bin/pg_amcheck']) : 'needs root';
+const skip = process.getuid?.() === 0 ? cannotRunHere(['localedef', 'unshare', `/usr/lib/postgresql/${PG}/bin/pg_amcheck`]) : 'needs root';
 const run = (program: string, ...words: string[]) => execFileSync(program, words, { encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], cwd: '/', env: { ...process.env, LC_ALL: 'C' } });
-const inShare = (name: string) => `/usr/share/postgresql/15/extension${name && `/${name}`}`, library = (name: string) => `/usr/lib/postgresql/15/lib/${name}.so`;
+const inShare = (name: string) => `/usr/share/postgresql/${PG}/extension${name && `/${name}`}`, library = (name: string) => `/usr/lib/postgresql/${PG}/lib/${name}.so`;
 
 /** Another file or folder in the place of one of the machine's, while `action` runs. */
 async function withInstead<T>(place: string, other: string, action: () => Promise<T> | T): Promise<T> {
@@ -49,7 +49,7 @@ describe('the judge', { skip }, () => {
     assert.ok(meant, JSON.stringify(all, null, 1));
     return meant;
   };
-  const amcheck = (one: TestCluster) => run('runuser', '-u', one.owner, '--', '/usr/lib/postgresql/15/bin/pg_amcheck', '-h', one.socketFolder, '-p', String(one.port), '--all', '--heapallindexed', '--install-missing');
+  const amcheck = (one: TestCluster) => run('runuser', '-u', one.owner, '--', `/usr/lib/postgresql/${PG}/bin/pg_amcheck`, '-h', one.socketFolder, '-p', String(one.port), '--all', '--heapallindexed', '--install-missing');
   const fails = (action: () => unknown, pattern: RegExp) => assert.throws(action, (error: any) => pattern.test(`${error.message}${error.stderr}${fs.readFileSync(path.join(top, 'pg', 'server.log'), 'utf8').split('\n').slice(-15).join('\n')}`) || assert.fail(error));
   /** Stopped, then started under what `action` made of the machine. */
   const doesNotStart = (one: TestCluster, pattern: RegExp) => {
@@ -97,7 +97,7 @@ describe('the judge', { skip }, () => {
       const found = await findings(saved);
       assert.deepEqual(found.map((one) => [one.about, one.verdict, one.breaks]), [['library pg_stat_statements', 'refused', 'PostgreSQL does not start (shared_preload_libraries)'],
         ['library $libdir/pg_trgm', 'refused', 'functions and indexes that use it fail in shop']]);
-      assert.match(found[1]!.mend.join(), /apt-get install --reinstall .*postgresql-15/);
+      assert.match(found[1]!.mend.join(), new RegExp(String.raw`apt-get install --reinstall .*postgresql-${PG}`));
       fails(() => cluster.sql('shop', `select similarity('a', 'b')`), /file too short/);
       doesNotStart(cluster, /could not load library.*pg_stat_statements/);
     }));
@@ -130,16 +130,16 @@ describe('the judge', { skip }, () => {
 
   test('another major version, another architecture, another block size are refused', async () => {
     const binaries = binariesOf('16');
-    await withInstead('/usr/lib/postgresql/15', empty, async () => {
+    await withInstead(`/usr/lib/postgresql/${PG}`, empty, async () => {
       const other = structuredClone(saved);
       other.plan.clusters[0].binaries = binaries;
       const found = await only('PostgreSQL', other);
-      assert.deepEqual([found.verdict, found.recorded], ['refused', '15']);
-      assert.match(found.mend.join('\n'), /apt-get install --yes postgresql-15/);
-      assert.match(found.breaks, /cluster 15\/main of its own/);
+      assert.deepEqual([found.verdict, found.recorded], ['refused', PG]);
+      assert.match(found.mend.join('\n'), new RegExp(String.raw`apt-get install --yes postgresql-${PG}`));
+      assert.match(found.breaks, new RegExp(String.raw`cluster ${PG}/main of its own`));
     });
     cluster.stop();
-    fails(() => run('runuser', '-u', cluster.owner, '--', path.join(binaries, 'postgres'), '-D', cluster.dataDirectory), /initialized by PostgreSQL version 15, which is not compatible with this version 16/);
+    fails(() => run('runuser', '-u', cluster.owner, '--', path.join(binaries, 'postgres'), '-D', cluster.dataDirectory), new RegExp(`initialized by PostgreSQL version ${PG}, which is not compatible with this version 16`));
     cluster.start();
     const found = await findings({ ...saved, host: { ...saved.host, architecture: 'arm64' }, postgres: [{ ...saved.postgres[0], controlData: { ...saved.postgres[0].controlData, 'Database block size': '16384', 'Float8 argument passing': 'by reference' } }] });
     assert.deepEqual(found.map((one) => [one.about, one.verdict, one.recorded, one.here]), [['architecture', 'refused', 'arm64', process.arch],
@@ -167,9 +167,9 @@ describe('the judge', { skip }, () => {
     assert.deepEqual(byName.get('user app')!.mend, ['groupadd --gid 1234567 app', 'useradd --uid 1234567 --gid app --no-create-home --shell /usr/sbin/nologin app']);
     fails(() => cluster.sql('shop', `create text search dictionary maputo (template = ispell, dictfile = 'nowhere', afffile = 'nowhere')`), /could not open (dictionary|affix) file/);
     // The saved machine's configuration named the data directory and a certificate over links, and a tablespace's link led over one: here something else lies there, or nothing.
-    const over = structuredClone(saved), [package_, missing, current] = [path.join(top, 'package/15/main'), path.join(top, 'none/ts'), path.join(top, 'certs/current')];
+    const over = structuredClone(saved), [package_, missing, current] = [path.join(top, `package/${PG}/main`), path.join(top, 'none/ts'), path.join(top, 'certs/current')];
     fs.mkdirSync(package_, { recursive: true });
-    over.plan.clusters[0].configFolder = '/etc/postgresql/15/main';
+    over.plan.clusters[0].configFolder = `/etc/postgresql/${PG}/main`;
     over.plan.clusters[0].roots.push(over.plan.clusters[0].tablespaces[0].location);
     over.plan.clusters[0].tablespaces[0].link = missing;
     over.postgres[0].settings.data_directory = package_;

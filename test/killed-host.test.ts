@@ -8,6 +8,7 @@ import { SCRIPT, STATE, cannotRun, daemon, install, remove } from './systemd-hos
 import type { Product } from './systemd-host.ts';
 import { BOUNDARY, chooseEndings, endingEnvironment, inWords, isWhole, readBoundaries } from './ending.ts';
 import type { Ending } from './ending.ts';
+import { PG } from './cluster.ts';
 
 const ROWS = 1_000;
 const run = (name: string, more: string) => `docker run --detach --name ${name} --hostname ${name} --label com.docker.compose.project=shop --label com.docker.compose.service=${name} ${more}`;
@@ -71,7 +72,7 @@ describe('killed on a real host', { skip: cannotRun }, () => {
     }
     assert.ok(missed.length <= 1 + chosen.length / 10, `these boundaries were not there again: ${missed.join(', ')}`);
     const { archive } = await product.lastRun();
-    for (const [folder, user, config] of [['/var/lib/postgresql/15/main', 'postgres', '/etc/postgresql/15/main'], [await host.must(['docker', 'volume', 'inspect', '--format={{.Mountpoint}}', 'db']), '999', '']] as const) {
+    for (const [folder, user, config] of [[`/var/lib/postgresql/${PG}/main`, 'postgres', `/etc/postgresql/${PG}/main`], [await host.must(['docker', 'volume', 'inspect', '--format={{.Mountpoint}}', 'db']), '999', '']] as const) {
       assert.equal((await product.bootExtracted(archive, folder, 'SELECT count(*) FROM t', user, config)).answer, String(ROWS));
     }
   });

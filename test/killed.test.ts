@@ -47,7 +47,7 @@ async function powerCut(world: World): Promise<void> {
 
 /** Three clusters more: two are stopped together, one alone. */
 async function manyClusters(world: World) {
-  const more = await Promise.all([1, 2, 3].map((number) => makeCluster({ folder: path.join(world.folder, `db${number}`), version: '15-debian', port: 5440 + number, initdb: ['--wal-segsize=1'], settings: { fsync: 'off', min_wal_size: '2MB', shared_buffers: '4MB' } })));
+  const more = await Promise.all([1, 2, 3].map((number) => makeCluster({ folder: path.join(world.folder, `db${number}`), version: 'debian', port: 5440 + number, initdb: ['--wal-segsize=1'], settings: { fsync: 'off', min_wal_size: '2MB', shared_buffers: '4MB' } })));
   const [one, two, three] = more.map((cluster) => `postgres ${cluster.dataDirectory}`);
   return { more, settings: { warmPass: false, stop: [world.web.entry, world.app.entry, world.idle.entry, [one, two], three, `postgres ${world.db.dataDirectory}`] } };
 }

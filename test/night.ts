@@ -4,11 +4,11 @@ import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { makeCluster } from './cluster.ts';
+import { PG, makeCluster } from './cluster.ts';
 import type { ClusterOptions, TestCluster } from './cluster.ts';
 import { freePort } from './storage.ts';
 
-const PROGRAMS = ['borg', 'psql', '/usr/sbin/sshd', 'ssh-keygen', '/usr/lib/postgresql/15/bin/postgres'];
+const PROGRAMS = ['borg', 'psql', '/usr/sbin/sshd', 'ssh-keygen', `/usr/lib/postgresql/${PG}/bin/postgres`];
 
 /** What keeps these tests from running here, as the reason of a skip; false when nothing does. Throws instead when nothing may be skipped. */
 export function cannotRunHere(programs: string[] = []): string | false {
@@ -17,7 +17,7 @@ export function cannotRunHere(programs: string[] = []): string | false {
     try { execFileSync('sh', ['-c', 'command -v "$0"', program], { env: { PATH: path }, stdio: 'ignore' }); return false; } catch { return true; }
   });
   if (missing.length === 0) return false;
-  const why = `not installed: ${missing.join(', ')} (apt-get install borgbackup postgresql-15 openssh-server strace bsdutils)`;
+  const why = `not installed: ${missing.join(', ')} (apt-get install borgbackup postgresql openssh-server strace bsdutils)`;
   if (process.env.COLD_BACKUP_NO_SKIP) throw new Error(why);
   return why;
 }
@@ -26,7 +26,7 @@ export const PASSWORDS = ['Kolibri-7391-app', 'Zebra-2846-reporting']; // of the
 
 /** A cluster with what makes files hard to move: tablespace, WAL elsewhere, ICU and libc collations, extensions, roles with passwords. */
 export async function makeHardCluster(folder: string, changes: Partial<ClusterOptions> = {}): Promise<TestCluster> {
-  const cluster = await makeCluster({ folder, version: '15-debian', port: await freePort(), tablespace: true, walElsewhere: true,
+  const cluster = await makeCluster({ folder, version: 'debian', port: await freePort(), tablespace: true, walElsewhere: true,
     initdb: ['--data-checksums', '--wal-segsize=4'], settings: { max_wal_size: '64MB', fsync: 'off' }, ...changes });
   cluster.sql('postgres', `
     create role app login password '${PASSWORDS[0]}';

@@ -7,7 +7,7 @@ import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
-import { makeCluster } from './cluster.ts';
+import { PG, makeCluster } from './cluster.ts';
 import type { TestCluster } from './cluster.ts';
 import { cannotRunHere } from './night.ts';
 import { makeDaemon, makeServer, testFolder, waitFor as waitForOften } from './script.ts';
@@ -29,7 +29,7 @@ describe('servers that hold the same data', { skip: cannotRunHere() || (isRoot ?
   const clusters: Record<string, TestCluster> = {}, daemons: Daemon[] = [];
 
   const cluster = async (name: string, port: number, settings: Record<string, string> = {}): Promise<TestCluster> =>
-    clusters[name] = await makeCluster({ folder: path.join(folder, name), version: '15-debian', port, initdb: ['--wal-segsize=1'], settings: { ...SMALL, ...settings } });
+    clusters[name] = await makeCluster({ folder: path.join(folder, name), version: 'debian', port, initdb: ['--wal-segsize=1'], settings: { ...SMALL, ...settings } });
   /** An application that never stops writing to a cluster: every row has a place and a number of its own. */
   const writer = (name: string, { socketFolder, port, owner }: TestCluster, database: string): Daemon => {
     const daemon = makeDaemon(folder, `writer-${name}`, { work: `runuser -u ${owner} -- psql -X -q -h ${socketFolder} -p ${port} -d ${database} -c "insert into orders (place, n) select '${name}', coalesce(max(n), 0) + 1 from orders where place = '${name}' returning n" -A -t >> ${folder}/written-${name} 2>/dev/null` });
@@ -197,9 +197,9 @@ describe('servers that hold the same data', { skip: cannotRunHere() || (isRoot ?
     const own = (argv: string[]) => execFileSync('runuser', ['-u', primary.owner, '--', ...argv], { cwd: '/', encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] });
     fs.mkdirSync(path.join(folder, 'standby/socket'), { recursive: true });
     execFileSync('chown', ['-R', primary.owner, path.join(folder, 'standby')]);
-    own(['/usr/lib/postgresql/15/bin/pg_basebackup', '-h', primary.socketFolder, '-p', '5505', '-U', 'postgres', '-D', standby, '-R', '-C', '-S', 'standby', '-X', 'stream', '--checkpoint=fast', '--no-sync']);
+    own([`/usr/lib/postgresql/${PG}/bin/pg_basebackup`, '-h', primary.socketFolder, '-p', '5505', '-U', 'postgres', '-D', standby, '-R', '-C', '-S', 'standby', '-X', 'stream', '--checkpoint=fast', '--no-sync']);
     fs.appendFileSync(path.join(standby, 'postgresql.conf'), `\nport = 5506\nunix_socket_directories = '${folder}/standby/socket'\nwal_retrieve_retry_interval = 500\n`);
-    const copy = clusters.standby = await makeCluster({ folder: path.join(folder, 'standby'), version: '15-debian', port: 5506 }); // as it lies there
+    const copy = clusters.standby = await makeCluster({ folder: path.join(folder, 'standby'), version: 'debian', port: 5506 }); // as it lies there
     assert.equal(copy.sql('postgres', 'select pg_is_in_recovery()'), 't');
     const app = writer('primary', primary, 'shop');
     app.startNow();

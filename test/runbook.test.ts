@@ -9,6 +9,7 @@ import type { Host } from './host.ts';
 import { treeFacts } from './night.ts';
 import { testFolder } from './script.ts';
 import { cannotRun, daemon, install, remove } from './systemd-host.ts';
+import { PG } from './cluster.ts';
 
 const CONTAINER = '--name shop-db --volume shop_db:/var/lib/postgresql/data --volume /etc/shop/conf:/conf:ro postgres'; // of docker run, and of docker create
 
@@ -23,7 +24,7 @@ describe('RESTORE.md', { skip: cannotRun }, () => {
     + await host.must(`cd '${folder}' && find . -printf '%P %u %g\\n' | sort && getfacl --recursive .`);
 
   test('a server with two clusters, tablespace, WAL elsewhere, a locale and a user of its own, and one in a container, comes back on a fresh machine by pasting its blocks', { timeout: 400_000 }, async () => {
-    const units = { 'web.service': daemon() }, clusters = ['15/main', '15/sec_2'], folders = ['/srv/up loads', '/etc/postgresql/15/main', '/etc/postgresql/15/sec_2'];
+    const units = { 'web.service': daemon() }, clusters = [`${PG}/main`, `${PG}/sec_2`], folders = ['/srv/up loads', `/etc/postgresql/${PG}/main`, `/etc/postgresql/${PG}/sec_2`];
     const sql = `create role app login; create database shop owner app template template0 encoding 'UTF8' locale 'de_DE.UTF-8';
       create table t as select n, md5(n::text) from generate_series(1, 5000) n; create table f tablespace fast as select * from t`;
     const product = await install({ units, enable: ['web'] }, { stop: ['service web', 'container shop-db', 'postgres *'], folders: ['/srv/up loads'], volumes: ['*'] }, async (made) => {
@@ -32,19 +33,19 @@ describe('RESTORE.md', { skip: cannotRun }, () => {
         ln -s sub/picture link && chown -R app:app . && chmod 2750 sub && setfacl -m u:www-data:r sub/picture`);
       await made.createCluster({ name: 'main', tablespaces: { fast: '/srv/fast' }, walFolder: '/srv/wal', initdb: ['--data-checksums'], sql });
       await made.createCluster({ name: 'sec_2', settings: { max_connections: '33' }, sql: 'create table only_here as select generate_series(1, 7)' });
-      await made.must('systemctl stop postgresql@15-sec_2 && mv /var/lib/postgresql/15/sec_2 /srv/moved && ln -s /srv/moved /var/lib/postgresql/15/sec_2'); // as many make room
-      await made.must(`mkdir -p /srv/conf/v3 && ln -s v3 /srv/conf/current && echo "work_mem = '5MB'" > /srv/conf/v3/more.conf && echo "include '/srv/conf/current/more.conf'" >> /etc/postgresql/15/sec_2/postgresql.conf && systemctl start postgresql@15-sec_2`);
+      await made.must(`systemctl stop postgresql@${PG}-sec_2 && mv /var/lib/postgresql/${PG}/sec_2 /srv/moved && ln -s /srv/moved /var/lib/postgresql/${PG}/sec_2`); // as many make room
+      await made.must(`mkdir -p /srv/conf/v3 && ln -s v3 /srv/conf/current && echo "work_mem = '5MB'" > /srv/conf/v3/more.conf && echo "include '/srv/conf/current/more.conf'" >> /etc/postgresql/${PG}/sec_2/postgresql.conf && systemctl start postgresql@${PG}-sec_2`);
       await made.startDocker({ images: ['postgres'] });
       await made.must(`mkdir /etc/shop && echo of the old machine > /etc/shop/conf && docker run --detach ${CONTAINER}`);
       await made.waitFor('PostgreSQL in its container', 'docker exec shop-db psql -U postgres -c "create table boxed as select generate_series(1, 500) n"');
-      await made.psql('15/main', 'create table words (w text primary key, v text collate "en-x-icu"); create index on words (v); insert into words select md5(n::text), n from generate_series(1, 500) n', 'shop');
+      await made.psql(`${PG}/main`, 'create table words (w text primary key, v text collate "en-x-icu"); create index on words (v); insert into words select md5(n::text), n from generate_series(1, 500) n', 'shop');
     });
     const old = product.host;
     await product.expect([], 0, /is proven/);
     const { archive } = await product.lastRun();
     const rows = await Promise.all(clusters.map((one) => dump(old, one)));
     const files = await Promise.all(folders.map((folder) => facts(old, folder)));
-    const data = await old.must(`stat -c '%a %U %G' /var/lib/postgresql/15/main /srv/fast /srv/wal`);
+    const data = await old.must(`stat -c '%a %U %G' /var/lib/postgresql/${PG}/main /srv/fast /srv/wal`);
     const text = await product.borg(`borg extract --stdout ::${archive} record/RESTORE.md`);
     keep(`${old.root}/srv/borg/web1`, 'repository');
     keep(`${old.root}/etc/cold-backup/borg_key`, 'borg_key');
@@ -73,15 +74,15 @@ describe('RESTORE.md', { skip: cannotRun }, () => {
     assert.match(said, /^1 tables are as recorded, 0 errors$/m, said);
     assert.equal(await fresh.must('docker exec shop-db psql -U postgres -XqAtc "select count(*) from boxed"; stat -c %u /var/lib/docker/volumes/shop_db/_data/PG_VERSION; docker exec shop-db cat /conf; stat -c %a /etc/shop'), '500\n999\nof the old machine\n755');
     for (const line of ['apt-get', 'REINDEX']) assert.ok(!said.includes(line), said);
-    assert.ok(await fresh.isActive('web') && await fresh.isActive('postgresql@15-main') && await fresh.isActive('postgresql@15-sec_2'), said);
+    assert.ok(await fresh.isActive('web') && await fresh.isActive(`postgresql@${PG}-main`) && await fresh.isActive(`postgresql@${PG}-sec_2`), said);
     for (const [index, one] of clusters.entries()) assert.deepEqual(await dump(fresh, one), rows[index]);
     for (const [index, folder] of folders.entries()) assert.equal(await facts(fresh, folder), files[index]);
-    assert.equal(await fresh.must(`stat -c '%a %U %G' /var/lib/postgresql/15/main /srv/fast /srv/wal`), data);
+    assert.equal(await fresh.must(`stat -c '%a %U %G' /var/lib/postgresql/${PG}/main /srv/fast /srv/wal`), data);
     assert.notEqual(await fresh.must('id -u app'), '4711');
-    assert.equal(await fresh.must('readlink /var/lib/postgresql/15/sec_2 /srv/conf/current'), '/srv/moved\n/srv/conf/v3');
-    assert.equal(await fresh.must('ls /etc/postgresql/15 | sort'), 'main\nsec_2');
+    assert.equal(await fresh.must(`readlink /var/lib/postgresql/${PG}/sec_2 /srv/conf/current`), '/srv/moved\n/srv/conf/v3');
+    assert.equal(await fresh.must(`ls /etc/postgresql/${PG} | sort`), 'main\nsec_2');
     // What was here before lies aside, whole; the part and the look lie beside.
-    assert.equal(await fresh.must(`ls /srv/up\\ loads.before-*; ls -d /root/before-*/etc/postgresql/15/main/postgresql.conf /var/lib/postgresql/15/main.before-*/PG_VERSION | wc -l`), 'in the way\n2');
+    assert.equal(await fresh.must(`ls /srv/up\\ loads.before-*; ls -d /root/before-*/etc/postgresql/${PG}/main/postgresql.conf /var/lib/postgresql/${PG}/main.before-*/PG_VERSION | wc -l`), 'in the way\n2');
     assert.equal(await fresh.must(`cmp "$(echo /root/part-before-*)/srv/up loads/sub/picture" '/srv/up loads/sub/picture' && ls -d /var/lib/postgresql/look-before-*/srv/fast | wc -l`), '1');
     assert.match(said, /data_directory[\s-]*\/var\/lib\/postgresql\/look-before-/);
   });

@@ -93,7 +93,7 @@ async function inScenario(name: string, scenario: Scenarios[string] | undefined)
 async function openWorld(folder: string): Promise<World> {
   const isNew = !fs.existsSync(path.join(folder, 'storage', 'host_key')), files = path.join(folder, 'files');
   const storage = await startStorage(path.join(folder, 'storage'), 2222);
-  const db = await makeCluster({ folder: path.join(folder, 'db'), version: '15-debian', port: 5432, initdb: ['--wal-segsize=1'],
+  const db = await makeCluster({ folder: path.join(folder, 'db'), version: 'debian', port: 5432, initdb: ['--wal-segsize=1'],
     settings: { fsync: 'off', min_wal_size: '2MB' }, sql: 'create table nights (n int); insert into nights values (1)' });
   const [web, app, idle] = [makeDaemon(folder, 'web'), makeDaemon(folder, 'app', { stopSeconds: 0.4 }), makeDaemon(folder, 'idle')] as const;
   for (const one of [web, app]) one.startNow();

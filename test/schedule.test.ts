@@ -5,6 +5,7 @@ import assert from 'node:assert/strict';
 import type { Host } from './host.ts';
 import { SCRIPT, STATE, cannotRun, daemon, install, remove, scenarios } from './systemd-host.ts';
 import type { Product } from './systemd-host.ts';
+import { PG } from './cluster.ts';
 
 const PIGEON = `#!/bin/sh
 # A daemon as people write them: it forks, keeps its number in a file, and knows nothing of systemd.
@@ -30,7 +31,7 @@ describe('started by cron and by systemd', { skip: cannotRun }, () => {
       host = made;
       await host.write('/usr/local/bin/pigeon', PIGEON, 0o755);
       await host.must('systemctl start byhand; pigeon start'); // neither is started at boot
-      const bin = await host.must('ls -d /usr/lib/postgresql/15/bin');
+      const bin = await host.must(`ls -d /usr/lib/postgresql/${PG}/bin`);
       await host.must(`install -d -o postgres ${BARE} && setpriv --reuid postgres --regid postgres --init-groups sh -c '${bin}/initdb --no-sync -A trust -D ${BARE} && ${bin}/pg_ctl start -w -D ${BARE} -l ${BARE}/log -o "-p 5444 -k /tmp"' > /dev/null`);
     });
   });

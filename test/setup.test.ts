@@ -124,7 +124,7 @@ describe('setup', { skip: cannotRunHere() }, () => {
     assert.equal(await says(), true, 'the repository itself is set so');
     execFileSync('sed', ['-i', 's/^append_only = .*/append_only = 0/', path.join(repository, 'config')]);
     const archives = server.archives();
-    withLine({ appendOnly: true, before: 'case "$SSH_ORIGINAL_COMMAND" in *serve*) exit 1;; esac' });
+    withLine({ appendOnly: true, before: 'case $SSH_ORIGINAL_COMMAND in *serve*) exit 1;; esac' });
     assert.equal(await says(), null);
     withLine({ appendOnly: true, before: 'true' });
     assert.deepEqual(server.archives(), archives);

@@ -134,7 +134,7 @@ export class Product {
     // Links that lead out of the data directory are led into the copy, so that nothing of the running cluster is touched.
     const answer = await this.host.must(`set -e; cd ${copy}; find . -type d ! -perm -005 ! -user postgres ! -user 999 -exec chmod o+rx {} +
       for link in $(find ${data} -path '*/pg_tblspc/*' -type l) $(find ${data}/pg_wal -maxdepth 0 -type l); do ln -sfn "${copy}$(readlink $link)" $link; done
-      bin=$(echo /usr/lib/postgresql/$(cat ${data}/PG_VERSION)/bin); as="setpriv --reuid ${asUser} --regid ${asUser} --clear-groups"
+      bin=$(echo /usr/lib/postgresql/$(cat ${data}/PG_VERSION)/bin); as="setpriv --reuid ${asUser} --regid ${asUser} ${asUser === 'postgres' ? '--init-groups' : '--clear-groups'}"
       $as $bin/pg_ctl start -w -s -l /dev/null -D ${data} -o "-p 5999 -k /tmp -c listen_addresses= -c external_pid_file= ${config}"
       $as psql -h /tmp -p 5999 -U postgres -XqAt -v ON_ERROR_STOP=1 -d postgres -c "${sql}" || { $as $bin/pg_ctl stop -s -m fast -D ${data}; exit 1; }
       $as $bin/pg_ctl stop -s -m fast -D ${data}; rm -rf ${copy}`);

@@ -4,6 +4,7 @@ import assert from 'node:assert/strict';
 import type { Host } from './host.ts';
 import { cannotRun, daemon, install, remove, scenarios } from './systemd-host.ts';
 import type { Product } from './systemd-host.ts';
+import { PG } from './cluster.ts';
 
 const ROWS = 20_000;
 const units = {
@@ -46,18 +47,18 @@ describe('on a systemd host', { skip: cannotRun }, () => {
 
   scenario('a good night: units, a list of units, a cluster with tablespace and WAL elsewhere; the archive boots with all its rows', async () => {
     await product.set({ stop: ['postgres *', 'service web', ['service worker', 'service mail']], warmPass: true });
-    await product.expect(['doctor'], 1, /all there; service web, service worker, service mail would stop after postgres 15\/main, and start before it/);
+    await product.expect(['doctor'], 1, new RegExp(String.raw`all there; service web, service worker, service mail would stop after postgres ${PG}/main, and start before it`));
     await product.set({ stop: ['service web', ['service worker', 'service mail'], 'postgres *'] });
     await product.expect(['doctor'], 1, /schedule/, /: all there$/m);
     const said = await product.expect([], 0, /warnings +none/, /services +all 5 are running again/);
     assert.ok(said.indexOf('stopped service web') < said.indexOf('stopped service worker'), said);
-    assert.ok(said.indexOf('started postgres 15/main') < said.indexOf('started service mail') && said.indexOf('started service worker') < said.indexOf('started service web'), said);
+    assert.ok(said.indexOf(`started postgres ${PG}/main`) < said.indexOf('started service mail') && said.indexOf('started service worker') < said.indexOf('started service web'), said);
     const { archive, outcome } = await product.lastRun();
     assert.equal(outcome, 'good');
     assert.deepEqual(await product.archives(), [`${archive}-warm.checkpoint`, archive, `proven-${archive}`]);
-    const { answer, manifest } = await product.bootExtracted(archive, '/var/lib/postgresql/15/main', 'SELECT count(*), (SELECT count(*) FROM f) FROM t', 'postgres', '/etc/postgresql/15/main');
+    const { answer, manifest } = await product.bootExtracted(archive, `/var/lib/postgresql/${PG}/main`, 'SELECT count(*), (SELECT count(*) FROM f) FROM t', 'postgres', `/etc/postgresql/${PG}/main`);
     assert.equal(answer, `${ROWS}|${ROWS}`);
-    assert.deepEqual(manifest.postgres.map((one: { name: string }) => one.name).sort(), ['15/main', '15/other']);
+    assert.deepEqual(manifest.postgres.map((one: { name: string }) => one.name).sort(), [`${PG}/main`, `${PG}/other`]);
     await product.set({ warmPass: false });
   });
 
@@ -70,7 +71,7 @@ describe('on a systemd host', { skip: cannotRun }, () => {
     await product.set({ stop: ['service asleep', 'service always', 'service echo', 'service lazy', 'postgres *'] });
     const running = await product.startHeld();
     for (const port of [7007, 7008]) assert.notEqual((await host.run(['bash', '-c', `exec 3<>/dev/tcp/127.0.0.1/${port}`])).code, 0);
-    for (const unit of ['asleep', 'always', 'echo', 'lazy', 'postgresql@15-main']) assert.ok(!await host.isActive(unit), unit);
+    for (const unit of ['asleep', 'always', 'echo', 'lazy', `postgresql@${PG}-main`]) assert.ok(!await host.isActive(unit), unit);
     await product.releaseCopy();
     product.judge(await running.done, 0);
     assert.deepEqual((await product.lastRun()).parts.map(({ name }) => name).filter((name) => name.includes('asleep')), []);
@@ -116,11 +117,11 @@ describe('on a systemd host', { skip: cannotRun }, () => {
   });
 
   scenario('what nothing would start again is not stopped', async () => {
-    for (const [entry, says] of [['service noway', /noway\.service runs, but systemd would not start it again \(RefuseManualStart\)/], ['postgres 15/other', /postgres 15\/other runs, but its start\.conf says "disabled"/]] as const) {
+    for (const [entry, says] of [['service noway', /noway\.service runs, but systemd would not start it again \(RefuseManualStart\)/], [`postgres ${PG}/other`, new RegExp(String.raw`postgres ${PG}/other runs, but its start\.conf says "disabled"`)]] as const) {
       await product.set({ stop: ['service web', entry] });
-      await host.write('/etc/postgresql/15/other/start.conf', 'disabled\n', 0o644);
+      await host.write(`/etc/postgresql/${PG}/other/start.conf`, 'disabled\n', 0o644);
       await product.expect([], 2, says, /services: nothing was stopped/);
-      await host.write('/etc/postgresql/15/other/start.conf', 'manual\n', 0o644);
+      await host.write(`/etc/postgresql/${PG}/other/start.conf`, 'manual\n', 0o644);
     }
   });
 
@@ -152,7 +153,7 @@ describe('on a systemd host', { skip: cannotRun }, () => {
     await host.must('touch /run/broken');
     await product.releaseCopy();
     product.judge(await running.done, 3, /could not start service fragile/, /NOT RUNNING: "?service fragile"? \(.*running\)\. Act now: node backup\.js recover/);
-    for (const unit of ['web', 'postgresql@15-main']) assert.ok(await host.isActive(unit), unit);
+    for (const unit of ['web', `postgresql@${PG}-main`]) assert.ok(await host.isActive(unit), unit);
     const { archive } = await product.lastRun();
     assert.ok((await product.archives()).includes(`proven-${archive}`), 'what was copied is cold all the same, and may be needed just then');
     await product.expect([], 3, /still not running/); // whoever holds the lock at this moment, the guard or this run
@@ -164,7 +165,7 @@ describe('on a systemd host', { skip: cannotRun }, () => {
   scenario('PostgreSQL started by hand in the middle of the copy: no proof, exit code 2', async () => {
     await product.set({ stop: ['service web', 'postgres *'] });
     const running = await product.startHeld();
-    await host.must(['systemctl', 'start', 'postgresql@15-main']);
+    await host.must(['systemctl', 'start', `postgresql@${PG}-main`]);
     await product.releaseCopy();
     product.judge(await running.done, 2, /not proven cold/, /services: .*running again/);
     const { archive } = await product.lastRun();
@@ -172,27 +173,27 @@ describe('on a systemd host', { skip: cannotRun }, () => {
   });
 
   scenario('a cluster started outside systemd is really stopped, and started by its own unit', async () => {
-    await product.set({ stop: ['service web', 'postgres 15/other'] });
-    await host.must('systemctl stop postgresql@15-other');
-    await host.must('pg_ctlcluster 15 other start', { user: 'postgres' });
-    assert.ok(!await host.isActive('postgresql@15-other'));
+    await product.set({ stop: ['service web', `postgres ${PG}/other`] });
+    await host.must(`systemctl stop postgresql@${PG}-other`);
+    await host.must(`pg_ctlcluster ${PG} other start`, { user: 'postgres' });
+    assert.ok(!await host.isActive(`postgresql@${PG}-other`));
     const running = await product.startHeld();
-    assert.match(await host.must('pg_lsclusters --no-header 15 other'), / down /);
+    assert.match(await host.must(`pg_lsclusters --no-header ${PG} other`), / down /);
     await product.releaseCopy();
-    product.judge(await running.done, 1, /PostgreSQL cluster "?15\/main"? .*is not saved/);
-    assert.equal(await host.psql('15/other', 'SELECT 1'), '1');
+    product.judge(await running.done, 1, new RegExp(String.raw`PostgreSQL cluster "?${PG}/main"? .*is not saved`));
+    assert.equal(await host.psql(`${PG}/other`, 'SELECT 1'), '1');
   });
 
   scenario('a cluster that does not run, and is saved below `folders`, has to stay cold, too', async () => {
-    await host.must('systemctl stop postgresql@15-other');
+    await host.must(`systemctl stop postgresql@${PG}-other`);
     const was = product.settings.folders;
-    await product.set({ stop: ['service web'], folders: ['/var/lib/postgresql/15/other'] });
+    await product.set({ stop: ['service web'], folders: [`/var/lib/postgresql/${PG}/other`] });
     const running = await product.startHeld();
-    await host.must('touch /var/lib/postgresql/15/other/postgresql.auto.conf');
+    await host.must(`touch /var/lib/postgresql/${PG}/other/postgresql.auto.conf`);
     await product.releaseCopy();
     product.judge(await running.done, 2, /files? changed under a stopped part while it was copied: .*postgresql\.auto\.conf/, /services: .* running again/);
-    assert.match(await host.must('pg_lsclusters --no-header 15 other'), / down /, 'it did not run before');
-    await host.must('systemctl start postgresql@15-other');
+    assert.match(await host.must(`pg_lsclusters --no-header ${PG} other`), / down /, 'it did not run before');
+    await host.must(`systemctl start postgresql@${PG}-other`);
     await product.set({ folders: was });
   });
 });

@@ -8,6 +8,7 @@ import { allIsWell, expectEnd, good, nearby, scenarios, wrap } from './scenario.
 import type { World } from './scenario.ts';
 import { makeServer, start } from './script.ts';
 import type { Ended } from './script.ts';
+import { PG } from './cluster.ts';
 
 const all = ({ out, err }: Ended) => out + err;
 const DAY = 86_400;
@@ -153,14 +154,14 @@ const SCENARIOS: Record<string, (world: World) => Promise<void>> = {
     nearby(world);
     const { server, db } = world;
     execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', '/etc/postgresql']); // this scenario's own
-    fs.mkdirSync('/etc/postgresql/15/main', { recursive: true });
-    fs.writeFileSync('/etc/postgresql/15/main/postgresql.conf', `data_directory = '${db.dataDirectory}'\n`);
+    fs.mkdirSync(`/etc/postgresql/${PG}/main`, { recursive: true });
+    fs.writeFileSync(`/etc/postgresql/${PG}/main/postgresql.conf`, `data_directory = '${db.dataDirectory}'\n`);
     const stop = server.settings.stop as unknown[];
     server.writeSettings({ stop: [...stop.slice(0, -1), 'postgres 14/main'] });
-    expectEnd(world, await server.run(), { code: 2, says: [/postgres 14\/main: there is no such cluster here/, /hint: here are: 15\/main; write 'postgres 15\/main'/, /nothing was stopped/] });
+    expectEnd(world, await server.run(), { code: 2, says: [/postgres 14\/main: there is no such cluster here/, new RegExp(String.raw`hint: here are: ${PG}/main; write 'postgres ${PG}/main'`), /nothing was stopped/] });
     await allIsWell(world, 0.1);
-    server.writeSettings({ stop: [...stop.slice(0, -1), 'postgres 15/main'] });
-    assert.match((await server.run(['--dry-run'])).out, /^ {2}postgres 15\/main$/m);
+    server.writeSettings({ stop: [...stop.slice(0, -1), `postgres ${PG}/main`] });
+    assert.match((await server.run(['--dry-run'])).out, new RegExp(String.raw`^ {2}postgres ${PG}/main$`, 'm'));
     execFileSync('umount', ['/etc/postgresql']);
     execFileSync('mount', ['-t', 'tmpfs', 'tmpfs', '/run/systemd']);
     fs.mkdirSync('/run/systemd/system'); // as if systemd ran this machine, where no unit has that name any more
