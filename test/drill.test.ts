@@ -236,13 +236,17 @@ scenarios('a drill', import.meta.url, {
     execFileSync('umount', [path.join(scratch(world), leftOfDrills(world)[0]!, 'busy')]);
     // A program that reads nothing at all has the code of a mere warning.
     const nothing = await world.server.run(['drill', '--json'], wrap(world, 'ionice', 'exit 1'));
+    fs.rmSync(path.join(world.folder, 'bin/ionice'));
     assert.deepEqual([nothing.code, checkOf(nothing, 'everything read back').ok], [2, false], nothing.out);
     assert.deepEqual(leftOfDrills(world), [], 'the one that could not be removed is gone, too');
     const file = path.join(world.files, 'file 7');
     loseAndMend(world, file);
-    const mended = await world.server.run(['drill', '--json']);
-    assert.equal(mended.code, 2, mended.out);
-    assert.equal(checkOf(mended, 'everything read back').detail, `"${file}" is damaged in the repository: borg has zeros for what is missing`);
+    const as14 = `s/: File has damaged [^"]*"/: backup error", "msgid": "BackupError"/`; // as borg 1.4.0 says it, which gives no reason
+    for (const options of [{}, wrap(world, 'borg', `[ $pass = extract ] && exec bash -c 'exec 2> >(sed '"'"'${as14}'"'"' >&2); exec /usr/bin/borg "$@"' borg "$@"`)]) {
+      const mended = await world.server.run(['drill', '--json'], options);
+      assert.equal(mended.code, 2, mended.out);
+      assert.equal(checkOf(mended, 'everything read back').detail, `"${file}" is damaged in the repository: borg has zeros for what is missing`);
+    }
     await allIsWell(world);
   },
 }, 2); // they work more than they wait
