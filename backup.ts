@@ -182,6 +182,7 @@ async function recoverAll(script: string, file: string): Promise<number> {
 }
 
 async function main(): Promise<void> {
+  process.removeAllListeners('exit'); // the file is whole (see the top)
   process.exitCode = 2; // should all work ever end without an answer, it was not good
   for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {}); // a closed terminal or pipe must not kill us
   let code: number;

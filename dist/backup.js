@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: aa4b48ef4d079e71ee7daada05ed5d2ff48f399f1a808b759d6d201dc9524576
+// Checksum of all but the settings: a4734b75649d4000b710908f581ff85052d1c9ea5919dec44fdc32d6d6a9ebb4
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -114,6 +114,10 @@ if (typeof require !== 'function') {
   console.error('  hint: put backup.js into a folder of its own.');
   process.exit(64);
 }
+process.on('exit', () => { // main() stands at the very end and takes this away: a download that was cut off may hold only whole functions, run nothing, and be content
+  console.error('backup: error: this file ends too early: download it again');
+  process.exitCode = 2;
+});
 
 // =========================================================================================================
 // ==== SETTINGS ====
@@ -9061,6 +9065,7 @@ async function recoverAll(script, file) {
 }
 
 async function main() {
+  process.removeAllListeners('exit'); // the file is whole (see the top)
   process.exitCode = 2; // should all work ever end without an answer, it was not good
   for (const stream of [process.stdout, process.stderr]) stream.on('error', () => {}); // a closed terminal or pipe must not kill us
   let code;

@@ -44,10 +44,9 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
       insert into ${name} select g, md5('${name}' || g) from generate_series(1, ${ROWS}) g; create index ${name}_note on ${name} (note);`).join('\n')}
       create table words (word text); insert into words select chr(a) || chr(b) || chr(c) from generate_series(97, 122) a, unnest(array[97, 241, 110, 246, 111, 122, 229]) b, unnest(array[229, 228, 122, 241]) c;
       create index words_word on words (word);
-      create table spaced tablespace linked as select generate_series(1, 1000) n;
-      create table folded (word text); insert into folded select word from words limit 100;
-      create function fold(text) returns text language sql immutable as 'select lower($1)';
-      create function fold_all(text) returns text language plpgsql immutable as 'begin return fold($1); end'; create index folded_index on folded (fold_all(word))`);
+      create table spaced tablespace linked as select generate_series(1, 1000) n`);
+    if (Number(PG) < 17) cluster.sql('victims', `create table folded (word text); insert into folded select word from words limit 100; create function fold(text) returns text language sql immutable as 'select lower($1)';
+      create function fold_all(text) returns text language plpgsql immutable as 'begin return fold($1); end'; create index folded_index on folded (fold_all(word))`); // newer ones make no index that needs a search_path
     cluster.sql('victims', 'vacuum analyze');
     for (const name of ['hardened', 'passing', 'upgraded']) cluster.sql('postgres', `create database ${name}`);
     cluster.sql('upgraded', `create extension amcheck version '1.0'; create table kept (id int primary key)`); // as PostgreSQL 10 had it
@@ -116,7 +115,7 @@ describe('a drill notices damage and names it', { skip: isRoot ? false : 'needs 
     const { proven, fails, all } = await drillOf(() => {});
     assert.deepEqual({ proven, fails }, { proven: true, fails: {} });
     assert.match(all, /gone since the passport: passing/);
-    assert.match(all, /functions need a search_path:\\nvictims: index public\.folded_index of table public\.folded: function fold\(text\) does not exist/, 'it is sound, and cannot be compared with its table');
+    if (Number(PG) < 17) assert.match(all, /functions need a search_path:\\nvictims: index public\.folded_index of table public\.folded: function fold\(text\) does not exist/, 'it is sound, and cannot be compared with its table');
     assert.doesNotMatch(all, /lacks all facts/, 'of a database that is gone nothing else is asked');
     assert.doesNotMatch(all, /upgraded: index/, 'its amcheck is brought up to date, in the copy');
   });

@@ -85,7 +85,7 @@ describe('every major version', { concurrency: 2 }, () => {
 
       const [told] = passport.postgres;
       assert.ok(told);
-      const major = version.slice(0, 2);
+      const major = version === 'debian' ? PG : version;
       assert.equal(told.systemIdentifier, cluster.sql('postgres', 'select system_identifier from pg_control_system()'));
       assert.match(told.serverVersion!, new RegExp(`^PostgreSQL ${major}\\.`));
       assert.match(told.pgConfig.VERSION!, new RegExp(`^PostgreSQL ${major}\\.`));

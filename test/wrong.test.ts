@@ -42,8 +42,13 @@ const SCENARIOS: Record<string, (world: World) => Promise<void>> = {
     const manifest = JSON.parse(server.borg('extract', '--stdout', `::${server.history().pop().archive}`, 'record/manifest.json'));
     assert.equal(manifest.script.state, 'edited');
     // Half an upgrade: a download that was cut off runs nothing.
-    fs.writeFileSync(server.script, fs.readFileSync(server.script, 'utf8').slice(0, 400_000));
-    assert.notEqual((await server.run(['status'])).code, 0);
+    const whole = fs.readFileSync(server.script, 'utf8'), betweenFunctions = whole.indexOf('\n}\n', 300_000) + 3, inComment = whole.indexOf('\n// ', betweenFunctions) + 5;
+    for (const [at, says] of [[betweenFunctions, /^backup: error: this file ends too early: download it again$/m], [inComment, /ends too early/], [whole.lastIndexOf('main();'), /ends too early/], [whole.indexOf(' {\n', inComment) + 2, /SyntaxError/]] as const) {
+      fs.writeFileSync(server.script, whole.slice(0, at));
+      const ended = await server.run(['status']);
+      assert.notEqual(ended.code, 0, `cut off at ${at}`);
+      assert.match(ended.err, says, `cut off at ${at}`);
+    }
     await allIsWell(world, 0.1);
   },
 
