@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: a4734b75649d4000b710908f581ff85052d1c9ea5919dec44fdc32d6d6a9ebb4
+// Checksum of all but the settings: c55e7529fdceea1bb1afff36807e16e00136939b4cc2e2ae2c3eae60fda51bde
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -2263,7 +2263,7 @@ function clustersNamed(what, all) {
   const inContainer = all.find((cluster) => cluster.container && cluster.dataDirectory === what);
   throw new Problem(`postgres ${what}: there is no such cluster here`, { hint: inContainer
     ? `it runs in a container: write 'container ${inContainer.container}'`
-    : `here are: ${here.map((cluster) => cluster.name).join(', ') || 'none'}; write 'postgres 15/main' or 'postgres /its/data/directory'` });
+    : `here are: ${here.map((cluster) => cluster.name).join(', ') || 'none'}; write 'postgres ${here[0]?.name ?? '15/main'}' or 'postgres /its/data/directory'` });
 }
 
 /** Given a cluster, returns the part: stopped and started by what runs it now, its own unit above all. Throws Problem when nothing would start it again. */

@@ -163,7 +163,7 @@ export function clustersNamed(what: string, all: Cluster[]): Cluster[] {
   const inContainer = all.find((cluster) => cluster.container && cluster.dataDirectory === what);
   throw new Problem(`postgres ${what}: there is no such cluster here`, { hint: inContainer
     ? `it runs in a container: write 'container ${inContainer.container}'`
-    : `here are: ${here.map((cluster) => cluster.name).join(', ') || 'none'}; write 'postgres 15/main' or 'postgres /its/data/directory'` });
+    : `here are: ${here.map((cluster) => cluster.name).join(', ') || 'none'}; write 'postgres ${here[0]?.name ?? '15/main'}' or 'postgres /its/data/directory'` });
 }
 
 /** Given a cluster, returns the part: stopped and started by what runs it now, its own unit above all. Throws Problem when nothing would start it again. */

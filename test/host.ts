@@ -63,7 +63,8 @@ const HIDDEN: Record<string, [mode: number, owner: string] | null> = {
 const MASKED = `console-getty.service getty.target systemd-modules-load.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount
   sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount dev-hugepages.mount
   modprobe@.service systemd-udevd.service systemd-sysusers.service systemd-random-seed.service systemd-networkd.service
-  systemd-network-generator.service systemd-resolved.service systemd-timesyncd.service ldconfig.service`.split(/\s+/);
+  systemd-network-generator.service systemd-resolved.service systemd-timesyncd.service ldconfig.service
+  systemd-update-done.service systemd-journal-catalog-update.service`.split(/\s+/);
 
 /** Boots a host as asked; everything asked for runs when it is returned. About 1 s, and 1 s a cluster; throws with the last log lines. */
 export async function startHost(options: HostOptions = {}): Promise<Host> {
