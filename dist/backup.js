@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: c55e7529fdceea1bb1afff36807e16e00136939b4cc2e2ae2c3eae60fda51bde
+// Checksum of all but the settings: 70053f78a73ffa2326edb19d9163415b39d7c261a1f502f140722af28497d0fa
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -1257,7 +1257,7 @@ const aRepository = (value, at, wrong) => {
   else if (!isLine(value) || value.replace(/\[.*?\]/, '').includes('::') || ![url, asForScp, /^\//].some((form) => form.test(value))) wrong(at, "must be like 'ssh://borg@storage.example.org/./web1', or a path that starts with /");
 };
 const aWebAddress = (value, at, wrong) => (isLine(value) && /^(?!.*\.\.\.$)https?:\/\/[^\s/?#@]+([/?#]\S*)?$/.test(value))
-  || wrong(at, "must be a whole address that starts with 'https://' or 'http://', without user and password");
+  || wrong(at, "must be a whole address that starts with 'https://' or 'http://', without user and password, and without the dots of an example");
 
 const aTimeZone = (value, at, wrong) => {
   try {
@@ -4476,7 +4476,7 @@ const ENGLISH = {
   },
   sheet: {
     title: (server) => `RECOVERY SHEET of server ${server}`, print: 'Print this, keep it on paper away from the server, then remove this file.', whoHas: 'Whoever has it and can reach the storage can read every backup.', repository: 'repository', passphrase: 'passphrase',
-    how: 'When the server is gone, as root in an empty folder on a machine with borg (typing the key takes about 8 minutes):', keeper: 'First: ssh-keygen -t ed25519 there makes an ssh key, and the storage\'s keeper lets it in.', shows: (print) => `The storage shows itself as ${print}.`, then: 'borg key import asks for the id below, then for each numbered line. ARCHIVE is the newest name that is in the list a second time, with proven- before it. record/RESTORE.md says all that follows.',
+    how: 'When the server is gone, as root in an empty folder on a machine with borg (typing the key takes about 8 minutes):', keeper: 'First: ssh-keygen -t ed25519 there makes an ssh key, and the storage\'s keeper lets it in, with a line like this server\'s.', shows: (print) => `The storage shows itself as ${print}.`, then: 'borg key import asks for the id below, then for each numbered line. ARCHIVE is the newest name that is in the list a second time, with proven- before it. record/RESTORE.md says all that follows.',
   },
   message: {
     outcome: { start: 'start', good: 'good', warning: 'warning', failed: 'failed', down: 'down' }, start: 'the backup begins', good: (time) => `good backup, down ${time}`, warning: (number, time) => `backup with ${number} ${number === 1 ? 'warning' : 'warnings'}, down ${time}`,
@@ -4522,7 +4522,7 @@ const SPANISH = {
   },
   sheet: {
     title: (server) => `HOJA DE RECUPERACIÓN del servidor ${server}`, print: 'Imprima esta hoja, guárdela en papel lejos del servidor y elimine después este archivo.', whoHas: 'Quien la tenga y pueda acceder al almacenamiento podrá leer todas las copias.', repository: 'repositorio', passphrase: 'frase de paso',
-    how: 'Si se pierde el servidor, como root en una carpeta vacía de una máquina con borg (teclear la clave lleva unos 8 minutos):', keeper: 'Antes: ssh-keygen -t ed25519 crea allí una clave ssh, y quien administra el almacenamiento la acepta.', shows: (print) => `El almacenamiento se presenta como ${print}.`, then: 'borg key import pide el id de abajo y después cada línea numerada. ARCHIVE es el nombre más reciente que aparece en la lista dos veces, la segunda con proven- delante. record/RESTORE.md explica todo lo demás.',
+    how: 'Si se pierde el servidor, como root en una carpeta vacía de una máquina con borg (teclear la clave lleva unos 8 minutos):', keeper: 'Antes: ssh-keygen -t ed25519 crea allí una clave ssh, y quien administra el almacenamiento la acepta, con una línea como la de este servidor.', shows: (print) => `El almacenamiento se presenta como ${print}.`, then: 'borg key import pide el id de abajo y después cada línea numerada. ARCHIVE es el nombre más reciente que aparece en la lista dos veces, la segunda con proven- delante. record/RESTORE.md explica todo lo demás.',
   },
   message: {
     outcome: { start: 'inicio', good: 'correcto', warning: 'aviso', failed: 'fallo', down: 'detenido' }, start: 'empieza la copia', good: (time) => `copia correcta, servicios detenidos ${time}`, warning: (number, time) => `copia con ${number} ${number === 1 ? 'aviso' : 'avisos'}, servicios detenidos ${time}`,
@@ -8395,10 +8395,10 @@ async function everyCheck({ settings, file }, script) {
   await attempt('repository', async () => `it opens (${(await tryRepository(settings)).encryption})`);
   await attempt('parts and paths', async () => {
     plan = await makePlan(settings, new Date());
-    const running = plan.parts.filter((one) => one.wasRunning), first = running.find((one) => one.dataDirectory), late = running.filter((one) => !one.dataDirectory && one.group > (first?.group ?? Infinity));
-    const order = late.length > 0 ? `; ${late.map((one) => one.name).join(', ')} would stop after ${first.name}, and start before it: what uses that database has to stand before it in \`stop\`` : '';
-    return `${count(plan.parts.length, 'part')}, ${count(plan.roots.length, 'path')}: all there${order}`;
+    return `${count(plan.parts.length, 'part')}, ${count(plan.roots.length, 'path')}: all there`;
   });
+  const running = (plan)?.parts.filter((one) => one.wasRunning) ?? [], database = running.find((one) => one.dataDirectory), late = running.filter((one) => !one.dataDirectory && one.group > (database?.group ?? Infinity));
+  if (late.length > 0) add('order', null, `${late.map((one) => one.name).join(', ')} would stop after ${database.name}, and start before it`, 'what uses that database has to stand before it in `stop`');
   const unsaved = warnings.filter((one) => UNSAVED.test(one)), others = warnings.filter((one) => !UNSAVED.test(one));
   if (unsaved.length > 0 || !plan) add('unsaved', unsaved.length > 0 ? false : null, unsaved.join('; ') || NO_PLAN, unsaved.length > 0 ? 'mend the settings as it says: until then no archive holds it' : '');
   else add('unsaved', true, 'nothing that runs here is left out');
@@ -8414,7 +8414,8 @@ async function everyCheck({ settings, file }, script) {
   add('free space', free >= needed, room, 'make room: without it no run begins', true);
   const nightly = await scheduleOf(script);
   add('schedule', nightly.by !== '', nightly.by === '' ? nightly.why || 'no crontab line and no timer starts this script' : `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}`, 'node backup.js setup --schedule cron    (or systemd)');
-  add('told', ...whoIsTold(settings, nightly.by, fs.statSync(file).mtimeMs < Date.parse(history.filter((one) => one.kind === 'run').pop()?.startedAt ?? '')));
+  const lastRun = history.filter((one) => one.kind === 'run').pop(), isTried = fs.statSync(file).mtimeMs < Date.parse(lastRun?.startedAt ?? '');
+  add('told', ...whoIsTold(settings, nightly.by, isTried ? lastRun.warnings.find((one) => one.startsWith('tell.')) ?? '' : null));
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays), hasDrills = settings.drill.maxAgeDays > 0;
   const drilled = last && `${last.archive} was ${last.proven ? '' : 'not '}proven ${count(Math.max(0, Math.floor(ageDays)), 'day')} ago; a restore takes about ${span(last.restoreSeconds)}`;
   const none = hasDrills ? 'none yet' : 'no drills here, say the settings';
@@ -8458,10 +8459,11 @@ async function checkServer(settings) {
   ];
 }
 
-// Whether somebody would hear of a night that failed.
-function whoIsTold(settings, startedBy, isTried) {
+// Whether somebody would hear of a night that failed. trouble: what the last run had with `tell` as it is now, '' = none; null: no run has called it.
+function whoIsTold(settings, startedBy, trouble) {
   const hint = 'set `tell`, or let your monitoring ask `node backup.js status` every day';
-  if (!tellsNobody(settings)) return isTried ? [true, 'by `tell`', ''] : [null, 'by `tell`, not tried yet', 'the next run calls it: look then whether that came; it warns when it did not'];
+  if (!tellsNobody(settings)) return trouble === null ? [null, 'by `tell`, not tried yet', 'the next run calls it: look then whether that came; it warns when it did not']
+    : [trouble === '', trouble || 'by `tell`', trouble && 'mend it; node backup.js --now tries it'];
   if (startedBy === 'systemd') return [false, 'a systemd timer mails nobody, and `tell` is empty', hint];
   if (startedBy === 'cron') return [null, 'cron mails root what --quiet prints; whether somebody reads that is not known here', hint];
   return [null, 'nothing starts it, so there is nothing to tell', hint];
@@ -8501,8 +8503,10 @@ const canAsk = () => Boolean(process.stdin.isTTY);
 async function ask(question, usual, form, how = 'shown', doubt = async (_answer) => '') {
   if (!canAsk()) throw new Problem(`${question} There is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const lines = createInterface({ input: process.stdin, output: process.stderr, terminal: true });
-  const calledOff = new Promise((_, refuse) => { lines.once('close', () => refuse(new Problem('called off', { exitCode: 130, hint: 'call it again whenever you like: what it said it wrote or made is kept' }))); });
-  calledOff.catch(() => {}); // in the end it is always closed
+  let isAnswered = false;
+  const calledOff = new Promise((_, refuse) => {
+    lines.once('close', () => isAnswered || refuse(new Problem('called off', { exitCode: 130, hint: 'call it again whenever you like: what it said it wrote or made is kept' })));
+  });
   try {
     for (let doubted = null; ;) {
       const asked = lines.question(`${question}${usual ? ` [${usual}]` : ''} `);
@@ -8514,7 +8518,11 @@ async function ask(question, usual, form, how = 'shown', doubt = async (_answer)
       doubted = wrong === '' ? answer : null;
       process.stderr.write(`${why}${doubted === null ? '' : '. Write it anew, or the same once more to keep it'}\n`);
     }
+  } catch (error) {
+    process.stderr.write('\n'); // the prompt's line has no end
+    throw error;
   } finally {
+    isAnswered = true;
     lines.close();
   }
 }
@@ -8554,7 +8562,7 @@ async function foldersNotHere(folders, stop) {
 /** What is wrong with a value of a setting, as its rule will say when the file is read; '' = nothing. */
 function mistakesIn(name, value) {
   const found = [];
-  if (value !== null) TABLE.find((one) => one.name === name).rule(value, name, (at, message) => found.push(`${at} ${message}`));
+  if (value !== null) TABLE.find((one) => one.name === name).rule(value, name, (at, message) => found.push(`${at.replace(/^.*\[(\d+)\]$/, (_, index) => `word ${Number(index) + 1}`)} ${message}`));
   return found.join('; ');
 }
 
@@ -8593,7 +8601,8 @@ async function firstSettings(script, usual, given, yes) {
   const stop = await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)? Name your applications, too',
     isAsked ? (await proposal()).join(', ') : '', wordsIn, (answer) => partsNotHere(wordsIn(answer), usual));
   const folders = await answerTo('folders', 'Which folders are saved, with commas (databases named above are saved whole anyway)?', '', wordsIn, (answer) => foldersNotHere(wordsIn(answer), stop));
-  const volumes = await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stop.some((one) => /^(container|compose) /.test(one)) ? '*' : '', wordsIn);
+  const stopsContainers = stop.some((one) => /^(container|compose) /.test(one)), hasVolumes = stopsContainers || given.volumes || (await look(['docker', 'ps', '--all', '--quiet'])).out.trim() !== '';
+  const volumes = hasVolumes ? await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stopsContainers ? '*' : '', wordsIn) : [];
   const usualWindow = isAsked ? `01:00-05:30 ${Intl.DateTimeFormat().resolvedOptions().timeZone}` : 'any';
   const window = await answerTo('window', 'Between which hours may it be down (01:00-05:30 Africa/Maputo, or: any)?', usualWindow, windowIn);
   const language = await answerTo('language', 'Language of what is written for people (en, es)?', 'en', asItIs);
@@ -8636,7 +8645,7 @@ async function setup(loaded, script, options) {
   if (schedule === 'cron') installCron(settings, script, loaded.file);
   if (schedule === 'systemd') await installTimers(settings, script, loaded.file);
   const code = await doctor(loaded, script);
-  sayBlock(code < 2 ? '\nnothing fails; next: node backup.js --dry-run' : '\nmend what FAILS, then: node backup.js setup');
+  sayBlock(code < 2 ? `\nnothing fails${lastGoodRun(settings.stateFolder) ? '' : '; next: node backup.js --dry-run'}` : '\nmend what FAILS, then: node backup.js setup');
   return code === 1 ? 0 : code;
 }
 
@@ -8728,7 +8737,7 @@ On a storage that is new, its keeper does this first, as root (Debian):
 // Not before the repository is there. As its user: a file of root's would shut the server out.
 function reserveOnStorage(settings) {
   const { user, path: folder } = repositoryAddress(settings.repository);
-  return `Now that the repository is there, the storage's keeper does this once, as root, so that a full disk can still be cleaned up:\n  runuser -l ${user || 'borg'} -c 'borg config ${pasteable([folder])} additional_free_space 2G'`;
+  return `Now that the repository is there, the storage's keeper does this once (is it done? then nothing), as root, so that a full disk can still be cleaned up:\n  runuser -l ${user || 'borg'} -c 'borg config ${pasteable([folder])} additional_free_space 2G'`;
 }
 
 /** Find the repository or make it. One that is there already (of borgmatic, or of this server's former self) is taken over with its archives. */
@@ -8797,7 +8806,7 @@ async function writeSheet(settings) {
     const draft = `${sheet}.key`;
     const done = await change(['borg', 'key', 'export', form, '::', draft], { env: borgEnvironment(settings), seconds: 600 });
     if (done.code !== 0) throw borgFailure('the key cannot be exported', done);
-    exported.push(fs.readFileSync(draft, 'utf8'));
+    exported.push(fs.readFileSync(draft, 'utf8').replace(/^To restore key use .*\n+/, '')); // borg's own hint, which names no repository: the steps do
     fs.rmSync(draft);
   }
   const words = WORDS[settings.language].sheet, pad = Math.max(words.repository.length, words.passphrase.length) + 2, title = words.title(serverName(settings));

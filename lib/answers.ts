@@ -24,8 +24,10 @@ export const canAsk = () => Boolean(process.stdin.isTTY);
 export async function ask(question: string, usual: string, form: RegExp | ((answer: string) => string), how: 'shown' | 'hidden' = 'shown', doubt = async (_answer: string) => ''): Promise<string> {
   if (!canAsk()) throw new Problem(`${question} There is no terminal to answer on`, { exitCode: 64, hint: 'run it on a terminal, or with --yes' });
   const lines = createInterface({ input: process.stdin, output: process.stderr, terminal: true });
-  const calledOff = new Promise<never>((_, refuse) => { lines.once('close', () => refuse(new Problem('called off', { exitCode: 130, hint: 'call it again whenever you like: what it said it wrote or made is kept' }))); });
-  calledOff.catch(() => {}); // in the end it is always closed
+  let isAnswered = false;
+  const calledOff = new Promise<never>((_, refuse) => {
+    lines.once('close', () => isAnswered || refuse(new Problem('called off', { exitCode: 130, hint: 'call it again whenever you like: what it said it wrote or made is kept' })));
+  });
   try {
     for (let doubted: string | null = null; ;) {
       const asked = lines.question(`${question}${usual ? ` [${usual}]` : ''} `);
@@ -37,7 +39,11 @@ export async function ask(question: string, usual: string, form: RegExp | ((answ
       doubted = wrong === '' ? answer : null;
       process.stderr.write(`${why}${doubted === null ? '' : '. Write it anew, or the same once more to keep it'}\n`);
     }
+  } catch (error) {
+    process.stderr.write('\n'); // the prompt's line has no end
+    throw error;
   } finally {
+    isAnswered = true;
     lines.close();
   }
 }
@@ -77,7 +83,7 @@ async function foldersNotHere(folders: string[], stop: string[]): Promise<string
 /** What is wrong with a value of a setting, as its rule will say when the file is read; '' = nothing. */
 function mistakesIn(name: string, value: unknown): string {
   const found: string[] = [];
-  if (value !== null) TABLE.find((one) => one.name === name)!.rule(value, name, (at, message) => found.push(`${at} ${message}`));
+  if (value !== null) TABLE.find((one) => one.name === name)!.rule(value, name, (at, message) => found.push(`${at.replace(/^.*\[(\d+)\]$/, (_, index) => `word ${Number(index) + 1}`)} ${message}`));
   return found.join('; ');
 }
 
@@ -116,7 +122,8 @@ export async function firstSettings(script: string, usual: Settings, given: Reco
   const stop = await answerTo('stop', 'What is stopped for the copy, in this order, with commas (service nginx, compose shop, container *, postgres *)? Name your applications, too',
     isAsked ? (await proposal()).join(', ') : '', wordsIn, (answer) => partsNotHere(wordsIn(answer), usual));
   const folders = await answerTo('folders', 'Which folders are saved, with commas (databases named above are saved whole anyway)?', '', wordsIn, (answer) => foldersNotHere(wordsIn(answer), stop));
-  const volumes = await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stop.some((one) => /^(container|compose) /.test(one)) ? '*' : '', wordsIn);
+  const stopsContainers = stop.some((one) => /^(container|compose) /.test(one)), hasVolumes = stopsContainers || given.volumes || (await look(['docker', 'ps', '--all', '--quiet'])).out.trim() !== '';
+  const volumes = hasVolumes ? await answerTo('volumes', 'Which container volumes (\'*\' = all of the containers above)?', stopsContainers ? '*' : '', wordsIn) : [];
   const usualWindow = isAsked ? `01:00-05:30 ${Intl.DateTimeFormat().resolvedOptions().timeZone}` : 'any';
   const window = await answerTo('window', 'Between which hours may it be down (01:00-05:30 Africa/Maputo, or: any)?', usualWindow, windowIn);
   const language = await answerTo('language', 'Language of what is written for people (en, es)?', 'en', asItIs);

@@ -66,10 +66,10 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   await attempt('repository', async () => `it opens (${(await tryRepository(settings)).encryption})`);
   await attempt('parts and paths', async () => {
     plan = await makePlan(settings, new Date());
-    const running = plan.parts.filter((one) => one.wasRunning), first = running.find((one) => one.dataDirectory), late = running.filter((one) => !one.dataDirectory && one.group > (first?.group ?? Infinity));
-    const order = late.length > 0 ? `; ${late.map((one) => one.name).join(', ')} would stop after ${first!.name}, and start before it: what uses that database has to stand before it in \`stop\`` : '';
-    return `${count(plan.parts.length, 'part')}, ${count(plan.roots.length, 'path')}: all there${order}`;
+    return `${count(plan.parts.length, 'part')}, ${count(plan.roots.length, 'path')}: all there`;
   });
+  const running = (plan as Plan | null)?.parts.filter((one) => one.wasRunning) ?? [], database = running.find((one) => one.dataDirectory), late = running.filter((one) => !one.dataDirectory && one.group > (database?.group ?? Infinity));
+  if (late.length > 0) add('order', null, `${late.map((one) => one.name).join(', ')} would stop after ${database!.name}, and start before it`, 'what uses that database has to stand before it in `stop`');
   const unsaved = warnings.filter((one) => UNSAVED.test(one)), others = warnings.filter((one) => !UNSAVED.test(one));
   if (unsaved.length > 0 || !plan) add('unsaved', unsaved.length > 0 ? false : null, unsaved.join('; ') || NO_PLAN, unsaved.length > 0 ? 'mend the settings as it says: until then no archive holds it' : '');
   else add('unsaved', true, 'nothing that runs here is left out');
@@ -85,7 +85,8 @@ async function everyCheck({ settings, file }: Loaded, script: string): Promise<C
   add('free space', free >= needed, room, 'make room: without it no run begins', true);
   const nightly = await scheduleOf(script);
   add('schedule', nightly.by !== '', nightly.by === '' ? nightly.why || 'no crontab line and no timer starts this script' : `${nightly.by} starts it${nightly.at ? `, next on ${localTime(nightly.at)}` : ''}`, 'node backup.js setup --schedule cron    (or systemd)');
-  add('told', ...whoIsTold(settings, nightly.by, fs.statSync(file).mtimeMs < Date.parse(history.filter((one) => one.kind === 'run').pop()?.startedAt ?? '')));
+  const lastRun = history.filter((one) => one.kind === 'run').pop(), isTried = fs.statSync(file).mtimeMs < Date.parse(lastRun?.startedAt ?? '');
+  add('told', ...whoIsTold(settings, nightly.by, isTried ? lastRun!.warnings.find((one) => one.startsWith('tell.')) ?? '' : null));
   const { last, ageDays, warning } = drillFacts(settings.stateFolder, settings.drill.maxAgeDays), hasDrills = settings.drill.maxAgeDays > 0;
   const drilled = last && `${last.archive} was ${last.proven ? '' : 'not '}proven ${count(Math.max(0, Math.floor(ageDays!)), 'day')} ago; a restore takes about ${span(last.restoreSeconds)}`;
   const none = hasDrills ? 'none yet' : 'no drills here, say the settings';
@@ -129,10 +130,11 @@ async function checkServer(settings: Settings): Promise<Check[]> {
   ];
 }
 
-// Whether somebody would hear of a night that failed.
-function whoIsTold(settings: Settings, startedBy: string, isTried: boolean): [boolean | null, string, string] {
+// Whether somebody would hear of a night that failed. trouble: what the last run had with `tell` as it is now, '' = none; null: no run has called it.
+function whoIsTold(settings: Settings, startedBy: string, trouble: string | null): [boolean | null, string, string] {
   const hint = 'set `tell`, or let your monitoring ask `node backup.js status` every day';
-  if (!tellsNobody(settings)) return isTried ? [true, 'by `tell`', ''] : [null, 'by `tell`, not tried yet', 'the next run calls it: look then whether that came; it warns when it did not'];
+  if (!tellsNobody(settings)) return trouble === null ? [null, 'by `tell`, not tried yet', 'the next run calls it: look then whether that came; it warns when it did not']
+    : [trouble === '', trouble || 'by `tell`', trouble && 'mend it; node backup.js --now tries it'];
   if (startedBy === 'systemd') return [false, 'a systemd timer mails nobody, and `tell` is empty', hint];
   if (startedBy === 'cron') return [null, 'cron mails root what --quiet prints; whether somebody reads that is not known here', hint];
   return [null, 'nothing starts it, so there is nothing to tell', hint];

@@ -77,7 +77,7 @@ export const aRepository: Rule = (value, at, wrong) => {
   else if (!isLine(value) || value.replace(/\[.*?\]/, '').includes('::') || ![url, asForScp, /^\//].some((form) => form.test(value))) wrong(at, "must be like 'ssh://borg@storage.example.org/./web1', or a path that starts with /");
 };
 const aWebAddress: Rule = (value, at, wrong) => (isLine(value) && /^(?!.*\.\.\.$)https?:\/\/[^\s/?#@]+([/?#]\S*)?$/.test(value))
-  || wrong(at, "must be a whole address that starts with 'https://' or 'http://', without user and password");
+  || wrong(at, "must be a whole address that starts with 'https://' or 'http://', without user and password, and without the dots of an example");
 
 export const aTimeZone: Rule = (value, at, wrong) => {
   try {

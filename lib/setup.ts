@@ -9,6 +9,7 @@ import { randomBytes } from 'node:crypto';
 import { Problem, lastLines, named, pasteable, say, sayBlock } from './say.ts';
 import { change, failure, look, lookFor } from './shell.ts';
 import { writeDurably } from './files.ts';
+import { lastGoodRun } from './history.ts';
 import type { Loaded } from './check.ts';
 import type { Settings } from './settings.ts';
 import { askBorg, borgEnvironment, borgFailure, borgVersion, isRemote, tryRepository } from './borg.ts';
@@ -46,7 +47,7 @@ export async function setup(loaded: Loaded, script: string, options: SetupOption
   if (schedule === 'cron') installCron(settings, script, loaded.file);
   if (schedule === 'systemd') await installTimers(settings, script, loaded.file);
   const code = await doctor(loaded, script);
-  sayBlock(code < 2 ? '\nnothing fails; next: node backup.js --dry-run' : '\nmend what FAILS, then: node backup.js setup');
+  sayBlock(code < 2 ? `\nnothing fails${lastGoodRun(settings.stateFolder) ? '' : '; next: node backup.js --dry-run'}` : '\nmend what FAILS, then: node backup.js setup');
   return code === 1 ? 0 : code;
 }
 
@@ -138,7 +139,7 @@ On a storage that is new, its keeper does this first, as root (Debian):
 // Not before the repository is there. As its user: a file of root's would shut the server out.
 function reserveOnStorage(settings: Settings): string {
   const { user, path: folder } = repositoryAddress(settings.repository);
-  return `Now that the repository is there, the storage's keeper does this once, as root, so that a full disk can still be cleaned up:\n  runuser -l ${user || 'borg'} -c 'borg config ${pasteable([folder])} additional_free_space 2G'`;
+  return `Now that the repository is there, the storage's keeper does this once (is it done? then nothing), as root, so that a full disk can still be cleaned up:\n  runuser -l ${user || 'borg'} -c 'borg config ${pasteable([folder])} additional_free_space 2G'`;
 }
 
 /** Find the repository or make it. One that is there already (of borgmatic, or of this server's former self) is taken over with its archives. */
@@ -207,7 +208,7 @@ async function writeSheet(settings: Settings): Promise<void> {
     const draft = `${sheet}.key`;
     const done = await change(['borg', 'key', 'export', form, '::', draft], { env: borgEnvironment(settings), seconds: 600 });
     if (done.code !== 0) throw borgFailure('the key cannot be exported', done);
-    exported.push(fs.readFileSync(draft, 'utf8'));
+    exported.push(fs.readFileSync(draft, 'utf8').replace(/^To restore key use .*\n+/, '')); // borg's own hint, which names no repository: the steps do
     fs.rmSync(draft);
   }
   const words = WORDS[settings.language].sheet, pad = Math.max(words.repository.length, words.passphrase.length) + 2, title = words.title(serverName(settings));

@@ -40,7 +40,7 @@ const ENGLISH = {
   },
   sheet: {
     title: (server: string) => `RECOVERY SHEET of server ${server}`, print: 'Print this, keep it on paper away from the server, then remove this file.', whoHas: 'Whoever has it and can reach the storage can read every backup.', repository: 'repository', passphrase: 'passphrase',
-    how: 'When the server is gone, as root in an empty folder on a machine with borg (typing the key takes about 8 minutes):', keeper: 'First: ssh-keygen -t ed25519 there makes an ssh key, and the storage\'s keeper lets it in.', shows: (print: string) => `The storage shows itself as ${print}.`, then: 'borg key import asks for the id below, then for each numbered line. ARCHIVE is the newest name that is in the list a second time, with proven- before it. record/RESTORE.md says all that follows.',
+    how: 'When the server is gone, as root in an empty folder on a machine with borg (typing the key takes about 8 minutes):', keeper: 'First: ssh-keygen -t ed25519 there makes an ssh key, and the storage\'s keeper lets it in, with a line like this server\'s.', shows: (print: string) => `The storage shows itself as ${print}.`, then: 'borg key import asks for the id below, then for each numbered line. ARCHIVE is the newest name that is in the list a second time, with proven- before it. record/RESTORE.md says all that follows.',
   },
   message: {
     outcome: { start: 'start', good: 'good', warning: 'warning', failed: 'failed', down: 'down' }, start: 'the backup begins', good: (time: string) => `good backup, down ${time}`, warning: (number: number, time: string) => `backup with ${number} ${number === 1 ? 'warning' : 'warnings'}, down ${time}`,
@@ -86,7 +86,7 @@ const SPANISH: typeof ENGLISH = {
   },
   sheet: {
     title: (server) => `HOJA DE RECUPERACIÓN del servidor ${server}`, print: 'Imprima esta hoja, guárdela en papel lejos del servidor y elimine después este archivo.', whoHas: 'Quien la tenga y pueda acceder al almacenamiento podrá leer todas las copias.', repository: 'repositorio', passphrase: 'frase de paso',
-    how: 'Si se pierde el servidor, como root en una carpeta vacía de una máquina con borg (teclear la clave lleva unos 8 minutos):', keeper: 'Antes: ssh-keygen -t ed25519 crea allí una clave ssh, y quien administra el almacenamiento la acepta.', shows: (print) => `El almacenamiento se presenta como ${print}.`, then: 'borg key import pide el id de abajo y después cada línea numerada. ARCHIVE es el nombre más reciente que aparece en la lista dos veces, la segunda con proven- delante. record/RESTORE.md explica todo lo demás.',
+    how: 'Si se pierde el servidor, como root en una carpeta vacía de una máquina con borg (teclear la clave lleva unos 8 minutos):', keeper: 'Antes: ssh-keygen -t ed25519 crea allí una clave ssh, y quien administra el almacenamiento la acepta, con una línea como la de este servidor.', shows: (print) => `El almacenamiento se presenta como ${print}.`, then: 'borg key import pide el id de abajo y después cada línea numerada. ARCHIVE es el nombre más reciente que aparece en la lista dos veces, la segunda con proven- delante. record/RESTORE.md explica todo lo demás.',
   },
   message: {
     outcome: { start: 'inicio', good: 'correcto', warning: 'aviso', failed: 'fallo', down: 'detenido' }, start: 'empieza la copia', good: (time) => `copia correcta, servicios detenidos ${time}`, warning: (number, time) => `copia con ${number} ${number === 1 ? 'aviso' : 'avisos'}, servicios detenidos ${time}`,

@@ -73,7 +73,7 @@ describe('setup', { skip: cannotRunHere() }, () => {
     assert.ok(secret.length >= 40);
     const text = fs.readFileSync(sheet, 'utf8');
     assert.ok(text.includes(secret) && text.includes(String(server.settings.repository)) && text.includes('BORG PAPER KEY v1'));
-    assert.match(text, /lets it in\.\nThe storage shows itself as \w+ SHA256:\S+\.\n {2}export BORG_REPO/);
+    assert.match(text, /lets it in, with a line like this server's\.\nThe storage shows itself as \w+ SHA256:\S+\.\n {2}export BORG_REPO/);
     assert.ok(fs.readFileSync(page, 'utf8').includes(secret) && fs.readFileSync(page, 'utf8').includes('RECOVERY SHEET of server web1'));
     assert.equal((await server.run()).code, 0);
     assert.deepEqual(filesWith(folder, [secret]).sort(), [path.join(etc, 'passphrase'), sheet, page].sort());
