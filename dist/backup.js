@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 70053f78a73ffa2326edb19d9163415b39d7c261a1f502f140722af28497d0fa
+// Checksum of all but the settings: 5b0e8e57f28cf61b00dac0922d90daf766a3b7ca790cc23ab9607799aebeb4cf
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -8662,7 +8662,8 @@ function takeOver(given, place) {
 async function reachStorage({ settings, file }, quota, isAsked) {
   const { words } = isAsked && !quota ? await serverCommandLine(sshToStorage(settings)) : { words: null }, folder = repositoryAddress(settings.repository).path;
   if (['--append-only', '--storage-quota', `--restrict-to-repository ${folder} `].every((one) => `${words} `.includes(one))) return say(`this server's line is on the storage: ${words}`);
-  sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota || '500G', QUOTA) : quota || '500G'));
+  const granted = isAsked ? await ask('How much may this server store there?', quota || '500G', QUOTA) : quota || '500G';
+  sayBlock(storageInstructions(settings, granted));
   for (;;) {
     try {
       await tryConnection(settings); // says what to do while the storage does not know the key
@@ -8671,7 +8672,7 @@ async function reachStorage({ settings, file }, quota, isAsked) {
       if (!(error instanceof Problem) || !isAsked) throw error;
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
       sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
-      const hint = isNew ? 'put the line above into authorized_keys there, and call setup again' : /host key/.test(error.facts.hint ?? '') ? error.facts.hint : mendAddress(file);
+      const hint = isNew ? `put the line above into authorized_keys there, then: node backup.js setup --quota ${granted}` : /host key/.test(error.facts.hint ?? '') ? error.facts.hint : mendAddress(file);
       if (!isNew) sayBlock(`hint: ${hint}`);
       if (!await agrees(isNew ? 'Is the line in its place now?' : 'Try again (no: to mend something first)?')) throw new Problem(error.message, { ...error.facts, hint });
     }

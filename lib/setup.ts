@@ -64,7 +64,8 @@ function takeOver(given: string, place: string): void {
 async function reachStorage({ settings, file }: Loaded, quota: string, isAsked: boolean): Promise<void> {
   const { words } = isAsked && !quota ? await serverCommandLine(sshToStorage(settings)) : { words: null }, folder = repositoryAddress(settings.repository).path;
   if (['--append-only', '--storage-quota', `--restrict-to-repository ${folder} `].every((one) => `${words} `.includes(one))) return say(`this server's line is on the storage: ${words}`);
-  sayBlock(storageInstructions(settings, isAsked ? await ask('How much may this server store there?', quota || '500G', QUOTA) : quota || '500G'));
+  const granted = isAsked ? await ask('How much may this server store there?', quota || '500G', QUOTA) : quota || '500G';
+  sayBlock(storageInstructions(settings, granted));
   for (;;) {
     try {
       await tryConnection(settings); // says what to do while the storage does not know the key
@@ -73,7 +74,7 @@ async function reachStorage({ settings, file }: Loaded, quota: string, isAsked: 
       if (!(error instanceof Problem) || !isAsked) throw error;
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
       sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
-      const hint = isNew ? 'put the line above into authorized_keys there, and call setup again' : /host key/.test(error.facts.hint ?? '') ? error.facts.hint : mendAddress(file);
+      const hint = isNew ? `put the line above into authorized_keys there, then: node backup.js setup --quota ${granted}` : /host key/.test(error.facts.hint ?? '') ? error.facts.hint : mendAddress(file);
       if (!isNew) sayBlock(`hint: ${hint}`);
       if (!await agrees(isNew ? 'Is the line in its place now?' : 'Try again (no: to mend something first)?')) throw new Problem(error.message, { ...error.facts, hint });
     }
