@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 5b0e8e57f28cf61b00dac0922d90daf766a3b7ca790cc23ab9607799aebeb4cf
+// Checksum of all but the settings: 3dc7cacbed1d3908a1fc2bb6ff956424bf24c2d4e4676a6e41dda30b0023a31d
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -6628,7 +6628,7 @@ async function restoreTo(settings, server, words, to, mendLinks) {
   fs.mkdirSync(target, { recursive: true, mode: 0o700 });
   const held = heldFolder(target);
   makeParents(held, manifest, wanted);
-  for (const { argv, title } of extractCommands(archive, manifest, wanted, listed.above)) await extract(settings, argv, target, title, {}, held);
+  for (const { argv, title } of extractCommands(archive, manifest, wanted, listed.above)) (await extract(settings, argv, target, title, {}, held)).damaged.forEach((one) => warn(one));
   if (mendLinks) {
     mendClusterLinks(target, held, manifest);
     fs.chmodSync(held, 0o711); // PostgreSQL's user has to pass, now that root has done its work there

@@ -35,7 +35,7 @@ export async function restoreTo(settings: Settings, server: string, words: strin
   fs.mkdirSync(target, { recursive: true, mode: 0o700 });
   const held = heldFolder(target);
   makeParents(held, manifest, wanted);
-  for (const { argv, title } of extractCommands(archive, manifest, wanted, listed.above)) await extract(settings, argv, target, title, {}, held);
+  for (const { argv, title } of extractCommands(archive, manifest, wanted, listed.above)) (await extract(settings, argv, target, title, {}, held)).damaged.forEach((one) => warn(one));
   if (mendLinks) {
     mendClusterLinks(target, held, manifest);
     fs.chmodSync(held, 0o711); // PostgreSQL's user has to pass, now that root has done its work there

@@ -246,6 +246,8 @@ scenarios('a drill', import.meta.url, {
       const mended = await world.server.run(['drill', '--json'], options);
       assert.equal(mended.code, 2, mended.out);
       assert.equal(checkOf(mended, 'everything read back').detail, `"${file}" is damaged in the repository: borg has zeros for what is missing`);
+      const back = await world.server.run(['restore', 'latest', file, '--to', fs.mkdtempSync(path.join(world.folder, 'back-'))], options);
+      assert.deepEqual([back.code, back.err.includes(`warning: "${file}" is damaged in the repository`)], [1, true], back.out + back.err);
     }
     await allIsWell(world);
   },
