@@ -28,7 +28,8 @@ if (typeof require !== 'function') {
   console.error('  hint: put backup.js into a folder of its own.');
   process.exit(64);
 }
-process.on('exit', () => { // main() stands at the very end and takes this away: a download that was cut off may hold only whole functions, run nothing, and be content
+process.on('exit', (code) => { // main() stands at the very end and takes this away: a download that was cut off may hold only whole functions, run nothing, and be content
+  if (code !== 0) return; // something else is wrong, and has been said
   console.error('backup: error: this file ends too early: download it again');
   process.exitCode = 2;
 });

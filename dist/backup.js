@@ -11,7 +11,7 @@
 // outside program; coming back; checks and set-up. You can stop reading at the fence "OPERATOR'S PART"; below "LIBRARIES" nobody edits.
 // How to change it: edit this file, or only the settings; then try:  node backup.js --dry-run
 // `node backup.js --version` says "as built", or "edited" when anything but the settings is no longer what this sum says.
-// Checksum of all but the settings: 3dc7cacbed1d3908a1fc2bb6ff956424bf24c2d4e4676a6e41dda30b0023a31d
+// Checksum of all but the settings: ed367150a55a80ae3befe9761512cbdd6473e2076f764445689b4e8741b9b0b9
 //
 // Contents. Search for a mark, with its ====, to come to the chapter:
 //   ==== SETTINGS ====         What this server stops and what it saves.
@@ -114,7 +114,8 @@ if (typeof require !== 'function') {
   console.error('  hint: put backup.js into a folder of its own.');
   process.exit(64);
 }
-process.on('exit', () => { // main() stands at the very end and takes this away: a download that was cut off may hold only whole functions, run nothing, and be content
+process.on('exit', (code) => { // main() stands at the very end and takes this away: a download that was cut off may hold only whole functions, run nothing, and be content
+  if (code !== 0) return; // something else is wrong, and has been said
   console.error('backup: error: this file ends too early: download it again');
   process.exitCode = 2;
 });
@@ -2561,6 +2562,8 @@ async function configFilesOf(cluster) {
 const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
 const SHORT_LOCK_WAIT = '10'; // borg looks again after a tenth of its patience (locking.py): after 1 s, and not 18, a dead run's lock is gone
 
+const ASK_THE_DOCTOR = 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says';
+
 // What borg calls its own troubles (docs/internals/frontends.rst, "Message IDs"), and what to do about each.
 const HINTS = {
   LockTimeout: 'another borg is using the repository or its cache; a lock left by a dead one disappears when the storage notices',
@@ -2574,9 +2577,7 @@ const HINTS = {
   KeyfileNotFoundError: 'is `keyFile` there? Without it nobody can read this repository: bring it back from the recovery sheet',
   KeyfileMismatchError: '`keyFile` belongs to another repository',
   KeyfileInvalidError: '`keyFile` is damaged: bring it back from the recovery sheet',
-  ConnectionClosed: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
-  ConnectionClosedWithHint: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
-  ConnectionBrokenWithHint: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says', // of 1.4
+  ConnectionClosed: ASK_THE_DOCTOR, ConnectionClosedWithHint: ASK_THE_DOCTOR, ConnectionBrokenWithHint: ASK_THE_DOCTOR, // the last one is 1.4's
   'Cache.RepositoryAccessAborted': 'the repository is at another place than before, or another one is there. If you moved it, run `node backup.js borg info` on a terminal and answer its question',
   'Cache.RepositoryReplay': 'the repository is older than what this server last saw: somebody rolled it back. Ask the operator to audit it',
   'Archive.AlreadyExists': 'an archive of this second exists already: start the run again',
@@ -2944,7 +2945,7 @@ async function tryConnection(settings) {
   if (done.code !== 255) return done.out.trim() || 'the storage answers';
   const hint = /Permission denied/i.test(done.said) ? 'the storage does not know our key: put the line that `node backup.js setup` prints into its authorized_keys'
     : /host key/i.test(done.said) && !fs.existsSync(settings.knownHostsFile) ? 'setup has not been finished here: node backup.js setup'
-    : /kex_exchange_identification/.test(done.said) ? 'the storage hangs up at once: since 9.8 sshd does so for some minutes after several logins that failed (sshd_config(5), PerSourcePenalties). Wait, and try again'
+    : /kex_exchange_identification/.test(done.said) ? 'the storage hangs up at once. Since 9.8 sshd does so for some minutes after several logins that failed (sshd_config(5), PerSourcePenalties): wait, and try again. Else ask its keeper'
     : /host key/i.test(done.said) ? 'the storage\'s host key is not the one in `knownHostsFile`: ask its keeper before you change anything' : 'is the address right (`repository` in the settings), and the storage reachable from here (VPN, firewall, name)?';
   throw failure('no ssh connection to the storage', done, hint);
 }
@@ -8672,7 +8673,7 @@ async function reachStorage({ settings, file }, quota, isAsked) {
       if (!(error instanceof Problem) || !isAsked) throw error;
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
       sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
-      const hint = isNew ? `put the line above into authorized_keys there, then: node backup.js setup --quota ${granted}` : /host key/.test(error.facts.hint ?? '') ? error.facts.hint : mendAddress(file);
+      const hint = isNew ? `put the line above into authorized_keys there, then: node backup.js setup --quota ${granted}` : /host key|hangs up/.test(error.facts.hint ?? '') ? error.facts.hint : mendAddress(file);
       if (!isNew) sayBlock(`hint: ${hint}`);
       if (!await agrees(isNew ? 'Is the line in its place now?' : 'Try again (no: to mend something first)?')) throw new Problem(error.message, { ...error.facts, hint });
     }

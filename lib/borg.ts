@@ -15,6 +15,8 @@ import type { Settings } from './settings.ts';
 export const PATIENT_LOCK_WAIT = '180'; // seconds, while everything still runs; longer than the storage takes to notice a dead connection
 const SHORT_LOCK_WAIT = '10'; // borg looks again after a tenth of its patience (locking.py): after 1 s, and not 18, a dead run's lock is gone
 
+const ASK_THE_DOCTOR = 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says';
+
 // What borg calls its own troubles (docs/internals/frontends.rst, "Message IDs"), and what to do about each.
 const HINTS: Record<string, string> = {
   LockTimeout: 'another borg is using the repository or its cache; a lock left by a dead one disappears when the storage notices',
@@ -28,9 +30,7 @@ const HINTS: Record<string, string> = {
   KeyfileNotFoundError: 'is `keyFile` there? Without it nobody can read this repository: bring it back from the recovery sheet',
   KeyfileMismatchError: '`keyFile` belongs to another repository',
   KeyfileInvalidError: '`keyFile` is damaged: bring it back from the recovery sheet',
-  ConnectionClosed: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
-  ConnectionClosedWithHint: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says',
-  ConnectionBrokenWithHint: 'run `node backup.js doctor`: it tries the ssh connection by itself and shows what ssh says', // of 1.4
+  ConnectionClosed: ASK_THE_DOCTOR, ConnectionClosedWithHint: ASK_THE_DOCTOR, ConnectionBrokenWithHint: ASK_THE_DOCTOR, // the last one is 1.4's
   'Cache.RepositoryAccessAborted': 'the repository is at another place than before, or another one is there. If you moved it, run `node backup.js borg info` on a terminal and answer its question',
   'Cache.RepositoryReplay': 'the repository is older than what this server last saw: somebody rolled it back. Ask the operator to audit it',
   'Archive.AlreadyExists': 'an archive of this second exists already: start the run again',

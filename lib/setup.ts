@@ -74,7 +74,7 @@ async function reachStorage({ settings, file }: Loaded, quota: string, isAsked: 
       if (!(error instanceof Problem) || !isAsked) throw error;
       const said = lastLines(error.facts.said ?? '', 1), isNew = /Permission denied/i.test(said); // as it is for everybody the first time: no failure yet
       sayBlock(`${isNew ? 'The storage does not accept this server\'s key yet: the line above is not there, is broken in two, or lies in a file that its user may not read' : error.message}${said && ` (ssh said: ${said})`}`);
-      const hint = isNew ? `put the line above into authorized_keys there, then: node backup.js setup --quota ${granted}` : /host key/.test(error.facts.hint ?? '') ? error.facts.hint : mendAddress(file);
+      const hint = isNew ? `put the line above into authorized_keys there, then: node backup.js setup --quota ${granted}` : /host key|hangs up/.test(error.facts.hint ?? '') ? error.facts.hint : mendAddress(file);
       if (!isNew) sayBlock(`hint: ${hint}`);
       if (!await agrees(isNew ? 'Is the line in its place now?' : 'Try again (no: to mend something first)?')) throw new Problem(error.message, { ...error.facts, hint });
     }

@@ -30,7 +30,7 @@ export async function tryConnection(settings: Settings): Promise<string> {
   if (done.code !== 255) return done.out.trim() || 'the storage answers';
   const hint = /Permission denied/i.test(done.said) ? 'the storage does not know our key: put the line that `node backup.js setup` prints into its authorized_keys'
     : /host key/i.test(done.said) && !fs.existsSync(settings.knownHostsFile) ? 'setup has not been finished here: node backup.js setup'
-    : /kex_exchange_identification/.test(done.said) ? 'the storage hangs up at once: since 9.8 sshd does so for some minutes after several logins that failed (sshd_config(5), PerSourcePenalties). Wait, and try again'
+    : /kex_exchange_identification/.test(done.said) ? 'the storage hangs up at once. Since 9.8 sshd does so for some minutes after several logins that failed (sshd_config(5), PerSourcePenalties): wait, and try again. Else ask its keeper'
     : /host key/i.test(done.said) ? 'the storage\'s host key is not the one in `knownHostsFile`: ask its keeper before you change anything' : 'is the address right (`repository` in the settings), and the storage reachable from here (VPN, firewall, name)?';
   throw failure('no ssh connection to the storage', done, hint);
 }

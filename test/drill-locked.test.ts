@@ -103,7 +103,7 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root' }, () => {
       fs.mkdirSync(path.join(real, 'pgdata'), { recursive: true });
       fs.mkdirSync(path.join(real, 'conf'));
       fs.symlinkSync(real, linked);
-      const stays = path.join(looked, 'conf'), site = path.join(looked, 'site'), comeBack = [site, path.join(other, 'data')];
+      const stays = path.join(looked, 'conf'), site = path.join(looked, 'site'), comeBack = [site, path.join(site, 'inner'), path.join(other, 'data')]; // inner: containers only look at it, and it lies below what `folders` names
       const write = (text: string) => { for (const folder of [stays, ...comeBack]) fs.writeFileSync(path.join(folder, 'group'), text); };
       for (const folder of [stays, ...comeBack]) fs.mkdirSync(folder);
       write('of the old machine');
@@ -133,7 +133,7 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root' }, () => {
       assert.equal(pid(), before);
       const runbook = server.borg('extract', '--stdout', `::${certificate.archive}`, 'record/RESTORE.md');
       assert.deepEqual([`${real}/conf`, ...comeBack, stays].map((place) => [runbook.includes(`\naside ${place} `), runbook.includes(`\n[ -e ${place} ] || borg extract --sparse --numeric-ids "::$ARCHIVE" pp:${place.slice(1)} `)]),
-        [[true, false], [true, false], [true, false], [false, true]], 'what containers only look at comes back where it is missing');
+        [[true, false], ...comeBack.map(() => [true, false]), [false, true]], 'what containers only look at comes back where it is missing');
       assert.doesNotMatch(runbook, /\/root\/old/);
       assert.equal(engine.docker(['ps', '--all', '--format', '{{.Names}}']), 'shop-db\nlinked-db', 'no other container is left');
       assert.equal(engine.docker(['volume', 'ls', '--quiet']), 'cache\nshop_data', 'and no volume');
@@ -158,7 +158,8 @@ describe('a drill, locked in', { skip: isRoot ? false : 'needs root' }, () => {
       assert.equal(back.code, 1, all);
       for (const words of [new RegExp(`${stays} stays as it is here: containers only look at it`), /volume cache lies in memory here/, /services: all 2 are running again/]) assert.match(all, words);
       assert.deepEqual([sql, linkedSql].map((one) => one("select string_agg(relname, ' ') from pg_class where relkind = 'r' and oid >= 16384")), ['orders', 'bills']);
-      assert.deepEqual([stays, ...comeBack].map((folder) => fs.readFileSync(path.join(folder, 'group'), 'utf8')), ['of this machine', 'of the old machine', 'of the old machine'], 'what `folders` names comes back, and what is none of the system\'s');
+      assert.doesNotMatch(all, new RegExp(`${site}\\S* stays as it is`));
+      assert.deepEqual([stays, ...comeBack].map((folder) => fs.readFileSync(path.join(folder, 'group'), 'utf8')), ['of this machine', ...comeBack.map(() => 'of the old machine')], 'what `folders` names comes back, and what is none of the system\'s');
       assert.ok(fs.readdirSync(real).some((name) => name.startsWith('conf.before-restore-')), 'what is no folder of the system comes back, be it read-only');
     } finally {
       for (const folder of [looked, other]) fs.rmSync(folder, { recursive: true });

@@ -3,7 +3,9 @@
 import './alone.ts';
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
+import { once } from 'node:events';
 import fs from 'node:fs';
+import net from 'node:net';
 import path from 'node:path';
 import { after, before, describe, test } from 'node:test';
 import { makeDaemon, makeServer, testFolder } from './script.ts';
@@ -135,5 +137,15 @@ describe('setup', { skip: cannotRunHere() }, () => {
     const ended = await server.run(['setup', '--yes']);
     assert.equal(ended.code, 2);
     assert.match(ended.err, /hint: the storage's host key is not the one in `knownHostsFile`: ask its keeper/);
+  });
+
+  test('a storage that hangs up at once, as sshd does after failed logins, is not taken for a wrong address', async () => {
+    const busy = net.createServer((socket) => socket.destroy()).listen(0, '127.0.0.1');
+    await once(busy, 'listening');
+    server.writeSettings({ repository: `ssh://borg@127.0.0.1:${(busy.address() as net.AddressInfo).port}/./web1` });
+    const ended = await server.run(['setup', '--yes']);
+    busy.close();
+    assert.equal(ended.code, 2);
+    assert.match(ended.err, /hint: the storage hangs up at once\..*wait, and try again/);
   });
 });

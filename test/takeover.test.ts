@@ -183,6 +183,26 @@ describe('what was there before', { skip: cannotRunHere() }, () => {
     }
   });
 
+  test('Ctrl-C while an answer is looked at calls the walk off, too', async () => {
+    const script = bareScript('called-off-looking'), bin = path.join(folder, 'bin-of-docker'), looking = path.join(bin, 'looking');
+    fs.mkdirSync(bin);
+    fs.writeFileSync(path.join(bin, 'docker'), `#!/bin/sh\n[ "$*" = "ps --quiet" ] || { touch ${looking}; sleep 3; }\nexit 1\n`, { mode: 0o755 });
+    const child = spawn('script', ['-qefc', `exec ${process.execPath} ${script} setup`, '/dev/null'], { stdio: ['pipe', 'pipe', 'inherit'], env: { ...process.env, TERM: 'dumb', PATH: `${bin}:${process.env.PATH}` } });
+    let said = '';
+    child.stdout.on('data', (piece) => { said += piece; });
+    const ended = new Promise<number>((resolve) => { child.on('close', (code) => resolve(code ?? 2)); });
+    for (const [question, answer] of [[/name of this server/, 'web7'], [/Where do the archives go/, storage.url('web7')], [/What is stopped/, 'container nosuch']] as const) {
+      await waitFor(`the question ${question}`, () => question.test(said), 60);
+      child.stdin.write(`${answer}\r`);
+    }
+    await waitFor('it looks', () => fs.existsSync(looking), 20);
+    child.stdin.write('\x03');
+    assert.equal(await ended, 130, said);
+    assert.match(said, /error:.* called off\r?\n {2}hint: /);
+    assert.doesNotMatch(said, /bug|UnhandledPromise|node:internal/);
+    assert.deepEqual(fs.readdirSync(path.dirname(script)), ['backup.js']);
+  });
+
   test('the walk: questions on a terminal, a settings file, the line for the storage, the sheet, and the server is ready', async () => {
     const script = bareScript('walk'), place = path.dirname(script), bin = path.join(folder, 'bin-without-docker');
     fs.mkdirSync(bin);
